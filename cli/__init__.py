@@ -1,0 +1,1 @@
+"""The command line: every command builds a config, calls one library function and prints."""

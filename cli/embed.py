@@ -1,0 +1,44 @@
+"""`mocoembed embed`: pictures -> embeddings.h5."""
+
+import json
+import os
+
+import click
+
+from mocoembed.cli.options import json_option, options_of
+from mocoembed.cli.progress import counter, note
+from mocoembed.config import EmbedConfig
+
+SHOWN_FAILURES = 10
+
+
+@click.command()
+@click.argument("folder")
+@options_of(EmbedConfig, leave_out=("folder",))
+@json_option
+def embed(as_json, **values):
+    """Embed every picture below FOLDER into one HDF5 file.
+
+    A file with a picture's name is either embedded or reported as failed, with the reason. An interrupted run goes
+    on when the same command is given again.
+
+    \b
+      mocoembed embed photos
+      mocoembed embed photos --features projection --output projections.h5
+    """
+    from mocoembed.embed.extract import embed_images
+
+    with counter("embed", "pictures") as progress:
+        result = embed_images(EmbedConfig(**values), progress)
+    for one in result.failed[:SHOWN_FAILURES]:
+        note(f"failed: {os.fsdecode(one.path)!r}: {one.error}: {one.reason}")
+    if len(result.failed) > SHOWN_FAILURES:
+        note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
+    if result.left_out:
+        note(f"left out: {result.left_out} files that are hidden or have no picture's name")
+    if as_json:
+        click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
+                               "failed": len(result.failed), "resumed_from": result.resumed_from}))
+    else:
+        click.echo(f"{result.path}: {result.embedded} embedded, {len(result.failed)} failed, "
+                   f"{result.images_per_second:.0f} pictures/s")

@@ -1,0 +1,73 @@
+"""The group of commands, loaded one at a time, and the one place where errors become exit statuses."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from mocoembed.errors import MocoembedError
+from mocoembed.version import __version__
+
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "info")
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command or its help is asked for."""
+
+    def list_commands(self, context):
+        return list(COMMANDS)
+
+    def get_command(self, context, name):
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"mocoembed.cli.{name}"), name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mocoembed")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def cli(debug):
+    """Pretrain image encoders with Momentum Contrast, and put them to work.
+
+    Everything lands in one workspace folder, and each command finds there what the one before it left:
+
+    \b
+      mocoembed pretrain PICTURES     learn an encoder from unlabelled pictures
+      mocoembed embed PICTURES        one vector for every picture
+      mocoembed index                 make them searchable
+      mocoembed search PICTURE        find similar ones
+      mocoembed knn                   measure: how often do neighbours share a label?
+
+    Start with `mocoembed demo`: all of it on generated pictures, in minutes on two CPU cores.
+    """
+
+
+def main(arguments: list[str] | None = None):
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong call, 130 or 143 after a signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments[:1]
+    try:
+        status = cli.main(arguments, prog_name="mocoembed", standalone_mode=False)
+        sys.stdout.flush()
+    except MocoembedError as error:
+        if debug:
+            raise
+        click.echo(f"mocoembed: {error}", err=True)
+        status = error.status
+    except click.exceptions.Abort:
+        click.echo("mocoembed: stopped", err=True)
+        status = 130
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"mocoembed: unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"
+                   "This is a bug; `mocoembed --debug ...` shows where it happened.", err=True)
+        status = 1
+    sys.exit(status or 0)

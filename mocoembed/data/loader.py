@@ -1,0 +1,220 @@
+"""From a listing to batches: workers decode and crop, the caller's device does the rest.
+
+`view_batches` gives two uint8 crops per picture for pretraining; an unreadable picture is replaced by the next
+readable one and named. `evaluation_batches` gives one uint8 picture per slot for a frozen encoder; an unreadable
+one leaves a blank and its reason, so that batches never shift.
+"""
+
+import hashlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mocoembed.data.images import Listing, Picture, read_file
+from mocoembed.data.views import (
+    PURPOSE_ORDER,
+    EvaluationTransform,
+    ViewParameters,
+    ViewSettings,
+    colour_parameters,
+    crop,
+    crop_box,
+    draw,
+    generator,
+)
+from mocoembed.errors import CollectionError
+
+
+class Failure(NamedTuple):
+    """A picture that could not be read."""
+
+    row: int
+    """Its place in the listing."""
+    error: str
+    """Class of the exception."""
+    reason: str
+    """Message of the exception, on one line."""
+
+    @classmethod
+    def of(cls, row: int, error: Exception) -> "Failure":
+        """The failure of picture `row` with `error`."""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
+
+
+def worker_count(given: int | None, pictures: int) -> int:
+    """Loading processes: as given, or one fewer than the cores (at least one, at most 16); none for few pictures."""
+    if given is not None:
+        return given
+    return min(16, max(1, len(os.sched_getaffinity(0)) - 1)) if pictures > 500 else 0
+
+
+def _load(dataset: Dataset, batches, workers: int, pin: bool) -> DataLoader:
+    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=pin,
+                      prefetch_factor=4 if workers else None, collate_fn=_as_it_is,
+                      worker_init_fn=_leave_signals_to_the_parent)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------------------------------------- pretraining
+
+
+class Place(NamedTuple):
+    """A batch before it is loaded: its step, its epoch and its pictures' rows."""
+
+    step: int
+    epoch: int
+    rows: np.ndarray
+
+
+class ViewBatch(NamedTuple):
+    """Two crops of each of N pictures, and what is still to be done to them on the device."""
+
+    step: int
+    epoch: int
+    rows: torch.Tensor
+    """(N,) int64: rows in the listing, after replacing unreadable pictures."""
+    crops: tuple[torch.Tensor, torch.Tensor]
+    """Two tensors (N, 3, S, S) uint8, channels last in memory."""
+    parameters: tuple[ViewParameters, ViewParameters]
+    """For `apply_views`, as tensors."""
+    failures: list[Failure]
+
+
+def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
+    """Batches in an epoch; `CollectionError` when there is not one whole batch and `drop_last` is on."""
+    steps = count // batch_size if drop_last else -(-count // batch_size)
+    if steps == 0:
+        raise CollectionError(f"{count} pictures do not fill one batch of {batch_size}. "
+                              f"Give --batch-size {count} or less that --bn-groups divides.")
+    return steps
+
+
+class Places:
+    """The batches of a whole pretraining from step `start` on; the order of an epoch depends on the seed alone."""
+
+    def __init__(self, count: int, config, start: int):
+        self.count, self.config, self.start = count, config, start
+        self.steps_per_epoch = steps_per_epoch(count, config.batch_size, config.drop_last)
+
+    def __len__(self):
+        return max(0, self.steps_per_epoch * self.config.epochs - self.start)
+
+    def __iter__(self):
+        batch_size = self.config.batch_size
+        for epoch in range(self.start // self.steps_per_epoch, self.config.epochs):
+            order = generator(self.config.seed, PURPOSE_ORDER, epoch).permutation(self.count)
+            first = self.start - epoch * self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
+            for position in range(first, self.steps_per_epoch):
+                rows = order[position * batch_size:(position + 1) * batch_size]
+                yield Place(epoch * self.steps_per_epoch + position, epoch, rows)
+
+
+class TwoViews(Dataset):
+    """Loads a `Place` as a `ViewBatch`."""
+
+    def __init__(self, listing: Listing, settings: ViewSettings, seed: int):
+        self.listing, self.settings, self.seed = listing, settings, seed
+
+    def __getitem__(self, place: Place) -> ViewBatch:
+        n, size = len(place.rows), self.settings.image_size
+        crops = np.empty((2, n, size, size, 3), np.uint8)
+        rows = np.array(place.rows)
+        failures = []
+        draws = np.stack([[draw(self.seed, place.epoch, int(row), view) for row in rows] for view in range(2)])
+        for i, row in enumerate(rows):
+            rows[i] = self._fill(crops[:, i], draws[:, i], int(row), failures)
+        parameters = tuple(ViewParameters(*map(torch.from_numpy, colour_parameters(draws[view], self.settings)))
+                           for view in range(2))
+        views = tuple(torch.from_numpy(crops[view]).permute(0, 3, 1, 2) for view in range(2))
+        return ViewBatch(place.step, place.epoch, torch.from_numpy(rows), views, parameters, failures)
+
+    def _fill(self, crops: np.ndarray, draws: np.ndarray, row: int, failures: list[Failure]) -> int:
+        """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row."""
+        size = self.settings.image_size
+        for candidate in (row + shift for shift in range(len(self.listing))):
+            candidate %= len(self.listing)
+            try:
+                picture = Picture(read_file(self.listing.full_path(candidate))[0])
+                boxes = [crop_box(u, picture.width, picture.height, self.settings.crop_scale) for u in draws]
+                shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
+                image = picture.rgb(shrink)
+                across, down = image.width / picture.width, image.height / picture.height
+                for view, (left, top, right, bottom) in enumerate(boxes):
+                    box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
+                    crops[view] = crop(image, box, size)
+                return candidate
+            except Exception as error:  # whatever a decoder raises costs this one picture
+                failures.append(Failure.of(candidate, error))
+        raise CollectionError(f"None of the {len(self.listing)} pictures can be read; "
+                              f"the last one said: {failures[-1].error}: {failures[-1].reason}")
+
+
+def view_batches(listing: Listing, config, start: int, pin: bool) -> DataLoader:
+    """All `ViewBatch`es of a pretraining from step `start` on."""
+    dataset = TwoViews(listing, ViewSettings.of(config), config.seed)
+    places = Places(len(listing), config, start)
+    return _load(dataset, places, worker_count(config.workers, len(listing)), pin)
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+
+@dataclass
+class EvaluationBatch:
+    """Slots first .. first + N - 1 of a listing, ready for a frozen encoder."""
+
+    first: int
+    pixels: torch.Tensor
+    """(N, 3, S, S) uint8, channels last in memory; zeros where a picture failed."""
+    facts: np.ndarray
+    """(N,) records of `FACTS`: what the embeddings file tells about each picture."""
+    failures: list[Failure]
+
+
+FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
+
+
+class EvaluationPictures(Dataset):
+    """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`."""
+
+    def __init__(self, listing: Listing, transform: EvaluationTransform):
+        self.listing, self.transform = listing, transform
+
+    def __getitem__(self, slots: tuple[int, int]) -> EvaluationBatch:
+        first, end = slots
+        side = self.transform.crop
+        pixels = np.zeros((end - first, side, side, 3), np.uint8)
+        facts = np.zeros(end - first, FACTS)
+        failures = []
+        for i, row in enumerate(range(first, end)):
+            try:
+                data, status = read_file(self.listing.full_path(row))
+                picture = Picture(data)
+                pixels[i] = self.transform.pixels(picture)
+                facts[i] = (picture.width, picture.height, status.st_size, status.st_mtime_ns,
+                            hashlib.sha256(data).digest())
+            except Exception as error:  # whatever a decoder raises costs this one picture
+                failures.append(Failure.of(row, error))
+        return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, failures)
+
+
+def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,
+                       workers: int | None = None, start: int = 0) -> DataLoader:
+    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots, from slot `start` on."""
+    count = len(listing)
+    slices = [(first, min(first + batch_size, count)) for first in range(start, count, batch_size)]
+    return _load(EvaluationPictures(listing, transform), slices, worker_count(workers, count - start), pin=False)

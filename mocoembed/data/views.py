@@ -1,0 +1,245 @@
+"""A view's parameters, drawn by counting; applying them; the evaluation transform.
+
+`draw` gives every random number of one view as a function of (seed, epoch, index, view) alone, so that views do
+not depend on workers, batch size, processes or an interruption. `crop` (in the workers, per picture) makes uint8
+crops; `apply_views` (on the device, in batches) does the rest and gives normalised floats.
+
+The distributions are those of torchvision's RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur,
+RandomSolarize and RandomHorizontalFlip, as the MoCo recipes use them.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
+RATIO = (3 / 4, 4 / 3)
+DRAWS = 2 * ATTEMPTS + 16
+PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT = range(4)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are made: the fields of `PretrainConfig` with the same names."""
+
+    image_size: int
+    crop_scale: tuple[float, float]
+    jitter: tuple[float, float, float, float]
+    jitter_probability: float
+    grey_probability: float
+    grey_first: bool
+    blur_probability: float
+    blur_sigma: tuple[float, float]
+    solarize_probability: float
+    flip_probability: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, config) -> "ViewSettings":
+        """The view settings within a `PretrainConfig`."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+
+
+class ViewParameters(NamedTuple):
+    """What to do to each of N crops. Arrays from `colour_parameters`, tensors on the way to the device."""
+
+    flip: np.ndarray
+    """(N,) bool."""
+    jitter: np.ndarray
+    """(N,) bool."""
+    factors: np.ndarray
+    """(N, 4) float32: brightness, contrast, saturation (factors) and hue (turns)."""
+    order: np.ndarray
+    """(N, 4) int64: the jitter operation that comes first, second, third and fourth."""
+    grey: np.ndarray
+    """(N,) bool."""
+    sigma: np.ndarray
+    """(N,) float32: standard deviation of the blur in pixels; 0 for none."""
+    solarize: np.ndarray
+    """(N,) bool."""
+
+
+def generator(seed: int, purpose: int, *counter: int) -> np.random.Generator:
+    """A counter-based generator (Philox) that is a function of its arguments alone; up to three counters."""
+    padded = (0, *counter, *(0,) * (3 - len(counter)))
+    return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=padded))
+
+
+def draw(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
+    """(DRAWS,) float64 in [0, 1): all the randomness of one view of one picture."""
+    return generator(seed, PURPOSE_VIEW, view, index, epoch).random(DRAWS)
+
+
+def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The random crop (left, top, right, bottom) in a picture of that size, as RandomResizedCrop draws it."""
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for area_draw, ratio_draw in zip(draws[:ATTEMPTS], draws[ATTEMPTS:2 * ATTEMPTS]):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        ratio = math.exp(low + (high - low) * ratio_draw)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(draws[2 * ATTEMPTS] * (width - w + 1))
+            top = int(draws[2 * ATTEMPTS + 1] * (height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def crop(image: Image.Image, box, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the box of the picture, resized bilinearly with antialiasing."""
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def colour_parameters(draws: np.ndarray, settings: ViewSettings) -> ViewParameters:
+    """What `apply_views` needs, from the draws (N, DRAWS) of N views."""
+    u = draws[:, 2 * ATTEMPTS + 2:]
+    strength = np.array(settings.jitter)
+    low = np.maximum(0.0, 1.0 - strength)
+    high = 1.0 + strength
+    low[HUE], high[HUE] = -strength[HUE], strength[HUE]
+    sigma = settings.blur_sigma[0] + (settings.blur_sigma[1] - settings.blur_sigma[0]) * u[:, 12]
+    return ViewParameters(
+        flip=u[:, 0] < settings.flip_probability,
+        jitter=u[:, 1] < settings.jitter_probability,
+        factors=(low + (high - low) * u[:, 2:6]).astype(np.float32),
+        order=np.argsort(u[:, 6:10], axis=1),
+        grey=u[:, 10] < settings.grey_probability,
+        sigma=np.where(u[:, 11] < settings.blur_probability, sigma, 0.0).astype(np.float32),
+        solarize=u[:, 13] < settings.solarize_probability,
+    )
+
+
+def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewSettings,
+                dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normalised views (N, 3, S, S) from crops (N, 3, S, S) uint8, on the crops' device.
+
+    Order: grey before or after jitter as the recipe says, then blur, solarise, flip, normalise.
+    """
+    x = crops.to(dtype).div_(255)
+    if settings.grey_first:
+        _where(x, parameters.grey, _greyscale)
+    _jitter(x, parameters)
+    if not settings.grey_first:
+        _where(x, parameters.grey, _greyscale)
+    _where(x, parameters.sigma > 0, blur, parameters.sigma)
+    _where(x, parameters.solarize, lambda part: torch.where(part >= 128 / 255, 1 - part, part))
+    _where(x, parameters.flip, lambda part: part.flip(-1))
+    return normalize(x, settings.mean, settings.std)
+
+
+def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
+    """(x - mean) / std per channel, in place. x: (N, 3, H, W), 0 to 1."""
+    shape = (1, 3, 1, 1)
+    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+
+
+def _where(x: torch.Tensor, chosen: torch.Tensor, operation, *arguments):
+    """Replace the chosen samples of x by `operation(samples, *their arguments)`."""
+    rows = chosen.nonzero().squeeze(1)
+    if len(rows):
+        x[rows] = operation(x[rows], *(argument[rows] for argument in arguments))
+
+
+def _jitter(x: torch.Tensor, parameters: ViewParameters):
+    """Colour jitter in place: at each of the four places, the samples are bucketed by their operation."""
+    for place in range(4):
+        for operation, function in enumerate((_brightness, _contrast, _saturation, _hue)):
+            chosen = parameters.jitter & (parameters.order[:, place] == operation)
+            _where(x, chosen, function, parameters.factors[:, operation])
+
+
+def _luma(x: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W): ITU-R 601 luma, with torchvision's weights."""
+    return 0.2989 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+
+
+def _blend(x: torch.Tensor, other, factors: torch.Tensor) -> torch.Tensor:
+    factors = factors.to(x.dtype).view(-1, 1, 1, 1)
+    return (x * factors + other * (1 - factors)).clamp_(0, 1)
+
+
+def _greyscale(x):
+    return _luma(x).expand_as(x)
+
+
+def _brightness(x, factors):
+    return (x * factors.to(x.dtype).view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def _contrast(x, factors):
+    return _blend(x, _luma(x).mean(dim=(2, 3), keepdim=True), factors)
+
+
+def _saturation(x, factors):
+    return _blend(x, _luma(x), factors)
+
+
+def _hue(x, turns):
+    """Turn the hue (Smith's hexcone HSV): each channel is value - chroma * trapezoid(hue + offset)."""
+    value, _ = x.max(dim=1)  # (N, H, W)
+    chroma = value - x.min(dim=1).values
+    divisor = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    red, green, blue = x.unbind(1)
+    hue = torch.where(value == red, (green - blue) / divisor,
+                      torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
+    hue = hue + 6 * turns.to(x.dtype).view(-1, 1, 1)  # in sixths of a turn
+    offsets = hue.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    sixth = (hue.unsqueeze(1) + offsets) % 6  # (N, 3, H, W)
+    trapezoid = torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * trapezoid
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur with one sigma (pixels) per sample, edges reflected. x: (N, C, H, W), sigma: (N,)."""
+    n, c, height, width = x.shape
+    radius = min(max(1, math.ceil(3 * float(sigma.max()))), height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.to(x.dtype).view(-1, 1)) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # (N C) x (2 radius + 1)
+    flat = functional.pad(x, [radius] * 4, mode="reflect").reshape(1, n * c, height + 2 * radius, width + 2 * radius)
+    flat = functional.conv2d(flat, kernel[:, None, :, None], groups=n * c)
+    return functional.conv2d(flat, kernel[:, None, None, :], groups=n * c).view(n, c, height, width)
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """Resize the shorter side, crop the middle, normalise: how a picture enters a frozen encoder."""
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, image_size: int, mean, std) -> "EvaluationTransform":
+        """The usual transform for an encoder trained at `image_size`: 256/224 of it from 96 pixels up, else as is."""
+        resize = round(image_size * 256 / 224) if image_size >= 96 else image_size
+        return cls(resize, image_size, tuple(mean), tuple(std))
+
+    def pixels(self, picture) -> np.ndarray:
+        """(crop, crop, 3) uint8 from a `Picture`.
+
+        Only the part that the crop keeps is resized: the same pixels as torchvision's Resize and CenterCrop, without
+        the memory that they would take for a very long picture.
+        """
+        short = min(picture.width, picture.height)
+        image = picture.rgb(shrink=short / self.resize)
+        box = []
+        for side in (picture.width, picture.height):
+            resized = int(self.resize * side / short)
+            start = round((resized - self.crop) / 2)
+            box += [start / resized, (start + self.crop) / resized]  # shares of the side
+        left, right, top, bottom = box
+        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+        return np.asarray(image.resize((self.crop, self.crop), Image.Resampling[self.interpolation.upper()], box))

@@ -1,0 +1,127 @@
+"""Embed a folder: listing -> batches -> frozen encoder -> work file -> embeddings file.
+
+An interrupted run goes on where it was committed last; the published file is always a whole one.
+"""
+
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.config import EmbedConfig
+from mocoembed.data.images import Listing, scan
+from mocoembed.data.loader import evaluation_batches
+from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_embeddings
+from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
+from mocoembed.errors import CollectionError, MismatchError, MocoembedError
+from mocoembed.files import StopRequest, locked, require_space
+from mocoembed.model.encoder_file import Embedder, load_encoder
+from mocoembed.model.precision import Compute
+from mocoembed.workspace import Workspace
+
+COMMIT_PICTURES, COMMIT_SECONDS = 1024, 10.0
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What `embed_images` did."""
+
+    path: pathlib.Path
+    listed: int
+    embedded: int
+    failed: list[FailedPicture]
+    left_out: int
+    """Hidden files and files without a picture's name."""
+    resumed_from: int
+    """Pictures that an earlier, interrupted run had already done."""
+    images_per_second: float
+
+
+def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> EmbedResult:
+    """Embed every picture of a folder into an embeddings file.
+
+    `progress(done, total)` is called after every batch. Raises `UsageError` for wrong paths, `CollectionError` when
+    no picture can be read, `MismatchError` when the output holds another folder's or another encoder's embeddings,
+    `LockedError` when another process writes it, `Interrupted` after a signal.
+    """
+    workspace = Workspace(config.workspace)
+    frozen = load_encoder(workspace.encoder(config.encoder))
+    compute = Compute.of(config.device, config.precision)
+    listing = scan(config.folder, config.labels)
+    output = pathlib.Path(config.output) if config.output else workspace.embeddings
+    settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
+                        config.labels)
+    with locked(output.with_name(f".{output.name}.lock"), str(output)):
+        if output.exists() and not config.fresh:
+            require_same_source(output, listing, settings)
+        work_path = output.with_name(f"{output.name}.work")
+        if config.fresh:
+            work_path.unlink(missing_ok=True)
+        key = {"folder": os.fsdecode(listing.root), "listing": listing.digest(), "labels": config.labels,
+               "encoder": settings.encoder["fingerprint"], "features": config.features,
+               "normalize": config.normalize, "precision": config.precision, "batch_size": config.batch_size}
+        embedder = Embedder(frozen, compute, config.features, config.normalize)
+        with WorkFile(work_path, key, len(listing), settings.dimension) as work:
+            resumed_from, begun = work.committed, time.monotonic()
+            _fill(work, listing, embedder, config, progress)
+            seconds = time.monotonic() - begun
+            failed = _publish(output, work, listing, settings)
+            work.remove()
+    return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, resumed_from,
+                       (len(listing) - resumed_from) / seconds)
+
+
+def require_same_source(output: pathlib.Path, listing: Listing, settings: Settings):
+    """Raise `MismatchError` unless the file at `output` comes from the same folder, encoder and settings."""
+    way_out = "Add --fresh to replace it, or give another --output."
+    with EmbeddingFile(output) as existing:
+        sides = [("folder", os.fsdecode(existing.root), os.fsdecode(listing.root)),
+                 ("encoder", existing.fingerprint[:12], settings.encoder["fingerprint"][:12]),
+                 ("features", existing.features, settings.features),
+                 ("normalize", existing.normalized, settings.normalized)]
+    for what, old, new in sides:
+        if old != new:
+            raise MismatchError(f"{output} holds embeddings of another {what}: {old}, now {new}. {way_out}")
+
+
+def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedConfig, progress):
+    """Embed the slots that are not committed yet."""
+    with StopRequest() as stop:
+        last_commit = time.monotonic()
+        transform = embedder.frozen.transform
+        for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed):
+            end = batch.first + len(batch.facts)
+            work.write(batch.first, embedder(batch.pixels).numpy(), batch.facts, batch.failures)
+            due = end - work.committed >= COMMIT_PICTURES or time.monotonic() - last_commit >= COMMIT_SECONDS
+            if due or end == len(listing) or stop.signal_number is not None:
+                work.commit(end)
+                last_commit = time.monotonic()
+            progress(end, len(listing))
+            stop.raise_if_set(f"Stopped after {end} of {len(listing)} pictures; they are kept. "
+                              "Run the same command again to go on.")
+
+
+def _publish(output: pathlib.Path, work: WorkFile, listing: Listing, settings: Settings) -> list[FailedPicture]:
+    """Write the embeddings file from the finished slots; the failed pictures."""
+    require_space(output, len(listing) * (settings.dimension * 4 + 512))
+    status, facts, failed = [], [], []
+    for block in work.blocks():
+        status.append(block["status"])
+        facts.append(block["facts"])
+    status, facts = np.concatenate(status), np.concatenate(facts)
+    if not np.isin(status, (EMBEDDED, FAILED)).all():
+        raise MocoembedError(f"{work.path} is damaged. Run the same command with --fresh.")
+    for first, block in enumerate(work.blocks()):
+        for place in np.flatnonzero(block["status"] == FAILED):
+            failed.append(FailedPicture(listing.paths[first * 4096 + int(place)], block["error"][place].decode(),
+                                        block["reason"][place].decode()))
+    if len(failed) == len(listing):
+        work.remove()
+        raise CollectionError(f"None of the {len(listing)} pictures can be read; the first one said: "
+                              f"{failed[0].error}: {failed[0].reason}")
+    vectors = (block["vector"][block["status"] == EMBEDDED] for block in work.blocks())
+    write_embeddings(output, listing, settings, status == EMBEDDED, facts, vectors, failed)
+    return failed

@@ -1,0 +1,259 @@
+"""The embeddings file (HDF5): written once, whole, by `write_embeddings`; read through `EmbeddingFile`.
+
+Row i of every dataset is the same picture; rows are sorted by path. All shapes are fixed and nothing holds a time
+of writing, so the bytes depend on the pictures, the encoder and the settings alone. `docs/format.md` describes the
+file for other readers. This is the only module that imports h5py.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from mocoembed.data.images import NO_LABEL, Listing
+from mocoembed.errors import FormatError
+from mocoembed.files import replacing
+from mocoembed.version import __version__
+
+FORMAT_VERSION = 1
+KIND = "mocoembed embeddings"
+FACT_NAMES = ("width", "height", "size", "mtime_ns")
+ROW_DATASETS = ("digest", "embeddings", "height", "ids", "labels", "mtime_ns", "paths", "size", "width")
+
+
+class Settings(NamedTuple):
+    """What an embeddings file says about how its vectors were made."""
+
+    encoder: dict
+    """Metadata of the encoder's file, its fingerprint included."""
+    features: str
+    normalized: bool
+    dimension: int
+    labels: str
+
+
+class FailedPicture(NamedTuple):
+    """A listed picture that could not be embedded."""
+
+    path: bytes
+    error: str
+    reason: str
+
+
+def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarray, facts: np.ndarray,
+                     blocks: Iterable[np.ndarray], failed: list[FailedPicture]):
+    """Replace `path` by the embeddings file of a listing.
+
+    `done` (N,) bool marks the pictures that have a row; `facts` (N,) are the loader's records; `blocks` are the
+    rows' vectors in order, in pieces of any size (n, D) float32; `failed` are the other pictures.
+    """
+    rows = np.flatnonzero(done)
+    paths = [listing.paths[row] for row in rows]
+    columns = {name: facts[name][rows] for name in FACT_NAMES}
+    columns["digest"] = facts["digest"][rows]
+    columns["ids"] = stable_ids(paths)
+    columns["labels"] = listing.labels[rows].astype(np.int32)
+    columns["paths"] = np.array(paths, f"S{max(map(len, paths), default=1)}")
+    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
+        for name, value in columns.items():
+            _store(file, name, value)
+        vectors = file.create_dataset("embeddings", (len(rows), settings.dimension), "<f4", track_times=False)
+        at = 0
+        for block in blocks:
+            vectors[at:at + len(block)] = block
+            at += len(block)
+        if at != len(rows):
+            raise ValueError(f"{at} vectors for {len(rows)} rows")
+        _store(file, "label_names", np.array([name.encode() for name in listing.label_names], "S"))
+        group = file.create_group("failed")
+        _store(group, "paths", np.array([one.path for one in failed], "S"))
+        _store(group, "errors", np.array([one.error.encode() for one in failed], "S"))
+        _store(group, "reasons", np.array([one.reason.encode("utf-8", "backslashreplace") for one in failed], "S"))
+        file.attrs.update({
+            "kind": KIND, "format_version": FORMAT_VERSION, "mocoembed": __version__,
+            "root": np.void(listing.root), "labels_from": settings.labels, "listed": len(listing),
+            "features": settings.features, "normalized": settings.normalized,
+            "encoder_fingerprint": settings.encoder["fingerprint"],
+            "encoder": json.dumps(settings.encoder, sort_keys=True),
+            "rows_sha256": _rows_digest(file),
+        })
+
+
+def _store(group, name: str, value: np.ndarray):
+    """A dataset of fixed shape; byte strings as fixed-length UTF-8 (raw bytes where a name is not UTF-8)."""
+    if value.dtype.kind == "S":
+        dtype = h5py.string_dtype("utf-8", max(1, value.dtype.itemsize))
+        value = value.astype(f"S{max(1, value.dtype.itemsize)}")
+    else:
+        dtype = value.dtype
+    group.create_dataset(name, data=value, dtype=dtype, track_times=False)
+
+
+def _rows_digest(file: h5py.File) -> str:
+    """SHA-256 over the name, shape and bytes of every dataset that has a row per picture."""
+    digest = hashlib.sha256()
+    for name in ROW_DATASETS:
+        dataset = file[name]
+        digest.update(f"{name} {dataset.shape}".encode())
+        for start in range(0, len(dataset), 8192):
+            digest.update(np.ascontiguousarray(dataset[start:start + 8192]).tobytes())
+    return digest.hexdigest()
+
+
+def stable_ids(paths: list[bytes]) -> np.ndarray:
+    """(N,) int64: 63 bits of SHA-256 of each path; a path whose number is taken is hashed again with a suffix."""
+    ids, taken = np.empty(len(paths), np.int64), set()
+    for row, path in enumerate(paths):
+        attempt = path
+        while (number := int.from_bytes(hashlib.sha256(attempt).digest()[:8], "big") >> 1) in taken:
+            attempt += b"\0"
+        taken.add(number)
+        ids[row] = number
+    return ids
+
+
+class EmbeddingFile:
+    """An embeddings file open for reading; a context manager.
+
+    Raises `FormatError` for anything that is not a whole embeddings file of a known version. Vectors are read only
+    when sliced, so a file larger than the memory is no problem. Open it anew in every process.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        try:
+            self._file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise FormatError(f"{self.path} is not an embeddings file. "
+                              "Make one with: mocoembed embed FOLDER") from error
+        try:
+            self._check()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _check(self):
+        attributes = self._file.attrs
+        if attributes.get("kind") != KIND:
+            raise FormatError(f"{self.path} is an HDF5 file, but not one of mocoembed's embeddings.")
+        if (version := int(attributes["format_version"])) > FORMAT_VERSION:
+            raise FormatError(f"{self.path} has embeddings format {version}; this version reads up to "
+                              f"{FORMAT_VERSION}. Install a newer mocoembed.")
+        for name in (*ROW_DATASETS, "label_names"):
+            link = self._file.get(name, getlink=True)
+            dataset = self._file[name] if isinstance(link, h5py.HardLink) else None
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.hasobject or dataset.external:
+                raise FormatError(f"{self.path} lacks a proper dataset {name!r}; it is damaged.")
+            if name != "label_names" and len(dataset) != len(self._file["ids"]):
+                raise FormatError(f"{self.path}: dataset {name!r} has {len(dataset)} rows, ids have "
+                                  f"{len(self._file['ids'])}; it is damaged.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        """Close the file; arrays already read stay."""
+        self._file.close()
+
+    def __len__(self):
+        return len(self._file["ids"])
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self._file["embeddings"].shape[1]
+
+    @property
+    def features(self) -> str:
+        """`backbone` or `projection`."""
+        return str(self._file.attrs["features"])
+
+    @property
+    def normalized(self) -> bool:
+        """Whether every vector has length 1."""
+        return bool(self._file.attrs["normalized"])
+
+    @property
+    def encoder(self) -> dict:
+        """Metadata of the encoder that made the vectors."""
+        return json.loads(self._file.attrs["encoder"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the encoder that made the vectors."""
+        return str(self._file.attrs["encoder_fingerprint"])
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the rows, as stored: which embeddings these are."""
+        return str(self._file.attrs["rows_sha256"])
+
+    @property
+    def root(self) -> bytes:
+        """Absolute path of the collection when it was embedded."""
+        return self._file.attrs["root"].tobytes()
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels; `labels` are indices into it."""
+        return [name.decode("utf-8") for name in self._raw("label_names")]
+
+    def _raw(self, name: str, rows=slice(None)) -> np.ndarray:
+        dataset = self._file[name]
+        return dataset[rows].astype(f"S{dataset.dtype.itemsize}")
+
+    def embeddings(self, rows=slice(None)) -> np.ndarray:
+        """(n, D) float32: the vectors of a slice of rows, all by default."""
+        return self._file["embeddings"][rows].astype(np.float32, copy=False)
+
+    def ids(self) -> np.ndarray:
+        """(N,) int64: the stable id of every row."""
+        return self._file["ids"][:]
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32: index into `label_names`, or -1 where unknown."""
+        return self._file["labels"][:]
+
+    def label_of(self, row: int) -> str | None:
+        """Name of a row's label, or `None`."""
+        number = int(self._file["labels"][row])
+        return None if number == NO_LABEL else self.label_names[number]
+
+    def paths(self, rows=slice(None)) -> list[bytes]:
+        """Paths relative to `root`, as the bytes of their names."""
+        return self._raw("paths", rows).tolist()
+
+    def full_path(self, row: int, root: str | None = None) -> bytes:
+        """Absolute path of a row's picture, below `root` if the collection has moved."""
+        return os.path.join(os.fsencode(root) if root else self.root, self.paths(slice(row, row + 1))[0])
+
+    def failed(self) -> list[FailedPicture]:
+        """The listed pictures that could not be embedded."""
+        group = self._file["failed"]
+        columns = [group[name][:].astype(f"S{group[name].dtype.itemsize}") for name in ("paths", "errors", "reasons")]
+        return [FailedPicture(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
+
+    def verify(self):
+        """Recompute the rows' SHA-256; `FormatError` when it differs from the stored one."""
+        if _rows_digest(self._file) != self.identity:
+            raise FormatError(f"{self.path} is damaged: its rows do not match their SHA-256. "
+                              "Embed the folder again with --fresh.")
+
+    def describe(self) -> dict:
+        """Everything the file knows about itself, as plain JSON types."""
+        return {"kind": KIND, "format": int(self._file.attrs["format_version"]), "count": len(self),
+                "dimension": self.dimension, "listed": int(self._file.attrs["listed"]),
+                "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
+                           for one in self.failed()],
+                "features": self.features, "normalized": self.normalized, "root": os.fsdecode(self.root),
+                "labels_from": str(self._file.attrs["labels_from"]), "label_names": self.label_names,
+                "rows_sha256": self.identity, "mocoembed": str(self._file.attrs["mocoembed"]),
+                "encoder": self.encoder}

@@ -1,0 +1,190 @@
+"""The only way anything reaches the disk: whole files by rename, hashes, locks.
+
+A file is written under a temporary name in its own folder, flushed, fsynced and renamed, and the folder is
+fsynced; so a crash leaves the old file or the new one, never half of either.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
+
+CHUNK = 1 << 22  # bytes hashed or copied at a time
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
+
+    On an exception the temporary file is removed and `path` stays as it was. A full disk or a refused write
+    becomes a `MocoembedError` that names the file and the free space.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_error(path, error: OSError) -> MocoembedError:
+    """The error to raise when writing `path` failed with `error`; it states the free space if that is it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(pathlib.Path(path).parent).free
+        return MocoembedError(f"No space left to write {path} ({free / 1e6:.1f} MB free). "
+                              "Free some space and run the same command again.")
+    return MocoembedError(f"Cannot write {path}: {error.strerror or error}.")
+
+
+def require_space(path, needed: int):
+    """Raise `MocoembedError` unless the file system of `path` has `needed` bytes free."""
+    folder = pathlib.Path(path).parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MocoembedError(f"{path} needs {needed / 1e6:.1f} MB and {folder} has {free / 1e6:.1f} MB free. "
+                             "Free some space and run the same command again.")
+
+
+def sync_file(path):
+    """fsync the file at `path`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path):
+    """fsync the folder at `path`, so that a rename in it is on the disk."""
+    sync_file(path)
+
+
+def write_bytes(path, data: bytes):
+    """Replace `path` by a file that holds `data`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path, value):
+    """Replace `path` by `value` as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path) -> dict:
+    """The JSON object in `path`; `FormatError` if it is anything else."""
+    try:
+        value = json.loads(pathlib.Path(path).read_bytes())
+    except ValueError as error:
+        raise FormatError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def sha256_file(path, length: int | None = None) -> str:
+    """Hexadecimal SHA-256 of the first `length` bytes of a file (all of them by default)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if length is None:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+            return digest.hexdigest()
+        while length > 0 and (chunk := file.read(min(CHUNK, length))):
+            digest.update(chunk)
+            length -= len(chunk)
+    return digest.hexdigest()
+
+
+def sha256_json(value) -> str:
+    """Hexadecimal SHA-256 of `value` as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path, what: str):
+    """Hold an exclusive lock on the lock file `path` while the block runs; it dies with the process.
+
+    Raises `LockedError` at once, naming the holder, when another process has it. The lock file stays: removing
+    it would let a third process lock a file that a second one still waits for.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise LockedError(f"{what} is being written by another process (id {holder}). "
+                              "Wait for it to end, or give another name.") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class StopRequest:
+    """While the block runs, SIGINT and SIGTERM only set `signal_number`; ask `raise_if_set` at a safe point.
+
+    A second signal is left to its usual effect, for people who cannot wait. Outside the main thread, where
+    signals cannot be caught, it does nothing.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.signal_number = None
+        self._previous = {}
+
+    def __enter__(self):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in self.signals:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        self.signal_number = number
+        self._restore()
+
+    def _restore(self):
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def __exit__(self, *exception):
+        self._restore()
+
+    def raise_if_set(self, message: str):
+        """Raise `Interrupted` with `message` when a signal has come."""
+        if self.signal_number is not None:
+            raise Interrupted(message, self.signal_number)
+
+
+def require_folder(path, what: str) -> pathlib.Path:
+    """`path` as a Path; `UsageError` unless it is an existing folder."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
+        raise UsageError(f"{what} {str(path)!r} {problem}. Give a folder.")
+    return path
+
+
+def require_file(path, what: str, make_it: str) -> pathlib.Path:
+    """`path` as a Path; `UsageError` unless it is a file. `make_it` is the command that makes one."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UsageError(f"{what} {str(path)!r} {problem}. Make one with: {make_it}")
+    return path

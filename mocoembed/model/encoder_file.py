@@ -1,0 +1,127 @@
+"""encoder.safetensors: a frozen query encoder, its preprocessing and where it came from.
+
+The file holds the weights of the backbone and of the projection head; its metadata (one JSON text under the key
+`mocoembed`) holds the architecture, the evaluation transform and the provenance. The fingerprint is the SHA-256 of
+weights, architecture and transform, so two files with the same fingerprint give the same embeddings.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mocoembed.data.views import EvaluationTransform, normalize
+from mocoembed.errors import FormatError
+from mocoembed.files import replacing
+from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.precision import Compute
+from mocoembed.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """A query encoder that is not trained any more, with all that its embeddings depend on."""
+
+    encoder: Encoder
+    transform: EvaluationTransform
+    provenance: dict
+    """Recipe, epochs, the parent checkpoint's SHA-256, version of the tool: for people, not for the fingerprint."""
+
+    def metadata(self) -> dict:
+        """The description that is stored in the file, the fingerprint included."""
+        return {"format": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self._identity(),
+                "features": self.encoder.backbone.features, "provenance": self.provenance}
+
+    def _identity(self) -> dict:
+        return {"encoder": dataclasses.asdict(self.encoder.spec), "transform": dataclasses.asdict(self.transform)}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights (float32), the architecture and the evaluation transform."""
+        digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
+        for name, tensor in sorted(_weights(self.encoder).items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def dimension(self, features: str) -> int:
+        """Length of the vectors: D for `backbone`, C for `projection`."""
+        return self.encoder.backbone.features if features == "backbone" else self.encoder.spec.dim
+
+
+class Embedder:
+    """Runs a `FrozenEncoder` on batches of uint8 pictures."""
+
+    def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool):
+        network = frozen.encoder if features == "projection" else frozen.encoder.backbone
+        self.network = compute.place(network).eval().requires_grad_(False)
+        self.frozen, self.compute, self.normalized = frozen, compute, normalized
+
+    @torch.inference_mode()
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8."""
+        x = pixels.to(self.compute.device, non_blocking=True).to(self.compute.dtype).div_(255)
+        x = normalize(x, self.frozen.transform.mean, self.frozen.transform.std)
+        with self.compute.autocast():
+            vectors = self.network(x)
+        vectors = vectors.to(self.compute.dtype)
+        return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float().cpu()
+
+
+def _weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict on the CPU, floats in float32, contiguous."""
+    return {name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+            for name, tensor in encoder.state_dict().items()}
+
+
+def save_encoder(path, frozen: FrozenEncoder):
+    """Replace `path` by the encoder's file."""
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(_weights(frozen.encoder), temporary,
+                                    {"mocoembed": json.dumps(frozen.metadata(), sort_keys=True)})
+
+
+def read_metadata(path) -> dict:
+    """The description in an encoder's file; `FormatError` when it is not one or is of a newer version."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("mocoembed")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not an encoder file: {error}. "
+                          "Make one with: mocoembed pretrain IMAGES") from error
+    if text is None:
+        raise FormatError(f"{path} is a safetensors file, but not an encoder of mocoembed.")
+    metadata = json.loads(text)
+    if metadata["format"] > FORMAT_VERSION:
+        raise FormatError(f"{path} has encoder format {metadata['format']}; this version reads up to "
+                          f"{FORMAT_VERSION}. Install a newer mocoembed.")
+    return metadata
+
+
+def load_encoder(path) -> FrozenEncoder:
+    """The frozen encoder in `path`, in evaluation mode on the CPU; its fingerprint is recomputed and compared."""
+    metadata = read_metadata(path)
+    spec = EncoderSpec(**metadata["encoder"])
+    transform = EvaluationTransform(**{name: tuple(value) if isinstance(value, list) else value
+                                       for name, value in metadata["transform"].items()})
+    encoder = Encoder(spec)
+    try:
+        encoder.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise FormatError(f"{path} does not hold the weights that it describes: {error}") from error
+    frozen = FrozenEncoder(encoder.eval().requires_grad_(False), transform, metadata["provenance"])
+    if frozen.fingerprint() != metadata["fingerprint"]:
+        raise FormatError(f"{path} is damaged: its weights do not match its fingerprint. Export it again.")
+    return frozen
+
+
+def tool_provenance() -> dict:
+    """The part of a provenance that says what wrote a file."""
+    return {"mocoembed": __version__, "torch": torch.__version__}

@@ -1,0 +1,49 @@
+"""Where and in which arithmetic the encoders run."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from mocoembed.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision; autocast for bf16 and fp16, whose weights stay in float32."""
+
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def of(cls, device: str, precision: str) -> "Compute":
+        """From the options `--device` and `--precision`; `UsageError` for a device that is not there."""
+        name = device
+        if device == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(name)
+        except RuntimeError as error:
+            raise UsageError(f"--device {device}: must be auto, cpu, cuda or cuda:N.") from error
+        available = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(chosen.type, 0)
+        if (chosen.index or 0) >= available:
+            raise UsageError(f"--device {device}: not on this machine, which has the CPU and "
+                             f"{torch.cuda.device_count()} CUDA GPUs. Give --device auto or cpu.")
+        if precision == "fp16" and chosen.type == "cpu":
+            raise UsageError("--precision fp16: needs a GPU. On a CPU give bf16 or fp32.")
+        return cls(chosen, precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and inputs: float64 for fp64, else float32."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def autocast(self):
+        """The context in which encoders run."""
+        if self.precision in ("fp64", "fp32"):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module on the device, in the dtype, with channels-last weights."""
+        return module.to(self.device, self.dtype, memory_format=torch.channels_last)

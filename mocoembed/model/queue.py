@@ -1,0 +1,51 @@
+"""The queue: the newest K keys, in a ring that is written in place."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Queue(nn.Module):
+    """The dictionary of K negatives of length C (He et al. 2019, section 3.2).
+
+    `keys` is C x K with columns of length 1; it starts as random directions, as in the authors' code. `pointer` is
+    the column that the next key goes to, `filled` the number of real keys (at most K). Any K goes with any batch
+    size. Both are saved with the state dict.
+    """
+
+    def __init__(self, dim: int, size: int):
+        super().__init__()
+        self.register_buffer("keys", functional.normalize(torch.randn(dim, size), dim=0))
+        self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+        self.enqueued = 0  # the counter's value, at hand without waiting for the device
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return self.keys.shape[1]
+
+    @property
+    def pointer(self) -> int:
+        """The column that the next key goes to."""
+        return self.enqueued % self.size
+
+    @property
+    def filled(self) -> int:
+        """Number of columns that hold real keys."""
+        return min(self.enqueued, self.size)
+
+    @torch.no_grad()
+    def enqueue(self, k: torch.Tensor):
+        """Write keys (N, C) over the oldest ones; of more than K keys the last K stay."""
+        skipped = max(0, len(k) - self.size)
+        columns = k[skipped:].T.to(self.keys.dtype)  # C x N
+        start = (self.enqueued + skipped) % self.size
+        before_the_end = min(columns.shape[1], self.size - start)
+        self.keys[:, start:start + before_the_end] = columns[:, :before_the_end]
+        self.keys[:, :columns.shape[1] - before_the_end] = columns[:, before_the_end:]
+        self.enqueued += len(k)
+        self.counter.fill_(self.enqueued)
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self.enqueued = int(self.counter)

@@ -1,0 +1,41 @@
+"""Metadata, dependencies and the mapping of the folder `cli/` to the package `mocoembed.cli`."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+version = {}
+exec((here / "mocoembed" / "version.py").read_text(), version)
+
+setup(
+    name="mocoembed",
+    version=version["__version__"],
+    description="Pretrain image encoders with Momentum Contrast; embed, index and search pictures with them",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["mocoembed", "mocoembed.*"]), "mocoembed.cli"],
+    package_dir={"mocoembed.cli": "cli"},
+    install_requires=[
+        "torch>=2.10",
+        "torchvision>=0.25",
+        # Meta's own wheel; it also runs without a GPU.
+        "faiss-gpu>=1.14; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "faiss-cpu>=1.10; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "h5py>=3.11",
+        "numpy>=1.26",
+        "pillow>=12.3",
+        "safetensors>=0.5",
+        "click>=8.1",
+        "tqdm>=4.66",
+        "tensorboard>=2.17",
+    ],
+    extras_require={
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        "dev": ["pytest>=8", "ruff>=0.9", "scikit-learn>=1.4", "onnx>=1.17", "onnxscript>=0.3",
+                "onnxruntime>=1.20"],
+    },
+    entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},
+)
