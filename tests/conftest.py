@@ -1,0 +1,102 @@
+"""What several tests need: little pictures, a little encoder, a workspace with their embeddings.
+
+Session-scoped fixtures are for reading only; `fresh_workspace` is a copy to write into.
+"""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mocoembed.config import IMAGENET_MEAN, IMAGENET_STD, EmbedConfig
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.embed.extract import embed_images
+from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
+from mocoembed.workspace import Workspace
+
+CLASSES = ("blue", "green", "red")
+PER_CLASS = 8
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_workspace_from_outside(monkeypatch):
+    monkeypatch.delenv("MOCOEMBED_WORKSPACE", raising=False)
+
+
+def _picture(seed: int, channel: int) -> Image.Image:
+    """Coarse noise of one colour, on a canvas whose size depends on the seed."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 120, (6, 6, 3), np.uint8)
+    pixels[..., channel] += 130
+    return Image.fromarray(pixels).resize((40 + seed % 3 * 8, 40), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def make_pictures():
+    """`make_pictures(folder, per_class=8, seed=0)` fills `folder/<class>/` with pictures, JPEG and PNG in turn."""
+    def make(folder, per_class: int = PER_CLASS, seed: int = 0) -> pathlib.Path:
+        for channel, name in enumerate(reversed(CLASSES)):
+            (pathlib.Path(folder) / name).mkdir(parents=True, exist_ok=True)
+            for i in range(per_class):
+                path = pathlib.Path(folder) / name / f"{i:03d}.{'jpg' if i % 2 else 'png'}"
+                _picture(1000 * seed + 100 * channel + i, channel).save(path)
+        return pathlib.Path(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_encoder():
+    """`make_encoder(seed=0)` gives an untrained `FrozenEncoder`: 64 features, 16 projected, pictures of 32 pixels."""
+    def make(seed: int = 0) -> FrozenEncoder:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = Encoder(EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16))
+        transform = EvaluationTransform.of(32, IMAGENET_MEAN, IMAGENET_STD)
+        return FrozenEncoder(encoder.eval().requires_grad_(False), transform,
+                             {"recipe": "small", "epochs": 0, **tool_provenance()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, make_pictures) -> pathlib.Path:
+    """24 pictures in the folders blue, green and red."""
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, make_encoder, pictures) -> pathlib.Path:
+    """A workspace with `encoder.safetensors` (also under its fingerprint) and `embeddings.h5` of `pictures`."""
+    root = tmp_path_factory.mktemp("workspace")
+    frozen, places = make_encoder(), Workspace(root)
+    save_encoder(places.newest_encoder, frozen)
+    save_encoder(places.encoder_of(frozen.fingerprint()), frozen)
+    embed_images(EmbedConfig(str(pictures), workspace=str(root), workers=0, device="cpu"))
+    return root
+
+
+@pytest.fixture
+def fresh_workspace(tmp_path, workspace) -> pathlib.Path:
+    """A copy of `workspace` that a test may change."""
+    return pathlib.Path(shutil.copytree(workspace, tmp_path / "workspace"))
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """`run_cli(*arguments)` runs the command line in this process: (exit status, standard output, standard error)."""
+    from mocoembed.cli.main import main
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            main([str(argument) for argument in arguments])
+        return int(leaving.value.code or 0), *capsys.readouterr()
+
+    return run
