@@ -88,7 +88,7 @@ def _store(group, name: str, value: np.ndarray):
     """A dataset of fixed shape; byte strings as fixed-length UTF-8 (raw bytes where a name is not UTF-8)."""
     if value.dtype.kind == "S":
         dtype = h5py.string_dtype("utf-8", max(1, value.dtype.itemsize))
-        value = value.astype(f"S{max(1, value.dtype.itemsize)}")
+        value = value.astype(dtype)  # HDF5 does not convert ASCII to UTF-8 by itself
     else:
         dtype = value.dtype
     group.create_dataset(name, data=value, dtype=dtype, track_times=False)
