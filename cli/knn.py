@@ -1,0 +1,41 @@
+"""`mocoembed knn`: embeddings.h5 -> how often neighbours share a label."""
+
+import json
+
+import click
+
+from mocoembed.cli.options import json_option, options_of
+from mocoembed.cli.progress import counter, note
+from mocoembed.cli.tables import table
+from mocoembed.config import KnnConfig
+
+
+@click.command()
+@click.argument("bank", required=False)
+@click.argument("queries", required=False)
+@options_of(KnnConfig, leave_out=("bank", "queries"))
+@json_option
+def knn(as_json, **values):
+    """Measure the kNN accuracy: the share of pictures whose nearest neighbours vote for their label.
+
+    The labelled pictures of the embeddings file BANK vote on those of QUERIES; without QUERIES, each picture of BANK
+    is classified by all the others. Every k is tried with every temperature. Accuracies are in percent; --json also
+    has them per class, for the first k and temperature.
+
+    \b
+      mocoembed knn
+      mocoembed knn train.h5 val.h5 --preset dino
+      mocoembed knn train.h5 val.h5 -k 1,20,200 --temperature 0.07,0.1 --json
+    """
+    from mocoembed.evaluate.accuracy import knn_accuracy
+
+    with counter("knn", "pictures") as progress:
+        result = knn_accuracy(KnnConfig(**values), progress)
+    for line in result.notes():
+        note(line)
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+        return
+    click.echo(table(["k", "T", "top-1", "top-5"], [[str(one.k), f"{one.temperature:g}", f"{one.top1:.2f}",
+                                                     f"{one.top5:.2f}"] for one in result.scores], "k T top-1 top-5"))
+    click.echo(result.summary())

@@ -1,0 +1,25 @@
+"""Results on standard output: aligned tables, and names of files whatever their bytes."""
+
+import os
+
+import click
+
+
+def table(header: list[str], rows: list[list[str]], right: str = "") -> str:
+    """Text columns under a header, two spaces apart; the columns whose names are in `right` are aligned right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    pads = [str.rjust if name in right.split() else str.ljust for name in header]
+    return "\n".join("  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths)).rstrip()
+                     for line in lines)
+
+
+def one_line(text: str) -> str:
+    """The text with control characters escaped, so that a file's name cannot break a table or steer a terminal."""
+    return "".join(character if character.isprintable() or "\udc80" <= character <= "\udcff"
+                   else character.encode("unicode_escape").decode() for character in text)
+
+
+def put(text: str):
+    """Print text on standard output; a name that is not UTF-8 comes out as the bytes it has on the disk."""
+    click.echo(os.fsencode(text))

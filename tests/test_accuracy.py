@@ -1,0 +1,177 @@
+"""kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mocoembed.config import EmbedConfig, KnnConfig
+from mocoembed.data.images import scan
+from mocoembed.data.loader import FACTS
+from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
+from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.model.encoder_file import save_encoder
+
+
+@pytest.fixture
+def store(tmp_path):
+    """`store(name, vectors, classes)` writes an embeddings file; class `?` is unlabelled."""
+    def write(name, vectors, classes, fingerprint="f" * 64, features="backbone"):
+        folder = tmp_path / f"{name}-pictures"
+        for row, label in enumerate(classes):
+            path = folder / label / f"{row:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        listing = scan(folder)
+        order = [int(path[-8:-4]) for path in (listing.paths[row] for row in range(len(listing)))]
+        if "?" in listing.label_names:
+            unknown = listing.labels == listing.label_names.index("?")
+            listing = dataclasses.replace(listing, labels=np.where(unknown, -1, listing.labels).astype(np.int32))
+        vectors = np.asarray(vectors, np.float32)[order]
+        settings = Settings({"fingerprint": fingerprint, "provenance": {"recipe": "none"}}, features, False,
+                            vectors.shape[1], "parent")
+        write_embeddings(tmp_path / f"{name}.h5", listing, settings, np.ones(len(listing), bool),
+                         np.zeros(len(listing), FACTS), [vectors], [])
+        return str(tmp_path / f"{name}.h5")
+
+    return write
+
+
+def clouds(classes: str, seed: int = 0) -> np.ndarray:
+    """(N, 6): every class around a direction of its own, far from length 1, near enough to be mistaken."""
+    random = np.random.default_rng(seed)
+    centres = {name: np.random.default_rng(ord(name)).standard_normal(6) for name in sorted(set(classes))}
+    return np.stack([(centres[name] + random.standard_normal(6)) * random.uniform(0.1, 9) for name in classes])
+
+
+def top1_by_loops(queries, query_classes, bank, bank_classes, k, temperature, leave_one_out=False):
+    right = []
+    for i, query in enumerate(queries):
+        cosines = [query @ row / np.linalg.norm(query) / np.linalg.norm(row) for row in bank]
+        rows = sorted((j for j in range(len(bank)) if not (leave_one_out and i == j)), key=lambda j: -cosines[j])
+        votes = dict.fromkeys(bank_classes, 0.0)
+        for j in rows[:k]:
+            votes[bank_classes[j]] += np.exp(cosines[j] / temperature)
+        right.append(max(votes, key=votes.get) == query_classes[i])
+    return 100 * np.mean(right)
+
+
+def test_two_files_are_joined_by_name(store):
+    """The queries' classes b and d have other numbers than in the bank, and e is not there at all."""
+    bank_classes, query_classes = "aabbbccdddd" * 3, "bdbddbe"
+    bank, queries = clouds(bank_classes), clouds(query_classes, 1)
+    result = knn_accuracy(KnnConfig(bank=store("bank", bank, bank_classes),
+                                    queries=store("queries", queries, query_classes), k=(1, 5, 500),
+                                    temperature=(0.07, 0.5)))
+    assert [(one.k, one.asked_k, one.temperature) for one in result.scores] == [
+        (1, 1, 0.07), (1, 1, 0.5), (5, 5, 0.07), (5, 5, 0.5), (33, 500, 0.07), (33, 500, 0.5)]
+    for one in result.scores:
+        expected = top1_by_loops(queries, query_classes, bank, bank_classes, one.k, one.temperature)
+        assert one.top1 == pytest.approx(expected)
+        assert one.top5 == pytest.approx(100 * 6 / 7)  # four classes in the bank: all but e
+    assert result.per_class["e"] == (1, 0.0)
+    assert sum(count * top1 for count, top1 in result.per_class.values()) / 7 == pytest.approx(result.scores[0].top1)
+    assert any("only 33" in note for note in result.notes())
+    assert any(note.endswith(": e") for note in result.notes())
+
+
+def test_one_file_leaves_each_row_out_and_the_unlabelled_away(store):
+    classes = "aab?bb?ccc" * 3
+    vectors = clouds(classes, 3)
+    result = knn_accuracy(KnnConfig(bank=store("bank", vectors, classes), k=(4,), temperature=(0.2,)))
+    known = [row for row, name in enumerate(classes) if name != "?"]
+    labels = [classes[row] for row in known]
+    expected = top1_by_loops(vectors[known], labels, vectors[known], labels, 4, 0.2, leave_one_out=True)
+    assert result.scores[0].top1 == pytest.approx(expected)
+    assert 0 < expected < 100
+    assert result.as_json()["bank"]["count"] == result.as_json()["queries"]["count"] == 24
+    assert result.bank.unlabelled == 6
+    assert "6 rows" in result.notes()[0]
+
+
+def test_one_picture_and_two_classes(store):
+    result = knn_accuracy(KnnConfig(bank=store("bank", [[1, 0], [0, 1]], "ab"), queries=store("q", [[9, 1]], "a")))
+    assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, 100.0, 2)
+
+
+@pytest.mark.parametrize(("more", "what"), [({"fingerprint": "e" * 64}, "encoders"),
+                                            ({"features": "projection"}, "features")])
+def test_different_vectors_are_refused(store, more, what):
+    bank, queries = store("bank", np.eye(2), "ab"), store("queries", np.eye(2), "ab", **more)
+    with pytest.raises(MismatchError, match=f"Different {what}: .*bank.h5 has .*queries.h5 has"):
+        knn_accuracy(KnnConfig(bank=bank, queries=queries))
+
+
+@pytest.mark.parametrize(("preset", "features", "settings"), [
+    ("moco", "projection", [(200, 0.1)]), ("lightly", "backbone", [(200, 0.1)]),
+    ("dino", "backbone", [(10, 0.07), (20, 0.07), (100, 0.07), (200, 0.07)])])
+def test_presets(store, preset, features, settings):
+    other = {"projection": "backbone", "backbone": "projection"}[features]
+    with pytest.raises(MismatchError, match=f"holds {other} features.*--features {features}"):
+        knn_accuracy(KnnConfig(bank=store("other", np.eye(2), "ab", features=other), preset=preset))
+    path = store("right", np.eye(2), "ab", features=features)
+    assert [(one.asked_k, one.temperature) for one in knn_accuracy(KnnConfig(bank=path, preset=preset)).scores
+            ] == settings
+    one, = knn_accuracy(KnnConfig(bank=path, preset=preset, k=(3,))).scores
+    assert (one.asked_k, one.temperature) == (3, settings[0][1])
+
+
+def test_what_cannot_be_measured(store, tmp_path):
+    with pytest.raises(CollectionError, match="has 0 labelled"):
+        knn_accuracy(KnnConfig(bank=store("none", np.eye(2), "??")))
+    with pytest.raises(CollectionError, match="has 1 labelled"):
+        knn_accuracy(KnnConfig(bank=store("one", np.eye(2), "a?")))
+    with pytest.raises(FormatError, match="not finite"):
+        knn_accuracy(KnnConfig(bank=store("nan", [[1, np.nan], [0, 1]], "ab")))
+    with pytest.raises(UsageError, match="does not exist"):
+        knn_accuracy(KnnConfig(bank=store("bank", np.eye(2), "ab"), queries=str(tmp_path / "nothing.h5")))
+
+
+def test_a_flipped_bit_is_refused(fresh_workspace):
+    path = fresh_workspace / "embeddings.h5"
+    with EmbeddingFile(path) as file:
+        vector = file.embeddings(slice(3, 4)).tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.find(vector) + 10] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="SHA-256"):
+        knn_accuracy(KnnConfig(workspace=str(fresh_workspace)))
+
+
+def test_command_on_a_workspace(workspace, run_cli):
+    status, out, err = run_cli("knn", "--workspace", workspace, "-k", "3,200")
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()[:3]] == [["k", "T"], ["3", "0.1"], ["23", "0.1"]]
+    assert "only 23 pictures can vote" in err
+    status, out, _ = run_cli("knn", "--workspace", workspace, "--json")
+    value = json.loads(out)
+    assert set(value) == {"preset", "features", "leave_one_out", "bank", "queries", "results", "per_class", "encoder"}
+    assert value["bank"]["path"] == str(workspace / "embeddings.h5")
+    assert value["results"] == [{"k": 23, "T": 0.1, "top1": value["results"][0]["top1"], "top5": 100.0}]
+    assert {name: one["count"] for name, one in value["per_class"].items()} == {"blue": 8, "green": 8, "red": 8}
+
+
+def test_command_with_two_files_of_pictures(fresh_workspace, make_pictures, make_encoder, run_cli, tmp_path):
+    """Held-out pictures of the same colours are recognised even by an untrained encoder, unlike by another one."""
+    held_out = make_pictures(tmp_path / "held-out", per_class=4, seed=7)
+    embed_images(EmbedConfig(str(held_out), workspace=str(fresh_workspace), output=str(tmp_path / "q.h5"), workers=0,
+                             device="cpu"))
+    arguments = ("knn", fresh_workspace / "embeddings.h5", tmp_path / "q.h5", "-k", "5", "--json")
+    status, out, _ = run_cli(*arguments)
+    assert status == 0
+    assert json.loads(out)["results"][0]["top1"] > 60
+    save_encoder(tmp_path / "other.safetensors", make_encoder(seed=5))
+    embed_images(EmbedConfig(str(held_out), workspace=str(fresh_workspace), output=str(tmp_path / "q.h5"), workers=0,
+                             device="cpu", encoder=str(tmp_path / "other.safetensors"), fresh=True))
+    status, out, err = run_cli(*arguments)
+    assert (status, out) == (1, "")
+    assert "Different encoders" in err
+
+
+def test_command_without_anything(tmp_path, run_cli):
+    status, out, err = run_cli("knn", "--workspace", tmp_path)
+    assert (status, out) == (2, "")
+    assert "mocoembed embed" in err
