@@ -36,3 +36,49 @@ def counter(what: str, unit: str):
             note(f"{what}: {done} of {total} {unit}")
 
     yield progress
+
+
+class TrainingProgress:
+    """Shows a pretraining: a bar on a terminal, elsewhere a line at every epoch's end and every half minute."""
+
+    def __init__(self, config, stream):
+        from mocoembed.model.loss import chance_loss
+
+        self.chance, self.epochs, self.stream = chance_loss(config.queue_size), config.epochs, stream
+        self.bar, self.last, self.last_epoch, self.warned = None, time.monotonic(), None, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.bar is not None:
+            self.bar.close()
+
+    def watcher(self):
+        """The `Watcher` to give to `pretrain`."""
+        from mocoembed.train.monitor import Watcher
+
+        return Watcher(self._step, self._note)
+
+    def _note(self, text: str):
+        if self.bar is not None:
+            self.bar.write(text, file=self.stream)
+        else:
+            note(text)
+
+    def _step(self, report, steps: int):
+        numbers = (f"loss {report.loss:.3f} (chance {self.chance:.2f})  top-1 {report.top1:.1%}  "
+                   f"top-5 {report.top5:.1%}  lr {report.lr:.4f}  {report.images_per_second:.0f} images/s  "
+                   f"waiting {report.waiting:.0%}  queue {report.queue_filled:.0%}")
+        if self.stream.isatty():
+            from tqdm import tqdm
+
+            self.bar = self.bar or tqdm(total=steps, unit=" steps", dynamic_ncols=True, file=self.stream,
+                                        initial=report.step - 1)
+            self.bar.set_description_str(f"epoch {report.epoch + 1}/{self.epochs}")
+            self.bar.set_postfix_str(numbers)
+            self.bar.update(report.step - self.bar.n)
+        elif (report.epoch != self.last_epoch or report.step == steps
+              or time.monotonic() - self.last >= SECONDS_BETWEEN_LINES):
+            self.last, self.last_epoch = time.monotonic(), report.epoch
+            note(f"epoch {report.epoch + 1}/{self.epochs}  step {report.step}/{steps}  {numbers}")

@@ -170,13 +170,14 @@ class PretrainConfig:
         at_least(self, 1, "queue_size", "dim", "bn_groups", "epochs", "image_size", "val_every",
                  "checkpoint_every")
         at_least(self, 2, "batch_size", "limit")
-        at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers", "jitter")
+        at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers")
         in_unit_interval(self, "momentum", "jitter_probability", "grey_probability", "blur_probability",
                          "solarize_probability", "flip_probability")
         require(self, "width", self.width > 0, "more than 0")
         require(self, "temperature", self.temperature > 0, "more than 0")
         require(self, "crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two rising numbers in (0, 1]")
-        require(self, "jitter", self.jitter[3] <= 0.5, "four numbers, the hue at most 0.5")
+        require(self, "jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
+                "four numbers of 0 or more, the hue at most 0.5")
         require(self, "bn_groups", self.batch_size % self.bn_groups == 0 and self.batch_size > self.bn_groups,
                 f"a divisor of --batch-size {self.batch_size}, with two or more pictures to a group")
         if self.run is not None:

@@ -188,3 +188,31 @@ def require_file(path, what: str, make_it: str) -> pathlib.Path:
         problem = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise UsageError(f"{what} {str(path)!r} {problem}. Make one with: {make_it}")
     return path
+
+
+class JsonLines:
+    """A file of one JSON object a line, appended to as the work goes on."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+
+    def keep(self, wanted):
+        """Drop the lines for which `wanted(object)` is false, and a last one that was cut off."""
+        kept = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if wanted(json.loads(line)):
+                    kept.append(line + "\n")
+        self._file.close()
+        write_bytes(self.path, "".join(kept).encode())
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
+
+    def append(self, value: dict):
+        """Add one object."""
+        self._file.write(json.dumps(value) + "\n")
+
+    def close(self):
+        """Close the file."""
+        self._file.close()

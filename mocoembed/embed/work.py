@@ -113,3 +113,12 @@ class WorkFile:
         """Delete the file, once its content has been published."""
         self.path.unlink(missing_ok=True)
         sync_folder(self.path.parent)
+
+
+def describe_work(path) -> dict:
+    """How far unfinished work is: `committed` of `listed` pictures, and what it depends on."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(PAGE).rstrip(b"\0"))
+        committed = int.from_bytes(file.read(8), "little")
+    return {"format": header["format"], "committed": committed, "listed": header["slots"],
+            "dimension": header["dimension"], **header["key"]}

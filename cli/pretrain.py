@@ -1,0 +1,38 @@
+"""`mocoembed pretrain`: pictures -> runs/<run>/ and encoder.safetensors."""
+
+import sys
+
+import click
+
+from mocoembed.cli.options import given, options_of
+from mocoembed.cli.progress import TrainingProgress, note
+from mocoembed.config import PretrainConfig
+
+
+@click.command()
+@click.argument("images")
+@options_of(PretrainConfig, leave_out=("images",), preset=True)
+def pretrain(images, recipe, **values):
+    """Learn an encoder from the pictures below IMAGES with Momentum Contrast. Labels are not used.
+
+    A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command
+    again resumes where it stopped; another command gets a run folder of its own. At the end the encoder is exported
+    into the workspace, where `mocoembed embed` finds it.
+
+    \b
+      mocoembed pretrain photos
+      mocoembed pretrain photos --recipe small --epochs 100 --val labelled-photos
+      mocoembed pretrain cifar10/train --recipe cifar10 --width 0.375 --stem 3x3s2 --batch-size 256 --bn-groups 4
+    """
+    from mocoembed.model.loss import chance_loss
+    from mocoembed.train.loop import pretrain as run_pretrain
+
+    config = PretrainConfig.of(recipe or "moco-v2", images, **given(values))
+    note(f"The loss starts below ln(K+1) = {chance_loss(config.queue_size):.3f} (chance for K = {config.queue_size}), "
+         "rises towards it while the queue fills with real keys, and falls from there.")
+    with TrainingProgress(config, sys.stderr) as progress:
+        result = run_pretrain(config, progress.watcher())
+    if result.failed:
+        note(f"{result.failed} pictures could not be read and were replaced; they are named above")
+    loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
+    click.echo(f"{result.encoder}: {result.steps} steps{loss}; run {result.run}")

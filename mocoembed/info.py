@@ -1,0 +1,79 @@
+"""What any file of ours is, by its content rather than its name."""
+
+import pathlib
+from typing import Any
+
+from mocoembed.config import InfoConfig
+from mocoembed.embed.store import KIND, EmbeddingFile
+from mocoembed.embed.work import describe_work
+from mocoembed.errors import FormatError, UsageError
+from mocoembed.files import sha256_file
+from mocoembed.model.encoder_file import load_encoder, read_metadata
+from mocoembed.search.index import MAGIC, SearchIndex, read_manifest
+from mocoembed.train.checkpoint import current_checkpoint, load_checkpoint
+
+
+def describe(config: InfoConfig) -> dict[str, Any]:
+    """Everything that a file knows about itself, as plain JSON types; `kind` says what it is.
+
+    With `verify`, every hash is recomputed: `FormatError` when one differs, else `verified` is true. Raises
+    `UsageError` when there is no such file and `FormatError` when it is none of ours.
+    """
+    path = pathlib.Path(config.path)
+    if not path.exists():
+        raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
+    if path.is_dir():
+        path = current_checkpoint(path)
+    description = {"path": str(path), **_READERS[kind_of(path)](path, config.verify)}
+    return {**description, "verified": True} if config.verify else description
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """`checkpoint`, `encoder`, `embeddings`, `index` or `work`, by the file's first and last bytes."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        file.seek(max(0, path.stat().st_size - len(MAGIC)))
+        tail = file.read()
+    if tail == MAGIC:
+        return "index"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "embeddings"
+    if head.startswith(b"PK\x03\x04"):
+        return "checkpoint"
+    if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        return "encoder"
+    if head.startswith(b'{"format": 1, "key"'):
+        return "work"
+    raise FormatError(f"{path} is not a file of mocoembed: neither checkpoint, encoder, embeddings nor index.")
+
+
+def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    with EmbeddingFile(path) as file:
+        if verify:
+            file.verify()
+        return file.describe()
+
+
+def _encoder(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if verify:
+        load_encoder(path)  # compares the fingerprint
+    return {"kind": "mocoembed encoder", **read_metadata(path)}
+
+
+def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    state = load_checkpoint(path)  # compares the SHA-256 with the manifest's
+    names = ("format", "step", "epoch", "pictures", "listing", "versions", "config")
+    return {"kind": "mocoembed checkpoint", **{name: state[name] for name in names}, "sha256": sha256_file(path)}
+
+
+def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if verify:
+        SearchIndex.open(path)  # compares the SHA-256
+    return read_manifest(path)
+
+
+def _work(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    return {"kind": f"{KIND}, unfinished", **describe_work(path)}
+
+
+_READERS = {"embeddings": _embeddings, "encoder": _encoder, "checkpoint": _checkpoint, "index": _index, "work": _work}

@@ -1,0 +1,134 @@
+"""Watching a run: what each step and each evaluation gave, for people, scripts and TensorBoard."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from mocoembed.data.images import scan
+from mocoembed.data.loader import evaluation_batches
+from mocoembed.files import JsonLines
+from mocoembed.knn import knn_accuracy_of
+from mocoembed.model.encoder_file import Embedder, FrozenEncoder
+from mocoembed.model.precision import Compute
+
+KNN_K, KNN_TEMPERATURE = 200, 0.1
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One line of `metrics.jsonl`: what a step gave."""
+
+    step: int
+    """Steps done, this one included."""
+    epoch: int
+    """Epoch of the step, from 0."""
+    loss: float
+    top1: float
+    """Share of queries whose positive is the most similar of the K + 1 keys (0 to 1)."""
+    top5: float
+    lr: float
+    images_per_second: float
+    """Since the last report."""
+    waiting: float
+    """Share of the time spent waiting for data, since the last report (0 to 1)."""
+    queue_filled: float
+    """Share of the queue that holds real keys (0 to 1)."""
+
+
+@dataclass(frozen=True)
+class KnnReport:
+    """One line of `metrics.jsonl`: an evaluation of the query encoder on held-out, labelled pictures."""
+
+    step: int
+    epoch: int
+    knn_top1: float
+    """Leave-one-out kNN accuracy in percent, on backbone features."""
+    knn_k: int
+    knn_T: float
+    pictures: int
+
+
+class Meter:
+    """Times the steps: images per second, and the share of the time that went into waiting for data."""
+
+    def __init__(self):
+        self.images, self.waited, self.begun = 0, 0.0, time.perf_counter()
+
+    def wait_for(self, batches):
+        """The batches, while counting the time that each one takes to come."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def rates(self) -> tuple[float, float]:
+        """(images per second, waiting share) since the last call."""
+        now = time.perf_counter()
+        seconds = max(now - self.begun, 1e-9)
+        rates = self.images / seconds, self.waited / seconds
+        self.images, self.waited, self.begun = 0, 0.0, now
+        return rates
+
+
+class Recorder:
+    """Writes reports to `metrics.jsonl` and TensorBoard events in the run's folder."""
+
+    def __init__(self, run: pathlib.Path, step: int):
+        """Go on after `step`: what an interrupted run wrote about later steps is cut off."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.lines = JsonLines(run / "metrics.jsonl")
+        self.lines.keep(lambda line: line["step"] <= step)
+        self.board = SummaryWriter(str(run), purge_step=step + 1)
+
+    def record(self, report: StepReport | KnnReport):
+        """Add one report."""
+        values = asdict(report)
+        self.lines.append(values)
+        for name, value in values.items():
+            if name not in ("step", "epoch", "pictures", "knn_k", "knn_T"):
+                self.board.add_scalar(name, value, report.step)
+
+    def close(self):
+        """Flush and close both."""
+        self.lines.close()
+        self.board.close()
+
+
+class KnnMonitor:
+    """Leave-one-out kNN accuracy on a labelled folder that is never learned from."""
+
+    def __init__(self, folder: str, compute: Compute, workers: int | None):
+        """Raises `UsageError` or `CollectionError` when the folder is not there or has no pictures."""
+        self.listing = scan(folder, what="The folder of --val")
+        self.compute, self.workers = compute, workers
+
+    def evaluate(self, frozen: FrozenEncoder, step: int, epoch: int) -> KnnReport:
+        """Embed the folder with a copy of the query encoder, in evaluation mode, and classify."""
+        embedder = Embedder(frozen, self.compute, "backbone", normalized=True)
+        features = torch.empty(len(self.listing), frozen.dimension("backbone"))
+        labels = torch.from_numpy(self.listing.labels).long()
+        for batch in evaluation_batches(self.listing, frozen.transform, 256, self.workers):
+            features[batch.first:batch.first + len(batch.facts)] = embedder(batch.pixels)
+            labels[[failure.row for failure in batch.failures]] = -1
+        pictures = int((labels >= 0).sum())
+        k = min(KNN_K, pictures - 1)
+        top1 = knn_accuracy_of(features, labels, k, KNN_TEMPERATURE)
+        return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, pictures)
+
+
+@dataclass
+class Watcher:
+    """What a caller of `pretrain` wants to be told; every part does nothing by default."""
+
+    step: Callable[[StepReport, int], None] = lambda report, steps: None
+    """Called with each step's report and the number of all steps."""
+    note: Callable[[str], None] = lambda text: None
+    """Called with a line for people."""

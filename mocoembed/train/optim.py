@@ -1,0 +1,33 @@
+"""SGD and its learning rate over the epochs."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def build_optimizer(encoder: nn.Module, config) -> torch.optim.SGD:
+    """SGD over all parameters of the query encoder, weight decay on every one, as the authors' code has it."""
+    return torch.optim.SGD(encoder.parameters(), config.lr, momentum=config.sgd_momentum,
+                           weight_decay=config.weight_decay, foreach=True)
+
+
+def learning_rate(config, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step 0, 1, ...; it changes at epoch borders (every step during the warm-up).
+
+    cosine: lr (1 + cos(pi e / E)) / 2 in epoch e of E, both counted from the warm-up's end (He et al. 2019 and Chen
+    et al. 2020, the authors' code); step: lr divided by ten at each milestone, a fraction of the epochs.
+    """
+    if step < config.warmup_epochs * steps_per_epoch:
+        return config.lr * (step + 1) / (config.warmup_epochs * steps_per_epoch)
+    epoch = step // steps_per_epoch
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(epoch >= milestone * config.epochs for milestone in config.milestones)
+    past = max(0.0, epoch - config.warmup_epochs) / max(1.0, config.epochs - config.warmup_epochs)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * past))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float):
+    """Give every group of parameters the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,93 @@
+"""Recipes against the published ones, field by field, and refusals of wrong values."""
+
+import dataclasses
+
+import pytest
+
+from mocoembed import config as configs
+from mocoembed.config import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    RECIPES,
+    EmbedConfig,
+    KnnConfig,
+    PretrainConfig,
+    SearchConfig,
+    from_dict,
+    to_dict,
+)
+from mocoembed.errors import FormatError, UsageError
+
+IMAGENET = {"arch": "resnet50", "width": 1.0, "stem": "7x7s2-pool", "dim": 128, "queue_size": 65536, "momentum": 0.999,
+            "batch_size": 256, "lr": 0.03, "epochs": 200, "sgd_momentum": 0.9, "weight_decay": 1e-4,
+            "image_size": 224, "crop_scale": (0.2, 1.0), "grey_probability": 0.2, "flip_probability": 0.5,
+            "bn_groups": 8, "symmetric": False, "warmup_epochs": 0, "solarize_probability": 0.0}
+PUBLISHED = {
+    "moco-v1": {**IMAGENET, "head": "linear", "temperature": 0.07, "schedule": "step",
+                "milestones": (120 / 200, 160 / 200),
+                "jitter": (0.4, 0.4, 0.4, 0.4), "jitter_probability": 1.0, "grey_first": True,
+                "blur_probability": 0.0},
+    "moco-v2": {**IMAGENET, "head": "mlp", "temperature": 0.2, "schedule": "cosine", "jitter": (0.4, 0.4, 0.4, 0.1),
+                "jitter_probability": 0.8, "grey_first": False, "blur_probability": 0.5, "blur_sigma": (0.1, 2.0)},
+    "cifar10": {"arch": "resnet18", "width": 1.0, "stem": "3x3s1", "head": "linear", "dim": 128, "queue_size": 4096,
+                "momentum": 0.99, "temperature": 0.1, "batch_size": 512, "lr": 0.06, "schedule": "cosine",
+                "epochs": 200, "sgd_momentum": 0.9, "weight_decay": 5e-4, "image_size": 32,
+                "crop_scale": (0.08, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8,
+                "grey_probability": 0.2, "grey_first": False, "blur_probability": 0.0, "flip_probability": 0.5,
+                "bn_groups": 8, "symmetric": False, "mean": CIFAR_MEAN, "std": CIFAR_STD},
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_recipes_are_the_published_ones(recipe):
+    config = PretrainConfig.of(recipe, "pictures")
+    for name, value in PUBLISHED[recipe].items():
+        assert getattr(config, name) == value, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_field_can_be_overridden(recipe):
+    assert PretrainConfig.of(recipe, "pictures", epochs=3, queue_size=7).queue_size == 7
+
+
+def test_survives_json():
+    config = PretrainConfig.of("cifar10", "pictures", val="held-out")
+    assert from_dict(PretrainConfig, to_dict(config)) == config
+    with pytest.raises(FormatError, match="newer"):
+        from_dict(PretrainConfig, {**to_dict(config), "later": 1})
+
+
+WRONG = [
+    (PretrainConfig, {"recipe": "moco-v9"}, "--recipe moco-v9: must be one of moco-v1"),
+    (PretrainConfig, {"stem": "5x5"}, "--stem 5x5"),
+    (PretrainConfig, {"queue_size": 0}, "--queue-size 0"),
+    (PretrainConfig, {"momentum": 1.5}, "--momentum 1.5"),
+    (PretrainConfig, {"temperature": 0.0}, "--temperature 0.0"),
+    (PretrainConfig, {"crop_scale": (0.5, 0.2)}, "--crop-scale 0.5,0.2"),
+    (PretrainConfig, {"jitter": (0.1, 0.1, 0.1, 0.9)}, "--jitter"),
+    (PretrainConfig, {"bn_groups": 3}, "--bn-groups 3: must be a divisor of --batch-size 256"),
+    (PretrainConfig, {"run": "a/b"}, "--run a/b"),
+    (PretrainConfig, {"epochs": 0}, "--epochs 0: must be 1 or more"),
+    (EmbedConfig, {"features": "head"}, "--features head: must be one of backbone, projection"),
+    (EmbedConfig, {"batch_size": 0}, "--batch-size 0"),
+    (SearchConfig, {"k": 0}, "--k 0"),
+    (KnnConfig, {"preset": "swav"}, "--preset swav: must be one of moco, lightly, dino"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), WRONG)
+def test_wrong_values_are_refused_by_name(kind, values, message):
+    first = {"images": ("x.jpg",)} if kind is SearchConfig else {"images": "x"} if kind is PretrainConfig else {
+        "folder": "x"} if kind is EmbedConfig else {}
+    with pytest.raises(UsageError) as refusal:
+        kind(**first, **values)
+    assert str(refusal.value).startswith(message)
+
+
+def test_every_field_is_documented():
+    from mocoembed.cli.options import field_help
+
+    for kind in vars(configs).values():
+        if dataclasses.is_dataclass(kind):
+            for field in dataclasses.fields(kind):
+                assert field_help()[kind.__name__].get(field.name, "").endswith("."), (kind.__name__, field.name)

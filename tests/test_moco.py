@@ -1,0 +1,72 @@
+"""Momentum Contrast's own rules: equal at the start, the moving average, no gradient to keys, shuffling."""
+
+import pytest
+import torch
+
+from mocoembed.model.encoder import EncoderSpec
+from mocoembed.model.loss import info_nce
+from mocoembed.model.moco import MoCo
+
+SPEC = EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16)
+
+
+def built(m=0.9, bn_groups=1, size=32):
+    torch.manual_seed(0)
+    return MoCo(SPEC, size, m, 0.2, bn_groups).double()
+
+
+def test_the_encoders_start_equal_but_apart():
+    moco = built()
+    for q, k in zip(moco.encoder_q.state_dict().values(), moco.encoder_k.state_dict().values()):
+        assert torch.equal(q, k)
+        assert q.data_ptr() != k.data_ptr()
+
+
+@pytest.mark.parametrize("m", [0.0, 0.9, 0.999, 1.0])
+def test_momentum_update_has_its_closed_form(m):
+    """theta_k(n) = m^n theta_k(0) + (1 - m) sum over i of m^(n-i) theta_q(i)."""
+    moco = built(m)
+    start = [p.detach().clone() for p in moco.encoder_k.parameters()]
+    history = []
+    for _ in range(6):
+        with torch.no_grad():
+            for p in moco.encoder_q.parameters():
+                p.add_(torch.randn_like(p))
+        history.append([p.detach().clone() for p in moco.encoder_q.parameters()])
+        moco.momentum_update()
+    n = len(history)
+    for j, p in enumerate(moco.encoder_k.parameters()):
+        closed = m**n * start[j] + (1 - m) * sum(m ** (n - 1 - i) * history[i][j] for i in range(n))
+        torch.testing.assert_close(p, closed, rtol=0, atol=1e-12)
+
+
+def test_no_gradient_reaches_the_key_encoder_or_the_queue():
+    moco = built(bn_groups=2)
+    q = moco.query(torch.randn(8, 3, 16, 16, dtype=torch.float64))
+    k = moco.key(torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randperm(8))
+    info_nce(q, k, moco.queue.keys, moco.T).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in moco.encoder_q.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in moco.encoder_k.parameters())
+    assert not k.requires_grad
+    assert not moco.queue.keys.requires_grad
+
+
+def test_queries_and_keys_have_length_one():
+    moco = built()
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for vectors in (moco.query(x), moco.key(x, torch.arange(4))):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4, dtype=torch.float64))
+
+
+def test_shuffling_moves_pictures_between_groups_and_brings_the_keys_back():
+    moco = built(bn_groups=2)
+    x = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # each group gets half of either half
+    shuffled = moco.key(x, order)
+    by_hand = torch.empty_like(shuffled)
+    with torch.no_grad():
+        for group in order.chunk(2):
+            alone = built(bn_groups=1)
+            by_hand[group] = alone.key(x[group], torch.arange(4))
+    torch.testing.assert_close(shuffled, by_hand)
+    assert not torch.allclose(shuffled, built(bn_groups=2).key(x, torch.arange(8)))

@@ -1,0 +1,47 @@
+"""Learning-rate curves against the authors' formulas."""
+
+import math
+
+import pytest
+import torch
+
+from mocoembed.config import PretrainConfig
+from mocoembed.train.optim import build_optimizer, learning_rate, set_learning_rate
+
+
+def curve(recipe, steps_per_epoch=3, **overrides):
+    config = PretrainConfig.of(recipe, "pictures", **overrides)
+    return config, [learning_rate(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+
+
+def test_step_schedule_divides_by_ten_at_120_and_160_of_200():
+    _, rates = curve("moco-v1", 1)
+    assert rates[:120] == [0.03] * 120
+    assert rates[120:160] == pytest.approx([0.003] * 40)
+    assert rates[160:] == pytest.approx([0.0003] * 40)
+
+
+@pytest.mark.parametrize("recipe", ["moco-v2", "cifar10"])
+def test_cosine_schedule_by_epoch(recipe):
+    config, rates = curve(recipe)
+    for epoch in range(200):
+        expected = config.lr * 0.5 * (1 + math.cos(math.pi * epoch / 200))
+        assert rates[3 * epoch:3 * epoch + 3] == pytest.approx([expected] * 3)
+
+
+def test_warm_up_rises_linearly_and_the_cosine_takes_the_rest():
+    _, rates = curve("moco-v2", 10, epochs=10, warmup_epochs=2.0, lr=1.0)
+    assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert rates[20:30] == pytest.approx([1.0] * 10)
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+def test_the_optimizer_is_plain_sgd_on_every_parameter():
+    config = PretrainConfig.of("cifar10", "pictures")
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    optimizer = build_optimizer(network, config)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 4
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.06, 0.9, 5e-4, False)
+    set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
