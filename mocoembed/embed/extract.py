@@ -95,13 +95,15 @@ def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedCon
         for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed):
             end = batch.first + len(batch.facts)
             work.write(batch.first, embedder(batch.pixels).numpy(), batch.facts, batch.failures)
+            stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next batch
             due = end - work.committed >= COMMIT_PICTURES or time.monotonic() - last_commit >= COMMIT_SECONDS
-            if due or end == len(listing) or stop.signal_number is not None:
+            if due or stopping or end == len(listing):
                 work.commit(end)
                 last_commit = time.monotonic()
             progress(end, len(listing))
-            stop.raise_if_set(f"Stopped after {end} of {len(listing)} pictures; they are kept. "
-                              "Run the same command again to go on.")
+            if stopping:
+                stop.raise_if_set(f"Stopped after {end} of {len(listing)} pictures; they are kept. "
+                                  "Run the same command again to go on.")
 
 
 def _publish(output: pathlib.Path, work: WorkFile, listing: Listing, settings: Settings) -> list[FailedPicture]:

@@ -124,4 +124,4 @@ def load_encoder(path) -> FrozenEncoder:
 
 def tool_provenance() -> dict:
     """The part of a provenance that says what wrote a file."""
-    return {"mocoembed": __version__, "torch": torch.__version__}
+    return {"mocoembed": __version__, "torch": str(torch.__version__)}

@@ -121,10 +121,9 @@ class Session:
     def _after_step(self, training: Training, monitor: KnnMonitor | None, stop: StopRequest):
         """Read the numbers, evaluate, save and stop, when each is due."""
         epoch, position = divmod(training.step, self.steps_per_epoch)
-        stopping = stop.signal_number is not None
+        stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next step
         saving = stopping or position == 0 or training.step % self.config.checkpoint_every == 0
-        slow = self.compute.device.type != "cuda"
-        if saving or slow or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
+        if saving or self.compute.device.type != "cuda" or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
             self._read_numbers(training)
         if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
             frozen = frozen_encoder(training.moco.encoder_q, self.config, self._source(training))
@@ -136,8 +135,9 @@ class Session:
         if saving:
             state = training.state(self.config, self.listing, epoch)
             self.checkpoint_sha256 = save_checkpoint(self.run, state)["sha256"]
-        stop.raise_if_set(f"Stopped after step {training.step} of {self.steps}; saved in {self.run}. "
-                          "Run the same command again to go on.")
+        if stopping:
+            stop.raise_if_set(f"Stopped after step {training.step} of {self.steps}; saved in {self.run}. "
+                              "Run the same command again to go on.")
 
     def _read_numbers(self, training: Training):
         """Turn the pending steps' tensors into reports; `TrainingError` when a loss is not finite."""

@@ -40,7 +40,7 @@ class Training:
         return {"step": self.step, "epoch": epoch, "moco": self.moco.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "config": to_dict(config), "listing": listing.digest(), "pictures": len(listing),
-                "versions": {"mocoembed": __version__, "torch": torch.__version__}}
+                "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}}
 
 
 def run_folder(config: PretrainConfig) -> pathlib.Path:

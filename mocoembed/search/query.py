@@ -1,0 +1,170 @@
+"""Search by picture: query pictures -> vectors by the collection's own encoder -> hits (rank, score, path, label).
+
+Index, embeddings file and encoder must belong together; a foreign or outdated one is refused.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from mocoembed.config import SearchConfig
+from mocoembed.data.images import NO_LABEL, Picture, read_file
+from mocoembed.data.loader import Failure
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import CollectionError, MismatchError, UsageError
+from mocoembed.files import require_file
+from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, read_metadata
+from mocoembed.model.precision import Compute
+from mocoembed.search.index import SearchIndex, rows_of
+from mocoembed.workspace import Workspace
+
+BATCH = 64  # query pictures embedded at a time
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture of the collection that is near to a query."""
+
+    rank: int
+    """From 1, the nearest."""
+    score: float
+    """Cosine similarity, or minus the squared distance of vectors that do not have length 1."""
+    path: str
+    """Full path; `os.fsencode` gives its bytes, whatever they are."""
+    label: str | None
+    row: int
+    """Row in the embeddings file."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """A query picture's path, as it was given, and its hits, the nearest first."""
+
+    query: str
+    hits: list[Hit]
+
+    def as_json(self) -> dict:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def search_images(config: SearchConfig,
+                  progress: Callable[[int, int], None] = lambda done, total: None) -> list[QueryResult]:
+    """Find the pictures of the collection that are nearest to each of `config.images`.
+
+    `progress(done, total)` counts queries. Raises `UsageError` for missing files, `CollectionError` for a query that
+    cannot be read, `MismatchError` when index, embeddings and encoder do not belong together, `FormatError` for a
+    damaged file.
+    """
+    require_pictures(config.images)
+    results = []
+    with Searcher(config) as searcher:
+        for first in range(0, len(config.images), BATCH):
+            names = config.images[first:first + BATCH]
+            vectors = searcher.embed([read_query(name, searcher.transform) for name in names])
+            results += map(QueryResult, names, searcher.hits(vectors, config.k))
+            progress(len(results), len(config.images))
+    return results
+
+
+def require_pictures(names):
+    """Raise `UsageError` unless every path exists and is no folder."""
+    for name in names:
+        if not os.path.exists(name):
+            raise UsageError(f"The picture {name!r} does not exist. Give one or more: mocoembed search PICTURE...")
+        if os.path.isdir(name):
+            raise UsageError(f"{name!r} is a folder. Give pictures: mocoembed search PICTURE...")
+
+
+def read_query(name: str, transform) -> np.ndarray:
+    """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
+    try:
+        return transform.pixels(Picture(read_file(name)[0]))
+    except Exception as error:  # whatever a decoder raises
+        failure = Failure.of(0, error)
+        raise CollectionError(f"The picture {name!r} cannot be read: {failure.error}: {failure.reason}") from error
+
+
+class Searcher:
+    """An index, its embeddings file and its encoder, checked against each other; a context manager.
+
+    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`
+    and `device`.
+    """
+
+    def __init__(self, config):
+        workspace = Workspace(config.workspace)
+        compute = Compute.of(config.device, "fp32")
+        self.index = SearchIndex.open(workspace.index_file(config.index))
+        self.root, manifest = config.root, self.index.manifest
+        frozen = find_encoder(workspace, config.encoder, self.index)
+        self.transform = frozen.transform
+        self._embedder = Embedder(frozen, compute, manifest["features"], manifest["normalized"])
+        self.file = open_embeddings(self.index, config.embeddings)
+        self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+    def embed(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """(Q, D) float32, from Q pictures (S, S, 3) uint8."""
+        return self._embedder(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)).numpy()
+
+    def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
+        """For each of `vectors` (Q, D), the k nearest pictures."""
+        scores, ids = self.index.search(vectors, k)
+        row_of = rows_of(self._ids, ids)
+        return [[self._hit(rank, float(score), row_of[number])
+                 for rank, (score, number) in enumerate(zip(some_scores, some_ids.tolist()), 1)]
+                for some_scores, some_ids in zip(scores, ids)]
+
+    def _hit(self, rank: int, score: float, row: int) -> Hit:
+        label = int(self._labels[row])
+        return Hit(rank, score, os.fsdecode(self.file.full_path(row, self.root)),
+                   None if label == NO_LABEL else self._label_names[label], row)
+
+
+def open_embeddings(index: SearchIndex, given: str | None) -> EmbeddingFile:
+    """The embeddings file that the index was built from: `given`, or the one it names, relative to itself.
+
+    Raises `UsageError` when it is not there and `MismatchError` when it holds other rows by now.
+    """
+    built_from = index.manifest["embeddings"]
+    path = pathlib.Path(given or os.path.normpath(index.path.parent / built_from["path"]))
+    if not path.is_file():
+        raise UsageError(f"The embeddings file {str(path)!r} of {index.path} does not exist. "
+                         "If it has moved, give it with --embeddings FILE.")
+    file = EmbeddingFile(path)
+    if file.identity != built_from["rows_sha256"]:
+        count, identity = len(file), file.identity[:12]
+        file.close()
+        raise MismatchError(f"{index.path} was built from {built_from['count']} rows "
+                            f"({built_from['rows_sha256'][:12]}), but {path} has {count} rows ({identity}).\n"
+                            f"Run mocoembed index again: mocoembed index {path} --output {index.path}")
+    return file
+
+
+def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex) -> FrozenEncoder:
+    """The encoder that made the index's vectors: `given`, or the workspace's copy.
+
+    Raises `UsageError` when it is not there and `MismatchError` when `given` is another one.
+    """
+    wanted = index.manifest["encoder"]
+    if given:
+        found = read_metadata(require_file(given, "The encoder", "mocoembed pretrain IMAGES"))["fingerprint"]
+        if found != wanted:
+            raise MismatchError(f"{index.path} was made with the encoder {wanted[:12]}, but {given} is {found[:12]}. "
+                                "Leave out --encoder, or embed and index again with it.")
+        return load_encoder(given)
+    for path in (workspace.encoder_of(wanted), workspace.newest_encoder):
+        if path.is_file() and read_metadata(path)["fingerprint"] == wanted:
+            return load_encoder(path)
+    raise UsageError(f"The encoder {wanted[:12]} that made {index.path} is not in {workspace.root}. "
+                     "Give it with --encoder FILE.")

@@ -1,0 +1,156 @@
+"""A contact sheet: hits -> one PNG, each row a query (framed) and its hits, with score and label under each.
+
+A green dot marks a hit whose label is the name of the folder that the query lies in.
+"""
+
+import os
+import pathlib
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from mocoembed.data.images import Picture, read_file
+from mocoembed.errors import MocoembedError, UsageError
+from mocoembed.files import replacing
+from mocoembed.search.query import Hit, QueryResult
+
+SHOWN_HITS, SHOWN_QUERIES = 12, 50
+SIGNATURE = "mocoembed contact sheet"  # in the PNG, so that a sheet may replace a sheet and nothing else
+TILE, GAP, MARGIN, HEADER = 152, 14, 28, 64  # pixels
+LINE = 19  # height of a line under a picture
+CAPTION = 2 * LINE + 10
+AFTER_QUERY = 22  # between the query and its hits
+SUPERSAMPLED = 4  # the dot is drawn larger and reduced, for a smooth edge
+PAPER, EMPTY, INK, PALE, ACCENT, SAME = "#ffffff", "#e6e7ea", "#1d2129", "#6a7180", "#2f5fd0", "#2f9e57"
+
+
+def require_sheet(path):
+    """Raise `UsageError` when `path` (or `None`) is not a name for a PNG, or is a file but not a contact sheet."""
+    if path is None:
+        return
+    if not str(path).lower().endswith(".png"):
+        raise UsageError(f"--sheet {path}: must end in .png")
+    if os.path.exists(path) and not _is_sheet(path):
+        raise UsageError(f"--sheet {path}: exists and is not a contact sheet. Give another name, or delete it.")
+
+
+def _is_sheet(path) -> bool:
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get("Software") == SIGNATURE
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def contact_sheet(results: list[QueryResult], path) -> pathlib.Path:
+    """Draw the first hits of the first queries into the PNG file `path`; the path.
+
+    A picture that has gone or cannot be read leaves a grey tile that says so. Raises `UsageError` for a name that is
+    not a PNG's or a file that is not a contact sheet, `MocoembedError` when the disk is full.
+    """
+    require_sheet(path)
+    sheet = Sheet(results[:SHOWN_QUERIES], len(results))
+    signed = PngImagePlugin.PngInfo()
+    signed.add_text("Software", SIGNATURE)
+    with replacing(path) as temporary:
+        sheet.image.save(temporary, format="PNG", pnginfo=signed)
+    return pathlib.Path(path)
+
+
+class Sheet:
+    """The drawing; `image` is the finished picture (RGB). `queries` is the number of all queries."""
+
+    def __init__(self, results: list[QueryResult], queries: int):
+        if not results:
+            raise MocoembedError("There are no results to draw.")
+        self.columns = max(1, min(SHOWN_HITS, max(len(result.hits) for result in results)))
+        width = 2 * MARGIN + TILE + AFTER_QUERY + self.columns * (TILE + GAP) - GAP
+        height = HEADER + MARGIN + len(results) * (TILE + CAPTION + GAP) - GAP
+        self.image = Image.new("RGB", (width, height), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
+        self.title, self.large, self.small = (ImageFont.load_default(size=size) for size in (22, 15, 14))
+        marked = [self._row(HEADER + row * (TILE + CAPTION + GAP), result) for row, result in enumerate(results)]
+        self._header(results, queries, any(marked))
+
+    def _header(self, results: list[QueryResult], queries: int, marked: bool):
+        shown = f"{len(results)} of {queries} queries" if queries > len(results) else counted(queries, "query")
+        text = f"{shown}, {counted(min(self.columns, len(results[0].hits)), 'nearest picture')} each"
+        right = self.image.width - MARGIN
+        self.pen.text((MARGIN, 18), "Search by picture", INK, self.title)
+        at = MARGIN + self.pen.textlength("Search by picture", self.title) + 14
+        self.pen.text((at, 25), self._fit(text, right - at, self.small), PALE, self.small)
+        legend = "label = query's folder"
+        start = right - self.pen.textlength(legend, self.small)
+        if marked and start > at + self.pen.textlength(text, self.small) + 30:
+            self._dot(start - 16, 33)
+            self.pen.text((start, 25), legend, PALE, self.small)
+        self.pen.line((MARGIN, HEADER - 12, right, HEADER - 12), EMPTY)
+
+    def _row(self, top: int, result: QueryResult) -> bool:
+        """Draw a query and its hits; whether a hit was marked."""
+        folder = os.path.basename(os.path.dirname(os.path.abspath(result.query)))
+        self._picture(MARGIN, top, result.query)
+        self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
+        self._caption(MARGIN, top, ("query", ACCENT), readable(os.path.basename(result.query)))
+        marked = False
+        for column, hit in enumerate(result.hits[:self.columns]):
+            left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
+            self._picture(left, top, hit.path)
+            same = hit.label is not None and hit.label == folder
+            self._caption(left, top, (score_text(hit), INK), under(hit))
+            if same:
+                self._dot(left + TILE - 11, top + TILE + 15)
+                marked = True
+        return marked
+
+    def _picture(self, left: int, top: int, path: str):
+        """The picture within its tile, or a grey tile with the reason."""
+        try:
+            picture = Picture(read_file(path)[0])
+            image = ImageOps.contain(picture.rgb(max(picture.width, picture.height) / TILE), (TILE, TILE))
+        except Exception as error:  # whatever a decoder raises
+            self._blank(left, top, "not there any more" if isinstance(error, FileNotFoundError) else "cannot be read")
+            return
+        self.pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#f5f6f8")
+        self.image.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+
+    def _blank(self, left: int, top: int, reason: str):
+        self.pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), EMPTY)
+        self.pen.text((left + TILE / 2, top + TILE / 2), reason, PALE, self.small, anchor="mm")
+
+    def _caption(self, left: int, top: int, heading: tuple[str, str], text: str):
+        """Two lines under a tile: the heading in its colour, and the text."""
+        self.pen.text((left, top + TILE + 6), heading[0], heading[1], self.large)
+        self.pen.text((left, top + TILE + 6 + LINE), self._fit(text, TILE, self.small), PALE, self.small)
+
+    def _dot(self, left: float, middle: float, size: int = 10):
+        big = Image.new("L", (SUPERSAMPLED * size,) * 2)
+        ImageDraw.Draw(big).ellipse((0, 0, SUPERSAMPLED * size - 1, SUPERSAMPLED * size - 1), 255)
+        self.image.paste(SAME, (round(left), round(middle - size / 2)), big.resize((size, size)))
+
+    def _fit(self, text: str, width: float, font) -> str:
+        """The text, with its middle left out where it is wider than `width` pixels."""
+        kept, room = text, len(text)
+        while room > 1 and self.pen.textlength(kept, font) > width:
+            room -= 1
+            kept = text[:(room + 1) // 2] + "..." + text[len(text) - room // 2:]
+        return kept
+
+
+def score_text(hit: Hit) -> str:
+    """The score with three decimals, or fewer when it is large."""
+    return f"{hit.score:.3f}" if abs(hit.score) < 100 else f"{hit.score:.4g}"
+
+
+def under(hit: Hit) -> str:
+    """What stands under a hit: its label, or its file's name where it has none."""
+    return readable(hit.label if hit.label is not None else os.path.basename(hit.path))
+
+
+def readable(text: str) -> str:
+    """The text as a font can show it: undecodable bytes and control characters become question marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 query`, `2 queries`."""
+    return f"{count} {noun if count == 1 else noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"

@@ -1,0 +1,139 @@
+"""Whole files or none, hashes, locks, signals."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
+from mocoembed.files import (
+    JsonLines,
+    StopRequest,
+    locked,
+    read_json,
+    replacing,
+    require_file,
+    require_folder,
+    require_space,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+
+
+def test_replaces_whole_files_and_leaves_no_trace(tmp_path):
+    write_bytes(tmp_path / "new" / "a", b"one")
+    write_bytes(tmp_path / "new" / "a", b"two")
+    assert (tmp_path / "new" / "a").read_bytes() == b"two"
+    assert os.listdir(tmp_path / "new") == ["a"]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+    with pytest.raises(ValueError, match="midway"), replacing(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise ValueError("midway")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "No space left to write"), (errno.EIO, "Cannot write")])
+def test_write_errors_name_the_file(tmp_path, number, message):
+    write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(MocoembedError, match=f"{message}.*a"), replacing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_the_old_or_the_new_file_after_kill_9_at_every_write(tmp_path):
+    """A child that rewrites a file for ever is killed; the file is always one of its whole versions."""
+    path = tmp_path / "a"
+    script = ("import sys; from mocoembed.files import write_bytes\n"
+              "for i in range(10**9):\n"
+              "    write_bytes(sys.argv[1], bytes([i % 256]) * 200000)\n"
+              "    if i == 5: print('going', flush=True)\n")
+    for _ in range(4):
+        child = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        content = path.read_bytes()
+        assert len(content) == 200_000
+        assert len(set(content)) == 1
+
+
+def test_space_is_asked_for_before(tmp_path):
+    require_space(tmp_path / "a", 1)
+    with pytest.raises(MocoembedError, match=r"needs 1000000000000\.0 MB and .* has \d+"):
+        require_space(tmp_path / "a", 10**18)
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "a.json", {"ä": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"ä": [1, 2.5, None]}
+    for content in ("{", "[1]"):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(FormatError):
+            read_json(tmp_path / "a.json")
+
+
+def test_sha256_of_a_part(tmp_path):
+    (tmp_path / "a").write_bytes(b"abcdef")
+    assert sha256_file(tmp_path / "a", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(tmp_path / "a") != sha256_file(tmp_path / "a", 5)
+
+
+def test_one_holder_of_a_lock_and_none_after_kill_9(tmp_path):
+    script = ("import sys, time; from mocoembed.files import locked\n"
+              "with locked(sys.argv[1], 'it'): print('held', flush=True); time.sleep(60)")
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    with pytest.raises(LockedError, match=rf"The file is being written by another process \(id {child.pid}\)"), \
+            locked(tmp_path / "lock", "The file"):
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with locked(tmp_path / "lock", "The file"):
+        pass
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_for_a_safe_point(number, status):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="saved") as leaving, StopRequest() as stop:
+        stop.raise_if_set("nothing yet")
+        os.kill(os.getpid(), number)
+        stop.raise_if_set("saved")
+    assert leaving.value.status == status
+    assert signal.getsignal(number) is before
+
+
+def test_json_lines_are_cut(tmp_path):
+    lines = JsonLines(tmp_path / "m.jsonl")
+    for step in range(4):
+        lines.append({"step": step})
+    lines.close()
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    lines = JsonLines(tmp_path / "m.jsonl")
+    lines.keep(lambda line: line["step"] <= 2)
+    lines.append({"step": 9})
+    lines.close()
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 9}\n'
+
+
+def test_paths_that_are_not_there_or_of_the_other_kind(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert require_folder(tmp_path, "The folder") == tmp_path
+    for call, message in [(lambda: require_folder(tmp_path / "no", "The folder"), "does not exist. Give a folder"),
+                          (lambda: require_folder(tmp_path / "file", "The folder"), "is a file, not a folder"),
+                          (lambda: require_file(tmp_path / "no", "The index", "mocoembed index"), "mocoembed index"),
+                          (lambda: require_file(tmp_path, "The index", "mocoembed index"), "is a folder")]:
+        with pytest.raises(UsageError, match=message):
+            call()

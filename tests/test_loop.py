@@ -1,0 +1,189 @@
+"""Whole pretrainings on little pictures: resuming exactly, saving on signals, refusing what cannot go on."""
+
+import dataclasses
+import json
+import os
+import signal
+import warnings
+
+import pytest
+import torch
+
+from mocoembed.config import PretrainConfig
+from mocoembed.data.images import scan
+from mocoembed.errors import CollectionError, Interrupted, TrainingError, UsageError
+from mocoembed.train.checkpoint import load_newest
+from mocoembed.train.loop import pretrain
+from mocoembed.train.monitor import Watcher
+from mocoembed.train.run import limited, run_folder
+
+
+@pytest.fixture
+def config(tmp_path, pictures):
+    return PretrainConfig.of("small", str(pictures), workspace=str(tmp_path), width=0.125, stem="3x3s2", dim=16,
+                             queue_size=20, batch_size=8, bn_groups=2, image_size=16, epochs=3, workers=0,
+                             device="cpu", warmup_epochs=1.0)
+
+
+def metrics(result):
+    return [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_at(step):
+    """A watcher that sends SIGTERM while step - 1 is reported, so that the run stops after `step`."""
+    return Watcher(step=lambda report, steps: os.kill(os.getpid(), signal.SIGTERM) if report.step == step - 1 else None)
+
+
+def flat(state):
+    """Every tensor and number of a nested state, by its path."""
+    found = {}
+
+    def walk(value, path):
+        if isinstance(value, dict):
+            for name, one in value.items():
+                walk(one, (*path, name))
+        elif isinstance(value, list):
+            for i, one in enumerate(value):
+                walk(one, (*path, i))
+        else:
+            found[path] = value
+
+    walk(state, ())
+    return found
+
+
+def require_equal(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        if path[:1] == ("config",):
+            continue
+        assert torch.equal(value, other[path]) if isinstance(value, torch.Tensor) else value == other[path], path
+
+
+def test_trains_records_and_exports(config):
+    result = pretrain(config)
+    lines = metrics(result)
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert {"step", "epoch", "loss", "top1", "top5", "lr", "images_per_second", "waiting",
+            "queue_filled"} <= set(lines[0])
+    assert [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [line["queue_filled"] for line in lines][:4] == pytest.approx([8 / 20, 16 / 20, 1, 1])
+    assert lines[0]["lr"] == pytest.approx(0.02)
+    assert result.encoder.name == f"{result.fingerprint}.safetensors"
+    assert (result.encoder.parent.parent / "encoder.safetensors").read_bytes() == result.encoder.read_bytes()
+    assert json.loads((result.run / "config.json").read_text())["batch_size"] == 8
+    assert list(result.run.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [2, 3, 7])
+def test_resuming_is_exact_anywhere(config, tmp_path, stop, workers):
+    config = dataclasses.replace(config, workers=workers)
+    whole = pretrain(dataclasses.replace(config, workspace=str(tmp_path / "whole")))
+    with pytest.raises(Interrupted, match=f"Stopped after step {stop} of 9; saved"):
+        pretrain(config, stop_at(stop))
+    notes = []
+    resumed = pretrain(config, Watcher(note=notes.append))
+    assert any(f"after step {stop} " in note for note in notes)
+    require_equal(load_newest(whole.run), load_newest(resumed.run))
+    assert whole.fingerprint == resumed.fingerprint
+    columns = ("step", "epoch", "loss", "top1", "lr")
+    assert [[line[name] for name in columns] for line in metrics(whole)] == [
+        [line[name] for name in columns] for line in metrics(resumed)]
+
+
+def test_lines_after_the_checkpoint_are_cut(config):
+    with pytest.raises(Interrupted):
+        pretrain(config, stop_at(4))
+    with open(run_folder(config) / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "loss": 99.0}\n{"step": 6, "lo')
+    lines = metrics(pretrain(config))
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert max(line["loss"] for line in lines) < 99
+
+
+def test_the_same_command_again_trains_no_more(config):
+    first = pretrain(config)
+    again = pretrain(config)
+    assert again.fingerprint == first.fingerprint
+    assert again.last is None
+    assert len(metrics(again)) == 9
+
+
+def test_fresh_starts_over(config):
+    first = pretrain(config)
+    assert len(metrics(pretrain(dataclasses.replace(config, fresh=True)))) == 9
+    assert load_newest(first.run)["step"] == 9
+
+
+def test_another_configuration_keeps_the_first_ones_results(config):
+    first = pretrain(config)
+    second = pretrain(dataclasses.replace(config, lr=0.01))
+    assert first.run != second.run
+    assert first.encoder.exists()
+    assert second.encoder.exists()
+    assert first.fingerprint != second.fingerprint
+
+
+def test_a_named_run_refuses_other_settings_by_name_but_takes_more_epochs(config):
+    named = dataclasses.replace(config, run="mine")
+    pretrain(named)
+    with pytest.raises(UsageError, match=r"--lr 0.06 -> 0.5"):
+        pretrain(dataclasses.replace(named, lr=0.5))
+    assert pretrain(dataclasses.replace(named, epochs=4)).steps == 12
+
+
+def test_a_changed_collection_is_noticed(config, tmp_path, make_pictures):
+    folder = make_pictures(tmp_path / "growing")
+    config = dataclasses.replace(config, images=str(folder))
+    with pytest.raises(Interrupted):
+        pretrain(config, stop_at(2))
+    (folder / "blue" / "000.png").rename(folder / "blue" / "new.png")
+    with pytest.raises(UsageError, match="are not those that run"):
+        pretrain(config)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_is_never_saved(config):
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf).*lower --lr"):
+        pretrain(dataclasses.replace(config, lr=1e30, warmup_epochs=0.0))
+    state = load_newest(run_folder(dataclasses.replace(config, lr=1e30, warmup_epochs=0.0)))
+    assert state is None or all(torch.isfinite(value).all() for value in state["moco"].values())
+
+
+def test_too_many_unreadable_pictures_stop_the_run(config, tmp_path, make_pictures):
+    folder = make_pictures(tmp_path / "bad")
+    for path in sorted((folder / "red").iterdir())[:6]:
+        path.write_bytes(b"x")
+    notes = []
+    with pytest.raises(CollectionError, match=r"\d of 24 pictures cannot be read, more than 10%"):
+        pretrain(dataclasses.replace(config, images=str(folder)), Watcher(note=notes.append))
+    assert any("UnidentifiedImageError" in note for note in notes)
+
+
+def test_the_knn_monitor_reports_in_evaluation_mode(config, pictures):
+    result = pretrain(dataclasses.replace(config, val=str(pictures), val_every=2))
+    lines = [line for line in metrics(result) if "knn_top1" in line]
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert all(0 <= line["knn_top1"] <= 100 and line["pictures"] == 24 for line in lines)
+    assert result.knn.knn_k == 23
+    assert result.fingerprint == pretrain(dataclasses.replace(config, workspace=config.workspace + "/2")).fingerprint
+
+
+def test_symmetric_bf16_and_last_batches_run(config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = pretrain(dataclasses.replace(config, symmetric=True, precision="bf16", drop_last=False, limit=21,
+                                              epochs=1))
+    assert result.steps == 3
+    assert metrics(result)[1]["queue_filled"] == 1.0
+
+
+def test_limit_is_drawn_by_the_seed(config, pictures):
+    listing = scan(pictures)
+    one = limited(listing, dataclasses.replace(config, limit=9))
+    other = limited(listing, dataclasses.replace(config, limit=9, seed=1))
+    assert len(one) == 9
+    assert len(set(one.labels.tolist())) == 3
+    assert one.digest() != other.digest()
+    assert limited(listing, config) is listing

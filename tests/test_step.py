@@ -1,0 +1,97 @@
+"""The training step: a golden loss curve, and the same step written out by hand."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mocoembed.config import PretrainConfig
+from mocoembed.data.views import generator
+from mocoembed.model.precision import Compute
+from mocoembed.train.run import set_up
+from mocoembed.train.step import shuffle_order, training_step
+
+CPU = Compute.of("cpu", "fp64")
+# 20 steps of `built()` on synthetic pictures, float64, one CPU thread; to be changed only with a reason in the log.
+GOLDEN = [
+    1.5740792936, 1.5322231804, 1.0983405190, 1.6896944130, 2.1024993508, 2.3552054664, 2.5640585087,
+    2.6582942853, 2.7264339457, 2.7819023150, 2.8217996428, 2.8576430577, 2.8818682651, 2.9056844468,
+    2.9159873083, 2.9223226554, 2.9437035555, 2.9518276610, 2.9571852110, 2.9654534580,
+]
+
+
+def built(**overrides):
+    config = PretrainConfig.of("small", "pictures", **{
+        "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 20, "batch_size": 8, "bn_groups": 2, "lr": 0.1,
+        "momentum": 0.9, "image_size": 16, "precision": "fp64", **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return config, set_up(config, CPU)
+
+
+def pictures(step, n=8):
+    """Two noisy versions of n random patterns: (x_q, x_k)."""
+    random = generator(7, 0, step)
+    patterns = random.standard_normal((n, 3, 16, 16))
+    return [torch.from_numpy(patterns + 0.5 * random.standard_normal(patterns.shape)) for _ in range(2)]
+
+
+def run(training, config, steps):
+    losses = []
+    for step in range(steps):
+        order = shuffle_order(config.seed, step, config.batch_size, CPU.device)
+        contrast = training_step(training.moco, training.optimizer, training.scaler, pictures(step), order, CPU,
+                                 config.symmetric)
+        losses.append(float(contrast.loss))
+    return losses
+
+
+def test_golden_loss_curve():
+    config, training = built()
+    assert run(training, config, 20) == pytest.approx(GOLDEN, abs=1e-9)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_equals_the_algorithm_written_out(symmetric):
+    """Algorithm 1 of the paper with plain autograd, SGD by hand and a queue that is concatenated."""
+    config, training = built(bn_groups=1, symmetric=symmetric)
+    f_q, f_k = copy.deepcopy(training.moco.encoder_q), copy.deepcopy(training.moco.encoder_k)
+    queue = list(training.moco.queue.keys.T.clone())
+    at, velocity = 0, [torch.zeros_like(p) for p in f_q.parameters()]
+    ours = run(training, config, 5)
+    for step in range(5):
+        x_1, x_2 = pictures(step)
+        pairs = [(x_1, x_2), (x_2, x_1)] if symmetric else [(x_1, x_2)]
+        q = [functional.normalize(f_q(pairs[0][0]), dim=1)]
+        with torch.no_grad():
+            for p_q, p_k in zip(f_q.parameters(), f_k.parameters()):
+                p_k.copy_(config.momentum * p_k + (1 - config.momentum) * p_q)
+            k = [functional.normalize(f_k(pair[1]), dim=1) for pair in pairs]
+        q += [functional.normalize(f_q(pair[0]), dim=1) for pair in pairs[1:]]
+        losses = []
+        for queries, keys in zip(q, k):
+            logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ torch.stack(queue).T], 1)
+            losses.append(functional.cross_entropy(logits / config.temperature, torch.zeros(8, dtype=torch.long)))
+        loss = sum(losses) / len(losses)
+        assert loss.item() == pytest.approx(ours[step], abs=1e-10)
+        gradients = torch.autograd.grad(loss, list(f_q.parameters()))
+        with torch.no_grad():
+            for p, gradient, v in zip(f_q.parameters(), gradients, velocity):
+                v.mul_(config.sgd_momentum).add_(gradient + config.weight_decay * p)
+                p.sub_(config.lr * v)
+        for keys in k:
+            for key in keys:
+                queue[at % len(queue)] = key
+                at += 1
+    for mine, by_hand in ((training.moco.encoder_q, f_q), (training.moco.encoder_k, f_k)):
+        for (name, a), b in zip(mine.state_dict().items(), by_hand.state_dict().values()):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
+    torch.testing.assert_close(training.moco.queue.keys.T, torch.stack(queue))
+
+
+def test_shuffle_order_is_a_function_of_seed_and_step():
+    first = shuffle_order(1, 2, 32, "cpu")
+    assert sorted(first.tolist()) == list(range(32))
+    assert torch.equal(first, shuffle_order(1, 2, 32, "cpu"))
+    assert not torch.equal(first, shuffle_order(1, 3, 32, "cpu"))
