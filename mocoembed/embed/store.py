@@ -149,9 +149,10 @@ class EmbeddingFile:
             dataset = self._file[name] if isinstance(link, h5py.HardLink) else None
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.hasobject or dataset.external:
                 raise FormatError(f"{self.path} lacks a proper dataset {name!r}; it is damaged.")
-            if name != "label_names" and len(dataset) != len(self._file["ids"]):
-                raise FormatError(f"{self.path}: dataset {name!r} has {len(dataset)} rows, ids have "
-                                  f"{len(self._file['ids'])}; it is damaged.")
+        for name in ROW_DATASETS:
+            if (rows := len(self._file[name])) != len(self):
+                raise FormatError(f"{self.path}: dataset {name!r} has {rows} rows, ids have {len(self)}; "
+                                  "it is damaged.")
 
     def __enter__(self):
         return self

@@ -19,9 +19,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, H, W), any memory format; a last, smaller batch is split as evenly as it goes."""
-        groups = min(self.groups, len(x) // 2)
-        if not self.training or groups <= 1:
+        if not self.training or self.groups == 1:
             return super().forward(x)
+        groups = max(1, min(self.groups, len(x) // 2))
         share = self.momentum / groups
         parts = []
         for g, part in enumerate(x.tensor_split(groups)):

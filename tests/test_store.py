@@ -1,0 +1,107 @@
+"""The embeddings file: its round trip, its bytes, what it refuses."""
+
+import h5py
+import numpy as np
+import pytest
+
+from mocoembed.data.images import Listing, PathTable
+from mocoembed.data.loader import FACTS
+from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, stable_ids, write_embeddings
+from mocoembed.errors import FormatError, MocoembedError
+
+PATHS = [b"a/1.jpg", "b/\u00fc.jpg".encode(), b"b/\xff.jpg", b"c/3.jpg"]
+
+
+def written(path, dimension=5):
+    listing = Listing(b"/root", PathTable(PATHS), np.array([0, 1, 1, -1], np.int32), ("cat", "d\u00f6g"), 0)
+    done = np.array([True, True, False, True])
+    facts = np.zeros(4, FACTS)
+    facts["width"], facts["mtime_ns"], facts["digest"] = [1, 2, 0, 4], 2**60, b"\x00" * 31 + b"\x07"
+    vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)
+    failed = [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
+    settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "parent")
+    write_embeddings(path, listing, settings, done, facts, iter([vectors[:1], vectors[1:]]), failed)
+    return vectors
+
+
+def test_round_trip(tmp_path):
+    vectors = written(tmp_path / "e.h5")
+    with EmbeddingFile(tmp_path / "e.h5") as file:
+        assert len(file) == 3
+        assert file.dimension == 5
+        assert np.array_equal(file.embeddings(), vectors)
+        assert np.array_equal(file.embeddings(slice(1, 3)), vectors[1:3])
+        assert file.paths() == [PATHS[0], PATHS[1], PATHS[3]]
+        assert file.labels().tolist() == [0, 1, -1]
+        assert [file.label_of(row) for row in range(3)] == ["cat", "d\u00f6g", None]
+        assert file.failed() == [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
+        assert file.full_path(0) == b"/root/a/1.jpg"
+        assert file.full_path(0, "/elsewhere") == b"/elsewhere/a/1.jpg"
+        assert file.describe()["listed"] == 4
+        assert file.ids().tolist() == stable_ids([PATHS[0], PATHS[1], PATHS[3]]).tolist()
+        file.verify()
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        written(tmp_path / name)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_plain_h5py_reads_it(tmp_path):
+    vectors = written(tmp_path / "e.h5")
+    with h5py.File(tmp_path / "e.h5") as file:
+        assert np.array_equal(file["embeddings"][:], vectors)
+        assert file["paths"][0].decode() == "a/1.jpg"
+        assert file["digest"][0].tobytes() == b"\x00" * 31 + b"\x07"
+        assert file["width"][:].tolist() == [1, 2, 4]
+
+
+def test_ids_are_stable_positive_and_distinct():
+    ids = stable_ids(PATHS)
+    assert ids.dtype == np.int64
+    assert (ids >= 0).all()
+    assert stable_ids(PATHS[::-1]).tolist() == ids[::-1].tolist()
+    assert len(set(stable_ids([b"same", b"same"]).tolist())) == 2
+
+
+def test_flipped_bits_are_found_by_verify(tmp_path):
+    path = tmp_path / "e.h5"
+    vectors = written(path)
+    data = bytearray(path.read_bytes())
+    data[data.find(vectors.tobytes()) + 3] ^= 1
+    path.write_bytes(data)
+    with EmbeddingFile(path) as file, pytest.raises(FormatError, match="damaged"):
+        file.verify()
+
+
+def test_what_is_not_an_embeddings_file_is_refused(tmp_path):
+    path = tmp_path / "e.h5"
+    path.write_text("text")
+    with pytest.raises(FormatError, match=r"not an embeddings file.*mocoembed embed FOLDER"):
+        EmbeddingFile(path)
+    with h5py.File(path, "w") as file:
+        file["embeddings"] = np.zeros((2, 2))
+    with pytest.raises(FormatError, match="not one of mocoembed's"):
+        EmbeddingFile(path)
+    for change, message in [(lambda f: f.attrs.__setitem__("format_version", 99), "format 99"),
+                            (lambda f: f.__delitem__("ids"), "lacks a proper dataset 'ids'"),
+                            (lambda f: (f.__delitem__("size"), f.__setitem__("size", np.zeros(9))), "9 rows"),
+                            (lambda f: (f.__delitem__("ids"), f.__setitem__("ids", h5py.SoftLink("/size"))), "ids"),
+                            (lambda f: (f.__delitem__("ids"),
+                                        f.__setitem__("ids", h5py.ExternalLink("other.h5", "x"))), "ids")]:
+        written(path)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(FormatError, match=message):
+            EmbeddingFile(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    written(tmp_path / "e.h5")
+    before = (tmp_path / "e.h5").read_bytes()
+    monkeypatch.setattr("mocoembed.embed.store._rows_digest", lambda file: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(MocoembedError, match="No space left"):
+        written(tmp_path / "e.h5", dimension=9)
+    assert (tmp_path / "e.h5").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
