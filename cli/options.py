@@ -9,7 +9,7 @@ import typing
 import click
 
 from mocoembed import config as configs
-from mocoembed.config import option_name
+from mocoembed.checks import option_name
 
 WORKSPACE_VARIABLE = "MOCOEMBED_WORKSPACE"
 
@@ -55,10 +55,18 @@ def _click_type(annotation) -> tuple[typing.Any, bool]:
     return kind, kind is bool
 
 
-def options_of(config_class, *, leave_out=(), preset: bool = False):
+def _shown_default(field: dataclasses.Field, in_recipes: bool) -> str | bool:
+    """What help says about a field's default; `False` for nothing."""
+    value = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    if value in (None, "", dataclasses.MISSING):
+        return False
+    return f"{value}, or the recipe's" if in_recipes else str(value)
+
+
+def options_of(config_class, *, leave_out=(), presets=()):
     """A decorator that adds one option for every field of `config_class` except those in `leave_out`.
 
-    With `preset`, no option has a default of its own: one that is not given is `None`, for a recipe to fill in.
+    With `presets` (dicts of fields), an option that is not given is `None`, for a preset to fill in.
     """
     annotations = typing.get_type_hints(config_class)
     help_texts = field_help()[config_class.__name__]
@@ -72,14 +80,14 @@ def options_of(config_class, *, leave_out=(), preset: bool = False):
             more: dict[str, typing.Any] = {"help": help_texts[field.name]}
             if field.name == "workspace":
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
+            in_presets = any(field.name in preset for preset in presets)
+            default = None if presets else field.default
             if is_flag:
-                negative = f"{name}/--no-{name[2:]}" if field.default or preset else name
-                option = click.option(negative, field.name, is_flag=True, default=None if preset else field.default,
-                                      **more)
+                names = f"{name}/--no-{name[2:]}" if field.default or in_presets else name
+                option = click.option(names, field.name, is_flag=True, default=default, **more)
             else:
                 names = ("-k", field.name) if field.name == "k" else (name, field.name)
-                default = None if preset else field.default
-                shown = default not in (None, (), dataclasses.MISSING)
+                shown = _shown_default(field, in_presets) if presets else default not in (None, ())
                 option = click.option(*names, type=kind, default=default, show_default=shown, **more)
             command = option(command)
         return command

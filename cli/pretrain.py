@@ -6,12 +6,12 @@ import click
 
 from mocoembed.cli.options import given, options_of
 from mocoembed.cli.progress import TrainingProgress, note
-from mocoembed.config import PretrainConfig
+from mocoembed.config import RECIPES, PretrainConfig
 
 
 @click.command()
 @click.argument("images")
-@options_of(PretrainConfig, leave_out=("images",), preset=True)
+@options_of(PretrainConfig, leave_out=("images",), presets=tuple(RECIPES.values()))
 def pretrain(images, recipe, **values):
     """Learn an encoder from the pictures below IMAGES with Momentum Contrast. Labels are not used.
 

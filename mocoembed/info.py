@@ -9,7 +9,8 @@ from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.encoder_file import load_encoder, read_metadata
-from mocoembed.search.index import MAGIC, SearchIndex, read_manifest
+from mocoembed.search.index import SearchIndex
+from mocoembed.search.trailer import MAGIC, read_manifest
 from mocoembed.train.checkpoint import current_checkpoint, load_checkpoint
 
 

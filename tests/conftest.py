@@ -3,6 +3,7 @@
 Session-scoped fixtures are for reading only; `fresh_workspace` is a copy to write into.
 """
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mocoembed.config import IMAGENET_MEAN, IMAGENET_STD, EmbedConfig
+from mocoembed.config import IMAGENET_MEAN, IMAGENET_STD, EmbedConfig, IndexConfig
+from mocoembed.data.images import scan
+from mocoembed.data.loader import FACTS
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import Settings, write_embeddings
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
 from mocoembed.workspace import Workspace
@@ -80,6 +84,42 @@ def workspace(tmp_path_factory, make_encoder, pictures) -> pathlib.Path:
     save_encoder(places.encoder_of(frozen.fingerprint()), frozen)
     embed_images(EmbedConfig(str(pictures), workspace=str(root), workers=0, device="cpu"))
     return root
+
+
+@pytest.fixture(scope="session")
+def indexed_workspace(tmp_path_factory, workspace) -> pathlib.Path:
+    """A copy of `workspace` with `embeddings.faiss`."""
+    from mocoembed.search.index import build_index
+
+    root = pathlib.Path(shutil.copytree(workspace, tmp_path_factory.mktemp("indexed") / "workspace"))
+    build_index(IndexConfig(workspace=str(root)))
+    return root
+
+
+@pytest.fixture
+def make_embeddings(tmp_path):
+    """`make_embeddings(name, vectors, classes)` writes `<tmp_path>/<name>.h5` with vectors made up; its path.
+
+    `classes` has one letter for each vector; those of class `?` are unlabelled. There are no pictures.
+    """
+    def make(name: str, vectors, classes: str, *, fingerprint="f" * 64, features="backbone", normalized=False) -> str:
+        folder = tmp_path / f"{name}-pictures"
+        for row, label in enumerate(classes):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            (folder / label / f"{row:04d}.png").touch()
+        listing = scan(folder)
+        order = [int(listing.paths[row][-8:-4]) for row in range(len(listing))]
+        if "?" in listing.label_names:
+            unknown = listing.labels == listing.label_names.index("?")
+            listing = dataclasses.replace(listing, labels=np.where(unknown, -1, listing.labels).astype(np.int32))
+        vectors = np.asarray(vectors, np.float32)[order]
+        settings = Settings({"fingerprint": fingerprint, "provenance": {"recipe": "none"}}, features, normalized,
+                            vectors.shape[1], "parent")
+        write_embeddings(tmp_path / f"{name}.h5", listing, settings, np.ones(len(listing), bool),
+                         np.zeros(len(listing), FACTS), [vectors], [])
+        return str(tmp_path / f"{name}.h5")
+
+    return make
 
 
 @pytest.fixture

@@ -1,43 +1,16 @@
 """kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from mocoembed.config import EmbedConfig, KnnConfig
-from mocoembed.data.images import scan
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.extract import embed_images
-from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
+from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
-
-
-@pytest.fixture
-def store(tmp_path):
-    """`store(name, vectors, classes)` writes an embeddings file; class `?` is unlabelled."""
-    def write(name, vectors, classes, fingerprint="f" * 64, features="backbone"):
-        folder = tmp_path / f"{name}-pictures"
-        for row, label in enumerate(classes):
-            path = folder / label / f"{row:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        listing = scan(folder)
-        order = [int(path[-8:-4]) for path in (listing.paths[row] for row in range(len(listing)))]
-        if "?" in listing.label_names:
-            unknown = listing.labels == listing.label_names.index("?")
-            listing = dataclasses.replace(listing, labels=np.where(unknown, -1, listing.labels).astype(np.int32))
-        vectors = np.asarray(vectors, np.float32)[order]
-        settings = Settings({"fingerprint": fingerprint, "provenance": {"recipe": "none"}}, features, False,
-                            vectors.shape[1], "parent")
-        write_embeddings(tmp_path / f"{name}.h5", listing, settings, np.ones(len(listing), bool),
-                         np.zeros(len(listing), FACTS), [vectors], [])
-        return str(tmp_path / f"{name}.h5")
-
-    return write
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:
@@ -59,12 +32,12 @@ def top1_by_loops(queries, query_classes, bank, bank_classes, k, temperature, le
     return 100 * np.mean(right)
 
 
-def test_two_files_are_joined_by_name(store):
+def test_two_files_are_joined_by_name(make_embeddings):
     """The queries' classes b and d have other numbers than in the bank, and e is not there at all."""
     bank_classes, query_classes = "aabbbccdddd" * 3, "bdbddbe"
     bank, queries = clouds(bank_classes), clouds(query_classes, 1)
-    result = knn_accuracy(KnnConfig(bank=store("bank", bank, bank_classes),
-                                    queries=store("queries", queries, query_classes), k=(1, 5, 500),
+    result = knn_accuracy(KnnConfig(bank=make_embeddings("bank", bank, bank_classes),
+                                    queries=make_embeddings("queries", queries, query_classes), k=(1, 5, 500),
                                     temperature=(0.07, 0.5)))
     assert [(one.k, one.asked_k, one.temperature) for one in result.scores] == [
         (1, 1, 0.07), (1, 1, 0.5), (5, 5, 0.07), (5, 5, 0.5), (33, 500, 0.07), (33, 500, 0.5)]
@@ -78,10 +51,10 @@ def test_two_files_are_joined_by_name(store):
     assert any(note.endswith(": e") for note in result.notes())
 
 
-def test_one_file_leaves_each_row_out_and_the_unlabelled_away(store):
+def test_one_file_leaves_each_row_out_and_the_unlabelled_away(make_embeddings):
     classes = "aab?bb?ccc" * 3
     vectors = clouds(classes, 3)
-    result = knn_accuracy(KnnConfig(bank=store("bank", vectors, classes), k=(4,), temperature=(0.2,)))
+    result = knn_accuracy(KnnConfig(bank=make_embeddings("bank", vectors, classes), k=(4,), temperature=(0.2,)))
     known = [row for row, name in enumerate(classes) if name != "?"]
     labels = [classes[row] for row in known]
     expected = top1_by_loops(vectors[known], labels, vectors[known], labels, 4, 0.2, leave_one_out=True)
@@ -92,15 +65,16 @@ def test_one_file_leaves_each_row_out_and_the_unlabelled_away(store):
     assert "6 rows" in result.notes()[0]
 
 
-def test_one_picture_and_two_classes(store):
-    result = knn_accuracy(KnnConfig(bank=store("bank", [[1, 0], [0, 1]], "ab"), queries=store("q", [[9, 1]], "a")))
+def test_one_picture_and_two_classes(make_embeddings):
+    bank, queries = make_embeddings("bank", [[1, 0], [0, 1]], "ab"), make_embeddings("queries", [[9, 1]], "a")
+    result = knn_accuracy(KnnConfig(bank=bank, queries=queries))
     assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, 100.0, 2)
 
 
 @pytest.mark.parametrize(("more", "what"), [({"fingerprint": "e" * 64}, "encoders"),
                                             ({"features": "projection"}, "features")])
-def test_different_vectors_are_refused(store, more, what):
-    bank, queries = store("bank", np.eye(2), "ab"), store("queries", np.eye(2), "ab", **more)
+def test_different_vectors_are_refused(make_embeddings, more, what):
+    bank, queries = make_embeddings("bank", np.eye(2), "ab"), make_embeddings("queries", np.eye(2), "ab", **more)
     with pytest.raises(MismatchError, match=f"Different {what}: .*bank.h5 has .*queries.h5 has"):
         knn_accuracy(KnnConfig(bank=bank, queries=queries))
 
@@ -108,26 +82,26 @@ def test_different_vectors_are_refused(store, more, what):
 @pytest.mark.parametrize(("preset", "features", "settings"), [
     ("moco", "projection", [(200, 0.1)]), ("lightly", "backbone", [(200, 0.1)]),
     ("dino", "backbone", [(10, 0.07), (20, 0.07), (100, 0.07), (200, 0.07)])])
-def test_presets(store, preset, features, settings):
+def test_presets(make_embeddings, preset, features, settings):
     other = {"projection": "backbone", "backbone": "projection"}[features]
     with pytest.raises(MismatchError, match=f"holds {other} features.*--features {features}"):
-        knn_accuracy(KnnConfig(bank=store("other", np.eye(2), "ab", features=other), preset=preset))
-    path = store("right", np.eye(2), "ab", features=features)
+        knn_accuracy(KnnConfig(bank=make_embeddings("other", np.eye(2), "ab", features=other), preset=preset))
+    path = make_embeddings("right", np.eye(2), "ab", features=features)
     assert [(one.asked_k, one.temperature) for one in knn_accuracy(KnnConfig(bank=path, preset=preset)).scores
             ] == settings
     one, = knn_accuracy(KnnConfig(bank=path, preset=preset, k=(3,))).scores
     assert (one.asked_k, one.temperature) == (3, settings[0][1])
 
 
-def test_what_cannot_be_measured(store, tmp_path):
+def test_what_cannot_be_measured(make_embeddings, tmp_path):
     with pytest.raises(CollectionError, match="has 0 labelled"):
-        knn_accuracy(KnnConfig(bank=store("none", np.eye(2), "??")))
+        knn_accuracy(KnnConfig(bank=make_embeddings("none", np.eye(2), "??")))
     with pytest.raises(CollectionError, match="has 1 labelled"):
-        knn_accuracy(KnnConfig(bank=store("one", np.eye(2), "a?")))
+        knn_accuracy(KnnConfig(bank=make_embeddings("one", np.eye(2), "a?")))
     with pytest.raises(FormatError, match="not finite"):
-        knn_accuracy(KnnConfig(bank=store("nan", [[1, np.nan], [0, 1]], "ab")))
+        knn_accuracy(KnnConfig(bank=make_embeddings("nan", [[1, np.nan], [0, 1]], "ab")))
     with pytest.raises(UsageError, match="does not exist"):
-        knn_accuracy(KnnConfig(bank=store("bank", np.eye(2), "ab"), queries=str(tmp_path / "nothing.h5")))
+        knn_accuracy(KnnConfig(bank=make_embeddings("bank", np.eye(2), "ab"), queries=str(tmp_path / "nothing.h5")))
 
 
 def test_a_flipped_bit_is_refused(fresh_workspace):

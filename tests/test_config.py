@@ -5,17 +5,8 @@ import dataclasses
 import pytest
 
 from mocoembed import config as configs
-from mocoembed.config import (
-    CIFAR_MEAN,
-    CIFAR_STD,
-    RECIPES,
-    EmbedConfig,
-    KnnConfig,
-    PretrainConfig,
-    SearchConfig,
-    from_dict,
-    to_dict,
-)
+from mocoembed.checks import from_dict, to_dict
+from mocoembed.config import CIFAR_MEAN, CIFAR_STD, RECIPES, EmbedConfig, KnnConfig, PretrainConfig, SearchConfig
 from mocoembed.errors import FormatError, UsageError
 
 IMAGENET = {"arch": "resnet50", "width": 1.0, "stem": "7x7s2-pool", "dim": 128, "queue_size": 65536, "momentum": 0.999,

@@ -116,7 +116,7 @@ def test_another_encoder_is_noticed(embed, pictures, tmp_path, make_encoder):
 
 
 def test_one_writer_at_a_time(embed, pictures, tmp_path):
-    with locked(tmp_path / "ws" / ".embeddings.h5.lock", "x"), pytest.raises(LockedError, match="embeddings.h5 is being"):
+    with locked(tmp_path / "ws" / ".embeddings.h5.lock", "x"), pytest.raises(LockedError, match=r"h5 is being written"):
         embed(pictures)
 
 

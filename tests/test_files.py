@@ -34,9 +34,14 @@ def test_replaces_whole_files_and_leaves_no_trace(tmp_path):
 def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "a"
     write_bytes(path, b"old")
-    with pytest.raises(ValueError, match="midway"), replacing(path) as temporary:
-        temporary.write_bytes(b"ne")
-        raise ValueError("midway")
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"ne")
+            raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
@@ -106,10 +111,11 @@ def test_one_holder_of_a_lock_and_none_after_kill_9(tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_a_safe_point(number, status):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="saved") as leaving, StopRequest() as stop:
+    with StopRequest() as stop:
         stop.raise_if_set("nothing yet")
         os.kill(os.getpid(), number)
-        stop.raise_if_set("saved")
+        with pytest.raises(Interrupted, match="saved") as leaving:
+            stop.raise_if_set("saved")
     assert leaving.value.status == status
     assert signal.getsignal(number) is before
 

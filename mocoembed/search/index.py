@@ -245,7 +245,7 @@ class SearchIndex:
         except OSError as error:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
         found = (index.d, index.ntotal, index.metric_type)
-        if found != (manifest["dimension"], manifest["count"], METRICS[manifest["metric"]]):
+        if found != (manifest["dimension"], manifest["count"], METRICS.get(manifest["metric"])):
             raise damaged(path, f"its manifest says {manifest['count']} vectors of {manifest['dimension']} numbers, "
                                 f"the index has {index.ntotal} of {index.d}")
         return cls(path, manifest, index)

@@ -18,6 +18,9 @@ KIND = "mocoembed index"
 FORMAT_VERSION = 1
 MAGIC = b"MOCOEIDX"
 FOOTER = struct.Struct("<32sQ8s")
+LONGEST = 1 << 20  # bytes of a manifest
+REQUIRED = {"format", "index_bytes", "index_sha256", "count", "dimension", "metric", "normalized", "features", "encoder",
+            "embeddings"}
 # first bytes of files that people give by mistake -> what they are
 OTHER_KINDS = {b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as embeddings", b"PK\x03\x04": "a checkpoint or zip archive",
                b"Ix": "an index of FAISS without the manifest of mocoembed, or one that was cut off"}
@@ -45,12 +48,14 @@ def read_trailer(file: BinaryIO, path) -> dict:
     if footer[-len(MAGIC):] != MAGIC:
         raise not_an_index(file, path)
     digest, length, _ = FOOTER.unpack(footer)
-    text = _tail(file, size - FOOTER.size, length)
+    text = _tail(file, size - FOOTER.size, min(length, LONGEST))
     if hashlib.sha256(text).digest() != digest:
         raise damaged(path, "its manifest does not match its SHA-256")
     manifest = json.loads(text)
-    if manifest["kind"] != KIND:
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise not_an_index(file, path)
+    if missing := sorted(REQUIRED - manifest.keys()):
+        raise damaged(path, f"its manifest lacks {', '.join(missing)}")
     if manifest["format"] > FORMAT_VERSION:
         raise FormatError(f"{path} has index format {manifest['format']}; this version reads up to {FORMAT_VERSION}. "
                           "Install a newer mocoembed.")

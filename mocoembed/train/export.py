@@ -3,7 +3,8 @@
 import pathlib
 from dataclasses import dataclass
 
-from mocoembed.config import ExportConfig, PretrainConfig, from_dict
+from mocoembed.checks import from_dict
+from mocoembed.config import ExportConfig, PretrainConfig
 from mocoembed.errors import UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.encoder import Encoder

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mocoembed.config import PretrainConfig, to_dict
+from mocoembed.checks import to_dict
+from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Failure, ViewBatch, steps_per_epoch, view_batches
 from mocoembed.data.views import ViewSettings
@@ -123,7 +124,8 @@ class Session:
         epoch, position = divmod(training.step, self.steps_per_epoch)
         stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next step
         saving = stopping or position == 0 or training.step % self.config.checkpoint_every == 0
-        if saving or self.compute.device.type != "cuda" or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
+        on_gpu = self.compute.device.type == "cuda"
+        if saving or not on_gpu or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
             self._read_numbers(training)
         if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
             frozen = frozen_encoder(training.moco.encoder_q, self.config, self._source(training))

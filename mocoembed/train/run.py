@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mocoembed.config import PretrainConfig, option_name, to_dict
+from mocoembed.checks import option_name, to_dict
+from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
 from mocoembed.errors import UsageError

@@ -1,0 +1,27 @@
+"""Writes `docs/commands.md` from the commands themselves: `python -m mocoembed.cli.reference > docs/commands.md`."""
+
+import click
+
+from mocoembed.cli.main import COMMANDS, cli
+
+HEADER = """# Commands
+
+Made from the commands' own help by `python -m mocoembed.cli.reference > docs/commands.md`; a test compares the two.
+Results go to standard output, everything else to standard error. Exit status: 0 done (also when some pictures were
+unreadable: they are counted and listed), 1 the work failed, 2 the call was wrong, 130 and 143 after SIGINT and SIGTERM.
+`mocoembed --debug COMMAND ...` shows the traceback of an error.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [HEADER]
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        context = click.Context(command, info_name=f"mocoembed {name}", max_content_width=110, terminal_width=110)
+        parts.append(f"## mocoembed {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    click.echo(reference(), nl=False)

@@ -1,0 +1,51 @@
+"""Checking the values of a config, and carrying a config through JSON."""
+
+import dataclasses
+
+from mocoembed.errors import FormatError, UsageError
+
+
+def option_name(field_name: str) -> str:
+    """The command-line spelling of a config field: `batch_size` -> `--batch-size`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def require(config, name: str, ok: bool, allowed: str):
+    """Raise `UsageError` naming the option of field `name`, its value and what is `allowed`, unless `ok`."""
+    if not ok:
+        value = getattr(config, name)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UsageError(f"{option_name(name)} {shown}: must be {allowed}.")
+
+
+def one_of(config, name: str, choices):
+    """Raise `UsageError` unless field `name` is one of `choices`."""
+    require(config, name, getattr(config, name) in choices, "one of " + ", ".join(choices))
+
+
+def at_least(config, least, *names: str):
+    """Raise `UsageError` unless every named field is `None` or a number >= `least`."""
+    for name in names:
+        value = getattr(config, name)
+        require(config, name, value is None or value >= least, f"{least} or more")
+
+
+def in_unit_interval(config, *names: str):
+    """Raise `UsageError` unless every named field is a number from 0 to 1."""
+    for name in names:
+        require(config, name, 0 <= getattr(config, name) <= 1, "from 0 to 1")
+
+
+def to_dict(config) -> dict:
+    """The config as plain JSON types (tuples become lists)."""
+    return {name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(kind, values: dict):
+    """A config of class `kind` from `to_dict`'s result; `FormatError` for unknown fields."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - names):
+        raise FormatError(f"Unknown settings in the file: {', '.join(unknown)}. "
+                          "It was written by a newer version of mocoembed.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -1,0 +1,196 @@
+"""The shape of the project: who imports whom, who owns what, and that everything is documented."""
+
+import ast
+import dataclasses
+import pathlib
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+
+from mocoembed.cli.main import COMMANDS, cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+# From the source of the flow to its end: a module imports only from its own room and from rooms before it.
+ROOMS = ["version", "errors", "checks", "config", "files", "workspace", "data", "model", "knn", "train", "embed",
+         "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
+OWNERS = {"h5py": {"mocoembed/embed/store.py"}, "faiss": {"mocoembed/search/index.py"},
+          "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
+          "PIL": {"mocoembed/data/images.py", "mocoembed/data/views.py", "mocoembed/data/sample.py",
+                  "mocoembed/search/sheet.py"}}
+MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
+                 for path in (ROOT / folder).rglob("*.py"))
+
+
+def parsed(path):
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def module_name(path):
+    """`mocoembed/data/views.py` -> `mocoembed.data.views`; `cli/x.py` -> `mocoembed.cli.x`."""
+    parts = list(path.with_suffix("").parts)
+    if parts[0] == "cli":
+        parts = ["mocoembed", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def imports(path):
+    """Every module of ours or of others that a file imports, anywhere in it."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module
+
+
+def room(name):
+    parts = name.split(".")
+    if parts[0] == "benchmarks":
+        return "benchmarks"
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "__init__"
+
+
+NAMES = {module_name(path): path for path in MODULES}
+
+
+def our_imports(path):
+    return {name for name in imports(path) if name in NAMES and name != module_name(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_back_along_the_flow(path):
+    here = ROOMS.index(room(module_name(path)))
+    for name in our_imports(path):
+        there = ROOMS.index(room(name))
+        assert there <= here, f"{path} imports {name}"
+        assert there < here or room(name) in ("data", "model", "train", "embed", "search", "evaluate", "cli",
+                                              "benchmarks"), f"{path} imports {name}"
+
+
+def test_no_import_cycles():
+    graph = {name: our_imports(path) for name, path in NAMES.items()}
+    done, open_now = set(), []
+
+    def visit(name):
+        assert name not in open_now, " -> ".join([*open_now[open_now.index(name):], name])
+        if name not in done:
+            open_now.append(name)
+            for other in graph[name]:
+                visit(other)
+            open_now.pop()
+            done.add(name)
+
+    for name in graph:
+        visit(name)
+    assert len(done) == len(MODULES)
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_heavy_library_has_its_owners(library):
+    users = {str(path) for path in MODULES if path.parts[0] != "benchmarks"
+             for name in imports(path) if name.split(".")[0] == library}
+    assert users == OWNERS[library]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_modules_classes_and_public_functions_have_docstrings(path):
+    tree = parsed(path)
+    if path.name == "__init__.py" and not tree.body:
+        return
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+            if isinstance(node, ast.ClassDef):
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") \
+                            and method.name not in ("forward", "convert", "list_commands", "get_command"):
+                        assert ast.get_docstring(method), f"{path}: {node.name}.{method.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_modules_and_functions_stay_small(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert text.count("\n") <= 350, f"{path} is long; split it"
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is long"
+            arguments = node.args
+            count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
+            assert count <= 8, f"{path}: {node.name} has {count} parameters"
+            assert path.parts[0] == "cli" or arguments.kwarg is None or node.name in ("of", "_make_layer"), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_no_pickle_is_loaded_and_nothing_is_evaluated(path):
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called == "torch.load":
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert keywords.get("weights_only") == "True", f"{path}: torch.load without weights_only=True"
+            assert called not in ("eval", "exec", "pickle.load", "pickle.loads", "np.load", "numpy.load"), path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_no_heavy_library(arguments):
+    script = ("import sys\nfrom mocoembed.cli.main import main\n"
+              "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+              "heavy = {'torch', 'torchvision', 'faiss', 'h5py', 'numpy', 'PIL'} & set(sys.modules)\n"
+              "assert not heavy, heavy\n")
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, timeout=60)
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    script = "import sys, mocoembed; assert not {'torch', 'faiss', 'h5py', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_every_public_name_can_be_imported():
+    import mocoembed
+
+    for name in mocoembed.__all__:
+        assert getattr(mocoembed, name) is not None
+
+
+def documentation():
+    return "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help_and_stands_in_the_docs(name):
+    text = documentation()
+    command = cli.get_command(click.Context(cli), name)
+    assert command.help
+    assert f"mocoembed {name}" in text
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name}: {parameter.opts} has no help"
+            for spelling in parameter.opts:
+                assert re.search(rf"(?<![\w-]){re.escape(spelling)}(?![\w-])", text), f"{name} {spelling}"
+
+
+def test_links_and_files_named_in_the_docs_exist():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_no_option_grew_unnoticed():
+    """A new option is a decision: raise the number here, with the docs."""
+    from mocoembed import config
+
+    fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
+              if dataclasses.is_dataclass(kind)}
+    assert fields == {"PretrainConfig": 44, "ExportConfig": 4, "EmbedConfig": 12, "IndexConfig": 4, "SearchConfig": 8,
+                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4}
+
+
+def test_the_reference_of_commands_is_up_to_date():
+    from mocoembed.cli.reference import reference
+
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == reference()
