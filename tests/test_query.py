@@ -1,0 +1,225 @@
+"""Search by picture: hits, pairs that do not belong together, names of any bytes; and `mocoembed search`."""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mocoembed.cli.main import main
+from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
+from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.model.encoder_file import save_encoder
+from mocoembed.search import query as module
+from mocoembed.search.index import build_index
+from mocoembed.search.query import search_images
+from mocoembed.workspace import Workspace
+
+
+def collection(folder: pathlib.Path, workspace: pathlib.Path, **more):
+    """Embed and index `folder` in a workspace that has an encoder."""
+    embed_images(EmbedConfig(str(folder), workspace=str(workspace), workers=0, device="cpu", fresh=True, **more))
+    build_index(IndexConfig(workspace=str(workspace)))
+
+
+def search(workspace, *images, **more):
+    return search_images(SearchConfig(tuple(map(str, images)), workspace=str(workspace), device="cpu", **more))
+
+
+@pytest.fixture
+def fresh_index(tmp_path, indexed_workspace) -> pathlib.Path:
+    """A copy of `indexed_workspace` that a test may change."""
+    return pathlib.Path(shutil.copytree(indexed_workspace, tmp_path / "indexed"))
+
+
+def test_every_picture_finds_itself(indexed_workspace, pictures, monkeypatch):
+    """In batches of five, with path, label and row of the embeddings file."""
+    monkeypatch.setattr(module, "BATCH", 5)
+    paths, steps = sorted(str(path) for path in pictures.rglob("*.*")), []
+    config = SearchConfig(tuple(paths), workspace=str(indexed_workspace), k=3, device="cpu")
+    results = search_images(config, lambda *counts: steps.append(counts))
+    assert steps == [(5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
+    for row, (path, result) in enumerate(zip(paths, results)):
+        first = result.hits[0]
+        assert (result.query, first.rank, first.path, first.row) == (path, 1, path, row)
+        assert first.label == pathlib.Path(path).parent.name
+        assert first.score == pytest.approx(1, abs=1e-5)
+        assert [hit.rank for hit in result.hits] == [1, 2, 3]
+
+
+def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_pictures, tmp_path):
+    """A picture from outside, compared by loops with the vector that embedding its folder gives."""
+    outside = make_pictures(tmp_path / "outside", per_class=1, seed=9)
+    embed_images(EmbedConfig(str(outside), workspace=str(indexed_workspace), output=str(tmp_path / "outside.h5"),
+                             workers=0, device="cpu"))
+    with EmbeddingFile(tmp_path / "outside.h5") as file, EmbeddingFile(indexed_workspace / "embeddings.h5") as other:
+        cosines = [float(file.embeddings()[0] @ row) for row in other.embeddings()]
+        query = os.fsdecode(file.full_path(0))
+    hits = search(indexed_workspace, query, k=24)[0].hits
+    assert [hit.row for hit in hits] == sorted(range(24), key=lambda row: -cosines[row])
+    np.testing.assert_allclose([hit.score for hit in hits], sorted(cosines, reverse=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{"features": "projection"}, {"normalize": False}, {"labels": "none"}])
+def test_other_kinds_of_vectors(fresh_workspace, pictures, more):
+    collection(pictures, fresh_workspace, **more)
+    query = pictures / "red" / "003.jpg"
+    first, second = search(fresh_workspace, query, k=2)[0].hits
+    assert first.path == str(query)
+    assert first.label == (None if "labels" in more else "red")
+    assert first.score == pytest.approx(0 if "normalize" in more else 1, abs=1e-4)
+    assert second.score < first.score - 1e-4
+
+
+def test_k_larger_than_the_collection(indexed_workspace, pictures):
+    hits = search(indexed_workspace, pictures / "red" / "000.png", k=500)[0].hits
+    assert sorted(hit.row for hit in hits) == list(range(24))
+
+
+def test_the_workspace_may_move(fresh_index, pictures, tmp_path, monkeypatch):
+    """The index names the embeddings file relative to itself, not to the current folder."""
+    monkeypatch.chdir(tmp_path)
+    os.rename(fresh_index, tmp_path / "elsewhere")
+    assert search("elsewhere", pictures / "red" / "000.png")[0].hits[0].path == str(pictures / "red" / "000.png")
+
+
+def test_the_pictures_may_move(indexed_workspace, pictures, tmp_path):
+    hit = search(indexed_workspace, pictures / "red" / "000.png", root=str(tmp_path))[0].hits[0]
+    assert hit.path == str(tmp_path / "red" / "000.png")
+
+
+def test_the_embeddings_file_may_move(fresh_index, pictures):
+    query = pictures / "red" / "000.png"
+    os.rename(fresh_index / "embeddings.h5", fresh_index / "moved.h5")
+    with pytest.raises(UsageError, match=r"embeddings\.h5' of .*embeddings\.faiss does not exist.*--embeddings"):
+        search(fresh_index, query)
+    assert search(fresh_index, query, embeddings=str(fresh_index / "moved.h5"))[0].hits[0].path == str(query)
+
+
+def test_a_stale_pair_is_refused(fresh_index, make_pictures, tmp_path):
+    query = tmp_path / "more" / "red" / "000.png"
+    make_pictures(tmp_path / "more", per_class=9)
+    embed_images(EmbedConfig(str(tmp_path / "more"), workspace=str(fresh_index), workers=0, device="cpu", fresh=True))
+    with pytest.raises(MismatchError, match=r"faiss was built from 24 rows \(\w{12}\), but .*h5 has 27 rows \(\w{12}\)"
+                                            r".\nRun mocoembed index again"):
+        search(fresh_index, query)
+    build_index(IndexConfig(workspace=str(fresh_index)))
+    assert search(fresh_index, query)[0].hits[0].path == str(query)
+
+
+def test_encoders(fresh_index, pictures, make_encoder, tmp_path):
+    """Found by fingerprint; given; foreign; not there."""
+    query, places = pictures / "red" / "000.png", Workspace(fresh_index)
+    save_encoder(tmp_path / "foreign.safetensors", make_encoder(seed=5))
+    with pytest.raises(MismatchError, match=r"made with the encoder \w{12}, but .*foreign\.safetensors is \w{12}"):
+        search(fresh_index, query, encoder=str(tmp_path / "foreign.safetensors"))
+    shutil.copy(tmp_path / "foreign.safetensors", places.newest_encoder)  # a later pretraining
+    assert search(fresh_index, query)[0].hits[0].score == pytest.approx(1, abs=1e-5)
+    kept = next(places.encoders.iterdir())
+    os.rename(kept, tmp_path / "own.safetensors")
+    with pytest.raises(UsageError, match=f"The encoder {kept.name[:12]} that made .*--encoder FILE"):
+        search(fresh_index, query)
+    assert search(fresh_index, query, encoder=str(tmp_path / "own.safetensors"))[0].hits[0].path == str(query)
+
+
+def test_queries_that_cannot_be_used(indexed_workspace, pictures, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(next((pictures / "red").glob("*.jpg")).read_bytes()[:200])
+    os.mkfifo(tmp_path / "fifo.jpg")
+    for name, error, message in [("absent.jpg", UsageError, r"absent\.jpg' does not exist"),
+                                 (".", UsageError, "is a folder"),
+                                 ("broken.jpg", CollectionError, r"broken\.jpg' cannot be read: \w+: "),
+                                 ("fifo.jpg", CollectionError, "not a regular file")]:
+        with pytest.raises(error, match=message):
+            search(indexed_workspace, pictures / "red" / "000.png", tmp_path / name)
+
+
+def test_an_embeddings_file_is_no_index(indexed_workspace, pictures):
+    with pytest.raises(FormatError, match="HDF5"):
+        search(indexed_workspace, pictures / "red" / "000.png", index=str(indexed_workspace / "embeddings.h5"))
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def test_command_formats(indexed_workspace, pictures, run_cli):
+    queries = [pictures / "red" / "000.png", pictures / "blue" / "001.jpg"]
+    arguments = ("search", *queries, "--workspace", indexed_workspace, "-k", "2", "--format")
+    status, out, err = run_cli(*arguments, "json")
+    assert (status, err) == (0, "")
+    value = json.loads(out)
+    assert [one["query"] for one in value] == list(map(str, queries))
+    assert set(value[0]["hits"][0]) == {"rank", "score", "path", "label", "row"}
+    hits = [(one["query"], hit) for one in value for hit in one["hits"]]
+    rows = list(csv.DictReader(run_cli(*arguments, "csv")[1].splitlines()))
+    assert [(row["query"], row["path"], row["label"], int(row["row"])) for row in rows] == [
+        (query, hit["path"], hit["label"], hit["row"]) for query, hit in hits]
+    assert run_cli(*arguments, "paths")[1].splitlines() == [hit["path"] for _, hit in hits]
+    lines = run_cli(*arguments, "table")[1].splitlines()
+    assert lines[0] == str(queries[0])
+    assert lines[1].split() == ["rank", "score", "label", "path"]
+    assert lines[2].split() == ["1", "1.0000", "red", str(queries[0])]
+    assert len({line.index("/") for line in lines[2:4]}) == 1
+    assert lines[4] == ""
+    assert lines[5] == str(queries[1])
+
+
+def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, pictures, run_cli, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good, sheet = pictures / "red" / "000.png", tmp_path / "hits.png"
+    for bad, expected in (("broken.png", 1), ("absent.png", 2)):
+        status, out, err = run_cli("search", good, tmp_path / bad, "--workspace", indexed_workspace, "--sheet", sheet)
+        assert (status, out) == (expected, "")
+        assert bad in err
+        assert len(err.splitlines()) == 1
+    assert not sheet.exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((), "No picture"), (("PICTURE", "-k", "0"), "-k 0"),
+                                                    (("PICTURE", "--sheet", "hits.jpg"), ".png"),
+                                                    (("PICTURE", "--sheet", "PICTURE"), "not a contact sheet"),
+                                                    (("PICTURE", "--index", "absent.faiss"), "absent.faiss")])
+def test_command_with_a_wrong_call(indexed_workspace, pictures, run_cli, arguments, message):
+    picture = pictures / "red" / "000.png"
+    before = picture.read_bytes()
+    arguments = [picture if argument == "PICTURE" else argument for argument in arguments]
+    status, out, err = run_cli("search", *arguments, "--workspace", indexed_workspace)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert picture.read_bytes() == before
+
+
+@pytest.fixture(params=[b"caf\xe9 \xff.png", "schön 猫.png".encode(), b"two\nlines\x1b[31m.png"])
+def odd_name(request, fresh_workspace, pictures, tmp_path):
+    """(workspace, path as bytes) of a collection with a picture of an odd name."""
+    folder = tmp_path / "odd"
+    shutil.copytree(pictures / "red", folder / "red")
+    path = os.path.join(os.fsencode(folder), b"red", request.param)
+    with open(path, "wb") as file:
+        file.write((pictures / "green" / "000.png").read_bytes())
+    collection(folder, fresh_workspace)
+    return fresh_workspace, path
+
+
+def test_odd_names_come_back_whole(odd_name, capfdbinary):
+    workspace, path = odd_name
+    assert os.fsencode(search(workspace, os.fsdecode(path))[0].hits[0].path) == path
+
+    def run(form: str) -> bytes:
+        with pytest.raises(SystemExit) as leaving:
+            main(["search", os.fsdecode(path), "-k", "1", "--format", form, "--workspace", str(workspace)])
+        assert not leaving.value.code
+        return capfdbinary.readouterr().out
+
+    value = json.loads(run("json").decode("ascii"))
+    assert os.fsencode(value[0]["query"]) == os.fsencode(value[0]["hits"][0]["path"]) == path
+    assert run("paths") == path + b"\n"
+    lines = run("csv").decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    row = next(csv.DictReader(lines))
+    assert os.fsencode(row["path"]) == path
+    shown = path.replace(b"\n", b"\\n").replace(b"\x1b", b"\\x1b")
+    assert run("table").splitlines()[2].endswith(b"  " + shown)
