@@ -5,7 +5,10 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
+from mocoembed.cli.tables import one_line
 from mocoembed.config import InfoConfig
+
+SHOWN_ITEMS = 12
 
 
 @click.command()
@@ -26,14 +29,24 @@ def info(as_json, **values):
     if as_json:
         click.echo(json.dumps(description, indent=2))
         return
-    for name, value in description.items():
-        click.echo(f"{name:22} {_shown(value)}")
+    lines = list(_flat(description))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{name:{width}}  {one_line(value)}")
 
 
-def _shown(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
-    if isinstance(value, list):
-        shown = ", ".join(_shown(one) for one in value[:12])
-        return shown + (f" ... ({len(value)} in all)" if len(value) > 12 else "") if value else "-"
-    return "-" if value is None else str(value)
+def _flat(values: dict, before: str = ""):
+    """Pairs of a dotted name and its value as text, for a dict of dicts."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{name}.")
+        elif isinstance(value, list):
+            shown = ", ".join(map(_text, value[:SHOWN_ITEMS]))
+            more = f" ... ({len(value)} in all)" if len(value) > SHOWN_ITEMS else ""
+            yield before + name, shown + more if value else "-"
+        else:
+            yield before + name, "-" if value in (None, {}) else str(value)
+
+
+def _text(item) -> str:
+    return ": ".join(map(str, item.values())) if isinstance(item, dict) else str(item)

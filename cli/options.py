@@ -10,6 +10,7 @@ import click
 
 from mocoembed import config as configs
 from mocoembed.checks import option_name
+from mocoembed.config import DEFAULT_WORKSPACE
 
 WORKSPACE_VARIABLE = "MOCOEMBED_WORKSPACE"
 
@@ -78,7 +79,7 @@ def options_of(config_class, *, leave_out=(), presets=()):
             name = option_name(field.name)
             kind, is_flag = _click_type(annotations[field.name])
             more: dict[str, typing.Any] = {"help": help_texts[field.name]}
-            if field.name == "workspace":
+            if field.default == DEFAULT_WORKSPACE:
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
             in_presets = any(field.name in preset for preset in presets)
             default = None if presets else field.default

@@ -309,7 +309,7 @@ class DemoConfig:
     """Everything that `mocoembed demo` needs."""
 
     workspace: str = "demo-workspace"
-    """Folder for the generated pictures and all results."""
+    """Folder for the generated pictures and all results; new, empty, or of an earlier demo."""
     pictures: int = 2400
     """Generated pictures to learn from; a sixth as many more are held out."""
     epochs: int | None = None

@@ -20,6 +20,7 @@ from mocoembed.data.loader import evaluation_batches
 from mocoembed.data.sample import write_collection
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
+from mocoembed.errors import UsageError
 from mocoembed.evaluate.accuracy import KnnResult, knn_accuracy
 from mocoembed.knn import accuracy, classify
 from mocoembed.model.encoder_file import save_encoder
@@ -34,6 +35,7 @@ from mocoembed.workspace import Workspace
 
 K, TEMPERATURE = 20, 0.1
 QUERIES_ON_THE_SHEET = 6
+PICTURES = "generated-pictures"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,18 @@ class Demo:
     def __init__(self, config: DemoConfig, say: Callable[[str], None], watcher: Watcher):
         self.config, self.say, self.watcher = config, say, watcher
         self.places = Workspace(config.workspace)
-        self.train, self.test = self.places.root / "pictures" / "train", self.places.root / "pictures" / "test"
+        pictures = self.places.root / PICTURES / f"{config.pictures}-seed{config.seed}"
+        self.train, self.test = pictures / "train", pictures / "test"
         self.queries = self.places.root / "test.h5"
 
     def run(self) -> DemoResult:
-        """Generate, pretrain, embed, index, search and measure."""
+        """Generate, pretrain, embed, index, search and measure.
+
+        Raises `UsageError` when the workspace holds anything but an earlier demo, which would be overwritten.
+        """
+        root = self.places.root
+        if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / PICTURES).is_dir())):
+            raise UsageError(f"--workspace {root}: is in use for something else. Give a new folder.")
         held_out = self.config.pictures // 6
         self.say(f"# {self.config.pictures} generated pictures to learn from, {held_out} held out")
         write_collection(self.train, self.config.pictures, self.config.seed)
@@ -82,11 +91,11 @@ class Demo:
         self.say(f"$ mocoembed {command} --workspace {self.places.root}")
 
     def _pretrain(self) -> PretrainConfig:
-        overrides = {"workspace": str(self.places.root), "seed": self.config.seed, "run": "demo"}
+        overrides = {"workspace": str(self.places.root), "seed": self.config.seed}
         if self.config.epochs is not None:
             overrides["epochs"] = self.config.epochs
         training = PretrainConfig.of("small", str(self.train), **overrides)
-        self._say(f"pretrain {self.train} --recipe small --run demo --epochs {training.epochs} --seed {training.seed}")
+        self._say(f"pretrain {self.train} --recipe small --epochs {training.epochs} --seed {training.seed}")
         pretrain(training, self.watcher)
         return training
 

@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_old_index(built, monkeypatch):
     assert not list(built[1].parent.glob("*.tmp"))
 
 
-def test_a_signal_leaves_the_old_index(built, monkeypatch):
+def test_a_signal_leaves_the_old_index(built):
     before = built[1].read_bytes()
 
     def progress(done, total):
@@ -225,6 +225,15 @@ def test_a_signal_leaves_the_old_index(built, monkeypatch):
     with pytest.raises(Interrupted, match="60 of 60 vectors") as stopped:
         build_index(IndexConfig(str(built[0])), progress)
     assert stopped.value.status == 143
+    assert built[1].read_bytes() == before
+
+
+def test_a_signal_stops_the_writing(built, monkeypatch):
+    before = built[1].read_bytes()
+    monkeypatch.setattr(module, "measure", lambda *arguments: os.kill(os.getpid(), 2) or {})
+    with pytest.raises(Interrupted, match="while writing") as stopped:
+        build_index(IndexConfig(str(built[0])))
+    assert stopped.value.status == 130
     assert built[1].read_bytes() == before
 
 

@@ -1,0 +1,172 @@
+"""The command line as a user types it: the five commands in a row, and wrong input to every one of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16", "--queue-size", "20", "--batch-size",
+        "8", "--bn-groups", "2", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+
+
+def snapshot(folder):
+    """Every file below a folder with its content, but for locks."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and ".lock" not in path.name}
+
+
+def test_pictures_to_hits_without_any_path(tmp_path, pictures, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run_cli("pretrain", pictures, *TINY, "--val", pictures)
+    assert status == 0
+    assert "encoders" in out
+    assert "ln(K+1) = 3.045" in err
+    assert "kNN accuracy" in err
+    status, out, _ = run_cli("embed", pictures, "--json")
+    assert status == 0
+    assert json.loads(out)["embedded"] == 24
+    assert run_cli("index")[0] == 0
+    query = pictures / "red" / "001.jpg"
+    status, out, _ = run_cli("search", query, "-k", "3", "--format", "json", "--sheet", "hits.png")
+    (found,) = json.loads(out)
+    assert set(found) == {"query", "hits"}
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    first = found["hits"][0]
+    assert set(first) == {"rank", "score", "path", "label", "row"}
+    assert first["score"] == pytest.approx(1, abs=1e-5)
+    assert os.path.samefile(first["path"], query)
+    assert first["label"] == "red"
+    assert (tmp_path / "hits.png").read_bytes().startswith(b"\x89PNG")
+    status, out, _ = run_cli("knn", "--json", "-k", "1,5")
+    result = json.loads(out)
+    assert {"preset", "features", "bank", "queries", "results", "per_class", "encoder"} <= set(result)
+    assert [one["k"] for one in result["results"]] == [1, 5]
+    for path in ("embeddings.h5", "embeddings.faiss", "encoder.safetensors"):
+        status, out, _ = run_cli("info", tmp_path / "mocoembed-workspace" / path, "--json", "--verify")
+        assert status == 0
+        assert json.loads(out)["verified"] is True
+    (run,) = (tmp_path / "mocoembed-workspace" / "runs").iterdir()
+    assert json.loads(run_cli("info", run, "--json")[1])["step"] == 6
+    assert run_cli("export")[0] == 0
+
+
+@pytest.fixture
+def bad(tmp_path, fresh_workspace):
+    """A folder of wrong things to give: empty/, text/ (a text file with a picture's name), text.txt."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "not-a-picture.jpg").write_text("hello")
+    (tmp_path / "text.txt").write_text("hello")
+    return tmp_path
+
+
+# (arguments, with {bad}, {ws} and {pictures} filled in; exit status; a part of the message)
+WRONG_CALLS = [
+    ("pretrain {bad}/nowhere", 2, "does not exist"),
+    ("pretrain {bad}/text.txt", 2, "is a file, not a folder"),
+    ("pretrain {bad}/empty", 1, "holds no pictures"),
+    ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "do not fill one batch"),
+    ("pretrain {pictures}", 1, "24 pictures do not fill one batch of 256"),
+    ("pretrain {pictures} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, cifar10, small"),
+    ("pretrain {pictures} --epochs many", 2, "many"),
+    ("pretrain {pictures} --epochs 0", 2, "--epochs 0: must be 1 or more"),
+    ("pretrain {pictures} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),
+    ("pretrain {pictures} --device tpu", 2, "--device tpu"),
+    ("pretrain {pictures} --device cuda:99", 2, "--device cuda:99: not on this machine"),
+    ("pretrain {pictures} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),
+    ("pretrain {pictures} --width 0.3 --batch-size 16", 2, "--width 0.3"),
+    ("pretrain {pictures} --batch-size 16 --val {bad}/nowhere", 2, "The folder of --val"),
+    ("pretrain", 2, "Missing argument"),
+    ("export {bad}/nowhere.pt", 2, "does not exist"),
+    ("export {bad}/text.txt", 1, "not a checkpoint"),
+    ("export {ws}/embeddings.h5", 1, "not a checkpoint"),
+    ("export --format keras", 2, "must be one of encoder, torchvision, detectron2, onnx"),
+    ("export --workspace {bad}", 2, "No run with a checkpoint"),
+    ("embed {bad}/nowhere", 2, "does not exist"),
+    ("embed {bad}/empty", 1, "holds no pictures"),
+    ("embed {bad}/text --output {bad}/text.h5", 1, "None of the 1 pictures can be read"),
+    ("embed {pictures} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
+    ("embed {pictures} --encoder {ws}/embeddings.h5", 1, "is not an encoder file"),
+    ("embed {pictures} --features head", 2, "--features head: must be one of backbone, projection"),
+    ("embed {pictures} --features projection", 1, "--fresh"),
+    ("embed {bad}/text", 1, "another folder"),
+    ("index {bad}/nowhere.h5", 2, "Make one with: mocoembed embed"),
+    ("index {bad}/text.txt", 1, "not an embeddings file"),
+    ("index {ws}/encoder.safetensors", 1, "not an embeddings file"),
+    ("index --type hnsw", 2, "--type hnsw: must be one of auto, flat"),
+    ("search {pictures}/red/001.jpg --index {ws}/embeddings.h5", 1, "embeddings"),
+    ("search {pictures}/red/001.jpg --index {bad}/nowhere", 2, "Make one with: mocoembed index"),
+    ("search {pictures}/red/001.jpg -k 0", 2, "must be 1 or more"),
+    ("search", 2, "PICTURE"),
+    ("knn {bad}/nowhere.h5", 2, "does not exist"),
+    ("knn {bad}/text.txt", 1, "not an embeddings file"),
+    ("knn --preset moco", 1, "projection"),
+    ("knn --preset swav", 2, "must be one of moco, lightly, dino"),
+    ("knn -k none", 2, "is not one or more numbers"),
+    ("info {bad}/nowhere", 2, "does not exist"),
+    ("info {bad}/text.txt", 1, "not a file of mocoembed"),
+    ("info {bad}/empty", 1, "holds no checkpoint"),
+    ("demo --pictures 3", 2, "--pictures 3: must be 160 or more"),
+    ("nonsense", 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("call", "status", "message"), WRONG_CALLS)
+def test_wrong_input_says_what_is_wrong_and_changes_nothing(call, status, message, bad, fresh_workspace, pictures,
+                                                            run_cli, monkeypatch):
+    monkeypatch.chdir(bad)
+    arguments = [part.format(bad=bad, ws=fresh_workspace, pictures=pictures) for part in call.split()]
+    monkeypatch.setenv("MOCOEMBED_WORKSPACE", str(fresh_workspace))
+    before = snapshot(bad)
+    got, out, err = run_cli(*arguments)
+    assert (got, out) == (status, "")
+    lines = [line for line in err.splitlines()
+             if not line.startswith(("Usage:", "Try ", "The loss starts")) and line.strip()]
+    assert message in " ".join(lines)
+    assert 1 <= len(lines) <= 2
+    assert "Traceback" not in err
+    assert snapshot(bad) == before
+
+
+def test_search_for_what_is_no_picture(bad, fresh_workspace, run_cli):
+    assert run_cli("index", "--workspace", fresh_workspace)[0] == 0
+    for name, status in [("text/not-a-picture.jpg", 1), ("nowhere.jpg", 2), ("empty", 2)]:
+        got, out, err = run_cli("search", bad / name, "--workspace", fresh_workspace)
+        assert (got, out) == (status, ""), err
+        assert name in err
+        assert "Traceback" not in err
+
+
+def test_a_traceback_only_with_debug(tmp_path):
+    for arguments, expected in [(["info", "nowhere"], False), (["--debug", "info", "nowhere"], True)]:
+        done = subprocess.run([sys.executable, "-m", "mocoembed", *arguments], capture_output=True, text=True,
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, check=False)
+        assert done.returncode != 0
+        assert ("Traceback" in done.stderr) is expected
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, pictures, number, status):
+    command = [sys.executable, "-m", "mocoembed", "pretrain", str(pictures), *TINY, "--epochs", "400", "--workers", "1",
+               "--workspace", str(tmp_path)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if line.startswith("epoch 3/"):
+            child.send_signal(number)
+            break
+    rest = child.stderr.read()
+    child.stderr.close()
+    assert child.wait(timeout=60) == status
+    assert "Run the same command again to go on." in rest
+    assert "Traceback" not in rest
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "checkpoint.json").exists()
+
+
+def test_output_into_a_closed_pipe_is_no_traceback(fresh_workspace, tmp_path):
+    script = f"{sys.executable} -m mocoembed info {fresh_workspace}/embeddings.h5 | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
