@@ -29,12 +29,14 @@ COLUMNS = ("name", "preset", "features", "k", "T", "top1", "top5", "bank", "quer
 
 def presets_for(bank: str, asked: tuple[str, ...]) -> list[str | None]:
     """Those of the presets asked for that are defined on the file's features; `[None]` when none was asked for."""
+    if not asked:
+        return [None]
     with EmbeddingFile(bank) as file:
         features = file.features
     for preset in asked:
         if KNN_PRESETS[preset][0] != features:
             note(f"{bank}: --preset {preset} is left out; it is not defined on {features} features")
-    return [preset for preset in asked if KNN_PRESETS[preset][0] == features] if asked else [None]
+    return [preset for preset in asked if KNN_PRESETS[preset][0] == features]
 
 
 def rows_of(name: str, config: KnnConfig) -> list[dict]:

@@ -1,6 +1,8 @@
 """kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
 
 import json
+import pathlib
+import runpy
 
 import numpy as np
 import pytest
@@ -69,6 +71,13 @@ def test_one_picture_and_two_classes(make_embeddings):
     bank, queries = make_embeddings("bank", [[1, 0], [0, 1]], "ab"), make_embeddings("queries", [[9, 1]], "a")
     result = knn_accuracy(KnnConfig(bank=bank, queries=queries))
     assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, 100.0, 2)
+
+
+def test_one_file_on_both_sides_is_said(make_embeddings):
+    path = make_embeddings("bank", clouds("aabb"), "aabb")
+    result = knn_accuracy(KnnConfig(bank=path, queries=path, k=(1,)))
+    assert result.scores[0].top1 == 100
+    assert "votes on itself" in result.notes()[0]
 
 
 @pytest.mark.parametrize(("more", "what"), [({"fingerprint": "e" * 64}, "encoders"),
@@ -149,3 +158,21 @@ def test_command_without_anything(tmp_path, run_cli):
     status, out, err = run_cli("knn", "--workspace", tmp_path)
     assert (status, out) == (2, "")
     assert "mocoembed embed" in err
+
+
+def test_benchmark_compares_files(workspace, make_embeddings, capsys):
+    script = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "knn_accuracy.py"))
+    made_up, real = make_embeddings("bank", clouds("aabb"), "aabb", features="projection"), workspace / "embeddings.h5"
+    arguments = ["--alone", "real", str(real), "--pair", "made-up", made_up, made_up]
+    with pytest.raises(SystemExit):
+        script["main"]([*arguments, "-k", "1,3", "--format", "json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["name"], row["k"], row["queries"]) for row in rows] == [
+        ("made-up", 1, 4), ("made-up", 3, 4), ("real", 1, "leave-one-out"), ("real", 3, "leave-one-out")]
+    expected = knn_accuracy(KnnConfig(bank=str(real), k=(1,))).scores[0]
+    assert (rows[2]["top1"], rows[2]["top5"]) == (round(expected.top1, 2), round(expected.top5, 2))
+    with pytest.raises(SystemExit):
+        script["main"]([*arguments, "--preset", "dino"])
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:4] for line in table if "dino" in line] == [
+        ["| real", "dino", "backbone", str(k)] for k in (10, 20, 23, 23)]

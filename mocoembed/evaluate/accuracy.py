@@ -29,6 +29,8 @@ class Side:
     """The labelled rows of one embeddings file."""
 
     path: pathlib.Path
+    identity: str
+    """SHA-256 of the file's rows."""
     features: str
     encoder: dict
     """Fingerprint and provenance of the encoder that made the vectors."""
@@ -95,6 +97,9 @@ class KnnResult:
         sides = [("bank", self.bank)] if self.leave_one_out else [("bank", self.bank), ("queries", self.queries)]
         notes = [f"left out: {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
+        if not self.leave_one_out and self.bank.identity == self.queries.identity:
+            notes.append("bank and queries are the same pictures, so each one votes on itself; "
+                         f"give {self.bank.path} alone to leave it out")
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
                          " pictures can vote; all of them do")
@@ -189,8 +194,8 @@ def read_side(file: EmbeddingFile, device: torch.device) -> Side:
         at += len(block)
     names = [label_names[number] for number in labels[known]]
     encoder = {"fingerprint": file.fingerprint, "provenance": file.encoder["provenance"]}
-    return Side(file.path, file.features, encoder, functional.normalize(vectors, dim=1).to(device), names,
-                len(labels) - len(names))
+    return Side(file.path, file.identity, file.features, encoder, functional.normalize(vectors, dim=1).to(device),
+                names, len(labels) - len(names))
 
 
 def per_class_accuracy(names: list[str], right: np.ndarray) -> dict[str, tuple[int, float]]:
