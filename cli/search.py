@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mocoembed.cli.options import options_of
+from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.progress import counter, note
 from mocoembed.cli.tables import one_line, put, table
 from mocoembed.config import SearchConfig
@@ -48,8 +48,9 @@ FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 @options_of(SearchConfig, leave_out=("images",))
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True,
               help="How to print the hits; paths gives one hit's path a line and nothing else.")
+@json_option
 @click.option("--sheet", metavar="FILE", help="Draw queries and hits into this PNG file, too.")
-def search(images, form, sheet, **values):
+def search(images, form, as_json, sheet, **values):
     """Find the pictures of the collection that are most similar to each PICTURE.
 
     A PICTURE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities, 1 at
@@ -66,7 +67,7 @@ def search(images, form, sheet, **values):
     require_sheet(sheet)
     with counter("search", "pictures") as progress:
         results = search_images(SearchConfig(images=images, **values), progress)
-    put(FORMATS[form](results))
+    put(FORMATS["json" if as_json else form](results))
     if sheet:
         contact_sheet(results, sheet)
         note(f"sheet: {sheet}")

@@ -151,6 +151,7 @@ def test_command_formats(indexed_workspace, pictures, run_cli):
     arguments = ("search", *queries, "--workspace", indexed_workspace, "-k", "2", "--format")
     status, out, err = run_cli(*arguments, "json")
     assert (status, err) == (0, "")
+    assert run_cli(*arguments[:-1], "--json")[1] == out
     value = json.loads(out)
     assert [one["query"] for one in value] == list(map(str, queries))
     assert set(value[0]["hits"][0]) == {"rank", "score", "path", "label", "row"}
