@@ -57,14 +57,14 @@ class DemoResult:
 class Demo:
     """The steps of the demo; each one shows the command that it stands for through `say`."""
 
-    def __init__(self, config: DemoConfig, say: Callable[[str], None], watcher: Watcher):
-        self.config, self.say, self.watcher = config, say, watcher
+    def __init__(self, config: DemoConfig, say: Callable[[str], None]):
+        self.config, self.say = config, say
         self.places = Workspace(config.workspace)
         pictures = self.places.root / PICTURES / f"{config.pictures}-seed{config.seed}"
         self.train, self.test = pictures / "train", pictures / "test"
         self.queries = self.places.root / "test.h5"
 
-    def run(self) -> DemoResult:
+    def run(self, watcher: Watcher) -> DemoResult:
         """Generate, pretrain, embed, index, search and measure.
 
         Raises `UsageError` when the workspace holds anything but an earlier demo, which would be overwritten.
@@ -76,7 +76,7 @@ class Demo:
         self.say(f"# {self.config.pictures} generated pictures to learn from, {held_out} held out")
         write_collection(self.train, self.config.pictures, self.config.seed)
         write_collection(self.test, held_out, self.config.seed, first=self.config.pictures)
-        training = self._pretrain()
+        training = self._pretrain(watcher)
         self._embed(self.train, None)
         self._embed(self.test, self.queries)
         self._say("index")
@@ -90,13 +90,15 @@ class Demo:
     def _say(self, command: str):
         self.say(f"$ mocoembed {command} --workspace {self.places.root}")
 
-    def _pretrain(self) -> PretrainConfig:
-        overrides = {"workspace": str(self.places.root), "seed": self.config.seed}
-        if self.config.epochs is not None:
-            overrides["epochs"] = self.config.epochs
-        training = PretrainConfig.of("small", str(self.train), **overrides)
+    def training(self) -> PretrainConfig:
+        """The pretraining that the demo runs."""
+        epochs = {} if self.config.epochs is None else {"epochs": self.config.epochs}
+        return PretrainConfig.of("small", self.train, workspace=str(self.places.root), seed=self.config.seed, **epochs)
+
+    def _pretrain(self, watcher: Watcher) -> PretrainConfig:
+        training = self.training()
         self._say(f"pretrain {self.train} --recipe small --epochs {training.epochs} --seed {training.seed}")
-        pretrain(training, self.watcher)
+        pretrain(training, watcher)
         return training
 
     def _embed(self, folder: pathlib.Path, output: pathlib.Path | None, encoder: pathlib.Path | None = None):
@@ -140,8 +142,3 @@ def pixel_vectors(listing: Listing, size: int = 32) -> tuple[torch.Tensor, torch
     pixels = torch.cat([batch.pixels for batch in evaluation_batches(listing, transform, 256)]).flatten(1).float()
     vectors = functional.normalize(pixels - pixels.mean(dim=1, keepdim=True), dim=1)
     return vectors, torch.from_numpy(listing.labels).long()
-
-
-def run_demo(config: DemoConfig, say: Callable[[str], None], watcher: Watcher | None = None) -> DemoResult:
-    """Run the demo in its workspace; `say` is called with each command that a step stands for."""
-    return Demo(config, say, watcher or Watcher()).run()
