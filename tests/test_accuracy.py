@@ -10,9 +10,10 @@ import pytest
 from mocoembed.config import EmbedConfig, KnnConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
+from mocoembed.search import memory
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:
@@ -111,6 +112,12 @@ def test_what_cannot_be_measured(make_embeddings, tmp_path):
         knn_accuracy(KnnConfig(bank=make_embeddings("nan", [[1, np.nan], [0, 1]], "ab")))
     with pytest.raises(UsageError, match="does not exist"):
         knn_accuracy(KnnConfig(bank=make_embeddings("bank", np.eye(2), "ab"), queries=str(tmp_path / "nothing.h5")))
+
+
+def test_too_little_memory_is_said_before(workspace, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(MocoembedError, match=r"kNN accuracy of .* needs"):
+        knn_accuracy(KnnConfig(workspace=str(workspace)))
 
 
 def test_a_flipped_bit_is_refused(fresh_workspace):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import threading
+import tracemalloc
 
 import faiss
 import numpy as np
@@ -48,7 +49,7 @@ def nearest_ids(path, queries, k: int, metric: str) -> list[list[int]]:
 @pytest.mark.parametrize(("unit", "metric"), [(True, "inner_product"), (False, "l2")])
 def test_round_trip(make_embeddings, monkeypatch, unit, metric):
     """The nearest ids, in blocks of seven vectors, by the metric that suits them."""
-    monkeypatch.setattr(module, "BLOCK_BYTES", 7 * 4 * 12)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 7 * module.row_bytes(12))
     steps = []
     path = make_embeddings("photos", vectors_of(60, unit=unit), "abc" * 20, normalized=unit)
     result = build_index(IndexConfig(path), lambda *counts: steps.append(counts))
@@ -260,6 +261,38 @@ def test_too_little_memory_is_said_before(built, monkeypatch):
     for work in (lambda: build_index(IndexConfig(str(built[0]))), lambda: SearchIndex.open(built[1])):
         with pytest.raises(MocoembedError, match=r"needs 0\.\d\d GiB of memory and 0\.00 GiB are free"):
             work()
+
+
+def test_memory_that_runs_out_all_the_same(built, monkeypatch):
+    before = built[1].read_bytes()
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "measure", fail)
+    monkeypatch.setattr(faiss, "read_index", fail)
+    for work in (lambda: build_index(IndexConfig(str(built[0]))), lambda: SearchIndex.open(built[1])):
+        with pytest.raises(MocoembedError, match="ran out of memory; it needs about"):
+            work()
+    assert built[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("length", [2, 64])
+def test_building_takes_the_memory_it_asked_for(make_embeddings, monkeypatch, length):
+    """Short vectors come in large numbers: what is compared with the sample must stay within a block, too."""
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 20)
+    vectors = vectors_of(4000, length)
+    path = make_embeddings("many", vectors, "a" * 4000, normalized=True)
+    with EmbeddingFile(path) as file:
+        index = faiss.index_factory(length, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+        index.add_with_ids(file.embeddings(), file.ids())
+        queries = file.embeddings(slice(0, 100))
+        found = index.search(queries, 10)[1]
+        tracemalloc.start()
+        assert module.recall(file, queries, found) == 1.0
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1.5 * (1 << 20) + module.ID_BYTES * 4000
 
 
 def test_memory_counts_the_limit_of_the_process(monkeypatch):

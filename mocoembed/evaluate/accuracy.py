@@ -18,6 +18,7 @@ from mocoembed.errors import CollectionError, FormatError, MismatchError
 from mocoembed.files import require_file
 from mocoembed.knn import accuracy, bank_size, classify
 from mocoembed.model.precision import Compute
+from mocoembed.search.memory import within_memory
 from mocoembed.workspace import Workspace
 
 BLOCK = 8192  # rows read at a time
@@ -184,18 +185,23 @@ def read_side(file: EmbeddingFile, device: torch.device) -> Side:
     file.verify()
     labels, label_names = file.labels(), file.label_names
     known = labels != NO_LABEL
-    vectors = torch.empty(int(known.sum()), file.dimension)
-    at = 0
-    for first in range(0, len(file), BLOCK):
-        block = file.embeddings(slice(first, first + BLOCK))[known[first:first + BLOCK]]
-        if not np.isfinite(block).all():
-            raise FormatError(f"{file.path} holds vectors that are not finite. Embed the folder again with --fresh.")
-        vectors[at:at + len(block)] = torch.from_numpy(block)
-        at += len(block)
+    with within_memory(f"The kNN accuracy of {file.path}", 4 * int(known.sum()) * file.dimension):
+        vectors = read_vectors(file, known).to(device)
     names = [label_names[number] for number in labels[known]]
     encoder = {"fingerprint": file.fingerprint, "provenance": file.encoder["provenance"]}
-    return Side(file.path, file.identity, file.features, encoder, functional.normalize(vectors, dim=1).to(device),
-                names, len(labels) - len(names))
+    return Side(file.path, file.identity, file.features, encoder, vectors, names, len(labels) - len(names))
+
+
+def read_vectors(file: EmbeddingFile, wanted: np.ndarray) -> torch.Tensor:
+    """(n, D) float32 of length 1: the rows where `wanted` (N,) is true; `FormatError` when one is not finite."""
+    vectors, at = torch.empty(int(wanted.sum()), file.dimension), 0
+    for first in range(0, len(file), BLOCK):
+        block = file.embeddings(slice(first, first + BLOCK))[wanted[first:first + BLOCK]]
+        if not np.isfinite(block).all():
+            raise FormatError(f"{file.path} holds vectors that are not finite. Embed the folder again with --fresh.")
+        vectors[at:at + len(block)] = functional.normalize(torch.from_numpy(block), dim=1)
+        at += len(block)
+    return vectors
 
 
 def per_class_accuracy(names: list[str], right: np.ndarray) -> dict[str, tuple[int, float]]:

@@ -20,7 +20,7 @@ from mocoembed.config import IndexConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked, replacing, require_file, require_space
-from mocoembed.search.memory import require_memory
+from mocoembed.search.memory import within_memory
 from mocoembed.search.trailer import (
     FORMAT_VERSION,
     KIND,
@@ -38,8 +38,9 @@ __all__ = ["MAGIC", "IndexResult", "SearchIndex", "build_index", "read_manifest"
 
 FACTORIES = {"auto": "IDMap2,Flat", "flat": "IDMap2,Flat"}  # both compare with every vector, so they are exact
 METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
-BLOCK_BYTES = 1 << 24  # vectors read from the embeddings file at a time
-ID_BYTES = 64  # memory for each id: in a list and in a hash table
+BLOCK_BYTES = 1 << 25  # memory that a block of vectors takes while it is compared with the sample
+ID_BYTES = 112  # memory for each id: in FAISS's list and hash table, and while ids are looked up
+WORKING_BYTES = 1 << 27  # what building takes beside vectors and ids
 SAMPLE, NEIGHBOURS = 100, 10  # recall@10 and latency are measured on up to 100 stored vectors
 TOLERANCE = 1e-5  # relative; FAISS adds up in float32, the reference in float64
 
@@ -72,10 +73,12 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     with (locked(output.with_name(f".{output.name}.lock"), str(output)), StopRequest() as stop,
           EmbeddingFile(source) as file):
         require_vectors(file)
-        index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
-        _fill(index, file, progress, stop)
-        manifest = {**_description(file, output), "type": "flat", "factory": FACTORIES[config.type], "parameters": {},
-                    **measure(index, file)}
+        needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
+        with within_memory(f"An index of {len(file)} vectors of {file.dimension} numbers", needed):
+            index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
+            _fill(index, file, progress, stop)
+            manifest = {**_description(file, output), "type": "flat", "factory": FACTORIES[config.type],
+                        "parameters": {}, **measure(index, file)}
         return IndexResult(output, _write(output, index, manifest, stop))
 
 
@@ -95,20 +98,23 @@ def require_replaceable(output: pathlib.Path):
 
 
 def require_vectors(file: EmbeddingFile):
-    """Raise unless the file's vectors are undamaged, at least one, and fit into the memory."""
+    """Raise `FormatError` unless the file has a vector and its rows match their SHA-256."""
     if len(file) == 0:
         raise FormatError(f"{file.path} holds no vectors. Embed pictures with: mocoembed embed FOLDER --fresh")
-    require_memory(f"An index of {len(file)} vectors of {file.dimension} numbers",
-                   len(file) * (4 * file.dimension + ID_BYTES) + 4 * BLOCK_BYTES)
     file.verify()
 
 
 def _blocks(file: EmbeddingFile) -> Iterator[tuple[slice, np.ndarray]]:
-    """The vectors of a file in slices of rows, each of `BLOCK_BYTES` or less."""
-    step = max(1, BLOCK_BYTES // (4 * file.dimension))
+    """The vectors of a file in slices of rows."""
+    step = max(1, BLOCK_BYTES // row_bytes(file.dimension))
     for first in range(0, len(file), step):
         rows = slice(first, min(first + step, len(file)))
         yield rows, file.embeddings(rows)
+
+
+def row_bytes(dimension: int) -> int:
+    """Memory for a vector in a block: itself in float32 and float64, and the sample's scores in four arrays."""
+    return 12 * dimension + 4 * 8 * SAMPLE
 
 
 def _fill(index: faiss.Index, file: EmbeddingFile, progress, stop: StopRequest):
@@ -238,10 +244,10 @@ class SearchIndex:
         try:
             with open(path, "rb") as file:
                 manifest = read_trailer(file, path)
-                require_memory(f"The index {path}", manifest["index_bytes"] + ID_BYTES * manifest["count"])
-                if sha256_start(file, manifest["index_bytes"]) != manifest["index_sha256"]:
-                    raise damaged(path, "its bytes do not match their SHA-256")
-                index = _load(file, manifest["index_bytes"], path)
+                with within_memory(f"The index {path}", manifest["index_bytes"] + ID_BYTES * manifest["count"]):
+                    if sha256_start(file, manifest["index_bytes"]) != manifest["index_sha256"]:
+                        raise damaged(path, "its bytes do not match their SHA-256")
+                    index = _load(file, manifest["index_bytes"], path)
         except OSError as error:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
         found = (index.d, index.ntotal, index.metric_type)

@@ -52,9 +52,18 @@ def _process() -> int | None:
     return None
 
 
-def require_memory(what: str, needed: int):
-    """Raise `MocoembedError` unless `needed` bytes are available; `what` names the work."""
+@contextlib.contextmanager
+def within_memory(what: str, needed: int):
+    """Run the block if `needed` bytes are available; `what` names the work.
+
+    Raises `MocoembedError` before the block when they are not, and when the block runs out of memory all the same.
+    """
     available = available_memory()
     if available is not None and needed > available:
         raise MocoembedError(f"{what} needs {needed / GIB:.2f} GiB of memory and {max(0, available) / GIB:.2f} GiB are "
                              "free. Free some, or use a machine with more.")
+    try:
+        yield
+    except MemoryError as error:
+        raise MocoembedError(f"{what} ran out of memory; it needs about {needed / GIB:.2f} GiB. "
+                             "Free some, or use a machine with more.") from error
