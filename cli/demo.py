@@ -7,7 +7,7 @@ import click
 from mocoembed.cli.options import options_of
 from mocoembed.cli.progress import TrainingProgress, note
 from mocoembed.cli.tables import table
-from mocoembed.config import DemoConfig, PretrainConfig
+from mocoembed.config import DemoConfig
 
 
 @click.command()
@@ -22,11 +22,11 @@ def demo(**values):
       mocoembed demo
       mocoembed demo --epochs 100 --workspace longer-demo
     """
-    from mocoembed.demo import TEMPERATURE, K, run_demo
+    from mocoembed.demo import TEMPERATURE, Demo, K
 
-    config = DemoConfig(**values)
-    with TrainingProgress(PretrainConfig.of("small", "."), sys.stderr) as progress:
-        result = run_demo(config, note, progress.watcher())
+    pipeline = Demo(DemoConfig(**values), note)
+    with TrainingProgress(pipeline.training(), sys.stderr) as progress:
+        result = pipeline.run(progress.watcher())
     score = result.knn.scores[0]
     click.echo(table(["features", f"kNN accuracy (k {K}, T {TEMPERATURE:g})"], [
         ["chance", f"{100 / result.classes:.1f} %"], ["raw pixels", f"{result.raw_pixels:.1f} %"],
