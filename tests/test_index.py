@@ -16,7 +16,7 @@ from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, LockedError, MismatchError, MocoembedError, UsageError
-from mocoembed.files import locked
+from mocoembed.files import StopRequest, locked
 from mocoembed.search import index as module
 from mocoembed.search import memory
 from mocoembed.search.index import SearchIndex, build_index, measure
@@ -89,7 +89,7 @@ def test_recall_is_measured(built):
         index = faiss.index_factory(12, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
         ids = file.ids()
         index.add_with_ids(file.embeddings(), np.concatenate([np.roll(ids[:30], 1), ids[30:]]))
-        assert 0.3 < measure(index, file)["recall_at_10"] < 0.8
+        assert 0.3 < measure(index, file, StopRequest())["recall_at_10"] < 0.8
 
 
 def test_ties_do_not_lower_recall(make_embeddings):
@@ -238,6 +238,29 @@ def test_a_signal_stops_the_writing(built, monkeypatch):
     assert built[1].read_bytes() == before
 
 
+@pytest.mark.parametrize("step", ["search", "recall"])
+def test_a_signal_stops_the_measuring(built, monkeypatch, step):
+    """After the first query, and before the first block of brute force."""
+    before, calls = built[1].read_bytes(), []
+
+    def signalled(original):
+        def run(*arguments):
+            calls.append(step)
+            os.kill(os.getpid(), 15)
+            return original(*arguments)
+
+        return run
+
+    if step == "search":
+        monkeypatch.setattr(faiss.IndexIDMap2, "search", signalled(faiss.IndexIDMap2.search))
+    else:
+        monkeypatch.setattr(module, "recall", signalled(module.recall))
+    with pytest.raises(Interrupted, match="while measuring"):
+        build_index(IndexConfig(str(built[0])))
+    assert len(calls) == 1
+    assert built[1].read_bytes() == before
+
+
 def test_only_one_writer(built):
     with locked(built[1].with_name(".photos.faiss.lock"), "it"), pytest.raises(LockedError, match=r"photos\.faiss"):
         build_index(IndexConfig(str(built[0])))
@@ -289,7 +312,7 @@ def test_building_takes_the_memory_it_asked_for(make_embeddings, monkeypatch, le
         queries = file.embeddings(slice(0, 100))
         found = index.search(queries, 10)[1]
         tracemalloc.start()
-        assert module.recall(file, queries, found) == 1.0
+        assert module.recall(file, queries, found, StopRequest()) == 1.0
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 1.5 * (1 << 20) + module.ID_BYTES * 4000

@@ -43,6 +43,7 @@ ID_BYTES = 112  # memory for each id: in FAISS's list and hash table, and while 
 WORKING_BYTES = 1 << 27  # what building takes beside vectors and ids
 SAMPLE, NEIGHBOURS = 100, 10  # recall@10 and latency are measured on up to 100 stored vectors
 TOLERANCE = 1e-5  # relative; FAISS adds up in float32, the reference in float64
+STOPPED_MEASURING = "Stopped while measuring; no index was written. Run the same command again."
 
 _loading = threading.Lock()  # FAISS's limit is one for the whole process
 
@@ -70,16 +71,16 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     source = Workspace(config.workspace).embeddings_file(config.embeddings)
     output = pathlib.Path(config.output) if config.output else source.with_suffix(".faiss")
     require_replaceable(output)
-    with (locked(output.with_name(f".{output.name}.lock"), str(output)), StopRequest() as stop,
-          EmbeddingFile(source) as file):
+    with locked(output.with_name(f".{output.name}.lock"), str(output)), EmbeddingFile(source) as file:
         require_vectors(file)
         needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
-        with within_memory(f"An index of {len(file)} vectors of {file.dimension} numbers", needed):
+        what = f"An index of {len(file)} vectors of {file.dimension} numbers"
+        with StopRequest() as stop, within_memory(what, needed):
             index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
             _fill(index, file, progress, stop)
             manifest = {**_description(file, output), "type": "flat", "factory": FACTORIES[config.type],
-                        "parameters": {}, **measure(index, file)}
-        return IndexResult(output, _write(output, index, manifest, stop))
+                        "parameters": {}, **measure(index, file, stop)}
+            return IndexResult(output, _write(output, index, manifest, stop))
 
 
 def metric_of(file: EmbeddingFile) -> str:
@@ -177,7 +178,7 @@ def _write(output: pathlib.Path, index: faiss.Index, manifest: dict, stop: StopR
 # ----------------------------------------------------------------------------------------------- measuring
 
 
-def measure(index: faiss.Index, file: EmbeddingFile) -> dict:
+def measure(index: faiss.Index, file: EmbeddingFile, stop: StopRequest) -> dict:
     """Recall@10 and median latency (milliseconds for a query alone), on stored vectors at even distances."""
     rows = np.unique(np.linspace(0, len(file) - 1, SAMPLE).astype(np.int64))
     queries = file.embeddings(rows)
@@ -186,11 +187,12 @@ def measure(index: faiss.Index, file: EmbeddingFile) -> dict:
         begun = time.perf_counter()
         found.append(index.search(query[None], min(NEIGHBOURS, len(file)))[1][0])
         seconds.append(time.perf_counter() - begun)
-    return {"recall_at_10": recall(file, queries, np.stack(found)), "latency_ms": 1e3 * float(np.median(seconds)),
+        stop.raise_if_set(STOPPED_MEASURING)
+    return {"recall_at_10": recall(file, queries, np.stack(found), stop), "latency_ms": 1e3 * float(np.median(seconds)),
             "measured_on": len(rows)}
 
 
-def recall(file: EmbeddingFile, queries: np.ndarray, found: np.ndarray) -> float:
+def recall(file: EmbeddingFile, queries: np.ndarray, found: np.ndarray, stop: StopRequest) -> float:
     """Share of the ids `found` (S, k) that are among the k nearest of `queries` (S, D) by brute force.
 
     A found picture counts when it is as near as the k-th nearest, so that ties do not matter.
@@ -198,6 +200,7 @@ def recall(file: EmbeddingFile, queries: np.ndarray, found: np.ndarray) -> float
     k, metric = found.shape[1], metric_of(file)
     best = np.full((len(queries), k), -np.inf)
     for _, vectors in _blocks(file):
+        stop.raise_if_set(STOPPED_MEASURING)
         scores = np.concatenate([best, _scores(queries, vectors, metric)], axis=1)  # S x (k + block)
         best = -np.partition(-scores, k - 1, axis=1)[:, :k]
     least = best.min(axis=1)
