@@ -71,16 +71,15 @@ def machine() -> str:
 @click.option("--preset", "presets", multiple=True, type=click.Choice(list(KNN_PRESETS)), help="Repeat for several.")
 @click.option("-k", type=NumberList(int, None), default=(), help="Numbers of neighbours; by default the presets'.")
 @click.option("--temperature", type=NumberList(float, None), default=(), help="Temperatures; the same.")
-@click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda or cuda:N.")
 @click.option("--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True)
-def main(pairs, alone, presets, form, **values):
+def main(pairs, alone, presets, k, temperature, form):
     """Compare encoders by kNN accuracy, in percent."""
     files = [*pairs, *((name, bank, None) for name, bank in alone)]
     if not files:
         raise click.UsageError("Nothing to measure. Give --pair NAME BANK QUERIES or --alone NAME BANK.")
     try:
         rows = [row for name, bank, queries in files for preset in presets_for(bank, presets)
-                for row in rows_of(name, KnnConfig(bank=bank, queries=queries, preset=preset, **values))]
+                for row in rows_of(name, KnnConfig(bank, queries, preset=preset, k=k, temperature=temperature))]
     except MocoembedError as error:
         click.echo(f"knn_accuracy: {error}", err=True)
         sys.exit(error.status)

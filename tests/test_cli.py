@@ -152,10 +152,10 @@ def test_a_traceback_only_with_debug(tmp_path):
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, pictures, number, status):
     command = [sys.executable, "-m", "mocoembed", "pretrain", str(pictures), *TINY, "--epochs", "400", "--workers", "1",
                "--workspace", str(tmp_path)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in child.stderr:
         if line.startswith("epoch 3/"):
-            child.send_signal(number)
+            os.killpg(child.pid, number)  # loading processes too, as a terminal and SLURM do
             break
     rest = child.stderr.read()
     child.stderr.close()

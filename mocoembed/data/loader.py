@@ -27,7 +27,9 @@ from mocoembed.data.views import (
     draw,
     generator,
 )
-from mocoembed.errors import CollectionError
+from mocoembed.errors import CollectionError, MocoembedError
+
+SECONDS_AFTER_SIGTERM = 30
 
 
 class Failure(NamedTuple):
@@ -54,10 +56,10 @@ def worker_count(given: int | None, pictures: int) -> int:
     return min(16, max(1, len(os.sched_getaffinity(0)) - 1)) if pictures > 500 else 0
 
 
-def _load(dataset: Dataset, batches, workers: int, pin: bool) -> DataLoader:
-    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=pin,
+def _load(dataset: Dataset, batches, workers: int, pin: bool) -> "Batches":
+    return Batches(DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=pin,
                       prefetch_factor=4 if workers else None, collate_fn=_as_it_is,
-                      worker_init_fn=_leave_signals_to_the_parent)
+                      worker_init_fn=_leave_signals_to_the_parent))
 
 
 def _as_it_is(batch):
@@ -65,8 +67,32 @@ def _as_it_is(batch):
 
 
 def _leave_signals_to_the_parent(worker: int):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In a worker: a signal to the whole process group is for the parent, which first saves its work.
+
+    SIGTERM is also how a parent ends its workers, so it does end them, some time later.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
+
+
+class Batches:
+    """The batches of a DataLoader; a worker that dies is a `MocoembedError` that says so."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        try:
+            yield from self.loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise MocoembedError("A loading process was killed, often for want of memory: give fewer --workers. "
+                                 "What was saved is kept; run the same command again to go on.") from error
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
@@ -163,7 +189,7 @@ class TwoViews(Dataset):
                               f"the last one said: {failures[-1].error}: {failures[-1].reason}")
 
 
-def view_batches(listing: Listing, config, start: int, pin: bool) -> DataLoader:
+def view_batches(listing: Listing, config, start: int, pin: bool) -> Batches:
     """All `ViewBatch`es of a pretraining from step `start` on."""
     dataset = TwoViews(listing, ViewSettings.of(config), config.seed)
     places = Places(len(listing), config, start)
@@ -213,7 +239,7 @@ class EvaluationPictures(Dataset):
 
 
 def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,
-                       workers: int | None = None, start: int = 0) -> DataLoader:
+                       workers: int | None = None, start: int = 0) -> Batches:
     """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots, from slot `start` on."""
     count = len(listing)
     slices = [(first, min(first + batch_size, count)) for first in range(start, count, batch_size)]
