@@ -7,6 +7,7 @@ fsynced; so a crash leaves the old file or the new one, never half of either.
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ def replacing(path):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_what_killed_writers_left(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -38,6 +40,14 @@ def replacing(path):
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_what_killed_writers_left(path: pathlib.Path):
+    """Delete the temporary files of `path` whose writing process, on this machine, is no more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not pathlib.Path(f"/proc/{number}").exists() and pathlib.Path("/proc/self").exists():
+            left.unlink(missing_ok=True)
 
 
 def write_error(path, error: OSError) -> MocoembedError:

@@ -115,6 +115,13 @@ def test_another_encoder_is_noticed(embed, pictures, tmp_path, make_encoder):
         embed(pictures, encoder=str(tmp_path / "other.safetensors"))
 
 
+def test_an_encoder_from_elsewhere_is_kept_for_searching(embed, pictures, tmp_path, make_encoder):
+    frozen = make_encoder(seed=2)
+    save_encoder(tmp_path / "other.safetensors", frozen)
+    embed(pictures, encoder=str(tmp_path / "other.safetensors"))
+    assert Workspace(tmp_path / "ws").encoder_of(frozen.fingerprint()).exists()
+
+
 def test_one_writer_at_a_time(embed, pictures, tmp_path):
     with locked(tmp_path / "ws" / ".embeddings.h5.lock", "x"), pytest.raises(LockedError, match=r"h5 is being written"):
         embed(pictures)

@@ -70,6 +70,8 @@ def test_the_old_or_the_new_file_after_kill_9_at_every_write(tmp_path):
         content = path.read_bytes()
         assert len(content) == 200_000
         assert len(set(content)) == 1
+    write_bytes(path, b"new")
+    assert os.listdir(tmp_path) == ["a"]  # what the killed writers left is gone
 
 
 def test_space_is_asked_for_before(tmp_path):

@@ -198,33 +198,35 @@ def _rotation(angle):
 
 
 def _draw_colours(rng):
-    """(4, 3) the first of 32 random palettes whose colours stand apart enough in luminance."""
+    """(4, 3) of 32 random palettes, the first whose colours stand well apart, else the one nearest to it."""
     hue, saturation, value = np.moveaxis(rng.random((32, 4, 3)), -1, 0)
-    saturation, value = 0.15 + 0.7 * saturation, 0.25 + 0.75 * value
+    saturation = 0.1 + saturation * [0.65, 0.65, 0.4, 0.4]
+    value = 0.25 + 0.75 * value
     k = np.mod(np.array([5.0, 3.0, 1.0]) + 6 * hue[..., None], 6)  # HSV to RGB
     k = np.clip(np.minimum(k, 4 - k), 0, 1)
     palettes = value[..., None] * (1 - saturation[..., None] * k)  # 32 x 4 x 3
     first, second, back, back_too = np.moveaxis(palettes @ [0.299, 0.587, 0.114], -1, 0)
-    apart = (np.abs(first - second) > 0.22) & (np.abs(back - back_too) < 0.2)
-    distance = np.abs(palettes[:, :2, None] - palettes[:, None, 2:]).sum(-1).min((1, 2))
-    return palettes[np.argmax(apart * np.minimum(distance, 0.45))]
+    pattern = np.minimum(np.abs(first - second), 0.4)
+    backdrop = np.maximum(np.abs(back - back_too), 0.15)
+    from_backdrop = np.abs(palettes[:, :2, None] - palettes[:, None, 2:]).sum(-1).min((1, 2))
+    return palettes[np.argmax(pattern - backdrop + np.minimum(from_backdrop, 0.4))]
 
 
 def _draw_scene(rng) -> _Scene:
-    radius = rng.uniform(14.5, 21)
+    radius = rng.uniform(18, 23.5)
     tilt = np.diag([t := rng.uniform(0.85, 1.18), 1 / t])
-    lines = rng.integers(2, 6)
+    lines = rng.integers(1, 5)
     return _Scene(
         radius=radius,
-        centre=rng.uniform(-1, 1, 2) * (27 - radius),
+        centre=rng.uniform(-8, 8, 2),
         frame=tilt @ _rotation(rng.uniform(0, _TAU)),
-        pattern=_rotation(rng.uniform(0, _TAU)) * radius / rng.uniform(6.5, 11),
+        pattern=_rotation(rng.uniform(0, _TAU)) * radius / rng.uniform(8, 10.5),
         phase=rng.uniform(-0.5, 0.5, 2),
         colours=_draw_colours(rng),
-        background=rng.uniform([-0.03, -0.03, 0, 0], [0.03, 0.03, _TAU, 0.4], (4, 4)),
+        background=rng.uniform([-0.03, -0.03, 0, 0], [0.03, 0.03, _TAU, 0.25], (4, 4)),
         clutter=rng.uniform([-32, -32, 0, 8, 0.5, -0.15], [32, 32, _TAU, 40, 2, 0.15], (lines, 6)),
-        light=rng.uniform([0.75, -0.25, -0.25], [1.15, 0.25, 0.25]),
-        noise=rng.standard_normal((SIDE, SIDE, 3), np.float32) * rng.uniform(0.005, 0.04),
+        light=rng.uniform([0.85, -0.15, -0.15], [1.1, 0.15, 0.15]),
+        noise=rng.standard_normal((SIDE, SIDE, 3), np.float32) * rng.uniform(0.01, 0.025),
     )
 
 

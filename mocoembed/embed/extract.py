@@ -18,7 +18,7 @@ from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_
 from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, MismatchError, MocoembedError
 from mocoembed.files import StopRequest, locked, require_space
-from mocoembed.model.encoder_file import Embedder, load_encoder
+from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, save_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
@@ -70,8 +70,16 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
             seconds = time.monotonic() - begun
             failed = _publish(output, work, listing, settings)
             work.remove()
+    keep_encoder(workspace, frozen)
     return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, resumed_from,
                        (len(listing) - resumed_from) / seconds)
+
+
+def keep_encoder(workspace: Workspace, frozen: FrozenEncoder):
+    """Keep an encoder from elsewhere under its fingerprint, so that `search` finds it for its queries."""
+    kept = workspace.encoder_of(frozen.fingerprint())
+    if not kept.exists():
+        save_encoder(kept, frozen)
 
 
 def require_same_source(output: pathlib.Path, listing: Listing, settings: Settings):
