@@ -34,7 +34,7 @@ setup(
     ],
     extras_require={
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
-        "dev": ["pytest>=8", "ruff>=0.9", "scikit-learn>=1.4", "onnx>=1.17", "onnxscript>=0.3",
+        "dev": ["pytest>=8", "ruff>=0.9", "onnx>=1.17", "onnxscript>=0.3",
                 "onnxruntime>=1.20"],
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},

@@ -18,11 +18,12 @@ import torch
 
 from mocoembed import __version__
 from mocoembed.cli.options import NumberList
-from mocoembed.cli.progress import note
-from mocoembed.config import KNN_PRESETS, KnnConfig
+from mocoembed.cli.output import note
+from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MocoembedError
 from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.recipes import KNN_PRESETS
 
 COLUMNS = ("name", "preset", "features", "k", "T", "top1", "top5", "bank", "queries", "classes", "encoder", "seconds")
 

@@ -5,8 +5,8 @@ import sys
 import click
 
 from mocoembed.cli.options import options_of
-from mocoembed.cli.progress import TrainingProgress, note
-from mocoembed.cli.tables import table
+from mocoembed.cli.output import note, put, table
+from mocoembed.cli.progress import TrainingProgress
 from mocoembed.config import DemoConfig
 
 
@@ -28,7 +28,7 @@ def demo(**values):
     with TrainingProgress(pipeline.training(), sys.stderr) as progress:
         result = pipeline.run(progress.watcher())
     score = result.knn.scores[0]
-    click.echo(table(["features", f"kNN accuracy (k {K}, T {TEMPERATURE:g})"], [
+    put(table(["features", f"kNN accuracy (k {K}, T {TEMPERATURE:g})"], [
         ["chance", f"{100 / result.classes:.1f} %"], ["raw pixels", f"{result.raw_pixels:.1f} %"],
         ["untrained encoder", f"{result.untrained:.1f} %"], ["this encoder", f"{score.top1:.1f} %"]]))
-    click.echo(f"{result.knn.summary()}\ncontact sheet: {result.sheet}")
+    put(f"{result.knn.summary()}\ncontact sheet: {result.sheet}")

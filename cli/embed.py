@@ -6,7 +6,8 @@ import os
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.progress import counter, note
+from mocoembed.cli.output import note, put
+from mocoembed.cli.progress import counter
 from mocoembed.config import EmbedConfig
 
 SHOWN_FAILURES = 10
@@ -34,11 +35,13 @@ def embed(as_json, **values):
         note(f"failed: {os.fsdecode(one.path)!r}: {one.error}: {one.reason}")
     if len(result.failed) > SHOWN_FAILURES:
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
+    for folder in result.closed:
+        note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
     if result.left_out:
         note(f"left out: {result.left_out} files that are hidden or have no picture's name")
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), "resumed_from": result.resumed_from}))
     else:
-        click.echo(f"{result.path}: {result.embedded} embedded, {len(result.failed)} failed, "
+        put(f"{result.path}: {result.embedded} embedded, {len(result.failed)} failed, "
                    f"{result.images_per_second:.0f} pictures/s")

@@ -3,6 +3,7 @@
 import click
 
 from mocoembed.cli.options import options_of
+from mocoembed.cli.output import put
 from mocoembed.config import ExportConfig
 
 
@@ -22,4 +23,4 @@ def export(**values):
     from mocoembed.train.export import export_encoder
 
     result = export_encoder(ExportConfig(**values))
-    click.echo(f"{result.path}: {result.format} of {result.source}, fingerprint {result.fingerprint[:12]}")
+    put(f"{result.path}: {result.format} of {result.source}, fingerprint {result.fingerprint[:12]}")

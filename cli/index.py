@@ -5,8 +5,8 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
+from mocoembed.cli.output import put
 from mocoembed.cli.progress import counter
-from mocoembed.cli.tables import put
 from mocoembed.config import IndexConfig
 
 

@@ -5,7 +5,7 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.tables import one_line
+from mocoembed.cli.output import one_line, put
 from mocoembed.config import InfoConfig
 
 SHOWN_ITEMS = 12
@@ -32,7 +32,7 @@ def info(as_json, **values):
     lines = list(_flat(description))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        click.echo(f"{name:{width}}  {one_line(value)}")
+        put(f"{name:{width}}  {one_line(value)}")
 
 
 def _flat(values: dict, before: str = ""):

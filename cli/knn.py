@@ -5,9 +5,11 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.progress import counter, note
-from mocoembed.cli.tables import table
+from mocoembed.cli.output import note, one_line, put, table
+from mocoembed.cli.progress import counter
 from mocoembed.config import KnnConfig
+
+SHOWN_CLASSES = 20
 
 
 @click.command()
@@ -19,8 +21,8 @@ def knn(as_json, **values):
     """Measure the kNN accuracy: the share of pictures whose nearest neighbours vote for their label.
 
     The labelled pictures of the embeddings file BANK vote on those of QUERIES; without QUERIES, each picture of BANK
-    is classified by all the others. Every k is tried with every temperature. Accuracies are in percent; --json also
-    has them per class, for the first k and temperature.
+    is classified by all the others. Every k is tried with every temperature. Accuracies are in percent; up to twenty
+    classes are listed one by one, for the first k and temperature, and --json has all of them.
 
     \b
       mocoembed knn
@@ -36,6 +38,9 @@ def knn(as_json, **values):
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))
         return
-    click.echo(table(["k", "T", "top-1", "top-5"], [[str(one.k), f"{one.temperature:g}", f"{one.top1:.2f}",
+    put(table(["k", "T", "top-1", "top-5"], [[str(one.k), f"{one.temperature:g}", f"{one.top1:.2f}",
                                                      f"{one.top5:.2f}"] for one in result.scores], "k T top-1 top-5"))
-    click.echo(result.summary())
+    put(result.summary())
+    if len(result.per_class) <= SHOWN_CLASSES:
+        rows = [[one_line(name), str(count), f"{top1:.2f}"] for name, (count, top1) in result.per_class.items()]
+        put("\n" + table(["class", "pictures", "top-1"], rows, "pictures top-1"))

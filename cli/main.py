@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from mocoembed.cli.output import note
 from mocoembed.errors import MocoembedError
 from mocoembed.version import __version__
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None):
     except MocoembedError as error:
         if debug:
             raise
-        click.echo(f"mocoembed: {error}", err=True)
+        note(f"mocoembed: {error}")
         status = error.status
     except click.exceptions.Abort:
         click.echo("mocoembed: stopped", err=True)
@@ -68,10 +69,25 @@ def main(arguments: list[str] | None = None):
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        if debug:
+            raise
+        where = f": {error.filename!r}" if error.filename is not None else ""
+        click.echo(f"mocoembed: {error.strerror or error}{where}", err=True)
+        status = 1
     except Exception as error:
         if debug:
             raise
+        if _is_out_of_memory(error):
+            click.echo("mocoembed: the memory is too small for this. Give a smaller --batch-size or --queue-size."
+                       "\nWhat was saved is kept.", err=True)
+            sys.exit(1)
         click.echo(f"mocoembed: unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"
                    "This is a bug; `mocoembed --debug ...` shows where it happened.", err=True)
         status = 1
     sys.exit(status or 0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is Python's, numpy's or torch's way to say that memory is short."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -87,9 +87,8 @@ def options_of(config_class, *, leave_out=(), presets=()):
                 names = f"{name}/--no-{name[2:]}" if field.default or in_presets else name
                 option = click.option(names, field.name, is_flag=True, default=default, **more)
             else:
-                names = ("-k", field.name) if field.name == "k" else (name, field.name)
                 shown = _shown_default(field, in_presets) if presets else default not in (None, ())
-                option = click.option(*names, type=kind, default=default, show_default=shown, **more)
+                option = click.option(name, field.name, type=kind, default=default, show_default=shown, **more)
             command = option(command)
         return command
 

@@ -5,8 +5,10 @@ import sys
 import click
 
 from mocoembed.cli.options import given, options_of
-from mocoembed.cli.progress import TrainingProgress, note
-from mocoembed.config import RECIPES, PretrainConfig
+from mocoembed.cli.output import note, put
+from mocoembed.cli.progress import TrainingProgress
+from mocoembed.config import PretrainConfig
+from mocoembed.recipes import RECIPES
 
 
 @click.command()
@@ -35,4 +37,4 @@ def pretrain(images, recipe, **values):
     if result.failed:
         note(f"{result.failed} pictures could not be read and were replaced; they are named above")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
-    click.echo(f"{result.encoder}: {result.steps} steps{loss}; run {result.run}")
+    put(f"{result.encoder}: {result.steps} steps{loss}; run {result.run}")

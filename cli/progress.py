@@ -1,17 +1,12 @@
-"""What a person sees while a command works: notes and counters on standard error."""
+"""What a person sees while a command works, on standard error: a bar on a terminal, else a line now and then."""
 
 import contextlib
 import sys
 import time
 
-import click
+from mocoembed.cli.output import note
 
 SECONDS_BETWEEN_LINES = 30.0
-
-
-def note(text: str):
-    """A line for people, on standard error."""
-    click.echo(text, err=True)
 
 
 @contextlib.contextmanager
@@ -45,7 +40,7 @@ class TrainingProgress:
         from mocoembed.model.loss import chance_loss
 
         self.chance, self.epochs, self.stream = chance_loss(config.queue_size), config.epochs, stream
-        self.bar, self.last, self.last_epoch, self.warned = None, time.monotonic(), None, False
+        self.bar, self.last = None, 0.0
 
     def __enter__(self):
         return self
@@ -78,7 +73,6 @@ class TrainingProgress:
             self.bar.set_description_str(f"epoch {report.epoch + 1}/{self.epochs}")
             self.bar.set_postfix_str(numbers)
             self.bar.update(report.step - self.bar.n)
-        elif (report.epoch != self.last_epoch or report.step == steps
-              or time.monotonic() - self.last >= SECONDS_BETWEEN_LINES):
-            self.last, self.last_epoch = time.monotonic(), report.epoch
+        elif report.step * self.epochs % steps == 0 or time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
             note(f"epoch {report.epoch + 1}/{self.epochs}  step {report.step}/{steps}  {numbers}")

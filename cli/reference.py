@@ -16,9 +16,10 @@ unreadable: they are counted and listed), 1 the work failed, 2 the call was wron
 def reference() -> str:
     """The whole page."""
     parts = [HEADER]
+    parent = click.Context(cli, info_name="mocoembed", terminal_width=110, help_option_names=["-h", "--help"])
     for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        context = click.Context(command, info_name=f"mocoembed {name}", max_content_width=110, terminal_width=110)
+        command = cli.get_command(parent, name)
+        context = click.Context(command, info_name=name, parent=parent, terminal_width=110)
         parts.append(f"## mocoembed {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -7,8 +7,8 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.progress import counter, note
-from mocoembed.cli.tables import one_line, put, table
+from mocoembed.cli.output import note, one_line, put, table
+from mocoembed.cli.progress import counter
 from mocoembed.config import SearchConfig
 
 COLUMNS = ("rank", "score", "path", "label", "row")

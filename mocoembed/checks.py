@@ -6,8 +6,8 @@ from mocoembed.errors import FormatError, UsageError
 
 
 def option_name(field_name: str) -> str:
-    """The command-line spelling of a config field: `batch_size` -> `--batch-size`."""
-    return "--" + field_name.replace("_", "-")
+    """The command-line spelling of a config field: `batch_size` -> `--batch-size`, `k` -> `-k`."""
+    return ("-" if len(field_name) == 1 else "--") + field_name.replace("_", "-")
 
 
 def require(config, name: str, ok: bool, allowed: str):
@@ -28,6 +28,12 @@ def at_least(config, least, *names: str):
     for name in names:
         value = getattr(config, name)
         require(config, name, value is None or value >= least, f"{least} or more")
+
+
+def at_most(config, most, *names: str):
+    """Raise `UsageError` unless every named field is a number <= `most`."""
+    for name in names:
+        require(config, name, getattr(config, name) <= most, f"{most} or less")
 
 
 def in_unit_interval(config, *names: str):

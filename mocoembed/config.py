@@ -1,18 +1,19 @@
-"""One frozen dataclass per command, and the recipes as presets of `PretrainConfig`.
+"""One frozen dataclass per command.
 
 The docstring under a field is the help text of the option of the same name; its default is written here alone.
 Values are checked when a config is made: a wrong one raises `UsageError` naming the option, the value and what
 is allowed.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, in_unit_interval, one_of, require
+from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, require
 from mocoembed.errors import UsageError
+from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, KNN_PRESETS, RECIPES
 
 DEFAULT_WORKSPACE = "mocoembed-workspace"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STEMS = ("7x7s2-pool", "3x3s1", "3x3s2")
 HEADS = ("linear", "mlp")
 SCHEDULES = ("cosine", "step")
@@ -53,7 +54,7 @@ class PretrainConfig:
     temperature: float = 0.2
     """Temperature T of the InfoNCE loss."""
     symmetric: bool = False
-    """Use both views as queries and as keys, and the mean of the two losses."""
+    """Use both views as queries and as keys, and minimise the sum of the two losses."""
     bn_groups: int = 8
     """BatchNorm groups that each process splits its batch into; keys are shuffled between them."""
     epochs: int = 200
@@ -125,9 +126,13 @@ class PretrainConfig:
                  "checkpoint_every")
         at_least(self, 2, "batch_size", "limit")
         at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers")
+        at_most(self, 2**63 - 1, "seed")
         in_unit_interval(self, "momentum", "jitter_probability", "grey_probability", "blur_probability",
                          "solarize_probability", "flip_probability")
-        require(self, "width", self.width > 0, "more than 0")
+        require(self, "width", 0 < self.width < math.inf, "more than 0")
+        require(self, "std", min(self.std) > 0, "three numbers above 0")
+        require(self, "recipe", not (RECIPES[self.recipe] and self._takes_nothing_from_the_recipe()),
+                "taken from its preset: use PretrainConfig.of(recipe, images, ...)")
         require(self, "temperature", self.temperature > 0, "more than 0")
         require(self, "crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two rising numbers in (0, 1]")
         require(self, "jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
@@ -137,29 +142,16 @@ class PretrainConfig:
         if self.run is not None:
             require(self, "run", self.run not in ("", ".", "..") and "/" not in self.run, "a plain name without '/'")
 
+    def _takes_nothing_from_the_recipe(self) -> bool:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return all(getattr(self, name) == defaults[name] for name in RECIPES[self.recipe])
+
     @classmethod
     def of(cls, recipe: str, images: str, **overrides) -> "PretrainConfig":
         """The preset `recipe` with some fields overridden; `UsageError` for an unknown recipe."""
         if recipe not in RECIPES:
             raise UsageError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}.")
         return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **overrides})
-
-
-RECIPES: dict[str, dict] = {
-    # He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2019 (ImageNet, 8 GPUs).
-    "moco-v1": {"head": "linear", "temperature": 0.07, "schedule": "step", "jitter": (0.4, 0.4, 0.4, 0.4),
-                "jitter_probability": 1.0, "grey_first": True, "blur_probability": 0.0},
-    # Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020 (ImageNet, 8 GPUs).
-    "moco-v2": {},
-    # The CIFAR-10 demo of the authors: one GPU, BatchNorm split in 8 groups.
-    "cifar10": {"arch": "resnet18", "stem": "3x3s1", "head": "linear", "queue_size": 4096, "momentum": 0.99,
-                "temperature": 0.1, "batch_size": 512, "lr": 0.06, "weight_decay": 5e-4, "image_size": 32,
-                "crop_scale": (0.08, 1.0), "blur_probability": 0.0, "mean": CIFAR_MEAN, "std": CIFAR_STD},
-    # Minutes on two CPU cores, for pictures of about 64 pixels: what `mocoembed demo` runs.
-    "small": {"arch": "resnet18", "width": 0.25, "queue_size": 2048, "momentum": 0.99, "temperature": 0.1,
-              "batch_size": 128, "bn_groups": 2, "lr": 0.06, "weight_decay": 5e-4, "image_size": 64,
-              "blur_probability": 0.0, "epochs": 50},
-}
 
 
 @dataclass(frozen=True)
@@ -174,6 +166,8 @@ class ExportConfig:
     """What to write: encoder (for this tool), torchvision, detectron2 or onnx (backbone only)."""
     output: str | None = None
     """File to write; by default a name made from the encoder's fingerprint, in the workspace."""
+    fresh: bool = False
+    """Replace the file of --output if it exists."""
 
     def __post_init__(self):
         one_of(self, "format", EXPORT_FORMATS)
@@ -226,6 +220,8 @@ class IndexConfig:
     """Folder in which every command leaves and finds its results."""
     output: str | None = None
     """Index file to write; by default beside the embeddings file, with the ending .faiss."""
+    fresh: bool = False
+    """Replace an index of another embeddings file."""
     type: str = "auto"
     """Kind of index: auto or flat, both exact."""
 
@@ -286,14 +282,6 @@ class KnnConfig:
         require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")
 
 
-# (features, k, T) of the protocols that papers quote.
-KNN_PRESETS: dict[str, tuple[str, tuple[int, ...], tuple[float, ...]]] = {
-    "moco": ("projection", (200,), (0.1,)),
-    "lightly": ("backbone", (200,), (0.1,)),
-    "dino": ("backbone", (10, 20, 100, 200), (0.07,)),
-}
-
-
 @dataclass(frozen=True)
 class InfoConfig:
     """Everything that `mocoembed info` needs."""
@@ -320,4 +308,5 @@ class DemoConfig:
     def __post_init__(self):
         at_least(self, 1, "epochs")
         at_least(self, 0, "seed")
+        at_most(self, 2**63 - 1, "seed")
         at_least(self, 160, "pictures")

@@ -111,7 +111,7 @@ class Demo:
         sheet = self.places.root / "hits.png"
         by_class = scan(self.test).label_names
         queries = tuple(str(sorted((self.test / name).iterdir())[0]) for name in by_class[:QUERIES_ON_THE_SHEET])
-        self._say(f"search {self.test}/*/... -k 8 --sheet {sheet}")
+        self._say(f"search {' '.join(queries)} -k 8 --sheet {sheet}")
         contact_sheet(search_images(SearchConfig(queries, str(self.places.root), k=8)), sheet)
         return sheet
 

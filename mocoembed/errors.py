@@ -6,7 +6,7 @@
     ├── FormatError             a file is not what it should be, is damaged or is of a newer version
     ├── MismatchError           two files do not belong together (encoder, features, stale index)
     ├── LockedError             another process is writing the same thing
-    ├── TrainingError           pretraining cannot go on (non-finite loss, collapse)
+    ├── TrainingError           pretraining cannot go on (a loss or weight that is not finite)
     └── Interrupted             SIGINT or SIGTERM, with everything saved: exit status 128 + signal
 
 A message gives the value that was wrong, what is allowed and the next command to type, in one or two lines.

@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import pathlib
+import platform
 import shutil
 import signal
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
 CHUNK = 1 << 22  # bytes hashed or copied at a time
+NEARLY_FULL = 1 << 20  # bytes free on a disk that has no room left
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def replacing(path):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_what_killed_writers_left(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         yield temporary
         sync_file(temporary)
@@ -38,16 +40,23 @@ def replacing(path):
         sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
+    except RuntimeError as error:  # what torch and HDF5 raise for a write that was refused
+        if shutil.disk_usage(path.parent).free < NEARLY_FULL:
+            raise write_error(path, OSError(errno.ENOSPC, "")) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _remove_what_killed_writers_left(path: pathlib.Path):
-    """Delete the temporary files of `path` whose writing process, on this machine, is no more."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = left.name.split(".")[-2]
-        if number.isdigit() and not pathlib.Path(f"/proc/{number}").exists() and pathlib.Path("/proc/self").exists():
-            left.unlink(missing_ok=True)
+    """Delete the temporary files of `path` that a process of this machine left, which is no more."""
+    for left in path.parent.glob(f".{glob.escape(f'{path.name}.{platform.node()}')}-*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition("-")[2]
+        with contextlib.suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                left.unlink(missing_ok=True)
 
 
 def write_error(path, error: OSError) -> MocoembedError:
@@ -104,17 +113,12 @@ def read_json(path) -> dict:
     return value
 
 
-def sha256_file(path, length: int | None = None) -> str:
-    """Hexadecimal SHA-256 of the first `length` bytes of a file (all of them by default)."""
+def sha256_file(path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        if length is None:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-            return digest.hexdigest()
-        while length > 0 and (chunk := file.read(min(CHUNK, length))):
+        while chunk := file.read(CHUNK):
             digest.update(chunk)
-            length -= len(chunk)
     return digest.hexdigest()
 
 
@@ -127,23 +131,30 @@ def sha256_json(value) -> str:
 def locked(path, what: str):
     """Hold an exclusive lock on the lock file `path` while the block runs; it dies with the process.
 
-    Raises `LockedError` at once, naming the holder, when another process has it. The lock file stays: removing
-    it would let a third process lock a file that a second one still waits for.
+    Raises `LockedError` at once, naming the holder, when another process has it. The lock file is removed by its
+    holder; who then finds itself holding the lock of a removed file tries again.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise LockedError(f"{what} is being written by another process (id {holder}). "
-                              "Wait for it to end, or give another name.") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+    while True:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise LockedError(f"{what} is being written by another process (id {holder}). "
+                                  "Wait for it to end, or give another name.") from error
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 class StopRequest:
@@ -220,8 +231,11 @@ class JsonLines:
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
 
     def append(self, value: dict):
-        """Add one object."""
-        self._file.write(json.dumps(value) + "\n")
+        """Add one object; `MocoembedError` when the disk refuses it."""
+        try:
+            self._file.write(json.dumps(value) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def close(self):
         """Close the file."""

@@ -7,26 +7,24 @@ from mocoembed.config import InfoConfig
 from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import sha256_file
 from mocoembed.model.encoder_file import load_encoder, read_metadata
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.trailer import MAGIC, read_manifest
-from mocoembed.train.checkpoint import current_checkpoint, load_checkpoint
+from mocoembed.train.checkpoint import MANIFEST, current_checkpoint, load_checkpoint
 
 
 def describe(config: InfoConfig) -> dict[str, Any]:
     """Everything that a file knows about itself, as plain JSON types; `kind` says what it is.
 
-    With `verify`, every hash is recomputed: `FormatError` when one differs, else `verified` is true. Raises
-    `UsageError` when there is no such file and `FormatError` when it is none of ours.
+    With `verify`, every hash is recomputed: `FormatError` when one differs or there is none to compare with, else
+    `verified` is true. Raises `UsageError` when there is no such file and `FormatError` when it is none of ours.
     """
     path = pathlib.Path(config.path)
     if not path.exists():
         raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
     if path.is_dir():
         path = current_checkpoint(path)
-    description = {"path": str(path), **_READERS[kind_of(path)](path, config.verify)}
-    return {**description, "verified": True} if config.verify else description
+    return {"path": str(path), **_READERS[kind_of(path)](path, config.verify)}
 
 
 def kind_of(path: pathlib.Path) -> str:
@@ -52,29 +50,37 @@ def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     with EmbeddingFile(path) as file:
         if verify:
             file.verify()
-        return file.describe()
+        return {**file.describe(), **_verified(verify)}
 
 
 def _encoder(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
         load_encoder(path)  # compares the fingerprint
-    return {"kind": "mocoembed encoder", **read_metadata(path)}
+    return {"kind": "mocoembed encoder", **read_metadata(path), **_verified(verify)}
 
 
 def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     state = load_checkpoint(path)  # compares the SHA-256 with the manifest's
-    names = ("format", "step", "epoch", "pictures", "listing", "versions", "config")
-    return {"kind": "mocoembed checkpoint", **{name: state[name] for name in names}, "sha256": sha256_file(path)}
+    if verify and not state["verified"]:
+        raise FormatError(f"{path} cannot be verified: no {MANIFEST} beside it names it.")
+    names = ("format", "step", "epoch", "pictures", "listing", "versions", "config", "sha256")
+    return {"kind": "mocoembed checkpoint", **{name: state.get(name) for name in names}, **_verified(verify)}
 
 
 def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
         SearchIndex.open(path)  # compares the SHA-256
-    return read_manifest(path)
+    return {**read_manifest(path), **_verified(verify)}
 
 
 def _work(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if verify:
+        raise FormatError(f"{path} is unfinished work, which has no hash yet. Run the embed command again.")
     return {"kind": f"{KIND}, unfinished", **describe_work(path)}
+
+
+def _verified(verify: bool) -> dict[str, Any]:
+    return {"verified": True} if verify else {}
 
 
 _READERS = {"embeddings": _embeddings, "encoder": _encoder, "checkpoint": _checkpoint, "index": _index, "work": _work}

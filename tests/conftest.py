@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mocoembed.config import IMAGENET_MEAN, IMAGENET_STD, EmbedConfig, IndexConfig
+from mocoembed.config import EmbedConfig, IndexConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
 from mocoembed.data.views import EvaluationTransform
@@ -20,6 +20,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import Settings, write_embeddings
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
+from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 from mocoembed.workspace import Workspace
 
 CLASSES = ("blue", "green", "red")

@@ -14,8 +14,8 @@ from mocoembed.cli.main import COMMANDS, cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the source of the flow to its end: a module imports only from its own room and from rooms before it.
-ROOMS = ["version", "errors", "checks", "config", "files", "workspace", "data", "model", "knn", "train", "embed",
-         "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
+ROOMS = ["version", "errors", "checks", "recipes", "config", "files", "workspace", "data", "model", "knn", "train",
+         "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py"}, "faiss": {"mocoembed/search/index.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
           "PIL": {"mocoembed/data/images.py", "mocoembed/data/views.py", "mocoembed/data/sample.py",
@@ -115,13 +115,13 @@ def test_modules_classes_and_public_functions_have_docstrings(path):
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_modules_and_functions_stay_small(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    assert text.count("\n") <= 350, f"{path} is long; split it"
+    assert text.count("\n") <= 320, f"{path} is long; split it"
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is long"
             arguments = node.args
             count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
-            assert count <= 8, f"{path}: {node.name} has {count} parameters"
+            assert count <= 7, f"{path}: {node.name} has {count} parameters"
             assert path.parts[0] == "cli" or arguments.kwarg is None or node.name in ("of", "_make_layer"), path
 
 
@@ -133,7 +133,8 @@ def test_no_pickle_is_loaded_and_nothing_is_evaluated(path):
             if called == "torch.load":
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert keywords.get("weights_only") == "True", f"{path}: torch.load without weights_only=True"
-            assert called not in ("eval", "exec", "pickle.load", "pickle.loads", "np.load", "numpy.load"), path
+            if path.parts[0] != "benchmarks":  # they may run a peer's own code
+                assert called not in ("eval", "exec", "pickle.load", "pickle.loads", "np.load", "numpy.load"), path
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
@@ -186,7 +187,7 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 44, "ExportConfig": 4, "EmbedConfig": 12, "IndexConfig": 4, "SearchConfig": 8,
+    assert fields == {"PretrainConfig": 44, "ExportConfig": 5, "EmbedConfig": 12, "IndexConfig": 5, "SearchConfig": 8,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4}
 
 

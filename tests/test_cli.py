@@ -13,9 +13,8 @@ TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16
 
 
 def snapshot(folder):
-    """Every file below a folder with its content, but for locks."""
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and ".lock" not in path.name}
+    """Every file and folder below a folder, with the files' content."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def test_pictures_to_hits_without_any_path(tmp_path, pictures, run_cli, monkeypatch):
@@ -79,6 +78,11 @@ WRONG_CALLS = [
     ("pretrain {pictures} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),
     ("pretrain {pictures} --width 0.3 --batch-size 16", 2, "--width 0.3"),
     ("pretrain {pictures} --batch-size 16 --val {bad}/nowhere", 2, "The folder of --val"),
+    ("pretrain {pictures} --workspace {bad}/text.txt --batch-size 16", 1, "text.txt"),
+    ("pretrain {pictures} --seed 99999999999999999999999", 2, "--seed"),
+    ("pretrain {pictures} --width inf --batch-size 16", 2, "--width inf"),
+    ("pretrain {pictures} --std 0,0,0", 2, "--std 0.0,0.0,0.0"),
+    ("pretrain {pictures} --queue-size 100000000000000 --batch-size 16", 1, "--queue-size"),
     ("pretrain", 2, "Missing argument"),
     ("export {bad}/nowhere.pt", 2, "does not exist"),
     ("export {bad}/text.txt", 1, "not a checkpoint"),
@@ -87,6 +91,8 @@ WRONG_CALLS = [
     ("export --workspace {bad}", 2, "No run with a checkpoint"),
     ("embed {bad}/nowhere", 2, "does not exist"),
     ("embed {bad}/empty", 1, "holds no pictures"),
+    ("embed {pictures} --output {bad}/text.txt --fresh", 1, "not an embeddings file"),
+    ("index {ws}/embeddings.h5 --output {bad}/text.txt", 2, "not an index of mocoembed"),
     ("embed {bad}/text --output {bad}/text.h5", 1, "None of the 1 pictures can be read"),
     ("embed {pictures} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
     ("embed {pictures} --encoder {ws}/embeddings.h5", 1, "is not an encoder file"),
@@ -163,7 +169,18 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, pictures, number,
     assert "Run the same command again to go on." in rest
     assert "Traceback" not in rest
     (run,) = (tmp_path / "runs").iterdir()
-    assert (run / "checkpoint.json").exists()
+    stopped_at = json.loads((run / "checkpoint.json").read_text())["checkpoints"][0]["step"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    lines = []
+    for line in child.stderr:
+        lines.append(line)
+        if line.startswith("epoch "):
+            os.killpg(child.pid, number)
+            break
+    child.stderr.read()
+    child.stderr.close()
+    assert child.wait(timeout=60) == status
+    assert any(f"after step {stopped_at} " in line for line in lines)
 
 
 def test_output_into_a_closed_pipe_is_no_traceback(fresh_workspace, tmp_path):

@@ -6,8 +6,9 @@ import pytest
 
 from mocoembed import config as configs
 from mocoembed.checks import from_dict, to_dict
-from mocoembed.config import CIFAR_MEAN, CIFAR_STD, RECIPES, EmbedConfig, KnnConfig, PretrainConfig, SearchConfig
+from mocoembed.config import EmbedConfig, KnnConfig, PretrainConfig, SearchConfig
 from mocoembed.errors import FormatError, UsageError
+from mocoembed.recipes import CIFAR_MEAN, CIFAR_STD, RECIPES
 
 IMAGENET = {"arch": "resnet50", "width": 1.0, "stem": "7x7s2-pool", "dim": 128, "queue_size": 65536, "momentum": 0.999,
             "batch_size": 256, "lr": 0.03, "epochs": 200, "sgd_momentum": 0.9, "weight_decay": 1e-4,
@@ -36,9 +37,39 @@ def test_recipes_are_the_published_ones(recipe):
         assert getattr(config, name) == value, name
 
 
+OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34", "width": 0.5, "stem": "3x3s2",
+                "dim": 64, "queue_size": 7, "momentum": 0.5, "temperature": 0.3, "symmetric": True, "bn_groups": 2,
+                "epochs": 3, "batch_size": 64, "drop_last": False, "lr": 0.7, "milestones": (0.5,),
+                "warmup_epochs": 2.0, "sgd_momentum": 0.8, "weight_decay": 0.1, "image_size": 48,
+                "crop_scale": (0.3, 0.9), "jitter": (0.1, 0.1, 0.1, 0.2), "jitter_probability": 0.5,
+                "grey_probability": 0.1, "blur_probability": 0.7, "blur_sigma": (0.2, 1.0), "flip_probability": 0.3,
+                "solarize_probability": 0.2, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "seed": 5, "limit": 50,
+                "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_field_can_be_overridden(recipe):
-    assert PretrainConfig.of(recipe, "pictures", epochs=3, queue_size=7).queue_size == 7
+def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, run_cli):
+    """One call with every option; the config that arrives has every value."""
+    preset = PretrainConfig.of(recipe, "pictures")
+    values = {**OTHER_VALUES, "head": {"mlp": "linear", "linear": "mlp"}[preset.head],
+              "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first}
+    assert {"images", "recipe", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
+    arguments = ["pretrain", "pictures", "--recipe", recipe]
+    for name, value in values.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(option if value else option.replace("--", "--no-"))
+        else:
+            arguments += [option, ",".join(map(str, value)) if isinstance(value, tuple) else value]
+    arrived = []
+    monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
+    run_cli(*arguments)
+    assert arrived == [PretrainConfig(images="pictures", recipe=recipe, **values)]
+
+
+def test_a_recipe_is_applied_by_of_and_not_just_named():
+    with pytest.raises(UsageError, match=r"PretrainConfig.of"):
+        PretrainConfig("pictures", recipe="small")
 
 
 def test_survives_json():
@@ -61,7 +92,7 @@ WRONG = [
     (PretrainConfig, {"epochs": 0}, "--epochs 0: must be 1 or more"),
     (EmbedConfig, {"features": "head"}, "--features head: must be one of backbone, projection"),
     (EmbedConfig, {"batch_size": 0}, "--batch-size 0"),
-    (SearchConfig, {"k": 0}, "--k 0"),
+    (SearchConfig, {"k": 0}, "-k 0"),
     (KnnConfig, {"preset": "swav"}, "--preset swav: must be one of moco, lightly, dino"),
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from mocoembed.config import EmbedConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, Interrupted, LockedError, MismatchError, UsageError
+from mocoembed.errors import CollectionError, FormatError, Interrupted, LockedError, MismatchError, UsageError
 from mocoembed.files import locked
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.workspace import Workspace
@@ -45,7 +45,7 @@ def test_every_picture_is_embedded_or_reported(embed, tmp_path, make_pictures):
     with EmbeddingFile(result.path) as file:
         assert len(file) == 24
         assert file.failed() == result.failed
-        assert sorted(set(file.label_of(row) for row in range(24))) == ["blue", "green", "red"]
+        assert [file.label_names[label] for label in file.labels()] == ["blue"] * 8 + ["green"] * 8 + ["red"] * 8
         np.testing.assert_allclose(np.linalg.norm(file.embeddings(), axis=1), 1, atol=1e-6)
         file.verify()
     assert not list(result.path.parent.glob("*.work"))
@@ -100,12 +100,30 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, pictures
     before = first.path.read_bytes()
     other = make_pictures(tmp_path / "other", seed=1)
     for folder, values, what in [(other, {}, "folder"), (pictures, {"features": "projection"}, "features"),
-                                 (pictures, {"normalize": False}, "normalize")]:
+                                 (pictures, {"normalize": False}, "normalize"),
+                                 (pictures, {"precision": "bf16"}, "precision"),
+                                 (pictures, {"labels": "none"}, "labels")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before
     assert embed(pictures).path.read_bytes() == before
     assert embed(other, fresh=True).embedded == 24
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(embed, pictures, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(FormatError, match="not an embeddings file"):
+            embed(pictures, output=str(tmp_path / "thesis.txt"), fresh=fresh)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_vector_that_is_not_finite_is_a_failure(embed, pictures, tmp_path, make_encoder):
+    broken = make_encoder()
+    broken.encoder.backbone.layer4[1].bn2.bias[3] = float("inf")
+    save_encoder(tmp_path / "broken.safetensors", broken)
+    with pytest.raises(CollectionError, match="FloatingPointError: the vector is not finite"):
+        embed(pictures, encoder=str(tmp_path / "broken.safetensors"))
 
 
 def test_another_encoder_is_noticed(embed, pictures, tmp_path, make_encoder):
@@ -132,7 +150,7 @@ def test_nothing_readable_publishes_nothing(embed, tmp_path):
     (tmp_path / "bad" / "a.jpg").write_text("x")
     with pytest.raises(CollectionError, match="None of the 1 pictures can be read"):
         embed(tmp_path / "bad")
-    assert sorted(path.name for path in (tmp_path / "ws").iterdir()) == [".embeddings.h5.lock", "encoder.safetensors"]
+    assert [path.name for path in (tmp_path / "ws").iterdir()] == ["encoder.safetensors"]
 
 
 def test_missing_encoder_and_folder(embed, pictures, tmp_path):

@@ -74,6 +74,25 @@ def test_the_old_or_the_new_file_after_kill_9_at_every_write(tmp_path):
     assert os.listdir(tmp_path) == ["a"]  # what the killed writers left is gone
 
 
+def test_a_writer_that_fails_for_want_of_space_says_so(tmp_path, monkeypatch):
+    """torch and HDF5 raise RuntimeError when the disk is full."""
+    def fail():
+        with replacing(tmp_path / "a"):
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        fail()
+    monkeypatch.setattr("mocoembed.files.shutil.disk_usage", lambda path: Full())
+    with pytest.raises(MocoembedError, match=r"No space left to write .*a"):
+        fail()
+
+
+class Full:
+    """What `shutil.disk_usage` gives for a full disk."""
+
+    free = 0
+
+
 def test_space_is_asked_for_before(tmp_path):
     require_space(tmp_path / "a", 1)
     with pytest.raises(MocoembedError, match=r"needs 1000000000000\.0 MB and .* has \d+"):
@@ -89,10 +108,9 @@ def test_json(tmp_path):
             read_json(tmp_path / "a.json")
 
 
-def test_sha256_of_a_part(tmp_path):
-    (tmp_path / "a").write_bytes(b"abcdef")
-    assert sha256_file(tmp_path / "a", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256_file(tmp_path / "a") != sha256_file(tmp_path / "a", 5)
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_one_holder_of_a_lock_and_none_after_kill_9(tmp_path):
@@ -108,6 +126,7 @@ def test_one_holder_of_a_lock_and_none_after_kill_9(tmp_path):
     child.stdout.close()
     with locked(tmp_path / "lock", "The file"):
         pass
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -54,6 +54,24 @@ def test_follows_links_to_folders_without_circles(tmp_path):
     assert len(listing) < 6
 
 
+def test_a_link_to_itself_is_listed_and_a_closed_folder_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.jpg", "closed/2.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    real = os.scandir
+
+    def scandir(path):
+        if path.endswith(b"closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    listing = scan(tmp_path)
+    assert [listing.paths[i] for i in range(len(listing))] == [b"a/1.jpg", b"loop.jpg"]
+    assert listing.closed == (b"closed",)
+    with pytest.raises(OSError, match="symbolic links"):
+        read_file(listing.full_path(1))
+
+
 def test_names_are_bytes(tmp_path):
     touch(tmp_path, b"\xff\xfe.jpg", "new\nline.jpg")
     listing = scan(tmp_path)

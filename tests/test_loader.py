@@ -6,8 +6,8 @@ import torch
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
-from mocoembed.data.loader import Places, evaluation_batches, steps_per_epoch, view_batches
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.loader import Place, Places, TwoViews, evaluation_batches, steps_per_epoch, view_batches
+from mocoembed.data.views import EvaluationTransform, ViewSettings
 from mocoembed.errors import CollectionError
 
 TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
@@ -41,6 +41,7 @@ def test_a_resumed_run_sees_the_same_batches():
 
 def test_too_few_pictures_for_a_batch():
     assert steps_per_epoch(7, 8, drop_last=False) == 1
+    assert steps_per_epoch(17, 8, drop_last=False) == 2  # a last batch of one picture is left out
     with pytest.raises(CollectionError, match="7 pictures do not fill one batch of 8"):
         steps_per_epoch(7, 8, drop_last=True)
 
@@ -79,8 +80,20 @@ def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, m
 def test_no_readable_picture_at_all(tmp_path):
     for i in range(8):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
-    with pytest.raises(CollectionError, match="None of the 8 pictures can be read"):
-        next(iter(view_batches(scan(tmp_path), config(), 0, pin=False)))
+    batch = next(iter(view_batches(scan(tmp_path), config(), 0, pin=False)))
+    assert batch.rows.tolist() == [-1] * 8
+    assert {failure.row for failure in batch.failures} == set(range(8))
+
+
+def test_a_long_run_of_unreadable_pictures_is_not_searched_to_its_end(tmp_path, make_pictures, monkeypatch):
+    monkeypatch.setattr("mocoembed.data.loader.REPLACEMENTS", 2)
+    folder = make_pictures(tmp_path)
+    for path in (folder / "blue").iterdir():
+        path.write_bytes(b"x")
+    place = Place(0, 0, np.array([0, 4, 6]))
+    batch = TwoViews(scan(folder), ViewSettings.of(config()), 0)[place]
+    assert batch.rows.tolist() == [-1, -1, 8]
+    assert len(batch.failures) == 3 + 3 + 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -73,14 +73,14 @@ def test_equals_the_algorithm_written_out(symmetric):
         for queries, keys in zip(q, k):
             logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ torch.stack(queue).T], 1)
             losses.append(functional.cross_entropy(logits / config.temperature, torch.zeros(8, dtype=torch.long)))
-        loss = sum(losses) / len(losses)
-        assert loss.item() == pytest.approx(ours[step], abs=1e-10)
+        loss = sum(losses)
+        assert loss.item() / len(losses) == pytest.approx(ours[step], abs=1e-10)
         gradients = torch.autograd.grad(loss, list(f_q.parameters()))
         with torch.no_grad():
             for p, gradient, v in zip(f_q.parameters(), gradients, velocity):
                 v.mul_(config.sgd_momentum).add_(gradient + config.weight_decay * p)
                 p.sub_(config.lr * v)
-        for keys in k:
+        for keys in reversed(k):
             for key in keys:
                 queue[at % len(queue)] = key
                 at += 1

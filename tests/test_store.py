@@ -1,5 +1,8 @@
 """The embeddings file: its round trip, its bytes, what it refuses."""
 
+import resource
+import signal
+
 import h5py
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ def written(path, dimension=5):
     facts["width"], facts["mtime_ns"], facts["digest"] = [1, 2, 0, 4], 2**60, b"\x00" * 31 + b"\x07"
     vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)
     failed = [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
-    settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "parent")
+    settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "fp32", "parent")
     write_embeddings(path, listing, settings, done, facts, iter([vectors[:1], vectors[1:]]), failed)
     return vectors
 
@@ -33,7 +36,7 @@ def test_round_trip(tmp_path):
         assert np.array_equal(file.embeddings(slice(1, 3)), vectors[1:3])
         assert file.paths() == [PATHS[0], PATHS[1], PATHS[3]]
         assert file.labels().tolist() == [0, 1, -1]
-        assert [file.label_of(row) for row in range(3)] == ["cat", "d\u00f6g", None]
+        assert file.label_names == ["cat", "d\u00f6g"]
         assert file.failed() == [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
         assert file.full_path(0) == b"/root/a/1.jpg"
         assert file.full_path(0, "/elsewhere") == b"/elsewhere/a/1.jpg"
@@ -68,11 +71,14 @@ def test_ids_are_stable_positive_and_distinct():
 def test_flipped_bits_are_found_by_verify(tmp_path):
     path = tmp_path / "e.h5"
     vectors = written(path)
-    data = bytearray(path.read_bytes())
-    data[data.find(vectors.tobytes()) + 3] ^= 1
-    path.write_bytes(data)
-    with EmbeddingFile(path) as file, pytest.raises(FormatError, match="damaged"):
-        file.verify()
+    whole = path.read_bytes()
+    for known, what in [(vectors.tobytes(), "rows"), (b"/root", "description"), (b"broken", "description"),
+                        ("d\u00f6g".encode(), "description")]:
+        data = bytearray(whole)
+        data[data.find(known) + 1] ^= 1
+        path.write_bytes(data)
+        with EmbeddingFile(path) as file, pytest.raises(FormatError, match=f"damaged: its {what}"):
+            file.verify()
 
 
 def test_what_is_not_an_embeddings_file_is_refused(tmp_path):
@@ -100,8 +106,15 @@ def test_what_is_not_an_embeddings_file_is_refused(tmp_path):
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     written(tmp_path / "e.h5")
     before = (tmp_path / "e.h5").read_bytes()
-    monkeypatch.setattr("mocoembed.embed.store._rows_digest", lambda file: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(MocoembedError, match="No space left"):
-        written(tmp_path / "e.h5", dimension=9)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr("mocoembed.files.NEARLY_FULL", 1 << 60)  # a limited file size stands for a full disk
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 500, limit[1]))
+        with pytest.raises(MocoembedError, match=r"No space left to write .*e\.h5|Cannot write .*e\.h5"):
+            written(tmp_path / "e.h5", dimension=90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before_signal)
     assert (tmp_path / "e.h5").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]

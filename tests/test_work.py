@@ -27,12 +27,12 @@ def test_goes_on_after_what_was_committed(tmp_path):
         assert work.committed == 4
         work.write(4, np.full((6, 3), 2.0), facts(6), [])
         work.commit(10)
-        (block,) = work.blocks()
+        ((_, block),) = work.blocks()
         assert block["status"].tolist() == [EMBEDDED, EMBEDDED, FAILED] + [EMBEDDED] * 7
         assert block["vector"][:, 0].tolist() == [1, 1, 0, 1] + [2] * 6
         assert block["reason"][2].decode() == "bad \u00e4"
         assert block["facts"]["width"].tolist() == [1, 2, 0, 4, 1, 2, 3, 4, 5, 6]
-        assert [len(one) for one in work.blocks(4)] == [4, 4, 2]
+        assert [(first, len(one)) for first, one in work.blocks(4)] == [(0, 4), (4, 4), (8, 2)]
     assert describe_work(path) == {"format": 1, "committed": 10, "listed": 10, "dimension": 3, **KEY}
 
 

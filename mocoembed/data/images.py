@@ -60,6 +60,8 @@ class Listing:
     """Sorted names of the labels."""
     left_out: int
     """Files that were passed over: hidden ones and those without a picture's name."""
+    closed: tuple[bytes, ...] = ()
+    """Folders that could not be opened."""
 
     def __len__(self):
         return len(self.paths)
@@ -77,7 +79,7 @@ class Listing:
     def subset(self, rows) -> "Listing":
         """The listing of some rows, in the given order."""
         return Listing(self.root, PathTable([self.paths[row] for row in rows]), self.labels[rows],
-                       self.label_names, self.left_out)
+                       self.label_names, self.left_out, self.closed)
 
 
 def scan(folder, labels: str = "parent", what: str = "The folder") -> Listing:
@@ -88,23 +90,27 @@ def scan(folder, labels: str = "parent", what: str = "The folder") -> Listing:
     does not exist and `CollectionError` when it holds no file with a picture's name.
     """
     root = os.path.abspath(os.fsencode(require_folder(folder, what)))
-    found, left_out = [], 0
+    found, closed, left_out = [], [], 0
     pending = [(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
         relative, ancestors = pending.pop()
-        with os.scandir(os.path.join(root, relative)) as entries:
-            for entry in entries:
-                path = os.path.join(relative, entry.name)
-                if entry.name.startswith(b"."):
-                    left_out += not entry.is_dir(follow_symlinks=False)
-                elif entry.is_dir():
-                    identity = _identity(entry.stat())
-                    if identity not in ancestors:
-                        pending.append((path, ancestors | {identity}))
-                elif entry.name.lower().endswith(SUFFIXES):
-                    found.append(path)
-                else:
-                    left_out += 1
+        try:
+            entries = list(os.scandir(os.path.join(root, relative)))
+        except OSError:
+            closed.append(relative)
+            continue
+        for entry in entries:
+            path = os.path.join(relative, entry.name)
+            if entry.name.startswith(b"."):
+                left_out += not entry.is_dir(follow_symlinks=False)
+            elif _is_folder(entry):
+                identity = _identity(entry.stat())
+                if identity not in ancestors:
+                    pending.append((path, ancestors | {identity}))
+            elif entry.name.lower().endswith(SUFFIXES):
+                found.append(path)
+            else:
+                left_out += 1
     if not found:
         raise CollectionError(f"{what} {os.fspath(folder)!r} holds no pictures ({left_out} other files). Looked for "
                               f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
@@ -113,7 +119,15 @@ def scan(folder, labels: str = "parent", what: str = "The folder") -> Listing:
     label_names = sorted(set(names) - {None})
     number = {name: place for place, name in enumerate(label_names)} | {None: NO_LABEL}
     return Listing(root, PathTable(found), np.array([number[name] for name in names], np.int32),
-                   tuple(label_names), left_out)
+                   tuple(label_names), left_out, tuple(sorted(closed)))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is or links to a folder; a link to itself is a file, which will fail to be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from mocoembed.data.views import (
 from mocoembed.errors import CollectionError, MocoembedError
 
 SECONDS_AFTER_SIGTERM = 30
+REPLACEMENTS = 50  # pictures tried in the place of an unreadable one
 
 
 class Failure(NamedTuple):
@@ -53,7 +54,8 @@ def worker_count(given: int | None, pictures: int) -> int:
     """Loading processes: as given, or one fewer than the cores (at least one, at most 16); none for few pictures."""
     if given is not None:
         return given
-    return min(16, max(1, len(os.sched_getaffinity(0)) - 1)) if pictures > 500 else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores - 1)) if pictures > 500 else 0
 
 
 def _load(dataset: Dataset, batches, workers: int, pin: bool) -> "Batches":
@@ -112,7 +114,7 @@ class ViewBatch(NamedTuple):
     step: int
     epoch: int
     rows: torch.Tensor
-    """(N,) int64: rows in the listing, after replacing unreadable pictures."""
+    """(N,) int64: rows in the listing, after replacing unreadable pictures; -1 where no replacement was found."""
     crops: tuple[torch.Tensor, torch.Tensor]
     """Two tensors (N, 3, S, S) uint8, channels last in memory."""
     parameters: tuple[ViewParameters, ViewParameters]
@@ -122,7 +124,8 @@ class ViewBatch(NamedTuple):
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
     """Batches in an epoch; `CollectionError` when there is not one whole batch and `drop_last` is on."""
-    steps = count // batch_size if drop_last else -(-count // batch_size)
+    whole, rest = divmod(count, batch_size)
+    steps = whole if drop_last or rest == 1 else -(-count // batch_size)  # BatchNorm cannot do with one picture
     if steps == 0:
         raise CollectionError(f"{count} pictures do not fill one batch of {batch_size}. "
                               f"Give --batch-size {count} or less that --bn-groups divides.")
@@ -169,9 +172,9 @@ class TwoViews(Dataset):
         return ViewBatch(place.step, place.epoch, torch.from_numpy(rows), views, parameters, failures)
 
     def _fill(self, crops: np.ndarray, draws: np.ndarray, row: int, failures: list[Failure]) -> int:
-        """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row."""
+        """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row, else -1."""
         size = self.settings.image_size
-        for candidate in (row + shift for shift in range(len(self.listing))):
+        for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.listing)))):
             candidate %= len(self.listing)
             try:
                 picture = Picture(read_file(self.listing.full_path(candidate))[0])
@@ -185,8 +188,7 @@ class TwoViews(Dataset):
                 return candidate
             except Exception as error:  # whatever a decoder raises costs this one picture
                 failures.append(Failure.of(candidate, error))
-        raise CollectionError(f"None of the {len(self.listing)} pictures can be read; "
-                              f"the last one said: {failures[-1].error}: {failures[-1].reason}")
+        return -1
 
 
 def view_batches(listing: Listing, config, start: int, pin: bool) -> Batches:

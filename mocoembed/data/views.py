@@ -11,6 +11,7 @@ RandomSolarize and RandomHorizontalFlip, as the MoCo recipes use them.
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +124,8 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
                 dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Normalised views (N, 3, S, S) from crops (N, 3, S, S) uint8, on the crops' device.
 
-    Order: grey before or after jitter as the recipe says, then blur, solarise, flip, normalise.
+    `parameters` are tensors on the CPU, so that choosing samples by them does not wait for the device. Order: grey
+    before or after jitter as the recipe says, then blur, solarise, flip, normalise.
     """
     x = crops.to(dtype).div_(255)
     if settings.grey_first:
@@ -131,7 +133,7 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
     _jitter(x, parameters)
     if not settings.grey_first:
         _where(x, parameters.grey, _greyscale)
-    _where(x, parameters.sigma > 0, blur, parameters.sigma)
+    _where(x, parameters.sigma > 0, partial(blur, largest=settings.blur_sigma[1]), parameters.sigma)
     _where(x, parameters.solarize, lambda part: torch.where(part >= 128 / 255, 1 - part, part))
     _where(x, parameters.flip, lambda part: part.flip(-1))
     return normalize(x, settings.mean, settings.std)
@@ -144,10 +146,12 @@ def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
 
 
 def _where(x: torch.Tensor, chosen: torch.Tensor, operation, *arguments):
-    """Replace the chosen samples of x by `operation(samples, *their arguments)`."""
+    """Replace the chosen samples of x by `operation(samples, *their arguments)`; the latter are on the CPU."""
     rows = chosen.nonzero().squeeze(1)
     if len(rows):
-        x[rows] = operation(x[rows], *(argument[rows] for argument in arguments))
+        theirs = [argument[rows].to(x.device, x.dtype, non_blocking=True) for argument in arguments]
+        rows = rows.to(x.device, non_blocking=True)
+        x[rows] = operation(x[rows], *theirs)
 
 
 def _jitter(x: torch.Tensor, parameters: ViewParameters):
@@ -164,7 +168,7 @@ def _luma(x: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(x: torch.Tensor, other, factors: torch.Tensor) -> torch.Tensor:
-    factors = factors.to(x.dtype).view(-1, 1, 1, 1)
+    factors = factors.view(-1, 1, 1, 1)
     return (x * factors + other * (1 - factors)).clamp_(0, 1)
 
 
@@ -173,7 +177,7 @@ def _greyscale(x):
 
 
 def _brightness(x, factors):
-    return (x * factors.to(x.dtype).view(-1, 1, 1, 1)).clamp_(0, 1)
+    return (x * factors.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def _contrast(x, factors):
@@ -192,19 +196,22 @@ def _hue(x, turns):
     red, green, blue = x.unbind(1)
     hue = torch.where(value == red, (green - blue) / divisor,
                       torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
-    hue = hue + 6 * turns.to(x.dtype).view(-1, 1, 1)  # in sixths of a turn
+    hue = hue + 6 * turns.view(-1, 1, 1)  # in sixths of a turn
     offsets = hue.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
     sixth = (hue.unsqueeze(1) + offsets) % 6  # (N, 3, H, W)
     trapezoid = torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * trapezoid
 
 
-def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur with one sigma (pixels) per sample, edges reflected. x: (N, C, H, W), sigma: (N,)."""
+def blur(x: torch.Tensor, sigma: torch.Tensor, largest: float) -> torch.Tensor:
+    """Gaussian blur with one sigma (pixels) per sample, edges reflected. x: (N, C, H, W), sigma: (N,).
+
+    The kernel reaches to three times the `largest` sigma that can come, so a sample's blur is its own affair.
+    """
     n, c, height, width = x.shape
-    radius = min(max(1, math.ceil(3 * float(sigma.max()))), height - 1, width - 1)
+    radius = min(max(1, math.ceil(3 * largest)), height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.to(x.dtype).view(-1, 1)) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # (N C) x (2 radius + 1)
     flat = functional.pad(x, [radius] * 4, mode="reflect").reshape(1, n * c, height + 2 * radius, width + 2 * radius)
     flat = functional.conv2d(flat, kernel[:, None, :, None], groups=n * c)

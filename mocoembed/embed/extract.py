@@ -13,7 +13,7 @@ import numpy as np
 
 from mocoembed.config import EmbedConfig
 from mocoembed.data.images import Listing, scan
-from mocoembed.data.loader import evaluation_batches
+from mocoembed.data.loader import Failure, evaluation_batches
 from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_embeddings
 from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, MismatchError, MocoembedError
@@ -35,6 +35,8 @@ class EmbedResult:
     failed: list[FailedPicture]
     left_out: int
     """Hidden files and files without a picture's name."""
+    closed: tuple[bytes, ...]
+    """Folders that could not be opened, relative to the root."""
     resumed_from: int
     """Pictures that an earlier, interrupted run had already done."""
     images_per_second: float
@@ -53,10 +55,10 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
     listing = scan(config.folder, config.labels)
     output = pathlib.Path(config.output) if config.output else workspace.embeddings
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
-                        config.labels)
+                        config.precision, config.labels)
+    if output.exists():
+        require_replaceable(output, listing, settings, config.fresh)
     with locked(output.with_name(f".{output.name}.lock"), str(output)):
-        if output.exists() and not config.fresh:
-            require_same_source(output, listing, settings)
         work_path = output.with_name(f"{output.name}.work")
         if config.fresh:
             work_path.unlink(missing_ok=True)
@@ -71,8 +73,8 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
             failed = _publish(output, work, listing, settings)
             work.remove()
     keep_encoder(workspace, frozen)
-    return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, resumed_from,
-                       (len(listing) - resumed_from) / seconds)
+    return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, listing.closed,
+                       resumed_from, (len(listing) - resumed_from) / seconds)
 
 
 def keep_encoder(workspace: Workspace, frozen: FrozenEncoder):
@@ -82,17 +84,24 @@ def keep_encoder(workspace: Workspace, frozen: FrozenEncoder):
         save_encoder(kept, frozen)
 
 
-def require_same_source(output: pathlib.Path, listing: Listing, settings: Settings):
-    """Raise `MismatchError` unless the file at `output` comes from the same folder, encoder and settings."""
+def require_replaceable(output: pathlib.Path, listing: Listing, settings: Settings, fresh: bool):
+    """Raise `FormatError` unless `output` is an embeddings file, `MismatchError` if it comes from another source.
+
+    The source is folder, encoder and settings; `fresh` allows another one.
+    """
     way_out = "Add --fresh to replace it, or give another --output."
     with EmbeddingFile(output) as existing:
+        if fresh:
+            return
         sides = [("folder", os.fsdecode(existing.root), os.fsdecode(listing.root)),
                  ("encoder", existing.fingerprint[:12], settings.encoder["fingerprint"][:12]),
                  ("features", existing.features, settings.features),
-                 ("normalize", existing.normalized, settings.normalized)]
+                 ("normalize", existing.normalized, settings.normalized),
+                 ("precision", existing.precision, settings.precision),
+                 ("labels", existing.labels_from, settings.labels)]
     for what, old, new in sides:
         if old != new:
-            raise MismatchError(f"{output} holds embeddings of another {what}: {old}, now {new}. {way_out}")
+            raise MismatchError(f"{output} holds embeddings with another {what}: {old}, now {new}. {way_out}")
 
 
 def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedConfig, progress):
@@ -102,7 +111,12 @@ def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedCon
         transform = embedder.frozen.transform
         for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed):
             end = batch.first + len(batch.facts)
-            work.write(batch.first, embedder(batch.pixels).numpy(), batch.facts, batch.failures)
+            vectors = embedder(batch.pixels).numpy()
+            readable = {failure.row for failure in batch.failures}
+            broken = [Failure(batch.first + int(place), "FloatingPointError", "the vector is not finite")
+                      for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                      if batch.first + place not in readable]
+            work.write(batch.first, vectors, batch.facts, batch.failures + broken)
             stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next batch
             due = end - work.committed >= COMMIT_PICTURES or time.monotonic() - last_commit >= COMMIT_SECONDS
             if due or stopping or end == len(listing):
@@ -118,20 +132,19 @@ def _publish(output: pathlib.Path, work: WorkFile, listing: Listing, settings: S
     """Write the embeddings file from the finished slots; the failed pictures."""
     require_space(output, len(listing) * (settings.dimension * 4 + 512))
     status, facts, failed = [], [], []
-    for block in work.blocks():
+    for first, block in work.blocks():
         status.append(block["status"])
         facts.append(block["facts"])
+        failed += [FailedPicture(listing.paths[first + int(place)], block["error"][place].decode(),
+                                 block["reason"][place].decode())
+                   for place in np.flatnonzero(block["status"] == FAILED)]
     status, facts = np.concatenate(status), np.concatenate(facts)
     if not np.isin(status, (EMBEDDED, FAILED)).all():
         raise MocoembedError(f"{work.path} is damaged. Run the same command with --fresh.")
-    for first, block in enumerate(work.blocks()):
-        for place in np.flatnonzero(block["status"] == FAILED):
-            failed.append(FailedPicture(listing.paths[first * 4096 + int(place)], block["error"][place].decode(),
-                                        block["reason"][place].decode()))
     if len(failed) == len(listing):
         work.remove()
         raise CollectionError(f"None of the {len(listing)} pictures can be read; the first one said: "
                               f"{failed[0].error}: {failed[0].reason}")
-    vectors = (block["vector"][block["status"] == EMBEDDED] for block in work.blocks())
+    vectors = (block["vector"][block["status"] == EMBEDDED] for _, block in work.blocks())
     write_embeddings(output, listing, settings, status == EMBEDDED, facts, vectors, failed)
     return failed

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from mocoembed.data.images import NO_LABEL, Listing
+from mocoembed.data.images import Listing
 from mocoembed.errors import FormatError
 from mocoembed.files import replacing
 from mocoembed.version import __version__
@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     features: str
     normalized: bool
     dimension: int
+    precision: str
     labels: str
 
 
@@ -77,11 +78,12 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
         file.attrs.update({
             "kind": KIND, "format_version": FORMAT_VERSION, "mocoembed": __version__,
             "root": np.void(listing.root), "labels_from": settings.labels, "listed": len(listing),
-            "features": settings.features, "normalized": settings.normalized,
+            "features": settings.features, "normalized": settings.normalized, "precision": settings.precision,
             "encoder_fingerprint": settings.encoder["fingerprint"],
             "encoder": json.dumps(settings.encoder, sort_keys=True),
             "rows_sha256": _rows_digest(file),
         })
+        file.attrs["rest_sha256"] = _rest_digest(file)
 
 
 def _store(group, name: str, value: np.ndarray):
@@ -102,6 +104,17 @@ def _rows_digest(file: h5py.File) -> str:
         digest.update(f"{name} {dataset.shape}".encode())
         for start in range(0, len(dataset), 8192):
             digest.update(np.ascontiguousarray(dataset[start:start + 8192]).tobytes())
+    return digest.hexdigest()
+
+
+def _rest_digest(file: h5py.File) -> str:
+    """SHA-256 over everything that has no row per picture: the other datasets and the attributes but this one."""
+    digest = hashlib.sha256()
+    for name in ("label_names", "failed/errors", "failed/paths", "failed/reasons"):
+        digest.update(f"{name} {file[name].shape}".encode() + file[name][:].tobytes())
+    for name in sorted(set(file.attrs) - {"rest_sha256"}):
+        value = file.attrs[name]
+        digest.update(name.encode() + (value.tobytes() if hasattr(value, "tobytes") else str(value).encode()))
     return digest.hexdigest()
 
 
@@ -126,6 +139,8 @@ class EmbeddingFile:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
+        with open(self.path, "rb"):  # a missing or forbidden file is not a damaged one
+            pass
         try:
             self._file = h5py.File(self.path, "r", locking=False)
         except OSError as error:
@@ -183,6 +198,16 @@ class EmbeddingFile:
         return bool(self._file.attrs["normalized"])
 
     @property
+    def precision(self) -> str:
+        """Arithmetic of the encoder: `fp64`, `fp32`, `bf16` or `fp16`."""
+        return str(self._file.attrs["precision"])
+
+    @property
+    def labels_from(self) -> str:
+        """Where the labels come from: `parent`, `first` or `none`."""
+        return str(self._file.attrs["labels_from"])
+
+    @property
     def encoder(self) -> dict:
         """Metadata of the encoder that made the vectors."""
         return json.loads(self._file.attrs["encoder"])
@@ -223,11 +248,6 @@ class EmbeddingFile:
         """(N,) int32: index into `label_names`, or -1 where unknown."""
         return self._file["labels"][:]
 
-    def label_of(self, row: int) -> str | None:
-        """Name of a row's label, or `None`."""
-        number = int(self._file["labels"][row])
-        return None if number == NO_LABEL else self.label_names[number]
-
     def paths(self, rows=slice(None)) -> list[bytes]:
         """Paths relative to `root`, as the bytes of their names."""
         return self._raw("paths", rows).tolist()
@@ -243,10 +263,12 @@ class EmbeddingFile:
         return [FailedPicture(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
 
     def verify(self):
-        """Recompute the rows' SHA-256; `FormatError` when it differs from the stored one."""
-        if _rows_digest(self._file) != self.identity:
-            raise FormatError(f"{self.path} is damaged: its rows do not match their SHA-256. "
-                              "Embed the folder again with --fresh.")
+        """Recompute both SHA-256; `FormatError` when one differs from the stored one."""
+        for what, found, stored in [("rows", _rows_digest(self._file), self.identity),
+                                    ("description", _rest_digest(self._file), str(self._file.attrs["rest_sha256"]))]:
+            if found != stored:
+                raise FormatError(f"{self.path} is damaged: its {what} do not match the stored SHA-256. "
+                                  "Embed the folder again with --fresh.")
 
     def describe(self) -> dict:
         """Everything the file knows about itself, as plain JSON types."""
@@ -254,7 +276,7 @@ class EmbeddingFile:
                 "dimension": self.dimension, "listed": int(self._file.attrs["listed"]),
                 "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
                            for one in self.failed()],
-                "features": self.features, "normalized": self.normalized, "root": os.fsdecode(self.root),
-                "labels_from": str(self._file.attrs["labels_from"]), "label_names": self.label_names,
+                "features": self.features, "normalized": self.normalized, "precision": self.precision,
+                "root": os.fsdecode(self.root), "labels_from": self.labels_from, "label_names": self.label_names,
                 "rows_sha256": self.identity, "mocoembed": str(self._file.attrs["mocoembed"]),
                 "encoder": self.encoder}

@@ -46,7 +46,7 @@ class WorkFile:
 
     def _require_same(self, header: dict):
         try:
-            found = json.loads(self.path.read_bytes()[:PAGE].rstrip(b"\0"))
+            found = _read_header(self.path)
         except ValueError:
             found = {}
         if found != header:
@@ -62,7 +62,10 @@ class WorkFile:
             file.write(json.dumps(header).encode().ljust(PAGE, b"\0"))
             file.write(bytes(PAGE))
             file.flush()
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
 
     def __enter__(self):
         return self
@@ -86,9 +89,9 @@ class WorkFile:
     def commit(self, done: int):
         """Flush what was written and count the first `done` slots as done."""
         try:
-            os.fdatasync(self._descriptor)
+            os.fsync(self._descriptor)
             self._write(done.to_bytes(8, "little"), PAGE)
-            os.fdatasync(self._descriptor)
+            os.fsync(self._descriptor)
         except OSError as error:
             raise write_error(self.path, error) from error
         self.committed = done
@@ -102,12 +105,12 @@ class WorkFile:
         except OSError as error:
             raise write_error(self.path, error) from error
 
-    def blocks(self, size: int = 4096) -> Iterator[np.ndarray]:
-        """The records of all slots in order, in pieces of `size`."""
+    def blocks(self, size: int = 4096) -> Iterator[tuple[int, np.ndarray]]:
+        """The first slot and the records of pieces of `size` slots, all in order."""
         for first in range(0, self.slots, size):
             length = min(size, self.slots - first) * self.record.itemsize
-            yield np.frombuffer(os.pread(self._descriptor, length, 2 * PAGE + first * self.record.itemsize),
-                                self.record)
+            yield first, np.frombuffer(os.pread(self._descriptor, length, 2 * PAGE + first * self.record.itemsize),
+                                       self.record)
 
     def remove(self):
         """Delete the file, once its content has been published."""
@@ -115,10 +118,16 @@ class WorkFile:
         sync_folder(self.path.parent)
 
 
+def _read_header(path) -> dict:
+    with open(path, "rb") as file:
+        return json.loads(file.read(PAGE).rstrip(b"\0"))
+
+
 def describe_work(path) -> dict:
     """How far unfinished work is: `committed` of `listed` pictures, and what it depends on."""
+    header = _read_header(path)
     with open(path, "rb") as file:
-        header = json.loads(file.read(PAGE).rstrip(b"\0"))
+        file.seek(PAGE)
         committed = int.from_bytes(file.read(8), "little")
     return {"format": header["format"], "committed": committed, "listed": header["slots"],
             "dimension": header["dimension"], **header["key"]}

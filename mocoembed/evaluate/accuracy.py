@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mocoembed.config import KNN_PRESETS, KnnConfig
+from mocoembed.config import KnnConfig
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError
 from mocoembed.files import require_file
 from mocoembed.knn import accuracy, bank_size, classify
 from mocoembed.model.precision import Compute
+from mocoembed.recipes import KNN_PRESETS
 from mocoembed.search.memory import within_memory
 from mocoembed.workspace import Workspace
 
@@ -82,8 +83,8 @@ class KnnResult:
         """Everything as plain JSON types."""
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
                 "bank": self.bank.as_json(), "queries": self.queries.as_json(),
-                "results": [{"k": one.k, "T": one.temperature, "top1": one.top1, "top5": one.top5}
-                            for one in self.scores],
+                "results": [{"k": one.k, "asked_k": one.asked_k, "T": one.temperature, "top1": one.top1,
+                             "top5": one.top5} for one in self.scores],
                 "per_class": {name: {"count": count, "top1": top1} for name, (count, top1) in self.per_class.items()},
                 "encoder": self.encoder}
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from mocoembed.data.views import EvaluationTransform, normalize
 from mocoembed.errors import FormatError
 from mocoembed.files import replacing
-from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.encoder import Encoder, EncoderSpec, count_parameters
 from mocoembed.model.precision import Compute
 from mocoembed.version import __version__
 
@@ -38,7 +38,8 @@ class FrozenEncoder:
     def metadata(self) -> dict:
         """The description that is stored in the file, the fingerprint included."""
         return {"format": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self._identity(),
-                "features": self.encoder.backbone.features, "provenance": self.provenance}
+                "features": self.encoder.backbone.features, "parameters": count_parameters(self.encoder.backbone),
+                "provenance": self.provenance}
 
     def _identity(self) -> dict:
         return {"encoder": dataclasses.asdict(self.encoder.spec), "transform": dataclasses.asdict(self.transform)}
@@ -69,7 +70,7 @@ class Embedder:
         """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8."""
         x = pixels.to(self.compute.device, non_blocking=True).to(self.compute.dtype).div_(255)
         x = normalize(x, self.frozen.transform.mean, self.frozen.transform.std)
-        with self.compute.autocast():
+        with self.compute.autocast(), self.compute.exact():
             vectors = self.network(x)
         vectors = vectors.to(self.compute.dtype)
         return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float().cpu()

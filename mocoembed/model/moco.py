@@ -25,7 +25,7 @@ class MoCo(nn.Module):
         self.queue = Queue(spec.dim, K)
 
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
-        """q (N, C) of unit length, from views (N, 3, S, S)."""
+        """q (N, C) of unit length, in the queue's dtype, from views (N, 3, S, S)."""
         return functional.normalize(self.encoder_q(x_q).to(self.queue.keys.dtype), dim=1)
 
     @torch.no_grad()

@@ -33,6 +33,12 @@ class Compute:
             raise UsageError("--precision fp16: needs a GPU. On a CPU give bf16 or fp32.")
         return cls(chosen, precision)
 
+    @classmethod
+    def nearest(cls, device: str, precision: str) -> "Compute":
+        """`of`, but fp32 where the device cannot do fp16."""
+        on_cpu = cls.of(device, "fp32").device.type == "cpu"
+        return cls.of(device, "fp32" if precision == "fp16" and on_cpu else precision)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and inputs: float64 for fp64, else float32."""
@@ -43,6 +49,12 @@ class Compute:
         if self.precision in ("fp64", "fp32"):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def exact(self):
+        """The context in which fp32 on a GPU is float32 throughout, not TF32: for embeddings, which are compared."""
+        if self.device.type == "cuda" and self.precision == "fp32":
+            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return contextlib.nullcontext()
 
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module on the device, in the dtype, with channels-last weights."""

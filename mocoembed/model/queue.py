@@ -8,9 +8,9 @@ from torch.nn import functional
 class Queue(nn.Module):
     """The dictionary of K negatives of length C (He et al. 2019, section 3.2).
 
-    `keys` is C x K with columns of length 1; it starts as random directions, as in the authors' code. `pointer` is
-    the column that the next key goes to, `filled` the number of real keys (at most K). Any K goes with any batch
-    size. Both are saved with the state dict.
+    `keys` is C x K with columns of length 1; it starts as random directions, as in the authors' code. Any K goes
+    with any batch size. `counter`, saved with the keys, is the number of keys that ever came; modulo K it is the
+    pointer to the oldest key.
     """
 
     def __init__(self, dim: int, size: int):
@@ -25,11 +25,6 @@ class Queue(nn.Module):
         return self.keys.shape[1]
 
     @property
-    def pointer(self) -> int:
-        """The column that the next key goes to."""
-        return self.enqueued % self.size
-
-    @property
     def filled(self) -> int:
         """Number of columns that hold real keys."""
         return min(self.enqueued, self.size)
@@ -39,7 +34,7 @@ class Queue(nn.Module):
         """Write keys (N, C) over the oldest ones; of more than K keys the last K stay."""
         skipped = max(0, len(k) - self.size)
         columns = k[skipped:].T.to(self.keys.dtype)  # C x N
-        start = (self.enqueued + skipped) % self.size
+        start = (self.enqueued + skipped) % self.size  # the pointer: the oldest key's column
         before_the_end = min(columns.shape[1], self.size - start)
         self.keys[:, start:start + before_the_end] = columns[:, :before_the_end]
         self.keys[:, :columns.shape[1] - before_the_end] = columns[:, before_the_end:]

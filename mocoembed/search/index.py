@@ -70,8 +70,8 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     """
     source = Workspace(config.workspace).embeddings_file(config.embeddings)
     output = pathlib.Path(config.output) if config.output else source.with_suffix(".faiss")
-    require_replaceable(output)
-    with locked(output.with_name(f".{output.name}.lock"), str(output)), EmbeddingFile(source) as file:
+    require_replaceable(output, source, config.fresh)
+    with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
         require_vectors(file)
         needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
         what = f"An index of {len(file)} vectors of {file.dimension} numbers"
@@ -88,14 +88,23 @@ def metric_of(file: EmbeddingFile) -> str:
     return "inner_product" if file.normalized else "l2"
 
 
-def require_replaceable(output: pathlib.Path):
-    """Raise `UsageError` when `output` is there and is not an index."""
+def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool):
+    """Raise `UsageError` when `output` is there and is not an index of ours, or one of other embeddings than `source`.
+
+    `fresh` allows an index of other embeddings to be replaced.
+    """
+    if not output.exists():
+        return
     if output.is_dir():
         raise UsageError(f"--output {output}: is a folder. Give the name of a file.")
-    if output.exists() and output.stat().st_size:
-        with open(output, "rb") as file:
-            if file.read(2) != b"Ix":  # as every index of FAISS begins
-                raise UsageError(f"--output {output}: exists and is not an index. Give another name, or delete it.")
+    try:
+        before = read_manifest(output)["embeddings"]["path"]
+    except FormatError as error:
+        raise UsageError(f"--output {output}: exists and is not an index of mocoembed. "
+                         "Give another name, or delete it.") from error
+    if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
+        raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
+                         "or give another --output.")
 
 
 def require_vectors(file: EmbeddingFile):

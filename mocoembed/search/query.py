@@ -98,13 +98,14 @@ class Searcher:
 
     def __init__(self, config):
         workspace = Workspace(config.workspace)
-        compute = Compute.of(config.device, "fp32")
+        Compute.of(config.device, "fp32")  # a wrong device is refused before anything is read
         self.index = SearchIndex.open(workspace.index_file(config.index))
         self.root, manifest = config.root, self.index.manifest
         frozen = find_encoder(workspace, config.encoder, self.index)
         self.transform = frozen.transform
-        self._embedder = Embedder(frozen, compute, manifest["features"], manifest["normalized"])
         self.file = open_embeddings(self.index, config.embeddings)
+        compute = Compute.nearest(config.device, self.file.precision)
+        self._embedder = Embedder(frozen, compute, manifest["features"], manifest["normalized"])
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
 
     def __enter__(self):

@@ -30,8 +30,10 @@ def save_checkpoint(run: pathlib.Path, state: dict[str, Any]) -> dict[str, Any]:
         entry = {"file": path.name, "sha256": sha256_file(temporary), "step": state["step"], "epoch": state["epoch"]}
     earlier = [one for one in _entries(run) if one["file"] != path.name]
     write_json(run / MANIFEST, {"format": FORMAT_VERSION, "checkpoints": [entry, *earlier][:KEPT]})
-    for one in earlier[KEPT - 1:]:
-        (run / one["file"]).unlink(missing_ok=True)
+    kept = {one["file"] for one in _entries(run)}
+    for left in run.glob("checkpoint-*.pt"):
+        if left.name not in kept:
+            left.unlink()
     return entry
 
 
@@ -82,25 +84,27 @@ def load_newest(run: pathlib.Path) -> dict[str, Any] | None:
 def load_checkpoint(path, sha256: str | None = None) -> dict[str, Any]:
     """The state in one checkpoint file, on the CPU; `FormatError` when it is damaged or not one of ours.
 
-    The hash is compared with `sha256`, or with the manifest beside the file.
+    The hash is compared with `sha256`, or with the manifest beside the file, if that names it. The state has two keys
+    more than were saved: `sha256`, of the file, and `verified`, whether there was a hash to compare it with.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FormatError(f"{path} is missing.")
     if sha256 is None:
         sha256 = next((one["sha256"] for one in _entries(path.parent) if one["file"] == path.name), None)
-    if sha256 is not None and sha256_file(path) != sha256:
+    found = sha256_file(path)
+    if sha256 not in (None, found):
         raise FormatError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise FormatError(f"{path} is not a checkpoint of mocoembed ({type(error).__name__}).") from error
-    if not isinstance(state, dict) or not {"format", "step", "config", "moco"} <= set(state):
+    if not isinstance(state, dict) or not {"format", "step", "epoch", "config", "moco"} <= set(state):
         raise FormatError(f"{path} is not a checkpoint of mocoembed.")
     if state["format"] > FORMAT_VERSION:
         raise FormatError(f"{path} has checkpoint format {state['format']}; this version reads up to "
                           f"{FORMAT_VERSION}. Install a newer mocoembed.")
-    return state
+    return {**state, "sha256": found, "verified": sha256 is not None}
 
 
 def delete_checkpoints(run: pathlib.Path):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from mocoembed.checks import from_dict
 from mocoembed.config import ExportConfig, PretrainConfig
 from mocoembed.errors import UsageError
-from mocoembed.files import sha256_file
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder
 from mocoembed.model.weights import WRITERS
@@ -43,6 +42,8 @@ def export_encoder(config: ExportConfig) -> ExportResult:
         return ExportResult(export_to_workspace(frozen, workspace), config.format, fingerprint, source)
     writer, suffix = WRITERS.get(config.format, (save_encoder, ".safetensors"))
     path = pathlib.Path(config.output or workspace.encoder_of(fingerprint).with_suffix(suffix))
+    if config.output and path.exists() and not config.fresh:
+        raise UsageError(f"--output {path}: exists. Add --fresh to replace it, or give another name.")
     writer(path, frozen)
     return ExportResult(path, config.format, fingerprint, source)
 
@@ -55,5 +56,5 @@ def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:
     weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["moco"].items()
                if name.startswith("encoder_q.")}
     encoder.load_state_dict(weights)
-    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": sha256_file(path)}
+    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"]}
     return frozen_encoder(encoder, config, source)

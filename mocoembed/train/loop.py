@@ -1,5 +1,7 @@
 """Pretraining from a folder of pictures to an exported encoder: loop, watch, save."""
 
+import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -14,9 +16,9 @@ from mocoembed.data.loader import Failure, ViewBatch, steps_per_epoch, view_batc
 from mocoembed.data.views import ViewSettings
 from mocoembed.errors import CollectionError, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
-from mocoembed.model.loss import Contrast
+from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.loss import Contrast, chance_loss
 from mocoembed.model.precision import Compute
-from mocoembed.train.checkpoint import save_checkpoint
 from mocoembed.train.monitor import KnnMonitor, KnnReport, Meter, Recorder, StepReport, Watcher
 from mocoembed.train.optim import learning_rate, set_learning_rate
 from mocoembed.train.run import (
@@ -84,31 +86,29 @@ class Session:
         self.settings = ViewSettings.of(config)
         self.unreadable: dict[int, Failure] = {}
         self.meter = Meter()
-        self.pending: list[tuple[int, int, float, Contrast]] = []  # steps whose numbers have not been read yet
+        self.chance = chance_loss(config.queue_size)
+        self.pending: list[tuple[StepReport, Contrast]] = []  # steps whose numbers have not been read yet
         self.last_step: StepReport | None = None
         self.last_knn: KnnReport | None = None
-        self.checkpoint_sha256: str | None = None
 
     def train(self, training: Training, monitor: KnnMonitor | None) -> PretrainResult:
         """From the training's step to the last one; then export the encoder."""
+        for folder in self.listing.closed:
+            self.watcher.note(f"could not be opened, left out with all in it: {folder!r}")
         self.watcher.note(f"{len(self.listing)} pictures, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
                           f"run {self.run}")
         batches = view_batches(self.listing, self.config, training.step, pin=self.compute.device.type == "cuda")
-        self.recorder = Recorder(self.run, training.step)
-        try:
-            with StopRequest() as stop:
-                for batch in self.meter.wait_for(batches):
-                    self._one_step(training, batch)
-                    self._after_step(training, monitor, stop)
-        finally:
-            self.recorder.close()
-        frozen = frozen_encoder(training.moco.encoder_q, self.config, self._source(training))
+        with contextlib.closing(Recorder(self.run, training.step)) as self.recorder, StopRequest() as stop:
+            for batch in self.meter.wait_for(batches):
+                self._one_step(training, batch)
+                self._after_step(training, monitor, stop)
+        frozen = self._freeze(training)
         path = export_to_workspace(frozen, Workspace(self.config.workspace))
         return PretrainResult(self.run, path, frozen.fingerprint(), training.step, self.last_step, self.last_knn,
                               len(self.unreadable))
 
     def _one_step(self, training: Training, batch: ViewBatch):
-        self._note_unreadable(batch.failures)
+        self._note_unreadable(batch)
         lr = learning_rate(self.config, training.step, self.steps_per_epoch)
         set_learning_rate(training.optimizer, lr)
         order = shuffle_order(self.config.seed, training.step, len(batch.rows), self.compute.device)
@@ -117,7 +117,9 @@ class Session:
                                  self.config.symmetric)
         training.step += 1
         self.meter.images += len(batch.rows)
-        self.pending.append((training.step, batch.epoch, lr, contrast))
+        filled = training.moco.queue.filled / self.config.queue_size
+        report = StepReport(training.step, batch.epoch, lr=lr, chance=self.chance, queue_filled=filled)
+        self.pending.append((report, contrast))
 
     def _after_step(self, training: Training, monitor: KnnMonitor | None, stop: StopRequest):
         """Read the numbers, evaluate, save and stop, when each is due."""
@@ -126,46 +128,48 @@ class Session:
         saving = stopping or position == 0 or training.step % self.config.checkpoint_every == 0
         on_gpu = self.compute.device.type == "cuda"
         if saving or not on_gpu or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
-            self._read_numbers(training)
-        if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
-            frozen = frozen_encoder(training.moco.encoder_q, self.config, self._source(training))
-            self.last_knn = monitor.evaluate(frozen, training.step, epoch - 1)
-            self.recorder.record(self.last_knn)
-            self.watcher.note(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % "
-                              f"(k {self.last_knn.knn_k}, {self.last_knn.pictures} pictures)")
-            self.meter.rates()
+            self._read_numbers()
         if saving:
-            state = training.state(self.config, self.listing, epoch)
-            self.checkpoint_sha256 = save_checkpoint(self.run, state)["sha256"]
+            training.save(self.run, self.config, self.listing, epoch)
+            self.meter.rates()  # saving is nobody's images per second
         if stopping:
             stop.raise_if_set(f"Stopped after step {training.step} of {self.steps}; saved in {self.run}. "
                               "Run the same command again to go on.")
+        if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
+            self._evaluate(training, monitor, epoch)
 
-    def _read_numbers(self, training: Training):
+    def _evaluate(self, training: Training, monitor: KnnMonitor, epoch: int):
+        self.last_knn = monitor.evaluate(self._freeze(training), training.step, epoch - 1)
+        self.recorder.record(self.last_knn)
+        self.watcher.note(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % "
+                          f"(k {self.last_knn.knn_k}, {self.last_knn.pictures} pictures)")
+        self.meter.rates()
+
+    def _read_numbers(self):
         """Turn the pending steps' tensors into reports; `TrainingError` when a loss is not finite."""
         images_per_second, waiting = self.meter.rates()
-        for step, epoch, lr, contrast in self.pending:
+        for report, contrast in self.pending:
             loss, top1, top5 = (float(value) for value in contrast)
+            self.last_step = dataclasses.replace(report, loss=loss, top1=top1, top5=top5, waiting=waiting,
+                                                 images_per_second=images_per_second)
             if not math.isfinite(loss):
-                raise TrainingError(f"The loss is {loss} at step {step} (learning rate {lr:g}, precision "
-                                    f"{self.config.precision}). The checkpoints hold the state before it: "
-                                    "start over with a lower --lr, or --precision fp32.")
-            filled = min(1.0, step * training.moco.queue.enqueued / training.step / self.config.queue_size)
-            self.last_step = StepReport(step, epoch, loss, top1, top5, lr, images_per_second, waiting, filled)
+                raise TrainingError(f"The loss is {loss} at step {report.step} (learning rate {report.lr:g}, precision "
+                                    f"{self.config.precision}). No checkpoint holds it: start over with a lower --lr, "
+                                    "or --precision fp32.")
             self.recorder.record(self.last_step)
             self.watcher.step(self.last_step, self.steps)
         self.pending.clear()
 
-    def _source(self, training: Training) -> dict:
-        return {"epochs": training.step / self.steps_per_epoch, "steps": training.step,
-                "checkpoint_sha256": self.checkpoint_sha256}
+    def _freeze(self, training: Training) -> FrozenEncoder:
+        return frozen_encoder(training.moco.encoder_q, self.config, training.source(self.steps_per_epoch))
 
-    def _note_unreadable(self, failures: list[Failure]):
-        for failure in failures:
+    def _note_unreadable(self, batch: ViewBatch):
+        for failure in batch.failures:
             if failure.row not in self.unreadable:
                 self.unreadable[failure.row] = failure
                 self.watcher.note(f"unreadable, replaced by the next picture: {self.listing.paths[failure.row]!r}: "
                                   f"{failure.error}: {failure.reason}")
-        if len(self.unreadable) > UNREADABLE_SHARE * len(self.listing):
-            raise CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures cannot be read, more than "
-                                  f"{UNREADABLE_SHARE:.0%}. Mend or remove them; they are named above.")
+        if len(self.unreadable) > UNREADABLE_SHARE * len(self.listing) or int(batch.rows.min()) < 0:
+            raise CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures so far cannot be "
+                                  f"read, more than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; "
+                                  "they are named above.")

@@ -1,5 +1,6 @@
 """Watching a run: what each step and each evaluation gave, for people, scripts and TensorBoard."""
 
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch
 
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
+from mocoembed.errors import CollectionError
 from mocoembed.files import JsonLines
 from mocoembed.knn import knn_accuracy_of
 from mocoembed.model.encoder_file import Embedder, FrozenEncoder
@@ -25,17 +27,20 @@ class StepReport:
     """Steps done, this one included."""
     epoch: int
     """Epoch of the step, from 0."""
-    loss: float
-    top1: float
-    """Share of queries whose positive is the most similar of the K + 1 keys (0 to 1)."""
-    top5: float
     lr: float
-    images_per_second: float
-    """Since the last report."""
-    waiting: float
-    """Share of the time spent waiting for data, since the last report (0 to 1)."""
+    chance: float
+    """ln(K+1): the loss of an encoder that cannot tell the positive from the negatives."""
     queue_filled: float
     """Share of the queue that holds real keys (0 to 1)."""
+    loss: float = math.nan
+    """Not a number, like those below, until it has been read from the device."""
+    top1: float = math.nan
+    """Share of queries whose positive is the most similar of the K + 1 keys (0 to 1)."""
+    top5: float = math.nan
+    images_per_second: float = math.nan
+    """Since the last reading."""
+    waiting: float = math.nan
+    """Share of the time spent waiting for data, since the last reading (0 to 1)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class KnnMonitor:
     def __init__(self, folder: str, compute: Compute, workers: int | None):
         """Raises `UsageError` or `CollectionError` when the folder is not there or has no pictures."""
         self.listing = scan(folder, what="The folder of --val")
+        if len(self.listing) < 2:
+            raise CollectionError(f"--val {folder} holds one picture; a kNN accuracy takes two or more.")
         self.compute, self.workers = compute, workers
 
     def evaluate(self, frozen: FrozenEncoder, step: int, epoch: int) -> KnnReport:

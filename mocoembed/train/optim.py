@@ -15,8 +15,9 @@ def build_optimizer(encoder: nn.Module, config) -> torch.optim.SGD:
 def learning_rate(config, step: int, steps_per_epoch: int) -> float:
     """The learning rate of step 0, 1, ...; it changes at epoch borders (every step during the warm-up).
 
-    cosine: lr (1 + cos(pi e / E)) / 2 in epoch e of E, both counted from the warm-up's end (He et al. 2019 and Chen
-    et al. 2020, the authors' code); step: lr divided by ten at each milestone, a fraction of the epochs.
+    cosine: lr (1 + cos(pi e / E)) / 2 in epoch e = 0, 1, ... of E, both counted from the warm-up's end (Chen et al.
+    2020, the authors' code; their CIFAR-10 demo counts from 1, so that its last epoch learns nothing); step: lr
+    divided by ten at each milestone, a fraction of the epochs.
     """
     if step < config.warmup_epochs * steps_per_epoch:
         return config.lr * (step + 1) / (config.warmup_epochs * steps_per_epoch)

@@ -11,13 +11,13 @@ from mocoembed.checks import option_name, to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
-from mocoembed.errors import UsageError
-from mocoembed.files import sha256_json
+from mocoembed.errors import TrainingError, UsageError
+from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
 from mocoembed.model.moco import MoCo
 from mocoembed.model.precision import Compute
-from mocoembed.train.checkpoint import delete_checkpoints, load_newest
+from mocoembed.train.checkpoint import delete_checkpoints, load_newest, save_checkpoint
 from mocoembed.train.optim import build_optimizer
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
@@ -35,13 +35,28 @@ class Training:
     scaler: torch.amp.GradScaler
     step: int = 0
     """Steps done."""
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint that was written or loaded last."""
 
-    def state(self, config: PretrainConfig, listing: Listing, epoch: int) -> dict:
-        """All that a resumed run needs, as plain types and tensors."""
-        return {"step": self.step, "epoch": epoch, "moco": self.moco.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "config": to_dict(config), "listing": listing.digest(), "pictures": len(listing),
-                "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}}
+    def save(self, run: pathlib.Path, config: PretrainConfig, listing: Listing, epoch: int):
+        """Write all that a resumed run needs, as plain types and tensors; `epoch` is the number of whole epochs done.
+
+        Raises `TrainingError` instead when a weight is not finite.
+        """
+        weights = self.moco.state_dict()
+        broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise TrainingError(f"{len(broken)} tensors hold numbers that are not finite after step {self.step} "
+                                f"({broken[0]}). No checkpoint holds them: start over with a lower --lr.")
+        entry = save_checkpoint(run, {
+            "step": self.step, "epoch": epoch, "moco": weights, "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "config": to_dict(config), "listing": listing.digest(),
+            "pictures": len(listing), "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})
+        self.checkpoint_sha256 = entry["sha256"]
+
+    def source(self, steps_per_epoch: int) -> dict:
+        """Where an encoder frozen now comes from."""
+        return {"epochs": self.step // steps_per_epoch, "steps": self.step, "checkpoint_sha256": self.checkpoint_sha256}
 
 
 def run_folder(config: PretrainConfig) -> pathlib.Path:
@@ -88,8 +103,10 @@ def resume(training: Training, run: pathlib.Path, config: PretrainConfig, listin
     training.moco.load_state_dict(state["moco"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
-    training.step = state["step"]
+    training.step, training.checkpoint_sha256 = state["step"], state["sha256"]
     note(f"resuming {run} after step {training.step} (epoch {state['epoch']})")
+    if (before := state["config"]["images"]) != config.images:
+        note(f"the pictures are in {config.images!r} now; they were in {before!r}")
 
 
 def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path):
@@ -114,6 +131,7 @@ def frozen_encoder(encoder: Encoder, config: PretrainConfig, source: dict) -> Fr
 def export_to_workspace(frozen: FrozenEncoder, workspace: Workspace) -> pathlib.Path:
     """Keep the encoder under its fingerprint, make it the newest, and return the path of the former."""
     path = workspace.encoder_of(frozen.fingerprint())
-    for target in (path, workspace.newest_encoder):
-        save_encoder(target, frozen)
+    if not path.exists():
+        save_encoder(path, frozen)
+    write_bytes(workspace.newest_encoder, path.read_bytes())
     return path

@@ -10,26 +10,24 @@ from mocoembed.model.precision import Compute
 
 
 def training_step(moco: MoCo, optimizer, scaler, views, order: torch.Tensor, compute: Compute, symmetric: bool):
-    """Learn from two normalised views (N, 3, S, S); the loss and accuracies as tensors (`Contrast`)."""
-    x_q, x_k = views
+    """Learn from two normalised views (N, 3, S, S); the loss and accuracies as tensors (`Contrast`).
+
+    With `symmetric`, the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean reported,
+    to be held against ln(K+1).
+    """
+    pairs = [views, views[::-1]] if symmetric else [views]  # symmetric: each view is query and key in turn
     with compute.autocast():
-        q = moco.query(x_q)  # N x C
+        q = [moco.query(x_q) for x_q, _ in pairs]  # N x C each
         moco.momentum_update()
-        k = moco.key(x_k, order)  # N x C, no gradient
-        contrast = info_nce(q, k, moco.queue.keys, moco.T)
-        keys = [k]
-        if symmetric:  # each view is query and key in turn; the loss is the mean of both
-            k_other = moco.key(x_q, order)
-            other = info_nce(moco.query(x_k), k_other, moco.queue.keys, moco.T)
-            contrast = Contrast(*((one + two) / 2 for one, two in zip(contrast, other)))
-            keys.append(k_other)
+        k = [moco.key(x_k, order) for _, x_k in pairs]  # N x C each, no gradient
+    contrasts = [info_nce(*pair, moco.queue.keys, moco.T) for pair in zip(q, k)]
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(contrast.loss).backward()
+    scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
     scaler.step(optimizer)
     scaler.update()
-    for k in keys:  # after backward, which still needs the old queue: so no copy of it is made
-        moco.queue.enqueue(k)
-    return Contrast(*(value.detach() for value in contrast))
+    for keys in reversed(k):  # after backward, which still needs the old queue: so no copy of it is made
+        moco.queue.enqueue(keys)
+    return Contrast(*(torch.stack(values).mean().detach() for values in zip(*contrasts)))
 
 
 def to_views(batch: ViewBatch, settings: ViewSettings, compute: Compute) -> list[torch.Tensor]:
@@ -37,7 +35,6 @@ def to_views(batch: ViewBatch, settings: ViewSettings, compute: Compute) -> list
     views = []
     for crops, parameters in zip(batch.crops, batch.parameters):
         crops = crops.to(compute.device, non_blocking=True)
-        parameters = type(parameters)(*(value.to(compute.device, non_blocking=True) for value in parameters))
         views.append(apply_views(crops, parameters, settings, compute.dtype))
     return views
 

@@ -1,4 +1,4 @@
-"""Results on standard output: aligned tables, and names of files whatever their bytes."""
+"""Results on standard output and notes on standard error, with the names of files whatever their bytes."""
 
 import os
 
@@ -21,5 +21,10 @@ def one_line(text: str) -> str:
 
 
 def put(text: str):
-    """Print text on standard output; a name that is not UTF-8 comes out as the bytes it has on the disk."""
+    """Print a result on standard output; a name that is not UTF-8 comes out as the bytes it has on the disk."""
     click.echo(os.fsencode(text))
+
+
+def note(text: str):
+    """Print a line for people on standard error, in the same way."""
+    click.echo(os.fsencode(text), err=True)
