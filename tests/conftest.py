@@ -115,7 +115,7 @@ def make_embeddings(tmp_path):
             listing = dataclasses.replace(listing, labels=np.where(unknown, -1, listing.labels).astype(np.int32))
         vectors = np.asarray(vectors, np.float32)[order]
         settings = Settings({"fingerprint": fingerprint, "provenance": {"recipe": "none"}}, features, normalized,
-                            vectors.shape[1], "parent")
+                            vectors.shape[1], "fp32", "parent")
         write_embeddings(tmp_path / f"{name}.h5", listing, settings, np.ones(len(listing), bool),
                          np.zeros(len(listing), FACTS), [vectors], [])
         return str(tmp_path / f"{name}.h5")

@@ -184,7 +184,8 @@ def test_numbers_that_are_not_finite(make_embeddings):
 
 def test_no_vectors(pictures, tmp_path):
     listing = scan(pictures)
-    write_embeddings(tmp_path / "empty.h5", listing, Settings({"fingerprint": "f"}, "backbone", True, 4, "parent"),
+    settings = Settings({"fingerprint": "f"}, "backbone", True, 4, "fp32", "parent")
+    write_embeddings(tmp_path / "empty.h5", listing, settings,
                      np.zeros(len(listing), bool), np.zeros(len(listing), FACTS), [], [])
     with pytest.raises(FormatError, match="holds no vectors"):
         build_index(IndexConfig(str(tmp_path / "empty.h5")))
@@ -273,9 +274,23 @@ def test_only_an_index_is_replaced(built):
     assert built[0].read_bytes() == before
     with pytest.raises(UsageError, match="is a folder"):
         build_index(IndexConfig(str(built[0]), output=str(built[0].parent)))
-    built[1].write_bytes(built[1].read_bytes()[:99])  # a damaged one may be built again
-    build_index(IndexConfig(str(built[0])))
+    whole = built[1].read_bytes()
+    built[1].write_bytes(whole[:99])  # a damaged one, or one of FAISS alone, may be built again when that is said
+    with pytest.raises(UsageError, match="--fresh"):
+        build_index(IndexConfig(str(built[0])))
+    build_index(IndexConfig(str(built[0]), fresh=True))
     assert len(SearchIndex.open(built[1])) == 60
+
+
+def test_the_index_of_other_embeddings_is_replaced_only_when_that_is_said(built, tmp_path):
+    before = built[1].read_bytes()
+    other = tmp_path / "other.h5"
+    other.write_bytes(built[0].read_bytes())
+    with pytest.raises(UsageError, match=r"is the index of .*, not of .*other.h5"):
+        build_index(IndexConfig(str(other), output=str(built[1])))
+    assert built[1].read_bytes() == before
+    build_index(IndexConfig(str(other), output=str(built[1]), fresh=True))
+    assert SearchIndex.open(built[1]).manifest["embeddings"]["path"].endswith("other.h5")
 
 
 def test_too_little_memory_is_said_before(built, monkeypatch):

@@ -83,8 +83,8 @@ class KnnResult:
         """Everything as plain JSON types."""
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
                 "bank": self.bank.as_json(), "queries": self.queries.as_json(),
-                "results": [{"k": one.k, "asked_k": one.asked_k, "T": one.temperature, "top1": one.top1,
-                             "top5": one.top5} for one in self.scores],
+                "results": [{"k": one.k, "T": one.temperature, "top1": one.top1, "top5": one.top5}
+                            for one in self.scores],
                 "per_class": {name: {"count": count, "top1": top1} for name, (count, top1) in self.per_class.items()},
                 "encoder": self.encoder}
 

@@ -89,9 +89,9 @@ def metric_of(file: EmbeddingFile) -> str:
 
 
 def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool):
-    """Raise `UsageError` when `output` is there and is not an index of ours, or one of other embeddings than `source`.
+    """Raise `UsageError` when `output` is there and is not a whole index of ours, of the embeddings `source`.
 
-    `fresh` allows an index of other embeddings to be replaced.
+    `fresh` allows any other index to be replaced, but never a file that is none.
     """
     if not output.exists():
         return
@@ -100,11 +100,18 @@ def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool)
     try:
         before = read_manifest(output)["embeddings"]["path"]
     except FormatError as error:
-        raise UsageError(f"--output {output}: exists and is not an index of mocoembed. "
-                         "Give another name, or delete it.") from error
+        if fresh and _begins_like_an_index(output):
+            return
+        raise UsageError(f"--output {output}: exists and is not an index of mocoembed, or is damaged. "
+                         "Give another name, or add --fresh if it is an index.") from error
     if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
         raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
                          "or give another --output.")
+
+
+def _begins_like_an_index(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"Ix"  # as every index of FAISS does
 
 
 def require_vectors(file: EmbeddingFile):
