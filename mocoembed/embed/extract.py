@@ -112,10 +112,10 @@ def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedCon
         for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed):
             end = batch.first + len(batch.facts)
             vectors = embedder(batch.pixels).numpy()
-            readable = {failure.row for failure in batch.failures}
+            unreadable = {failure.row for failure in batch.failures}
             broken = [Failure(batch.first + int(place), "FloatingPointError", "the vector is not finite")
                       for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                      if batch.first + place not in readable]
+                      if batch.first + place not in unreadable]
             work.write(batch.first, vectors, batch.facts, batch.failures + broken)
             stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next batch
             due = end - work.committed >= COMMIT_PICTURES or time.monotonic() - last_commit >= COMMIT_SECONDS
