@@ -23,8 +23,10 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         groups = max(1, min(self.groups, len(x) // 2))
         share = self.momentum / groups
+        smaller, rest = divmod(len(x), groups)
         parts = []
-        for g, part in enumerate(x.tensor_split(groups)):
+        # `split` has one concatenation as its backward pass; `tensor_split` fills a whole batch of zeros for each part.
+        for g, part in enumerate(x.split([smaller + (g < rest) for g in range(groups)])):
             # Updates by these momenta, one after another, add up to one update with equal shares of the groups.
             momentum = share / (1 - (groups - 1 - g) * share)
             parts.append(functional.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias,
