@@ -209,11 +209,9 @@ def test_symmetric_bf16_and_last_batches_run(config):
     assert metrics(result)[1]["queue_filled"] == 1.0
 
 
-def test_a_validation_folder_of_one_picture_is_refused_before_training(config, tmp_path, pictures):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "1.jpg").write_bytes((pictures / "red" / "001.jpg").read_bytes())
-    with pytest.raises(CollectionError, match=r"--val .* holds one picture"):
-        pretrain(dataclasses.replace(config, val=str(tmp_path / "one")))
+def test_a_validation_folder_of_one_label_is_refused_before_training(config, pictures):
+    with pytest.raises(CollectionError, match=r"--val .* holds pictures of one label only \(red\)"):
+        pretrain(dataclasses.replace(config, val=str(pictures / "red")))
     assert not run_folder(config).exists()
 
 

@@ -113,8 +113,9 @@ class KnnMonitor:
     def __init__(self, folder: str, compute: Compute, workers: int | None):
         """Raises `UsageError` or `CollectionError` when the folder is not there or has no pictures."""
         self.listing = scan(folder, what="The folder of --val")
-        if len(self.listing) < 2:
-            raise CollectionError(f"--val {folder} holds one picture; a kNN accuracy takes two or more.")
+        if len(self.listing.label_names) < 2:
+            raise CollectionError(f"--val {folder} holds pictures of one label only ({self.listing.label_names[0]}): "
+                                  "any encoder gets 100 %. Give a folder with a folder for each label.")
         self.compute, self.workers = compute, workers
 
     def evaluate(self, frozen: FrozenEncoder, step: int, epoch: int) -> KnnReport:
