@@ -24,7 +24,7 @@ GOLDEN = [
 def built(**overrides):
     config = PretrainConfig.of("small", "pictures", **{
         "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 20, "batch_size": 8, "bn_groups": 2, "lr": 0.1,
-        "momentum": 0.9, "image_size": 16, "precision": "fp64", **overrides})
+        "momentum": 0.9, "temperature": 0.1, "image_size": 16, "precision": "fp64", **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return config, set_up(config, CPU)
