@@ -18,7 +18,7 @@ from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_
 from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, MismatchError, MocoembedError
 from mocoembed.files import StopRequest, locked, require_space
-from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, save_encoder
+from mocoembed.model.encoder_file import Embedder, keep_encoder, load_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
@@ -56,9 +56,9 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
     output = pathlib.Path(config.output) if config.output else workspace.embeddings
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
                         config.precision, config.labels)
-    if output.exists():
-        require_replaceable(output, listing, settings, config.fresh)
     with locked(output.with_name(f".{output.name}.lock"), str(output)):
+        if output.exists():
+            require_replaceable(output, listing, settings, config.fresh)
         work_path = output.with_name(f"{output.name}.work")
         if config.fresh:
             work_path.unlink(missing_ok=True)
@@ -72,16 +72,9 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
             seconds = time.monotonic() - begun
             failed = _publish(output, work, listing, settings)
             work.remove()
-    keep_encoder(workspace, frozen)
+    keep_encoder(workspace.encoder_of(settings.encoder["fingerprint"]), frozen)  # `search` needs it for its queries
     return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, listing.closed,
                        resumed_from, (len(listing) - resumed_from) / seconds)
-
-
-def keep_encoder(workspace: Workspace, frozen: FrozenEncoder):
-    """Keep an encoder from elsewhere under its fingerprint, so that `search` finds it for its queries."""
-    kept = workspace.encoder_of(frozen.fingerprint())
-    if not kept.exists():
-        save_encoder(kept, frozen)
 
 
 def require_replaceable(output: pathlib.Path, listing: Listing, settings: Settings, fresh: bool):

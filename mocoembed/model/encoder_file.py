@@ -89,6 +89,12 @@ def save_encoder(path, frozen: FrozenEncoder):
                                     {"mocoembed": json.dumps(frozen.metadata(), sort_keys=True)})
 
 
+def keep_encoder(path, frozen: FrozenEncoder):
+    """Save the encoder at `path`, which its fingerprint names, unless it is there with its provenance already."""
+    if not path.exists():
+        save_encoder(path, frozen)
+
+
 def read_metadata(path) -> dict:
     """The description in an encoder's file; `FormatError` when it is not one or is of a newer version."""
     try:

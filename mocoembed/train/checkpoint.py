@@ -28,11 +28,11 @@ def save_checkpoint(run: pathlib.Path, state: dict[str, Any]) -> dict[str, Any]:
     with replacing(path) as temporary:
         torch.save({"format": FORMAT_VERSION, **state}, temporary)
         entry = {"file": path.name, "sha256": sha256_file(temporary), "step": state["step"], "epoch": state["epoch"]}
-    earlier = [one for one in _entries(run) if one["file"] != path.name]
-    write_json(run / MANIFEST, {"format": FORMAT_VERSION, "checkpoints": [entry, *earlier][:KEPT]})
-    kept = {one["file"] for one in _entries(run)}
+    kept = [entry, *(one for one in _entries(run) if one["file"] != path.name)][:KEPT]
+    write_json(run / MANIFEST, {"format": FORMAT_VERSION, "checkpoints": kept})
+    names = {one["file"] for one in kept}
     for left in run.glob("checkpoint-*.pt"):
-        if left.name not in kept:
+        if left.name not in names:
             left.unlink()
     return entry
 

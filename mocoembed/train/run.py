@@ -14,7 +14,7 @@ from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
 from mocoembed.errors import TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.encoder import Encoder, EncoderSpec
-from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
+from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
 from mocoembed.model.moco import MoCo
 from mocoembed.model.precision import Compute
 from mocoembed.train.checkpoint import delete_checkpoints, load_newest, save_checkpoint
@@ -131,7 +131,6 @@ def frozen_encoder(encoder: Encoder, config: PretrainConfig, source: dict) -> Fr
 def export_to_workspace(frozen: FrozenEncoder, workspace: Workspace) -> pathlib.Path:
     """Keep the encoder under its fingerprint, make it the newest, and return the path of the former."""
     path = workspace.encoder_of(frozen.fingerprint())
-    if not path.exists():
-        save_encoder(path, frozen)
+    keep_encoder(path, frozen)
     write_bytes(workspace.newest_encoder, path.read_bytes())
     return path
