@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None):
     except MocoembedError as error:
         if debug:
             raise
-        note(f"mocoembed: {error}")
+        if not error.quiet:
+            note(f"mocoembed: {error}")
         status = error.status
     except click.exceptions.Abort:
         click.echo("mocoembed: stopped", err=True)

@@ -39,7 +39,7 @@ class TrainingProgress:
     def __init__(self, config, stream):
         from mocoembed.model.loss import chance_loss
 
-        self.chance, self.epochs, self.stream = chance_loss(config.queue_size), config.epochs, stream
+        self.chance, self.epochs, self.stream = chance_loss(config), config.epochs, stream
         self.bar, self.last = None, 0.0
 
     def __enter__(self):

@@ -99,7 +99,7 @@ def load_checkpoint(path, sha256: str | None = None) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise FormatError(f"{path} is not a checkpoint of mocoembed ({type(error).__name__}).") from error
-    if not isinstance(state, dict) or not {"format", "step", "epoch", "config", "moco"} <= set(state):
+    if not isinstance(state, dict) or not {"format", "step", "epoch", "config", "model"} <= set(state):
         raise FormatError(f"{path} is not a checkpoint of mocoembed.")
     if state["format"] > FORMAT_VERSION:
         raise FormatError(f"{path} has checkpoint format {state['format']}; this version reads up to "

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from mocoembed.checks import from_dict
 from mocoembed.config import ExportConfig, PretrainConfig
 from mocoembed.errors import UsageError
-from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder
 from mocoembed.model.weights import WRITERS
 from mocoembed.train.checkpoint import current_checkpoint, load_checkpoint
-from mocoembed.train.run import encoder_spec, export_to_workspace, frozen_encoder
+from mocoembed.train.run import export_to_workspace, frozen_encoder
 from mocoembed.workspace import Workspace
 
 
@@ -52,9 +51,7 @@ def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:
     """The frozen query encoder in a checkpoint file."""
     state = load_checkpoint(path)
     config = from_dict(PretrainConfig, state["config"])
-    encoder = Encoder(encoder_spec(config))
-    weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["moco"].items()
+    weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["model"].items()
                if name.startswith("encoder_q.")}
-    encoder.load_state_dict(weights)
     source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"]}
-    return frozen_encoder(encoder, config, source)
+    return frozen_encoder(weights, config, source)
