@@ -282,7 +282,7 @@ def test_a_file_system_that_is_full(run_of, tmp_path):
         for step, number, size in (1, 1, 1), (2, 1, 1), (3, 200, 1), (4, 1, 20000):
             weights = {{str(i): torch.ones(size) for i in range(number)}}
             try:
-                save_checkpoint(run, dict(step=step, epoch=0, config={{}}, moco=weights))
+                save_checkpoint(run, dict(step=step, epoch=0, config={{}}, model=weights))
             except MocoembedError as error:
                 print(error)
         print(load_newest(run)["step"], *sorted(os.listdir(run)))

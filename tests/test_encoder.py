@@ -23,7 +23,7 @@ from mocoembed.model.encoder import (
     zero_init_residual,
 )
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder
-from mocoembed.model.weights import write_onnx, write_torchvision
+from mocoembed.model.weights import write_detectron2, write_onnx, write_torchvision
 
 STEM = "7x7s2-pool"
 
@@ -206,6 +206,8 @@ def test_an_encoder_file_of_another_classifier(tmp_path):
     assert (report.missing_keys, report.unexpected_keys) == (["classifier.3.weight", "classifier.3.bias"], [])
     network.classifier[3] = torch.nn.Identity()
     torch.testing.assert_close(network(x), encoder.backbone(x))
+    with pytest.raises(UsageError, match=r"detectron2: is for ResNets only; this encoder is mobilenet_v3_small"):
+        write_detectron2(tmp_path / "b.pkl", again)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ class PretrainConfig:
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
     arch: str = "resnet50"
-    """Backbone: a ResNet, ResNeXt or wide ResNet of torchvision."""
+    """Backbone: a ResNet, ResNeXt or wide ResNet, or another classifier of torchvision (see docs/pretraining.md)."""
     width: float = 1.0
     """Multiplier of all channel counts: 0.25 for a laptop, 2 for R50w2x."""
     stem: str = "7x7s2-pool"

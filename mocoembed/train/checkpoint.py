@@ -137,9 +137,9 @@ def load_checkpoint(path, sha256: str | None = None) -> dict[str, Any]:
     return {**state, "sha256": found, "verified": sha256 is not None}
 
 
-def require_resumable(state: dict[str, Any], moco: nn.Module, optimizer: torch.optim.Optimizer):
+def require_resumable(state: dict[str, Any], method: nn.Module, optimizer: torch.optim.Optimizer):
     """Raise `FormatError` unless `state` can be loaded whole into these two; call it before anything is copied."""
-    saved, wanted = dict(state["model"]), moco.state_dict()
+    saved, wanted = dict(state["model"]), method.state_dict()
     groups = state["optimizer"]["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
         raise FormatError(f"The checkpoint of step {state['step']} has an optimizer of other parameters. {ADVICE}")

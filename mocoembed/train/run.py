@@ -14,12 +14,18 @@ from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
 from mocoembed.errors import TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank
-from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
 from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
-from mocoembed.train.checkpoint import delete_checkpoints, load_newest, save_checkpoint
+from mocoembed.train.checkpoint import (
+    delete_checkpoints,
+    load_newest,
+    require_fits,
+    require_resumable,
+    save_checkpoint,
+)
 from mocoembed.train.optim import build_optimizer
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
@@ -143,6 +149,10 @@ def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Modu
     """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are pictures."""
     over_the_batch = config.batchnorm == "sync"
     encoder_q = Encoder(encoder_spec(config), 1 if over_the_batch else config.bn_groups // ranks.size)
+    if config.zero_init_residual:
+        zero_init_residual(encoder_q.backbone)
+    if ranks.first:
+        check_backbone(encoder_q, config.image_size)
     if over_the_batch and ranks.size > 1:
         encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
     if config.dictionary == "end-to-end":
@@ -161,6 +171,7 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     state = training.ranks.from_first(lambda: _to_resume(training.config, run, listing))
     if state is None:
         return
+    require_resumable(state, training.method, training.optimizer)
     training.method.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
@@ -207,8 +218,10 @@ def frozen_encoder(weights: dict[str, torch.Tensor], config: PretrainConfig, sou
     """A frozen query encoder with its evaluation transform from a state dict; `source` says where it comes from."""
     with torch.device("meta"):
         encoder = Encoder(encoder_spec(config))
-    encoder.load_state_dict({name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None,
-                                                     copy=True) for name, value in weights.items()}, assign=True)
+    weights = {name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None, copy=True)
+               for name, value in weights.items()}
+    require_fits(weights, encoder.state_dict(), "The encoder")
+    encoder.load_state_dict(weights, assign=True)
     transform = EvaluationTransform.of(config.image_size, config.mean, config.std)
     return FrozenEncoder(encoder.eval().requires_grad_(False), transform, {
         **source, "recipe": config.recipe, "seed": config.seed, "pretrained_on": pathlib.Path(config.images).name,
