@@ -158,7 +158,7 @@ class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
     source: str | None = None
-    """Checkpoint, run folder, encoder file, weights of others or a known name; by default the newest run's checkpoint."""
+    """Checkpoint, run folder, encoder file, weights of others or a known name; by default the newest run."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     format: str = "encoder"

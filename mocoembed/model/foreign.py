@@ -73,8 +73,9 @@ def _flat(content: dict, before: str, depth: int):
 
 def find_layout(tensors: Tensors, path) -> Layout:
     """The layout that the keys have; `FormatError` when it is none of the known ones."""
+    convolutions = {name for name, tensor in tensors.items() if tensor.ndim == 4}
     fitting = [layout for layout in LAYOUTS
-               if any(getattr(tensors.get(layout.backbone + name), "ndim", 0) == 4 for name in ("conv1.weight", "0.weight"))]
+               if {f"{layout.backbone}conv1.weight", f"{layout.backbone}0.weight"} & convolutions]
     whole = [layout for layout in fitting if layout.head and any(name.startswith(layout.head) for name in tensors)]
     if not fitting:
         raise FormatError(f"{path} has no known layout: no key is that of a ResNet's first convolution. "
@@ -118,10 +119,11 @@ def _differences(weights: Tensors, arch: str, width: float, stem: str) -> dict[s
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a grouped convolution of a small width may have no channels at all
         expected = {name: tuple(tensor.shape) for name, tensor in Backbone(arch, width, stem).state_dict().items()}
-    return {"Missing": [name for name in expected if name not in weights and not name.endswith(OPTIONAL)],
-            "Left over": [name for name in weights if name not in expected],
-            "Of another shape": [f"{name} {tuple(weights[name].shape)} instead of {shape}"
-                                 for name, shape in expected.items() if name in weights and weights[name].shape != shape]}
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return {"Missing": [name for name in expected if name not in shapes and not name.endswith(OPTIONAL)],
+            "Left over": [name for name in shapes if name not in expected],
+            "Of another shape": [f"{name} {shapes[name]} instead of {shape}" for name, shape in expected.items()
+                                 if shapes.get(name, shape) != shape]}
 
 
 def our_head(tensors: Tensors, features: int) -> tuple[str, Tensors]:
@@ -164,7 +166,7 @@ class Preprocessing:
 def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing, source: dict) -> FrozenEncoder:
     """The frozen encoder in the content of a checkpoint; `source` becomes part of its provenance.
 
-    A projection head of another form than ours is left out, which the provenance says (`head_left_out`). Raises
+    A projection head of another form than ours is left out, which the provenance says (`left_out`). Raises
     `FormatError` for an unknown layout and for keys, shapes, types or numbers that are wrong.
     """
     tensors = state_dict_in(content)
@@ -185,10 +187,12 @@ def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing,
     ours = {f"backbone.{name}": tensor for name, tensor in weights.items()}
     ours.update({f"head.{name}": tensor for name, tensor in head.items()})
     encoder.load_state_dict({**encoder.state_dict(), **ours})
-    left_out = [] if head else [*(layout.head + name for name in theirs), *(layout.backbone + name for name in classifier)]
+    left_out = [layout.backbone + name for name in classifier]
+    if not head:
+        left_out += [layout.head + name for name in theirs]
     provenance = {"layout": layout.name, **source, **tool_provenance()}
     if left_out:
-        provenance["head_left_out"] = _some(left_out)
+        provenance["left_out"] = _some(left_out)
     return FrozenEncoder(encoder.eval().requires_grad_(False), preprocessing.transform(stem), provenance)
 
 

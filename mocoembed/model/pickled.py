@@ -32,30 +32,32 @@ class InertDict:
         return OrderedDict()
 
 
-# What the training code of others leaves beside the weights: arguments, configurations, callbacks, logged numbers.
-INERT = """
-argparse.Namespace types.SimpleNamespace typing.Any enum.Enum
-builtins.dict builtins.list builtins.tuple builtins.int builtins.float builtins.str builtins.bool builtins.slice
-pathlib.Path pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath pathlib.PureWindowsPath
-pathlib._local.Path pathlib._local.PosixPath pathlib._local.WindowsPath
-numpy.ndarray numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-numpy.dtypes.Float16DType numpy.dtypes.Float32DType numpy.dtypes.Float64DType numpy.dtypes.Int32DType
-numpy.dtypes.Int64DType numpy.dtypes.UInt8DType numpy.dtypes.UInt32DType numpy.dtypes.BoolDType
-omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.Metadata
-omegaconf.base.ContainerMetadata omegaconf.nodes.AnyNode omegaconf.nodes.StringNode omegaconf.nodes.IntegerNode
-omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode omegaconf.nodes.PathNode omegaconf.nodes.BytesNode
-mmengine.logging.history_buffer.HistoryBuffer
-pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
-pytorch_lightning.callbacks.early_stopping.EarlyStopping
-""".split()
-INERT_DICTS = """
-collections.defaultdict addict.addict.Dict easydict.EasyDict yacs.config.CfgNode mmengine.config.config.ConfigDict
-vissl.config.attr_dict.AttrDict vissl.utils.hydra_config.AttrDict
-pytorch_lightning.utilities.parsing.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
-lightning_fabric.utilities.data.AttributeDict lightning.fabric.utilities.data.AttributeDict
-""".split()
-STAND_INS = [(Inert, name) for name in INERT] + [(InertDict, name) for name in INERT_DICTS]
+# module -> names: what the training code of others leaves beside the weights (arguments, configurations, callbacks,
+# logged numbers).
+_PATHS = "Path PosixPath PurePosixPath WindowsPath PureWindowsPath"
+_LIGHTNING = "AttributeDict"
+INERT = {
+    "argparse": "Namespace", "types": "SimpleNamespace", "typing": "Any", "pathlib": _PATHS, "pathlib._local": _PATHS,
+    "builtins": "dict list tuple int float str bool slice",
+    "numpy": "ndarray dtype",
+    "numpy.core.multiarray": "scalar _reconstruct", "numpy._core.multiarray": "scalar _reconstruct",
+    "numpy.dtypes": "Float16DType Float32DType Float64DType Int32DType Int64DType UInt8DType UInt32DType BoolDType",
+    "omegaconf.dictconfig": "DictConfig", "omegaconf.listconfig": "ListConfig",
+    "omegaconf.base": "Metadata ContainerMetadata",
+    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode PathNode BytesNode",
+    "mmengine.logging.history_buffer": "HistoryBuffer",
+    "pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping": "EarlyStopping",
+}
+INERT_DICTS = {
+    "collections": "defaultdict", "addict.addict": "Dict", "easydict": "EasyDict", "yacs.config": "CfgNode",
+    "mmengine.config.config": "ConfigDict",
+    "vissl.config.attr_dict": "AttrDict", "vissl.utils.hydra_config": "AttrDict",
+    "pytorch_lightning.utilities.parsing": _LIGHTNING, "lightning.pytorch.utilities.parsing": _LIGHTNING,
+    "lightning_fabric.utilities.data": _LIGHTNING, "lightning.fabric.utilities.data": _LIGHTNING,
+}
+STAND_INS = [(kind, f"{module}.{name}") for kind, table in ((Inert, INERT), (InertDict, INERT_DICTS))
+             for module, names in table.items() for name in names.split()]
 
 
 def read_pickled(path) -> dict:

@@ -26,7 +26,7 @@ READ = 1 << 18  # bytes at a time, so that progress is seen on slow lines
 
 @dataclass(frozen=True)
 class Published:
-    """Where a file of weights is, how its MD5 begins (the authors publish eight digits), and what one may do with it."""
+    """Where a file of weights is, how its MD5 begins (eight digits are published), and what one may do with it."""
 
     url: str
     md5: str

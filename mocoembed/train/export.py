@@ -69,16 +69,14 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
     if not path.exists():
         raise UsageError(f"{given!r} does not exist. Make one with: mocoembed pretrain IMAGES\n"
                          f"Or give a file of weights, or one of {', '.join(PUBLISHED)}.")
-    if path.is_dir():
-        path = current_checkpoint(path)
     content, ours = _read(path)
     if ours is None:
         source = {**source, "file": path.name, "checkpoint_sha256": sha256_file(path)}
         frozen = foreign_encoder(content, path, preprocessing, source)
         note(f"{path.name}: layout {frozen.provenance['layout']}, {frozen.encoder.spec.arch}, "
              f"pictures of {frozen.transform.crop} pixels")
-        if left_out := frozen.provenance.get("head_left_out"):
-            note(f"{path.name}: no projection head of a known form; left out: {left_out}")
+        if left_out := frozen.provenance.get("left_out"):
+            note(f"{path.name}: left out, as no projection head of a known form: {left_out}")
         return frozen
     if preprocessing != Preprocessing():
         raise UsageError(f"--image-size, --mean and --std are for weights of others; {path} says them itself.")
@@ -86,7 +84,9 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
 
 
 def _read(path: pathlib.Path) -> tuple[dict, FrozenEncoder | None]:
-    """(content, `None`) of a file of others, ({}, encoder) of ours."""
+    """(content, `None`) of a file of others, ({}, encoder) of a file or run folder of ours."""
+    if path.is_dir():
+        return {}, encoder_of_checkpoint(current_checkpoint(path))
     with open(path, "rb") as file:
         head = file.read(9)
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
