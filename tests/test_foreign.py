@@ -104,6 +104,9 @@ CHECKPOINTS = {
     "mmpretrain, neck with BatchNorm": (lambda s: {"state_dict": {
         **under("backbone.", s), **under("neck.", head("fc0", "fc1")), "neck.bn0.weight": torch.ones(D)}},
         "mmpretrain", "none"),
+    "mmpretrain, a neck that is no linear layer": (lambda s: {"state_dict": {
+        **under("backbone.", s), "neck.fc.weight": torch.zeros(C, D), "neck.fc.scale": torch.full((C,), torch.nan)}},
+        "mmpretrain", "none"),
     "vissl": (lambda s: {"phase_idx": 199, "type": "consolidated", "classy_state_dict": {"optim": {}, "base_model": {
         "meta": {"trunk": {}}, "model": {"trunk": under("_feature_blocks.", s),
                                          "heads": head("0.clf.0", "1.clf.0")}}}}, "VISSL", "mlp"),
@@ -144,7 +147,8 @@ def test_every_layout_gives_the_network_it_was_taken_from(name, tmp_path):
             frozen.dimension("projection")
     left_out = [text for text in notes if "left out" in text]
     assert bool(left_out) is ("left_out" in frozen.provenance) is (name in {
-        "moco v3", "solo-learn, old, wide head", "mmpretrain, neck with BatchNorm", "torchvision"})
+        "moco v3", "solo-learn, old, wide head", "mmpretrain, neck with BatchNorm",
+        "mmpretrain, a neck that is no linear layer", "torchvision"})
 
 
 def theirs_stem(backbone):
@@ -203,6 +207,7 @@ WRONG = [
     ({"layer2.0.conv1.weight": torch.zeros(16, 8, 5, 5)},
      r"Of another shape: 'layer2\.0\.conv1\.weight \(16, 8, 5, 5\) instead of \(16, 8, 3, 3\)'"),
     ({"conv1.weight": torch.zeros(8, 3, 5, 5)}, r"conv1\.weight has the shape \(8, 3, 5, 5\); it must be"),
+    ({"conv1.weight": torch.zeros(0, 3, 7, 7)}, r"conv1\.weight has the shape \(0, 3, 7, 7\)"),
     ({"layer4.1.bn1.bias": torch.full((64,), torch.nan)}, r"layer4\.1\.bn1\.bias holds numbers that are not finite"),
     ({"layer4.1.bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)}, "not finite"),
     ({"layer4.1.bn1.bias": torch.zeros(64, dtype=torch.int64)}, "of torch.int64, not of floats"),

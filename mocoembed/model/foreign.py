@@ -85,7 +85,7 @@ def find_layout(tensors: Tensors, path) -> Layout:
 
 def torchvision_names(names) -> dict[str, str]:
     """{name: what torchvision calls it}, for a ResNet whose children may be numbered as nn.Sequential does."""
-    stages = sorted({int(name.split(".")[0]) for name in names if re.match(r"\d+\.\d+\.", name)})
+    stages = sorted({int(name.split(".")[0]) for name in names if re.match(r"\d{1,3}\.\d+\.", name)})
     children = {"0": "conv1", "1": "bn1", **{str(number): f"layer{i}" for i, number in enumerate(stages, 1)}}
     renamed = {}
     for name in names:
@@ -97,7 +97,7 @@ def torchvision_names(names) -> dict[str, str]:
 def find_architecture(weights: Tensors, path) -> tuple[str, float, str]:
     """(arch, width, stem) of a backbone under torchvision's names; `FormatError` says what does not fit."""
     conv1 = tuple(weights["conv1.weight"].shape)
-    if conv1 not in ((conv1[0], 3, 7, 7), (conv1[0], 3, 3, 3)):
+    if conv1[0] == 0 or conv1[1:] not in ((3, 7, 7), (3, 3, 3)):
         raise FormatError(f"{path}: conv1.weight has the shape {conv1}; it must be (C, 3, 7, 7) or (C, 3, 3, 3).")
     width, stem = conv1[0] / 64, "7x7s2-pool" if conv1[-1] == 7 else "3x3s1"
     blocks = tuple(len({name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")})
@@ -132,7 +132,8 @@ def our_head(tensors: Tensors, features: int) -> tuple[str, Tensors]:
     kind, names = {1: ("linear", ["fc"]), 2: ("mlp", ["hidden", "fc"])}.get(len(layers), ("none", []))
     ours = {f"{name}.{part}": tensors.get(f"{layer}.{part}".lstrip("."))
             for layer, name in zip(layers, names) for part in ("weight", "bias")}
-    if not names or len(ours) != len(tensors) or None in map(type, ours.values()) or not _relu_between(layers):
+    complete = len(ours) == len(tensors) and all(tensor is not None for tensor in ours.values())
+    if not names or not complete or not _relu_between(layers):
         return "none", {}
     with torch.device("meta"):
         expected = projection_head(kind, features, ours["fc.weight"].shape[:1].numel()).state_dict()
@@ -179,13 +180,13 @@ def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing,
     weights = {new: tensors[layout.backbone + name] for name, new in torchvision_names(names).items()
                if name not in classifier}
     arch, width, stem = find_architecture(weights, path)
-    _require_numbers({**weights, **theirs}, path)
     with torch.device("meta"):
         features = Backbone(arch, width, stem).features
     kind, head = our_head(theirs, features)
     encoder = Encoder(EncoderSpec(arch, width, stem, kind, len(head["fc.bias"]) if head else 0))
     ours = {f"backbone.{name}": tensor for name, tensor in weights.items()}
     ours.update({f"head.{name}": tensor for name, tensor in head.items()})
+    _require_numbers(ours, path)
     encoder.load_state_dict({**encoder.state_dict(), **ours})
     left_out = [layout.backbone + name for name in classifier]
     if not head:

@@ -63,9 +63,11 @@ def fetch(name: str, note: Callable[[str], None]) -> pathlib.Path:
 
 def _download(name: str, published: Published, path: pathlib.Path, note: Callable[[str], None]):
     part = path.with_name(f"{path.name}.part")
-    note(f"{name}: downloading {published.url}")
+    have = part.stat().st_size if part.exists() else 0
+    note(f"{name}: downloading {published.url}" + (f", going on after {have / 1e6:.0f} MB" if have else ""))
     try:
-        _transfer(published.url, part, lambda done, total: note(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
+        _transfer(published.url, part, have,
+                  lambda done, total: note(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise write_error(part, error) from error
@@ -81,9 +83,8 @@ def _download(name: str, published: Published, path: pathlib.Path, note: Callabl
         os.replace(part, temporary)
 
 
-def _transfer(url: str, part: pathlib.Path, progress: Callable[[int, int], None]):
-    """Append to `part` what it lacks of the file at `url`; all of it when the server cannot send a part."""
-    have = part.stat().st_size if part.exists() else 0
+def _transfer(url: str, part: pathlib.Path, have: int, progress: Callable[[int, int], None]):
+    """Append to `part`, of `have` bytes, what it lacks of the file at `url`; all of it if the server sends no parts."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
