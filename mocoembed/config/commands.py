@@ -16,8 +16,8 @@ INDEX_TYPES = ("auto", "flat")
 class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
-    checkpoint: str | None = None
-    """Checkpoint, run folder or encoder file to export; by default the newest run's checkpoint."""
+    source: str | None = None
+    """Checkpoint, run folder, encoder file, weights of others or a known name; by default the newest run."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     format: str = "encoder"
@@ -26,9 +26,18 @@ class ExportConfig:
     """File to write; by default a name made from the encoder's fingerprint, in the workspace."""
     fresh: bool = False
     """Replace the file of --output if it exists."""
+    image_size: int | None = None
+    """For weights of others: side of the pictures in pixels; by default 224 for a 7x7 stem, 32 for a 3x3 one."""
+    mean: tuple[float, ...] = ()
+    """For weights of others: mean of the pixels (red, green, blue; 0 to 1); by default ImageNet's or CIFAR-10's."""
+    std: tuple[float, ...] = ()
+    """For weights of others: standard deviation of the pixels; by default ImageNet's or CIFAR-10's."""
 
     def __post_init__(self):
         one_of(self, "format", EXPORT_FORMATS)
+        at_least(self, 1, "image_size")
+        require(self, "mean", len(self.mean) in (0, 3), "three numbers")
+        require(self, "std", len(self.std) in (0, 3) and min(self.std, default=1) > 0, "three numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class EmbedConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     encoder: str | None = None
-    """Encoder file; by default the newest one in the workspace."""
+    """Encoder file, run folder, weights of others or a known name; by default the workspace's newest encoder."""
     output: str | None = None
     """Embeddings file to write; by default embeddings.h5 in the workspace."""
     fresh: bool = False
@@ -100,7 +109,7 @@ class SearchConfig:
     embeddings: str | None = None
     """Embeddings file that the index was built from; by default the one that the index names."""
     encoder: str | None = None
-    """Encoder file; by default the one in the workspace that made the embeddings."""
+    """Encoder, as for embed; by default the one in the workspace that made the embeddings."""
     k: int = 10
     """Hits for each picture."""
     root: str | None = None

@@ -168,7 +168,12 @@ class Encoder(nn.Module):
 
 
 def projection_head(kind: str, features: int, dim: int) -> nn.Module:
-    """D -> C: one linear layer (MoCo v1), or linear, ReLU, linear with a hidden layer of D (MoCo v2)."""
+    """D -> C: one linear layer (MoCo v1), or linear, ReLU, linear with a hidden layer of D (MoCo v2).
+
+    `none`, for an encoder that came without a head, leaves the features as they are.
+    """
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Sequential(OrderedDict(fc=nn.Linear(features, dim)))
     return nn.Sequential(OrderedDict(hidden=nn.Linear(features, features), relu=nn.ReLU(inplace=True),
