@@ -69,7 +69,7 @@ WRONG_CALLS = [
     ("pretrain {bad}/empty", 1, "holds no pictures"),
     ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "do not fill one batch"),
     ("pretrain {pictures}", 1, "24 pictures do not fill one batch of 256"),
-    ("pretrain {pictures} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, cifar10, small"),
+    ("pretrain {pictures} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, moco-v2-plus, cifar10, small"),
     ("pretrain {pictures} --epochs many", 2, "many"),
     ("pretrain {pictures} --epochs 0", 2, "--epochs 0: must be 1 or more"),
     ("pretrain {pictures} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),
