@@ -26,7 +26,16 @@ from mocoembed.train.monitor import (
     labelled_pictures,
 )
 from mocoembed.train.optim import learning_rate, set_learning_rate
-from mocoembed.train.run import Training, export_to_workspace, limited, resume, run_folder, set_up, settled
+from mocoembed.train.run import (
+    Training,
+    export_to_workspace,
+    limited,
+    require_shares,
+    resume,
+    run_folder,
+    set_up,
+    settled,
+)
 from mocoembed.train.step import NUMBERS, make_views, training_step
 from mocoembed.workspace import Workspace
 
@@ -58,15 +67,15 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Pretrain
     after a signal, when all is saved.
     """
     watcher = watcher or Watcher()
-    ranks = joined_ranks()
-    if ranks is None:
-        processes = process_count(config)
-        if processes > 1:
-            return start(pretrain_rank, config, processes, watcher)
-        ranks = ALONE
-    config = replace(config, device=local_device(config, ranks))
-    with process_group(ranks, Compute.of(config.device, "fp32").device.type == "cuda", config.timeout):
-        return pretrain_rank(config, ranks, watcher)
+    joined = joined_ranks()
+    processes = joined.size if joined else process_count(config)
+    on_gpu = Compute.of(config.device, "fp32").device.type == "cuda"
+    require_shares(config, processes, on_gpu)
+    if joined is None and processes > 1:
+        return start(pretrain_rank, config, processes, watcher)
+    ranks = joined or ALONE
+    with process_group(ranks, on_gpu, config.timeout):
+        return pretrain_rank(replace(config, device=local_device(config, ranks)), ranks, watcher)
 
 
 def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> PretrainResult | None:
@@ -75,7 +84,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute = Compute.of(config.device, config.precision)
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images), config))
-    config, notes = settled(config, len(listing), ranks, compute)
+    config, notes = settled(config, len(listing), ranks.size)
     steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few pictures
     workers = worker_count(config.workers, len(listing), ranks.local_size)
     monitor = None

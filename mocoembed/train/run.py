@@ -80,12 +80,27 @@ class Training:
         return frozen_encoder(self.method.encoder_q.state_dict(), self.config, source)
 
 
-def settled(config: PretrainConfig, pictures: int, ranks: Ranks, compute: Compute) -> tuple[PretrainConfig, list[str]]:
+def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
+    """Raise `UsageError` when the batch or its BatchNorm groups cannot be shared out among the processes."""
+    if processes == 1:
+        return
+    if config.batch_size % processes or config.batch_size < 2 * processes:
+        raise UsageError(f"--batch-size {config.batch_size}: must be a multiple of the {processes} processes, with two "
+                         "or more pictures for each.")
+    if config.batchnorm == "sync":
+        if not on_gpu:
+            raise UsageError("--batchnorm sync: across processes it needs GPUs. Give --batchnorm shuffled, or "
+                             "--processes 1.")
+    elif config.bn_groups > processes and config.bn_groups % processes:
+        raise UsageError(f"--bn-groups {config.bn_groups}: must be a multiple of the {processes} processes.")
+
+
+def settled(config: PretrainConfig, pictures: int, processes: int) -> tuple[PretrainConfig, list[str]]:
     """The config with all that depends on the collection and the number of processes, and what to say about it.
 
-    Raises `UsageError` when the batch or its BatchNorm groups cannot be shared out.
+    `require_shares` has seen it already.
     """
-    notes, changes, processes = [], {}, ranks.size
+    notes, changes = [], {}
     if config.mask_same_image is None:
         masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * pictures
         changes["mask_same_image"] = masked
@@ -93,18 +108,9 @@ def settled(config: PretrainConfig, pictures: int, ranks: Ranks, compute: Comput
             notes.append(f"The queue of {config.queue_size} keys is over a tenth of the {pictures} pictures: keys of a "
                          "query's own picture are not its negatives (--no-mask-same-image to keep them).")
     if processes > 1:
-        if config.batch_size % processes or config.batch_size < 2 * processes:
-            raise UsageError(f"--batch-size {config.batch_size}: must be a multiple of the {processes} processes, with "
-                             "two or more pictures for each.")
-        if config.batchnorm == "sync":
-            if compute.device.type == "cpu":
-                raise UsageError("--batchnorm sync: across processes it needs GPUs. Give --batchnorm shuffled, or "
-                                 "--processes 1.")
-        elif config.bn_groups < processes:
+        if config.batchnorm != "sync" and config.bn_groups < processes:
             changes["bn_groups"] = processes
             notes.append(f"BatchNorm sees each process's pictures apart: {processes} groups, not {config.bn_groups}.")
-        elif config.bn_groups % processes:
-            raise UsageError(f"--bn-groups {config.bn_groups}: must be a multiple of the {processes} processes.")
         if not config.drop_last:
             changes["drop_last"] = True
             notes.append("With several processes the last, incomplete batch of an epoch is left out.")
