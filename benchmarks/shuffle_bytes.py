@@ -60,9 +60,9 @@ def count_collectives(ranks: Ranks) -> Counter:
     def add(name: str, x: torch.Tensor, rows: int):
         received[f"{name} {str(x.dtype).removeprefix('torch.')}"] += rows * x[0].nbytes
 
-    def counted_all_gather(parts, x, **more):
+    def counted_all_gather(parts, x, async_op):
         add("all_gather", x, len(x) * (ranks.size - 1))
-        return all_gather(parts, x, **more)
+        return all_gather(parts, x, async_op=async_op)
 
     def counted_into_tensor(whole, x):
         add("all_gather", x, len(whole) - len(x))
