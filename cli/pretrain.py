@@ -35,10 +35,13 @@ def pretrain(images, recipe, **values):
       mocoembed pretrain cifar10/train --recipe cifar10 --width 0.375 --stem 3x3s2 --batch-size 256 --bn-groups 4
     """
     from mocoembed.model.loss import chance_loss
+    from mocoembed.train.launch import joined_ranks
     from mocoembed.train.loop import pretrain as run_pretrain
 
     config = PretrainConfig.of(recipe or "moco-v2", images, **given(values))
-    note(WHY_IT_RISES[config.dictionary].format(chance_loss(config)))
+    ranks = joined_ranks()
+    if ranks is None or ranks.first:
+        note(WHY_IT_RISES[config.dictionary].format(chance_loss(config)))
     with TrainingProgress(config, sys.stderr) as progress:
         result = run_pretrain(config, progress.watcher())
     if result is None:  # another rank's to tell

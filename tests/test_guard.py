@@ -62,18 +62,23 @@ def test_a_leak_is_told_once_by_rank_0(guard, notes):
 
 def test_ordinary_steps_pass(guard, notes):
     for _ in range(300):
-        guard.check(numbers(unreadable=4, signal=15))
-    assert (guard.failed, guard.signal_number, notes) == (4, 15, [])
+        guard.check(numbers(signal=15))
+    assert (guard.unreadable, guard.signal_number, notes) == ({}, 15, [])
 
 
-def test_unreadable_pictures_are_named_once_and_counted_over_all_ranks(guard, notes):
-    batch = types.SimpleNamespace(failures=[Failure(3, "OSError", "gone")] * 2, rows=torch.tensor([4, 5]))
-    assert guard.told(batch, None) == (1, 0)
-    assert guard.told(batch, 15) == (1, 15)
-    assert len(notes) == 1
-    assert "3.jpg" in notes[0]
+def test_a_picture_that_several_ranks_cannot_read_is_named_and_counted_once(guard, notes):
+    theirs = [Failure(row, "OSError", "gone") for row in (3, 8)]
+    guard.training.ranks = types.SimpleNamespace(first=True, objects=lambda mine: [mine, theirs],
+                                                 agreed=lambda error: error)
+    batch = types.SimpleNamespace(failures=[theirs[0]] * 2, rows=torch.tensor([4, 5]))
+    assert guard.told(batch, 15) == (2, 15)
+    guard.check(numbers(unreadable=2))
+    assert set(guard.unreadable) == {3, 8}
+    assert [note.split(": ")[1] for note in notes] == ["'3.jpg'", "'8.jpg'"]
+    assert guard.told(batch, None) == (0, 0)
+    theirs += [Failure(row, "OSError", "gone") for row in (9, 10, 11)]
     with pytest.raises(CollectionError, match="5 of 40 pictures so far cannot be read, more than 10%"):
-        guard.check(numbers(unreadable=5))
+        guard.check(numbers(unreadable=3))
 
 
 def test_no_replacement_found(guard):

@@ -56,14 +56,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_count(given: int | None, pictures: int, sharing: int = 1) -> int:
-    """Loading processes: as given; else one fewer than the cores of each of `sharing` processes (1 to 16).
-
-    For few pictures there are none.
-    """
+def worker_count(given: int | None, pictures: int, available: int | None = None) -> int:
+    """Loading processes: as given; else one fewer than the `available` cores (1 to 16), none for few pictures."""
     if given is not None:
         return given
-    return min(16, max(1, cores() // sharing - 1)) if pictures > 500 else 0
+    return min(16, max(1, (available or cores()) - 1)) if pictures > 500 else 0
 
 
 def _load(dataset: Dataset, batches, workers: int, pin: bool) -> "Batches":

@@ -53,9 +53,7 @@ class Compute:
 
     def exact(self):
         """The context in which fp32 on a GPU is float32 throughout, not TF32: for embeddings, which are compared."""
-        if self.device.type == "cuda" and self.precision == "fp32":
-            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        return contextlib.nullcontext()
+        return _no_tf32() if self.device.type == "cuda" and self.precision == "fp32" else contextlib.nullcontext()
 
     def tune(self):
         """Let a GPU multiply as the precision allows and choose its fastest convolutions: for training."""
@@ -67,6 +65,17 @@ class Compute:
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module on the device, in the dtype, with channels-last weights."""
         return module.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def _no_tf32():
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:

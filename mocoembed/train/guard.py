@@ -1,6 +1,7 @@
 """What ends or warns of a bad pretraining, agreed on by all ranks before a step changes the weights."""
 
 import collections
+import os
 
 import torch
 
@@ -19,46 +20,54 @@ class Guard:
         """`training` is a `Training`; `note` is called with a line for people."""
         self.training, self.listing, self.note = training, listing, note
         self.unreadable: dict[int, Failure] = {}
+        """Pictures that could not be read, on any rank, by their rows."""
         self.signal_number = 0
-        """A signal that this rank got; after `check`, one that any rank got."""
-        self.failed = 0
-        """Unreadable pictures on all ranks."""
+        """A signal that any rank got."""
+        self._new: list[Failure] = []
         self._collapsed = 0
         self._top1 = collections.deque(maxlen=LEAKING_STEPS)
 
     def told(self, batch: ViewBatch, signal_number: int | None) -> tuple[float, ...]:
-        """What this rank has to tell the others at this step; names the unreadable pictures that are new.
+        """What this rank has to tell the others at this step.
 
-        Raises `CollectionError` when for one of them no replacement was found.
+        Raises `CollectionError` when for an unreadable picture no replacement was found.
         """
-        for failure in batch.failures:
-            if failure.row not in self.unreadable:
-                self.unreadable[failure.row] = failure
-                self.note(f"unreadable, replaced by the next picture: {self.listing.paths[failure.row]!r}: "
-                          f"{failure.error}: {failure.reason}")
+        self._new = [failure for failure in batch.failures if failure.row not in self.unreadable]
         if int(batch.rows.min()) < 0:
-            raise self._too_many(len(self.unreadable))
-        return len(self.unreadable), signal_number or 0
+            self._add(self._new, aloud=True)
+            raise self._too_many()
+        return len(self._new), signal_number or 0
 
     def check(self, numbers: torch.Tensor):
         """Raise `TrainingError` or `CollectionError`, the same on all ranks, when the run cannot go on.
 
-        numbers: (W, 6) float64: loss, top1, top5, spread, unreadable pictures, signal.
+        numbers: (W, 6) float64: loss, top1, top5, spread, pictures newly found unreadable, signal.
         """
         loss, top1, _, spread = numbers[:, :4].mean(dim=0).tolist()
-        self.failed, self.signal_number = int(numbers[:, 4].sum()), int(numbers[:, 5].max())
+        self.signal_number = int(numbers[:, 5].max())
+        if int(numbers[:, 4].sum()):
+            for failures in self.training.ranks.objects(self._new):
+                self._add(failures, aloud=self.training.ranks.first)
         problem = self._unreadable() or self._not_finite(numbers[:, :4]) or self._collapse(spread, loss)
         if problem:
             raise self.training.ranks.agreed(problem)
         self._warn_of_leak(top1)
 
-    def _unreadable(self) -> CollectionError | None:
-        return self._too_many(self.failed) if self.failed > UNREADABLE_SHARE * len(self.listing) else None
+    def _add(self, failures: list[Failure], aloud: bool):
+        for failure in failures:
+            if failure.row not in self.unreadable:
+                self.unreadable[failure.row] = failure
+                if aloud:
+                    path = os.fsdecode(self.listing.paths[failure.row])
+                    self.note(f"unreadable, replaced by the next picture: {path!r}: {failure.error}: {failure.reason}")
 
-    def _too_many(self, failed: int) -> CollectionError:
-        return CollectionError(f"{failed} of {len(self.listing)} pictures so far cannot be read, more than "
-                               f"{UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; they are named "
-                               "above.")
+    def _unreadable(self) -> CollectionError | None:
+        return self._too_many() if len(self.unreadable) > UNREADABLE_SHARE * len(self.listing) else None
+
+    def _too_many(self) -> CollectionError:
+        return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures so far cannot be read, more "
+                               f"than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; they are "
+                               "named above.")
 
     def _not_finite(self, numbers: torch.Tensor) -> TrainingError | None:
         bad = (~torch.isfinite(numbers).all(dim=1)).nonzero().flatten().tolist()

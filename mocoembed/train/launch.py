@@ -75,14 +75,28 @@ def local_device(config: PretrainConfig, ranks: Ranks) -> str:
     if config.device not in ("auto", "cuda"):
         raise UsageError(f"--device {config.device}: one GPU is not for {ranks.size} processes. Give --device cuda, or "
                          "--processes 1.")
+    if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+        return "cuda:0"  # srun has given each task its own GPU and hides the others
     if ranks.local_rank >= torch.cuda.device_count():
         raise UsageError(f"--processes {ranks.local_size}: this machine shows {torch.cuda.device_count()} GPUs. Give "
                          "as many processes or fewer, or --device cpu.")
     return f"cuda:{ranks.local_rank}"
 
 
+def share_of_cores(ranks: Ranks) -> int:
+    """Cores for this process: its part of those that the processes share, or those that srun has bound it to."""
+    bound = "SLURM_PROCID" in os.environ and cores() * ranks.local_size <= (os.cpu_count() or 1)
+    return cores() if bound else max(1, cores() // ranks.local_size)
+
+
+def is_of_communication(error: RuntimeError) -> bool:
+    """Whether it is torch.distributed's way to say that another rank does not answer."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
+
+
 @contextlib.contextmanager
-def process_group(ranks: Ranks, on_gpu: bool, timeout: float, store: Any = None) -> Iterator[None]:
+def process_group(ranks: Ranks, device: str, timeout: float, store: Any = None) -> Iterator[None]:
     """Belong to the group of all ranks while the block runs: NCCL between GPUs, gloo between CPUs.
 
     They meet at `store`, or where the environment says (MASTER_ADDR, MASTER_PORT). Waiting for another rank for more
@@ -91,10 +105,11 @@ def process_group(ranks: Ranks, on_gpu: bool, timeout: float, store: Any = None)
     if ranks.size == 1:
         yield
         return
+    on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, cores() // ranks.local_size))
+        torch.set_num_threads(share_of_cores(ranks))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=ranks.rank,
                             world_size=ranks.size, timeout=datetime.timedelta(seconds=timeout))
     yield
@@ -179,7 +194,7 @@ def _process(rank: int, work: Callable, config: PretrainConfig, processes: int, 
     try:
         config = replace(config, device=local_device(config, ranks))
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        with process_group(ranks, config.device.startswith("cuda"), config.timeout, store):
+        with process_group(ranks, config.device, config.timeout, store):
             result = work(config, ranks, watcher)
         if ranks.first:
             send("result", result)

@@ -15,7 +15,15 @@ from mocoembed.model.loss import chance_loss
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
 from mocoembed.train.guard import Guard
-from mocoembed.train.launch import joined_ranks, local_device, process_count, process_group, start
+from mocoembed.train.launch import (
+    is_of_communication,
+    joined_ranks,
+    local_device,
+    process_count,
+    process_group,
+    share_of_cores,
+    start,
+)
 from mocoembed.train.monitor import (
     KnnMonitor,
     KnnReport,
@@ -69,13 +77,20 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Pretrain
     watcher = watcher or Watcher()
     joined = joined_ranks()
     processes = joined.size if joined else process_count(config)
-    on_gpu = Compute.of(config.device, "fp32").device.type == "cuda"
-    require_shares(config, processes, on_gpu)
+    require_shares(config, processes, on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
     if joined is None and processes > 1:
         return start(pretrain_rank, config, processes, watcher)
     ranks = joined or ALONE
-    with process_group(ranks, on_gpu, config.timeout):
-        return pretrain_rank(replace(config, device=local_device(config, ranks)), ranks, watcher)
+    config = replace(config, device=local_device(config, ranks))
+    try:
+        with process_group(ranks, config.device, config.timeout):
+            return pretrain_rank(config, ranks, watcher)
+    except RuntimeError as error:
+        if ranks.size > 1 and is_of_communication(error):
+            raise TrainingError(f"Rank {ranks.rank} has lost the others: one of them has ended or hangs ("
+                                f"{' '.join(str(error).split())[:200]}). What was saved is kept; run the same command "
+                                "again to go on.") from error
+        raise
 
 
 def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> PretrainResult | None:
@@ -86,7 +101,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     listing = ranks.from_first(lambda: limited(scan(config.images), config))
     config, notes = settled(config, len(listing), ranks.size)
     steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few pictures
-    workers = worker_count(config.workers, len(listing), ranks.local_size)
+    workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
         monitor = KnnMonitor(ranks.from_first(lambda: labelled_pictures(config.val)), compute, workers, ranks)
@@ -133,7 +148,7 @@ class Session:
         frozen = self.training.frozen(self.steps_per_epoch)
         path = export_to_workspace(frozen, Workspace(self.config.workspace))
         return PretrainResult(self.run, path, frozen.fingerprint(), self.training.step, self.last_step, self.last_knn,
-                              self.guard.failed)
+                              len(self.guard.unreadable))
 
     def _say_what_comes(self, workers: int):
         for folder in self.listing.closed:
