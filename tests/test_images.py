@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.data.images import PathTable, Picture, UnreadablePicture, read_file, scan
+from mocoembed.data.images import PathTable, scan
+from mocoembed.data.picture import Picture, UnreadablePicture, read_file
 from mocoembed.errors import CollectionError, UsageError
 
 
@@ -82,9 +83,10 @@ def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         scan(tmp_path / "nowhere")
     touch(tmp_path, "a.txt")
-    with pytest.raises(UsageError, match="is a file"):
-        scan(tmp_path / "a.txt")
-    with pytest.raises(CollectionError, match=r"no pictures \(1 other files\)"):
+    (tmp_path / "a.tgz").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"a file that holds no pictures. Give a folder, a list"):
+        scan(tmp_path / "a.tgz")
+    with pytest.raises(CollectionError, match=r"no pictures \(2 other files\)"):
         scan(tmp_path)
 
 
