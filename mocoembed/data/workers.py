@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from mocoembed.errors import MocoembedError
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
 SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_TO_DIE = 1.0
 DEATHS = 2  # of processes at the same picture, until it is set aside: one may be killed for want of memory
 RESTARTS = 6  # without a batch or a picture set aside in between
 
@@ -172,10 +174,13 @@ class _Loading:
             except StopIteration:
                 return None
             except Exception as error:
-                lost = len(self.alive()) < len(self._processes) or any(self.pictures.stopped_at(self.alive()))
-                if lost:
+                late = str(error).startswith("DataLoader timed out")
+                # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.
+                wait([process.sentinel for process in self._processes], 0 if late or not self._processes else SECONDS_TO_DIE)
+                alive = self.alive()
+                if len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
                     raise _ProcessLost from error
-                if not str(error).startswith("DataLoader timed out"):
+                if not late:
                     raise
             else:
                 self.undelivered.popleft()
