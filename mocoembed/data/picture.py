@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000  # four processes with an opaque picture of that size each stay below 2 GiB
 MAX_BYTES = 1 << 30
 TRANSPARENT_OVER = (255, 255, 255)
+STRIP = 1 << 20  # pixels converted at a time
 
 
 class UnreadablePicture(Exception):
@@ -52,9 +53,9 @@ class Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size limit is ours
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+            turned = self._image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         width, height = self._image.size
-        self._turned = self._image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        self.width, self.height = (height, width) if self._turned else (width, height)
+        self.width, self.height = (height, width) if turned else (width, height)
 
     def rgb(self, shrink: float = 1.0) -> Image.Image:
         """The upright picture as 8-bit RGB, at full size or smaller, at least 1/`shrink` of it.
@@ -69,22 +70,36 @@ class Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image if "transparency" not in image.info else _over_background(image)
-    if image.mode.startswith("I"):  # 16-bit greyscale, as it is or widened to 32
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise UnreadablePicture("32-bit integer pixels")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return _in_strips(image, _sixteen_bits)
     if image.mode == "F":
         raise UnreadablePicture("floating-point pixels")
     if image.has_transparency_data:
-        return _over_background(image)
-    return image.convert("RGB")
+        return _in_strips(image, _over_background)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert) -> Image.Image:
+    """The picture with each strip of its rows converted, for conversions that take many bytes a pixel."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        result.paste(convert(image.crop(box)), box)
+    return result
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale, as it is or widened to 32 bits, scaled to 8."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UnreadablePicture("32-bit integer pixels")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _over_background(image: Image.Image) -> Image.Image:

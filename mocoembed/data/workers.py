@@ -176,7 +176,8 @@ class _Loading:
             except Exception as error:
                 late = str(error).startswith("DataLoader timed out")
                 # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.
-                wait([process.sentinel for process in self._processes], 0 if late or not self._processes else SECONDS_TO_DIE)
+                if self._processes and not late:
+                    wait([process.sentinel for process in self._processes], SECONDS_TO_DIE)
                 alive = self.alive()
                 if len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
                     raise _ProcessLost from error
