@@ -11,7 +11,7 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
 
     Hidden files and folders are passed over. Symbolic links to folders are followed, never in a circle.
     """
-    paths, closed, left_out, witnesses = [], [], 0, {}
+    paths, label_of, closed, left_out, witnesses = [], [], [], 0, {}
     pending = [(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
         relative, ancestors = pending.pop()
@@ -22,20 +22,22 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
         except OSError:
             closed.append(relative)
             continue
+        prefix = os.path.join(relative, b"")
+        label = folder_label(prefix + b"picture", root, labels)
         for entry in entries:
-            path = os.path.join(relative, entry.name)
             if entry.name.startswith(b"."):
                 left_out += not entry.is_dir(follow_symlinks=False)
             elif _is_folder(entry):
                 identity = _identity(entry.stat())
                 if identity not in ancestors:
-                    pending.append((path, ancestors | {identity}))
+                    pending.append((prefix + entry.name, ancestors | {identity}))
             elif entry.name.lower().endswith(SUFFIXES):
-                paths.append(path)
+                paths.append(prefix + entry.name)
+                label_of.append(label)
             else:
                 left_out += 1
         tell(len(paths))
-    return Found(root, paths, [folder_label(path, root, labels) for path in paths], witnesses, left_out, tuple(closed))
+    return Found(root, paths, label_of, witnesses, left_out, tuple(closed))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
