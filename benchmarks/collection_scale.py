@@ -3,10 +3,10 @@
     python benchmarks/collection_scale.py FOLDER [--pictures 1000000]
 
 makes in FOLDER a tree of 1,000 folders (hard links to 64 small pictures), a list of the same files and 100 tar shards,
-then measures each in a fresh process: seconds until the first picture is read (and seconds of processor), the largest resident memory of the
-process, and what a loading process, forked or spawned, has to itself after reading 20,000 pictures by number (JPEG
-files of 32 pixels: bytes only, nothing is decoded). The first scan is with an empty cache folder of ours and whatever
-the system has cached of the file system, which is the same for all.
+then measures each in a fresh process: seconds until the first picture is read (and seconds of processor), the memory
+that this adds, at its peak and after it, and what a loading process, forked or spawned, has to itself before and after
+reading 20,000 pictures by number (JPEG files of 32 pixels: bytes only, nothing is decoded). The first scan finds our
+cache folder empty, and of the file system whatever the operating system has in memory, as every scan does.
 """
 
 import argparse
@@ -148,8 +148,8 @@ def main():
             workers = "  ".join("{} worker {:.0f} -> {:.0f} MB".format(start, *result[f"{start} MB"])
                                 for start in ("fork", "spawn"))
             print(f"{what:16} {'again' if again else 'first'}  {result['pictures']:8d} pictures "
-                  f"{result['seconds']:7.2f} s ({result['cpu']:.2f} s of processor)  peak +{result['peak MB']:4.0f}, then +{result['kept MB']:4.0f} MB  "
-                  f"{workers}", flush=True)
+                  f"{result['seconds']:7.2f} s ({result['cpu']:.2f} s of processor)  "
+                  f"peak +{result['peak MB']:4.0f}, then +{result['kept MB']:4.0f} MB  {workers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -111,6 +113,17 @@ def test_refuses_what_is_not_a_regular_file(tmp_path):
         read_file(tmp_path / "pipe.jpg")
 
 
+def test_devices_and_vanished_files_are_refused(tmp_path):
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    touch(tmp_path, "gone.jpg")
+    listing = scan(tmp_path)
+    (tmp_path / "gone.jpg").unlink()
+    with pytest.raises(FileNotFoundError):
+        listing.read(0)
+    with pytest.raises(UnreadablePicture, match="not a regular file"):
+        listing.read(1)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shrink", [1, 2])
 def test_exif_orientation_gives_the_upright_picture(orientation, shrink):
@@ -132,6 +145,18 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     got = pixels(encoded(Image.fromarray(levels)))
     assert np.abs(got[..., 0] - levels / 257).max() <= 1
+
+
+def test_sixteen_bit_colours_are_scaled_not_clipped():
+    levels = np.linspace(0, 65535, 48).astype(">u2").reshape(4, 4, 3)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    got = pixels(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+                 + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    assert np.abs(got - levels / 257).max() <= 1
 
 
 def test_transparency_is_laid_over_white():
@@ -158,6 +183,7 @@ def test_other_modes_and_first_frame():
 
 def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers():
     data = encoded(Image.new("RGB", (800, 600), "green"), "JPEG")
+    assert Picture(data, full=True).rgb(100).size == (800, 600)
     assert [Picture(data).rgb(shrink).size for shrink in (1, 1.9, 2, 5, 100)] == [
         (800, 600), (800, 600), (400, 300), (200, 150), (100, 75)]
 

@@ -18,6 +18,7 @@ from mocoembed.data.listing import Found, State, folder_label
 from mocoembed.errors import FormatError
 
 LINES_BETWEEN_TELLING = 10_000
+BY_FOLDER = object()  # the label of a line in a list that has no labels
 
 
 def find_in_list(file: bytes, labels: str, tell) -> Found:
@@ -43,9 +44,6 @@ def find_in_list(file: bytes, labels: str, tell) -> Found:
         given = [folder_label(path, root, labels) if label is BY_FOLDER else label
                  for path, label in zip(paths, given)]
     return Found(root, paths, given, {file: state})
-
-
-BY_FOLDER = object()  # the label of a line in a list that has no labels
 
 
 def common_folder(paths: list[bytes], folder: bytes) -> bytes:
