@@ -14,17 +14,19 @@ SHOWN_FAILURES = 10
 
 
 @click.command()
-@click.argument("folder")
+@click.argument("folder", metavar="COLLECTION")
 @options_of(EmbedConfig, leave_out=("folder",))
 @json_option
 def embed(as_json, **values):
-    """Embed every picture below FOLDER into one HDF5 file.
+    """Embed every picture of COLLECTION into one HDF5 file.
 
-    A file with a picture's name is either embedded or reported as failed, with the reason. An interrupted run goes
-    on when the same command is given again.
+    A COLLECTION is a folder of any depth, a list of paths (.txt, or .csv and .jsonl with path and label), tar shards
+    ('shard-{000..009}.tar') or one picture; docs/collections.md tells more. A file with a picture's name is either
+    embedded or reported as failed, with the reason. An interrupted run goes on when the same command is given again.
 
     \b
       mocoembed embed photos
+      mocoembed embed 'shards/train-{000..009}.tar' --output shards.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
     """

@@ -20,10 +20,12 @@ WHY_IT_RISES = {
 
 
 @click.command()
-@click.argument("images")
+@click.argument("images", metavar="COLLECTION")
 @options_of(PretrainConfig, leave_out=("images",), presets=tuple(RECIPES.values()))
 def pretrain(images, recipe, **values):
-    """Learn an encoder from the pictures below IMAGES with Momentum Contrast. Labels are not used.
+    """Learn an encoder from the pictures of COLLECTION with Momentum Contrast. Labels are not used.
+
+    A COLLECTION is a folder of any depth, a list of paths (.txt, .csv, .jsonl) or tar shards ('shard-{000..009}.tar').
 
     A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command
     again resumes where it stopped; another command gets a run folder of its own. At the end the encoder is exported

@@ -194,15 +194,6 @@ class StopRequest:
             raise Interrupted(message, self.signal_number)
 
 
-def require_folder(path, what: str) -> pathlib.Path:
-    """`path` as a Path; `UsageError` unless it is an existing folder."""
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
-        raise UsageError(f"{what} {str(path)!r} {problem}. Give a folder.")
-    return path
-
-
 def require_file(path, what: str, make_it: str) -> pathlib.Path:
     """`path` as a Path; `UsageError` unless it is a file. `make_it` is the command that makes one."""
     path = pathlib.Path(path)

@@ -18,7 +18,7 @@ ROOMS = ["version", "errors", "checks", "recipes", "config", "files", "workspace
          "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py"}, "faiss": {"mocoembed/search/index.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
-          "PIL": {"mocoembed/data/images.py", "mocoembed/data/views.py", "mocoembed/data/sample.py",
+          "PIL": {"mocoembed/data/picture.py", "mocoembed/data/views.py", "mocoembed/data/sample.py",
                   "mocoembed/search/sheet.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))
@@ -187,7 +187,7 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 54, "ExportConfig": 8, "EmbedConfig": 12, "IndexConfig": 5, "SearchConfig": 8,
+    assert fields == {"PretrainConfig": 54, "ExportConfig": 8, "EmbedConfig": 13, "IndexConfig": 5, "SearchConfig": 8,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4}
 
 

@@ -65,7 +65,9 @@ def bad(tmp_path, fresh_workspace):
 # (arguments, with {bad}, {ws} and {pictures} filled in; exit status; a part of the message)
 WRONG_CALLS = [
     ("pretrain {bad}/nowhere", 2, "does not exist"),
-    ("pretrain {bad}/text.txt", 2, "is a file, not a folder"),
+    ("pretrain {bad}/text.txt", 1, "1 pictures do not fill one batch"),
+    ("pretrain {ws}/embeddings.h5", 2, "is a file that holds no pictures. Give a folder, a list"),
+    ("embed {bad}/shard-{{0..3}}.tar", 2, "shard-0.tar' does not exist or is no file (4 of 4"),
     ("pretrain {bad}/empty", 1, "holds no pictures"),
     ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "do not fill one batch"),
     ("pretrain {pictures}", 1, "24 pictures do not fill one batch of 256"),
@@ -77,7 +79,7 @@ WRONG_CALLS = [
     ("pretrain {pictures} --device cuda:99", 2, "--device cuda:99: not on this machine"),
     ("pretrain {pictures} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),
     ("pretrain {pictures} --width 0.3 --batch-size 16", 2, "--width 0.3"),
-    ("pretrain {pictures} --batch-size 16 --val {bad}/nowhere", 2, "The folder of --val"),
+    ("pretrain {pictures} --batch-size 16 --val {bad}/nowhere", 2, "The collection of --val"),
     ("pretrain {pictures} --workspace {bad}/text.txt --batch-size 16", 1, "text.txt"),
     ("pretrain {pictures} --seed 99999999999999999999999", 2, "--seed"),
     ("pretrain {pictures} --width inf --batch-size 16", 2, "--width inf"),

@@ -102,7 +102,8 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, pictures
     for folder, values, what in [(other, {}, "folder"), (pictures, {"features": "projection"}, "features"),
                                  (pictures, {"normalize": False}, "normalize"),
                                  (pictures, {"precision": "bf16"}, "precision"),
-                                 (pictures, {"labels": "none"}, "labels")]:
+                                 (pictures, {"labels": "none"}, "labels"),
+                                 (pictures, {"full_decode": True}, "full decode")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before

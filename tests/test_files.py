@@ -16,7 +16,6 @@ from mocoembed.files import (
     read_json,
     replacing,
     require_file,
-    require_folder,
     require_space,
     sha256_file,
     write_bytes,
@@ -157,10 +156,7 @@ def test_json_lines_are_cut(tmp_path):
 
 def test_paths_that_are_not_there_or_of_the_other_kind(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert require_folder(tmp_path, "The folder") == tmp_path
-    for call, message in [(lambda: require_folder(tmp_path / "no", "The folder"), "does not exist. Give a folder"),
-                          (lambda: require_folder(tmp_path / "file", "The folder"), "is a file, not a folder"),
-                          (lambda: require_file(tmp_path / "no", "The index", "mocoembed index"), "mocoembed index"),
+    for call, message in [(lambda: require_file(tmp_path / "no", "The index", "mocoembed index"), "mocoembed index"),
                           (lambda: require_file(tmp_path, "The index", "mocoembed index"), "is a folder")]:
         with pytest.raises(UsageError, match=message):
             call()

@@ -2,12 +2,15 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.data.images import PathTable, Picture, UnreadablePicture, read_file, scan
+from mocoembed.data.images import PathTable, scan
+from mocoembed.data.picture import Picture, UnreadablePicture, read_file
 from mocoembed.errors import CollectionError, UsageError
 
 
@@ -82,9 +85,10 @@ def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         scan(tmp_path / "nowhere")
     touch(tmp_path, "a.txt")
-    with pytest.raises(UsageError, match="is a file"):
-        scan(tmp_path / "a.txt")
-    with pytest.raises(CollectionError, match=r"no pictures \(1 other files\)"):
+    (tmp_path / "a.tgz").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"a file that holds no pictures. Give a folder, a list"):
+        scan(tmp_path / "a.tgz")
+    with pytest.raises(CollectionError, match=r"no pictures \(2 other files\)"):
         scan(tmp_path)
 
 
@@ -109,6 +113,17 @@ def test_refuses_what_is_not_a_regular_file(tmp_path):
         read_file(tmp_path / "pipe.jpg")
 
 
+def test_devices_and_vanished_files_are_refused(tmp_path):
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    touch(tmp_path, "gone.jpg")
+    listing = scan(tmp_path)
+    (tmp_path / "gone.jpg").unlink()
+    with pytest.raises(FileNotFoundError):
+        listing.read(0)
+    with pytest.raises(UnreadablePicture, match="not a regular file"):
+        listing.read(1)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shrink", [1, 2])
 def test_exif_orientation_gives_the_upright_picture(orientation, shrink):
@@ -130,6 +145,18 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     got = pixels(encoded(Image.fromarray(levels)))
     assert np.abs(got[..., 0] - levels / 257).max() <= 1
+
+
+def test_sixteen_bit_colours_are_scaled_not_clipped():
+    levels = np.linspace(0, 65535, 48).astype(">u2").reshape(4, 4, 3)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    got = pixels(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+                 + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    assert np.abs(got - levels / 257).max() <= 1
 
 
 def test_transparency_is_laid_over_white():
@@ -156,6 +183,7 @@ def test_other_modes_and_first_frame():
 
 def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers():
     data = encoded(Image.new("RGB", (800, 600), "green"), "JPEG")
+    assert Picture(data, full=True).rgb(100).size == (800, 600)
     assert [Picture(data).rgb(shrink).size for shrink in (1, 1.9, 2, 5, 100)] == [
         (800, 600), (800, 600), (400, 300), (200, 150), (100, 75)]
 

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mocoembed.cli.main import main
 from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
@@ -50,6 +51,24 @@ def test_every_picture_finds_itself(indexed_workspace, pictures, monkeypatch):
         assert first.label == pathlib.Path(path).parent.name
         assert first.score == pytest.approx(1, abs=1e-5)
         assert [hit.rank for hit in result.hits] == [1, 2, 3]
+
+
+def test_queries_are_decoded_as_the_collection_was(fresh_workspace, tmp_path):
+    """Noise of 600 pixels, whose scaled decode is another picture."""
+    (tmp_path / "large").mkdir()
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 255, (600, 600, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "large" / f"{seed}.jpg")
+    vectors = []
+    for full_decode in (False, True):
+        collection(tmp_path / "large", fresh_workspace, full_decode=full_decode)
+        (found,) = search(fresh_workspace, tmp_path / "large" / "1.jpg", k=1)
+        assert found.hits[0].row == 1
+        assert found.hits[0].score == pytest.approx(1, abs=1e-6)
+        with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
+            assert file.full_decode is full_decode
+            vectors.append(file.embeddings())
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-5
 
 
 def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_pictures, tmp_path):

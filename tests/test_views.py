@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as theirs
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data import views
-from mocoembed.data.images import Picture
+from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     DRAWS,
     EvaluationTransform,

@@ -45,7 +45,7 @@ class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
     folder: str
-    """Folder of pictures, of any depth."""
+    """Folder of any depth, list file (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or one picture."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     encoder: str | None = None
@@ -59,7 +59,10 @@ class EmbedConfig:
     normalize: bool = True
     """Scale every vector to length 1, so that an inner product is the cosine similarity."""
     labels: str = "parent"
-    """Label of a picture: parent (its folder's name), first (the first folder below the root) or none."""
+    """Label of a picture: parent (its folder's name), first (the first folder below the root) or none. With the first
+    two, labels in a list file or in shards count before folders."""
+    full_decode: bool = False
+    """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
     batch_size: int = 64
     """Pictures in a batch."""
     workers: int | None = None

@@ -23,7 +23,7 @@ class PretrainConfig:
     """Everything that `mocoembed pretrain` needs. The defaults are the recipe `moco-v2`."""
 
     images: str
-    """Folder of pictures to learn from; labels are not used."""
+    """Folder of pictures, list file, or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     recipe: str = "moco-v2"
@@ -125,7 +125,7 @@ class PretrainConfig:
     check_ranks: bool = False
     """After every step compare weights and queue of all processes (slow; for finding faults)."""
     val: str | None = None
-    """Folder of labelled pictures for a kNN accuracy every few epochs; never used to learn or to choose."""
+    """Collection of labelled pictures for a kNN accuracy every few epochs; never used to learn or to choose."""
     val_every: int = 10
     """Epochs between two kNN accuracies (also after the first epoch and at the end)."""
     checkpoint_every: int = 500

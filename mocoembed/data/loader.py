@@ -7,15 +7,15 @@ one leaves a blank and its reason, so that batches never shift.
 
 import hashlib
 import os
-import signal
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from mocoembed.data.images import Listing, Picture, read_file
+from mocoembed.data.images import Listing
+from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     PURPOSE_ORDER,
     PURPOSE_SHUFFLE,
@@ -28,27 +28,10 @@ from mocoembed.data.views import (
     draw,
     generator,
 )
-from mocoembed.errors import CollectionError, MocoembedError
+from mocoembed.data.workers import Batches, Failure, Pictures
+from mocoembed.errors import CollectionError
 
-SECONDS_AFTER_SIGTERM = 30
 REPLACEMENTS = 50  # pictures tried in the place of an unreadable one
-
-
-class Failure(NamedTuple):
-    """A picture that could not be read."""
-
-    row: int
-    """Its place in the listing."""
-    error: str
-    """Class of the exception."""
-    reason: str
-    """Message of the exception, on one line."""
-
-    @classmethod
-    def of(cls, row: int, error: Exception) -> "Failure":
-        """The failure of picture `row` with `error`."""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
 def cores() -> int:
@@ -61,45 +44,6 @@ def worker_count(given: int | None, pictures: int, available: int | None = None)
     if given is not None:
         return given
     return min(16, max(1, (available or cores()) - 1)) if pictures > 500 else 0
-
-
-def _load(dataset: Dataset, batches, workers: int, pin: bool) -> "Batches":
-    return Batches(DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=pin,
-                      prefetch_factor=4 if workers else None, collate_fn=_as_it_is,
-                      worker_init_fn=_leave_signals_to_the_parent))
-
-
-def _as_it_is(batch):
-    return batch
-
-
-def _leave_signals_to_the_parent(worker: int):
-    """In a worker: a signal to the whole process group is for the parent, which first saves its work.
-
-    SIGTERM is also how a parent ends its workers, so it does end them, some time later.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
-
-
-class Batches:
-    """The batches of a DataLoader; a worker that dies is a `MocoembedError` that says so."""
-
-    def __init__(self, loader: DataLoader):
-        self.loader = loader
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        try:
-            yield from self.loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise MocoembedError("A loading process was killed, often for want of memory: give fewer --workers. "
-                                 "What was saved is kept; run the same command again to go on.") from error
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
@@ -184,7 +128,7 @@ class TwoViews(Dataset):
     """Loads a `Place` as a `ViewBatch`."""
 
     def __init__(self, listing: Listing, config):
-        self.listing, self.settings, self.seed = listing, ViewSettings.of(config), config.seed
+        self.pictures, self.settings, self.seed = Pictures(listing), ViewSettings.of(config), config.seed
         self.query_views = (0, 1) if config.symmetric else (0,)
 
     def __getitem__(self, place: Place) -> ViewBatch:
@@ -210,10 +154,10 @@ class TwoViews(Dataset):
     def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure]) -> int:
         """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row, else -1."""
         size = self.settings.image_size
-        for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.listing)))):
-            candidate %= len(self.listing)
-            try:
-                picture = Picture(read_file(self.listing.full_path(candidate))[0])
+        for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.pictures)))):
+            candidate %= len(self.pictures)
+            with self.pictures.at_picture(candidate, failures):
+                picture = Picture(self.pictures.read(candidate)[0])
                 boxes = [crop_box(u, picture.width, picture.height, self.settings.crop_scale) for u in draws]
                 shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
                 image = picture.rgb(shrink)
@@ -222,14 +166,12 @@ class TwoViews(Dataset):
                     box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
                     crops[view] = crop(image, box, size)
                 return candidate
-            except Exception as error:  # whatever a decoder raises costs this one picture
-                failures.append(Failure.of(candidate, error))
         return -1
 
 
 def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool) -> Batches:
     """The `ViewBatch`es of a pretraining at `places`."""
-    return _load(TwoViews(listing, config), places, workers, pin)
+    return Batches(TwoViews(listing, config), places, workers, pin)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -253,8 +195,8 @@ FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_
 class EvaluationPictures(Dataset):
     """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`."""
 
-    def __init__(self, listing: Listing, transform: EvaluationTransform):
-        self.listing, self.transform = listing, transform
+    def __init__(self, listing: Listing, transform: EvaluationTransform, full_decode: bool = False):
+        self.pictures, self.transform, self.full_decode = Pictures(listing), transform, full_decode
 
     def __getitem__(self, slots: tuple[int, int]) -> EvaluationBatch:
         first, end = slots
@@ -263,20 +205,21 @@ class EvaluationPictures(Dataset):
         facts = np.zeros(end - first, FACTS)
         failures = []
         for i, row in enumerate(range(first, end)):
-            try:
-                data, status = read_file(self.listing.full_path(row))
-                picture = Picture(data)
+            with self.pictures.at_picture(row, failures):
+                data, origin = self.pictures.read(row)
+                picture = Picture(data, self.full_decode)
                 pixels[i] = self.transform.pixels(picture)
-                facts[i] = (picture.width, picture.height, status.st_size, status.st_mtime_ns,
-                            hashlib.sha256(data).digest())
-            except Exception as error:  # whatever a decoder raises costs this one picture
-                failures.append(Failure.of(row, error))
+                facts[i] = (picture.width, picture.height, *origin, hashlib.sha256(data).digest())
         return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, failures)
 
 
 def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,
-                       workers: int | None = None, start: int = 0) -> Batches:
-    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots, from slot `start` on."""
+                       workers: int | None = None, start: int = 0, full_decode: bool = False) -> Batches:
+    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots, from slot `start` on.
+
+    With `full_decode`, JPEG files are decoded at full size before they are made small.
+    """
     count = len(listing)
     slices = [(first, min(first + batch_size, count)) for first in range(start, count, batch_size)]
-    return _load(EvaluationPictures(listing, transform), slices, worker_count(workers, count - start), pin=False)
+    dataset = EvaluationPictures(listing, transform, full_decode)
+    return Batches(dataset, slices, worker_count(workers, count - start), pin=False)

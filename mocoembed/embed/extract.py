@@ -1,4 +1,4 @@
-"""Embed a folder: listing -> batches -> frozen encoder -> work file -> embeddings file.
+"""Embed a collection: listing -> batches -> frozen encoder -> work file -> embeddings file.
 
 An interrupted run goes on where it was committed last; the published file is always a whole one.
 """
@@ -45,7 +45,7 @@ class EmbedResult:
 
 def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None,
                  note: Callable[[str], None] = say_nothing) -> EmbedResult:
-    """Embed every picture of a folder into an embeddings file.
+    """Embed every picture of a collection into an embeddings file.
 
     `progress(done, total)` is called after every batch, `note(text)` with what a person should know of an encoder of
     others. Raises `UsageError` for wrong paths, `CollectionError` when
@@ -55,19 +55,20 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
     workspace = Workspace(config.workspace)
     frozen = open_encoder(config.encoder, workspace, note)
     compute = Compute.of(config.device, config.precision)
-    listing = scan(config.folder, config.labels)
+    listing = scan(config.folder, config.labels, note=note)
     output = pathlib.Path(config.output) if config.output else workspace.embeddings
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
-                        config.precision, config.labels)
+                        config.precision, config.labels, config.full_decode)
     with locked(output.with_name(f".{output.name}.lock"), str(output)):
         if output.exists():
             require_replaceable(output, listing, settings, config.fresh)
         work_path = output.with_name(f"{output.name}.work")
         if config.fresh:
             work_path.unlink(missing_ok=True)
-        key = {"folder": os.fsdecode(listing.root), "listing": listing.digest(), "labels": config.labels,
+        key = {"folder": os.fsdecode(listing.source), "listing": listing.digest(), "labels": config.labels,
                "encoder": settings.encoder["fingerprint"], "features": config.features,
-               "normalize": config.normalize, "precision": config.precision, "batch_size": config.batch_size}
+               "normalize": config.normalize, "precision": config.precision, "batch_size": config.batch_size,
+               "full_decode": config.full_decode}
         embedder = Embedder(frozen, compute, config.features, config.normalize)
         with WorkFile(work_path, key, len(listing), settings.dimension) as work:
             resumed_from, begun = work.committed, time.monotonic()
@@ -89,11 +90,12 @@ def require_replaceable(output: pathlib.Path, listing: Listing, settings: Settin
     with EmbeddingFile(output) as existing:
         if fresh:
             return
-        sides = [("folder", os.fsdecode(existing.root), os.fsdecode(listing.root)),
+        sides = [("folder", os.fsdecode(existing.source), os.fsdecode(listing.source)),
                  ("encoder", existing.fingerprint[:12], settings.encoder["fingerprint"][:12]),
                  ("features", existing.features, settings.features),
                  ("normalize", existing.normalized, settings.normalized),
                  ("precision", existing.precision, settings.precision),
+                 ("full decode", existing.full_decode, settings.full_decode),
                  ("labels", existing.labels_from, settings.labels)]
     for what, old, new in sides:
         if old != new:
@@ -105,7 +107,8 @@ def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedCon
     with StopRequest() as stop:
         last_commit = time.monotonic()
         transform = embedder.frozen.transform
-        for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed):
+        for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed,
+                                        config.full_decode):
             end = batch.first + len(batch.facts)
             vectors = embedder(batch.pixels).numpy()
             unreadable = {failure.row for failure in batch.failures}

@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     dimension: int
     precision: str
     labels: str
+    full_decode: bool = False
 
 
 class FailedPicture(NamedTuple):
@@ -77,7 +78,8 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
         _store(group, "reasons", np.array([one.reason.encode("utf-8", "backslashreplace") for one in failed], "S"))
         file.attrs.update({
             "kind": KIND, "format_version": FORMAT_VERSION, "mocoembed": __version__,
-            "root": np.void(listing.root), "labels_from": settings.labels, "listed": len(listing),
+            "root": np.void(listing.root), "source": np.void(listing.source or listing.root),
+            "labels_from": settings.labels, "listed": len(listing), "full_decode": settings.full_decode,
             "features": settings.features, "normalized": settings.normalized, "precision": settings.precision,
             "encoder_fingerprint": settings.encoder["fingerprint"],
             "encoder": json.dumps(settings.encoder, sort_keys=True),
@@ -203,6 +205,11 @@ class EmbeddingFile:
         return str(self._file.attrs["precision"])
 
     @property
+    def full_decode(self) -> bool:
+        """Whether JPEG files were decoded at full size."""
+        return bool(self._file.attrs.get("full_decode", False))
+
+    @property
     def labels_from(self) -> str:
         """Where the labels come from: `parent`, `first` or `none`."""
         return str(self._file.attrs["labels_from"])
@@ -224,8 +231,13 @@ class EmbeddingFile:
 
     @property
     def root(self) -> bytes:
-        """Absolute path of the collection when it was embedded."""
+        """Absolute path of the folder that the paths are relative to, when they were embedded."""
         return self._file.attrs["root"].tobytes()
+
+    @property
+    def source(self) -> bytes:
+        """Absolute path of the collection when it was embedded: a folder, a list file, shards or a picture."""
+        return self._file.attrs.get("source", self._file.attrs["root"]).tobytes()
 
     @property
     def label_names(self) -> list[str]:
@@ -277,6 +289,7 @@ class EmbeddingFile:
                 "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
                            for one in self.failed()],
                 "features": self.features, "normalized": self.normalized, "precision": self.precision,
-                "root": os.fsdecode(self.root), "labels_from": self.labels_from, "label_names": self.label_names,
+                "full_decode": self.full_decode, "root": os.fsdecode(self.root),
+                "source": os.fsdecode(self.source), "labels_from": self.labels_from, "label_names": self.label_names,
                 "rows_sha256": self.identity, "mocoembed": str(self._file.attrs["mocoembed"]),
                 "encoder": self.encoder}

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from mocoembed.config import SearchConfig
-from mocoembed.data.images import NO_LABEL, Picture, read_file
+from mocoembed.data.images import NO_LABEL
 from mocoembed.data.loader import Failure
+from mocoembed.data.picture import Picture
+from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, read_metadata
@@ -67,7 +69,7 @@ def search_images(config: SearchConfig,
     with Searcher(config, note) as searcher:
         for first in range(0, len(config.images), BATCH):
             names = config.images[first:first + BATCH]
-            vectors = searcher.embed([read_query(name, searcher.transform) for name in names])
+            vectors = searcher.embed([searcher.read(name) for name in names])
             results += map(QueryResult, names, searcher.hits(vectors, config.k))
             progress(len(results), len(config.images))
     return results
@@ -76,16 +78,16 @@ def search_images(config: SearchConfig,
 def require_pictures(names):
     """Raise `UsageError` unless every path exists and is no folder."""
     for name in names:
-        if not os.path.exists(name):
+        if not os.path.exists(name) and split_at_shard(os.fsencode(name)) is None:
             raise UsageError(f"The picture {name!r} does not exist. Give one or more: mocoembed search PICTURE...")
         if os.path.isdir(name):
             raise UsageError(f"{name!r} is a folder. Give pictures: mocoembed search PICTURE...")
 
 
-def read_query(name: str, transform) -> np.ndarray:
+def read_query(name: str, transform, full_decode: bool) -> np.ndarray:
     """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
     try:
-        return transform.pixels(Picture(read_file(name)[0]))
+        return transform.pixels(Picture(read_path(name), full_decode))
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
         raise CollectionError(f"The picture {name!r} cannot be read: {failure.error}: {failure.reason}") from error
@@ -115,6 +117,10 @@ class Searcher:
 
     def __exit__(self, *exception):
         self.file.close()
+
+    def read(self, name: str) -> np.ndarray:
+        """(S, S, 3) uint8: a query picture, decoded as the collection's were; `CollectionError` if it cannot be."""
+        return read_query(name, self.transform, self.file.full_decode)
 
     def embed(self, pictures: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q pictures (S, S, 3) uint8."""

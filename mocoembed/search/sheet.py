@@ -8,7 +8,8 @@ import pathlib
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from mocoembed.data.images import Picture, read_file
+from mocoembed.data.picture import Picture
+from mocoembed.data.shards import read_path
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
 from mocoembed.search.query import Hit, QueryResult
@@ -105,7 +106,7 @@ class Sheet:
     def _picture(self, left: int, top: int, path: str):
         """The picture within its tile, or a grey tile with the reason."""
         try:
-            picture = Picture(read_file(path)[0])
+            picture = Picture(read_path(path))
             image = ImageOps.contain(picture.rgb(max(picture.width, picture.height) / TILE), (TILE, TILE))
         except Exception as error:  # whatever a decoder raises
             self._blank(left, top, "not there any more" if isinstance(error, FileNotFoundError) else "cannot be read")

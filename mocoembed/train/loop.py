@@ -98,7 +98,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     say = watcher.note if ranks.first else lambda text: None
     compute = Compute.of(config.device, config.precision)
     compute.tune()
-    listing = ranks.from_first(lambda: limited(scan(config.images), config))
+    listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say), config))
     config, notes = settled(config, len(listing), ranks.size)
     steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few pictures
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))

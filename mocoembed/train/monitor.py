@@ -134,7 +134,7 @@ class KnnMonitor:
 
 def labelled_pictures(folder: str) -> Listing:
     """The pictures of `--val`; `UsageError` or `CollectionError` when it is not there or cannot measure anything."""
-    listing = scan(folder, what="The folder of --val")
+    listing = scan(folder, what="The collection of --val")
     if len(listing.label_names) < 2:
         raise CollectionError(f"--val {folder} holds pictures of one label only ({listing.label_names[0]}): "
                               "any encoder gets 100 %. Give a folder with a folder for each label.")

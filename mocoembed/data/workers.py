@@ -1,0 +1,227 @@
+"""Loading processes that may die: items -> a dataset's batches in order, whatever happens to the processes.
+
+torch's DataLoader ends when one of its processes does, or waits for ever for one that hangs. Here each process notes
+which picture it is at; when one dies or hangs, all are started anew, the picture is set aside as unreadable, and what
+had not been delivered is loaded again. What a batch holds depends on its item alone, so the batches are the same.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from mocoembed.data.listing import Listing, Origin
+from mocoembed.errors import MocoembedError
+
+SECONDS_AFTER_SIGTERM = 30
+SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
+SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_TO_DIE = 1.0
+DEATHS = 2  # of processes at the same picture, until it is set aside: one may be killed for want of memory
+RESTARTS = 6  # without a batch or a picture set aside in between
+
+
+class Failure(NamedTuple):
+    """A picture that could not be read."""
+
+    row: int
+    """Its place in the listing."""
+    error: str
+    """Class of the exception."""
+    reason: str
+    """Message of the exception, on one line."""
+
+    @classmethod
+    def of(cls, row: int, error: Exception) -> "Failure":
+        """The failure of picture `row` with `error`."""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
+
+
+class WorkerDied(Exception):
+    """A process died at this picture."""
+
+
+class WorkerHung(Exception):
+    """A process did not come to an end with this picture."""
+
+
+class Pictures:
+    """Reads pictures of a listing in loading processes, of which others can see what they are at."""
+
+    def __init__(self, listing: Listing):
+        self.listing = listing
+        self.aside: dict[int, Exception] = {}
+        """Row -> why it is not touched any more."""
+        self.at: torch.Tensor | None = None
+        """(workers, 3) int64, shared: process, row it is at (or -1), and since when, in ns of the monotonic clock."""
+
+    def __len__(self):
+        return len(self.listing)
+
+    def read(self, row: int) -> tuple[bytes, Origin]:
+        """The bytes of picture `row`; within `at_picture`."""
+        if row in self.aside:
+            raise self.aside[row]
+        return self.listing.read(row)
+
+    @contextlib.contextmanager
+    def at_picture(self, row: int, failures: list[Failure]) -> Iterator[None]:
+        """While the block runs, others see that this process is at picture `row`.
+
+        Whatever a decoder raises in the block costs this one picture: it is added to `failures`.
+        """
+        worker = get_worker_info()
+        if worker is not None:
+            self.at[worker.id] = torch.tensor([os.getpid(), row, time.monotonic_ns()])
+        try:
+            yield
+        except Exception as error:
+            failures.append(Failure.of(row, error))
+        if worker is not None:
+            self.at[worker.id, 1] = -1
+
+    def stopped_at(self, alive: set[int]) -> tuple[list[int], list[int]]:
+        """The rows at which processes that are not `alive` stopped, and those at which living ones hang."""
+        too_long = time.monotonic_ns() - SECONDS_FOR_A_PICTURE * 1e9
+        at = [one for one in self.at.tolist() if one[1] >= 0]
+        return ([row for process, row, _ in at if process not in alive],
+                [row for process, row, since in at if process in alive and since < too_long])
+
+
+class Batches:
+    """`dataset[item]` for each of `items`, in order, loaded ahead by `workers` processes (0: by this one).
+
+    The dataset reads by its `pictures`, a `Pictures`. Raises `MocoembedError` when processes die again and again and
+    no picture is to blame.
+    """
+
+    def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool):
+        self.dataset, self.items, self.workers, self.pin = dataset, items, workers, pin
+
+    def __len__(self):
+        return len(self.items)
+
+    def __iter__(self):
+        source, again, deaths, restarts = iter(self.items), [], {}, 0
+        while True:
+            loading = _Loading(self, itertools.chain(again, source))
+            try:
+                while (batch := loading.next()) is not None:
+                    restarts = 0
+                    yield batch
+                return
+            except _ProcessLost:
+                again = list(loading.undelivered)
+                restarts = 0 if self._set_aside(loading, deaths) else restarts + 1
+            finally:
+                loading.end()
+            if restarts > RESTARTS:
+                raise MocoembedError("Loading processes were killed again and again, often for want of memory: give "
+                                     "fewer --workers. What was saved is kept; run the same command again to go on.")
+
+    def _set_aside(self, loading: "_Loading", deaths: dict[int, int]) -> bool:
+        """Set aside the pictures that are to blame; whether there are any."""
+        pictures, before = self.dataset.pictures, len(self.dataset.pictures.aside)
+        dead, hung = pictures.stopped_at(loading.alive())
+        for row in dead:
+            deaths[row] = deaths.get(row, 0) + 1
+            if deaths[row] >= DEATHS:
+                pictures.aside[row] = WorkerDied(f"the process that read it died, {deaths[row]} times")
+        for row in hung:
+            pictures.aside[row] = WorkerHung(f"not read and decoded after {SECONDS_FOR_A_PICTURE:g} seconds")
+        return len(pictures.aside) > before
+
+
+class _ProcessLost(Exception):
+    """A loading process has died or hangs."""
+
+
+class _Loading:
+    """A DataLoader at work, until it ends or one of its processes is lost."""
+
+    def __init__(self, batches: Batches, items: Iterator):
+        self.undelivered: deque = deque()
+        self.pictures, workers = batches.dataset.pictures, batches.workers
+        self.pictures.at = torch.full((max(1, workers), 3), -1).share_memory_()
+        loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items), num_workers=workers,
+                            pin_memory=batches.pin, prefetch_factor=4 if workers else None, collate_fn=_as_it_is,
+                            worker_init_fn=_leave_signals_to_the_parent,
+                            timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
+        with _signal_of_a_child_as_it_was():
+            self._iterator = iter(loader)
+        self._processes = self._iterator._workers if workers else []
+
+    def _handing_out(self, items: Iterator):
+        for item in items:
+            self.undelivered.append(item)
+            yield item
+
+    def next(self):
+        """The next batch; `None` at the end; raises `_ProcessLost`."""
+        while True:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                return None
+            except Exception as error:
+                late = str(error).startswith("DataLoader timed out")
+                # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.
+                if self._processes and not late:
+                    wait([process.sentinel for process in self._processes], SECONDS_TO_DIE)
+                alive = self.alive()
+                if len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
+                    raise _ProcessLost from error
+                if not late:
+                    raise
+            else:
+                self.undelivered.popleft()
+                return batch
+
+    def alive(self) -> set[int]:
+        """Ids of the processes that run."""
+        return {process.pid for process in self._processes if process.is_alive()}
+
+    def end(self):
+        """End the processes at once: one that hangs would hear of nothing else."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        del self._iterator
+
+
+@contextlib.contextmanager
+def _signal_of_a_child_as_it_was():
+    """Undo that a DataLoader raises an error anywhere in the main thread when one of its processes dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int):
+    """In a worker: a signal to the whole process group is for the parent, which first saves its work.
+
+    SIGTERM is also how a parent ends its workers, so it does end them, some time later.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))

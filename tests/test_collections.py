@@ -1,0 +1,371 @@
+"""List files, tar shards, single pictures, and listings that are kept: one interface for all."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
+from mocoembed.data import listing_cache
+from mocoembed.data.images import scan
+from mocoembed.data.loader import evaluation_batches
+from mocoembed.data.picture import UnreadablePicture
+from mocoembed.data.shards import read_path, shard_paths
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.search.index import build_index
+from mocoembed.search.query import search_images
+from mocoembed.search.sheet import contact_sheet
+
+TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
+
+
+def paths(listing):
+    return list(listing.paths)
+
+
+def labels(listing):
+    return [listing.label_names[number] if number >= 0 else None for number in listing.labels]
+
+
+def write_tar(path, members, kind=tarfile.REGTYPE, form=tarfile.PAX_FORMAT):
+    """A tar file of (name, bytes)."""
+    with tarfile.open(path, "w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type = (len(data), kind) if kind == tarfile.REGTYPE else (0, kind)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- lists
+
+
+def test_a_list_of_lines(tmp_path):
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "b" / "1.jpg").write_bytes(b"one")
+    (tmp_path / "in" / "list.txt").write_bytes(b"b/1.jpg\r\nno-suffix\n\nb/\xff.jpg\na/../b/1.jpg\n%s\n"
+                                               % os.fsencode(tmp_path / "in" / "0.jpg"))
+    listing = scan(tmp_path / "in" / "list.txt")
+    assert listing.root == os.fsencode(tmp_path / "in")
+    assert paths(listing) == [b"0.jpg", b"b/1.jpg", b"b/\xff.jpg", b"no-suffix"]
+    assert labels(listing) == ["in", "b", "b", "in"]
+    assert listing.repeated == 1
+    assert listing.read(1)[0] == b"one"
+    assert listing.read(1)[1].size == 3
+    with pytest.raises(FileNotFoundError):
+        listing.read(0)
+
+
+def test_the_root_of_a_list_that_points_elsewhere(tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.txt").write_text("/data/flowers/red/1.jpg\n/data/flowers/blue/2.jpg\n")
+    listing = scan(tmp_path / "lists" / "a.txt")
+    assert (listing.root, paths(listing)) == (b"/data/flowers", [b"blue/2.jpg", b"red/1.jpg"])
+    (tmp_path / "lists" / "b.txt").write_text("/1.jpg\n/x/2.jpg\n")
+    assert (scan(tmp_path / "lists" / "b.txt").root, paths(scan(tmp_path / "lists" / "b.txt"))) == (
+        b"/", [b"1.jpg", b"x/2.jpg"])
+
+
+@pytest.mark.parametrize("text", [
+    'label,path\ncat,b.jpg\n,"a, ""x"".jpg"\n7,"line\nbreak.jpg"\n',
+    '﻿b.jpg,cat\n"a, ""x"".jpg",\n"line\nbreak.jpg",7\n',
+    'x,PATH,y,label\n1,b.jpg,2,cat\n3,"a, ""x"".jpg"\n4,"line\nbreak.jpg",5,7\n'])
+def test_a_table_with_labels(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text, newline="")
+    listing = scan(tmp_path / "list.csv", "first")
+    assert paths(listing) == [b'a, "x".jpg', b"b.jpg", b"line\nbreak.jpg"]
+    assert labels(listing) == [None, "cat", "7"]
+    assert labels(scan(tmp_path / "list.csv", "none")) == [None] * 3
+
+
+def test_a_table_without_labels_and_names_that_are_not_utf_8(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"path\nx/\xff.jpg\n")
+    assert (paths(scan(tmp_path / "list.csv")), labels(scan(tmp_path / "list.csv"))) == ([b"x/\xff.jpg"], ["x"])
+    (tmp_path / "list.jsonl").write_bytes(b'{"path": "x/\\udcff.jpg"}\n\n{"path": "y/\xfe.jpg", "label": null}\n'
+                                          b'{"path": "z.jpg", "label": 3}\n{"path": "z2.jpg", "label": "\\udcff"}\n')
+    listing = scan(tmp_path / "list.jsonl")
+    assert paths(listing) == [b"x/\xff.jpg", b"y/\xfe.jpg", b"z.jpg", b"z2.jpg"]
+    assert labels(listing) == ["x", None, "3", "\\xff"]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("a.csv", "1,2,3\n", "has 3 columns and none is named path"), ("a.csv", "path,label\n,cat\n", "line 2: no path"),
+    ("a.csv", 'path\n"a', "line 2: unexpected end"), ("a.jsonl", "{]\n", "line 1: not JSON"),
+    ("a.jsonl", "[1]\n", "line 1: no path"), ("a.jsonl", '{"path": "a", "label": [1]}', r"the label is \[1\]"),
+    ("a.jsonl", '{"path": "\\ud800"}', "cannot be a path")])
+def test_a_line_that_is_none_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=message):
+        scan(tmp_path / name)
+
+
+def test_a_picture_with_two_labels_and_an_empty_list(tmp_path):
+    (tmp_path / "a.csv").write_text("x.jpg,cat\nx.jpg,dog\n")
+    with pytest.raises(CollectionError, match=r"'x.jpg' has two labels in .*'cat' and 'dog'"):
+        scan(tmp_path / "a.csv")
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(CollectionError, match="holds no pictures"):
+        scan(tmp_path / "a.txt")
+
+
+def test_a_single_picture(pictures):
+    listing = scan(pictures / "red" / "001.jpg")
+    assert (listing.root, paths(listing), labels(listing)) == (os.fsencode(pictures / "red"), [b"001.jpg"], ["red"])
+
+
+# ---------------------------------------------------------------------------------------------- shards
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("a.tar", ["a.tar"]), ("s-{008..010}.tar", ["s-008.tar", "s-009.tar", "s-010.tar"]),
+    ("{2..1}-{a,b}.tar", ["2-a.tar", "2-b.tar", "1-a.tar", "1-b.tar"]), ("s{9..10}.tar", ["s9.tar", "s10.tar"]),
+    ("{a}.tar", ["{a}.tar"]), ("{x,{1..2}}.tar", ["{x,1}.tar", "{x,2}.tar"])])
+def test_braces(given, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shard_paths(given) == (["x.tar", "1.tar", "x.tar", "2.tar"] if given.startswith("{x") else expected)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_shards_give_path_label_and_bytes(tmp_path, form):
+    long = "d" * 120 + "/x.png"
+    (tmp_path / "s").mkdir()
+    write_tar(tmp_path / "s" / "0.tar", [("2.jpg", b"two"), ("2.cls", b"7\n"), ("1.json", b'{"label": "cat"}'),
+                                         ("1.left.jpg", b"one"), ("1.right.JPG", b"oneone"), ("1.txt", b"caption"),
+                                         ("._1.jpg", b"mac"), (long, b"long"), ("a/1.jpg", b"other")], form=form)
+    write_tar(tmp_path / "s" / "1.tar", [("\udcff.jpg", b"raw"), ("0.jpg", b"nul"), ("0.json", b"{}")], form=form)
+    listing = scan(tmp_path / "s" / "{0..1}.tar")
+    assert listing.root == os.fsencode(tmp_path / "s")
+    assert dict(zip(paths(listing), labels(listing))) == {
+        b"0.tar/1.left.jpg": "cat", b"0.tar/1.right.JPG": "cat", b"0.tar/2.jpg": "7", b"0.tar/a/1.jpg": None,
+        b"0.tar/" + long.encode(): None, b"1.tar/0.jpg": None, b"1.tar/\xff.jpg": None}
+    assert [listing.read(row)[0] for row in range(7)] == [b"one", b"oneone", b"two", b"other", b"long", b"nul", b"raw"]
+    assert listing.read(1)[1].size == 6
+    assert listing.left_out == 2
+    assert labels(scan(tmp_path / "s" / "{0..1}.tar", "none")) == [None] * 7
+    part = listing.subset([6, 2])
+    assert [part.read(row)[0] for row in range(2)] == [b"raw", b"two"]
+    for row in range(7):
+        assert read_path(listing.full_path(row)) == listing.read(row)[0]
+    with pytest.raises(FileNotFoundError, match="no such picture"):
+        read_path(tmp_path / "s" / "0.tar" / "9.jpg")
+
+
+def test_links_in_a_shard_are_listed_and_fail(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.jpg", b"")], tarfile.SYMTYPE)
+    with pytest.raises(UnreadablePicture, match="a link"):
+        scan(tmp_path / "a.tar").read(0)
+
+
+def test_a_shard_that_changes_after_the_scan_costs_its_pictures(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
+    listing = scan(tmp_path / "a.tar")
+    write_tar(tmp_path / "a.tar", [("x.jpg", b"2")])
+    with pytest.raises(UnreadablePicture, match="has changed"):
+        listing.read(0)
+
+
+def test_a_shard_named_twice_and_a_member_named_twice(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), ("x.jpg", b"2")])
+    listing = scan(tmp_path / "{a,a}.tar")
+    assert (paths(listing), listing.repeated, listing.read(0)[0]) == ([b"a.tar/x.jpg"], 1, b"1")
+
+
+def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
+    whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", bytes(700)) for i in range(20)]).read_bytes()
+    with pytest.raises(UsageError, match=r"b.tar' does not exist or is no file \(1 of 2"):
+        scan(tmp_path / "{a,b}.tar")
+    members_end = 20 * (512 + 1024)
+    for cut in (0, 100, 600, 1536, 5000, members_end - 10, members_end):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        with pytest.raises(FormatError, match=r"whole, uncompressed|damaged or cut off"):
+            scan(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(whole[:1536] + b"?" * 512 + whole[2048:])
+    with pytest.raises(FormatError, match="cut off after 1 members"):
+        scan(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("x.jpg"))
+    with pytest.raises(FormatError, match="not a whole, uncompressed tar"):
+        scan(tmp_path / "a.tar")
+    write_tar(tmp_path / "a.tar", [("x.jpg", b""), ("x.json", b"{")])
+    with pytest.raises(FormatError, match=r"member 'x.json': not JSON.*--labels none"):
+        scan(tmp_path / "a.tar")
+    assert len(scan(tmp_path / "a.tar", "none")) == 1
+
+
+# ---------------------------------------------------------------------------------------------- all the way
+
+
+@pytest.fixture
+def shards(tmp_path, pictures):
+    """The pictures of `pictures` in two shards, labelled by .cls; as a person would give them."""
+    files = sorted(pictures.rglob("*.*"))
+    for number in range(2):
+        members = []
+        for path in files[number::2]:
+            members += [(f"{path.parent.name}/{path.name}", path.read_bytes()),
+                        (f"{path.parent.name}/{path.stem}.cls", path.parent.name.encode())]
+        write_tar(tmp_path / f"{number}.tar", members)
+    return str(tmp_path / "{0..1}.tar")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_shards_and_lists_are_those_of_the_folder(tmp_path, pictures, shards, workers):
+    files = sorted(os.fsencode(path) for path in pictures.rglob("*.*"))
+    (tmp_path / "list.txt").write_bytes(b"\n".join(files[::-1]))
+    whole = {path: pixels for batch in evaluation_batches(scan(pictures), TRANSFORM, 24, 0)
+             for path, pixels in zip(files, batch.pixels)}
+    listed = scan(tmp_path / "list.txt")
+    assert paths(listed) == paths(scan(pictures))
+    for listing in (listed, scan(shards)):
+        for batch in evaluation_batches(listing, TRANSFORM, 7, workers):
+            for row, pixels in enumerate(batch.pixels, batch.first):
+                name = listing.paths[row].split(b".tar/")[-1]
+                assert torch.equal(pixels, whole[os.path.join(os.fsencode(pictures), name)])
+
+
+def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_path, run_cli, pictures):
+    workspace = str(fresh_workspace)
+    with pytest.raises(MismatchError, match="another folder"):
+        embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu"))
+    embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu", fresh=True))
+    with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
+        assert file.source == os.fsencode(shards)
+        assert file.paths()[0] == b"0.tar/blue/000.png"
+        assert file.label_names == ["blue", "green", "red"]
+    build_index(IndexConfig(workspace=workspace))
+    inside = str(tmp_path / "1.tar" / "red" / "007.jpg")
+    (found,) = results = search_images(SearchConfig((inside,), workspace=workspace, k=3, device="cpu"))
+    assert (found.hits[0].path, found.hits[0].label) == (inside, "red")
+    contact_sheet(results, tmp_path / "hits.png")
+    status, out, _ = run_cli("search", pictures / "red" / "007.jpg", "-k", "1", "--format", "paths", "--workspace",
+                             workspace)
+    assert (status, out.strip()) == (0, inside)
+
+
+def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, pictures):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"{pictures}/red/001.jpg\n{pictures}/blue/001.jpg\n")
+    settings = {"workspace": str(fresh_workspace), "workers": 0, "device": "cpu"}
+    embed_images(EmbedConfig(str(tmp_path / "a.txt"), fresh=True, **settings))
+    with pytest.raises(MismatchError, match="another folder"):
+        embed_images(EmbedConfig(str(tmp_path / "b.txt"), **settings))
+
+
+def test_what_a_list_names_is_embedded_or_reported(fresh_workspace, tmp_path, pictures):
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"path": path}) + "\n" for path in (
+        str(pictures / "red" / "001.jpg"), str(tmp_path / "folder.jpg"), str(tmp_path / "text"), "missing.jpg",
+        "nul\0.jpg")))
+    result = embed_images(EmbedConfig(str(tmp_path / "a.jsonl"), workspace=str(fresh_workspace), workers=0,
+                                      device="cpu", fresh=True))
+    assert (result.listed, result.embedded) == (5, 1)
+    assert {one.error for one in result.failed} == {"IsADirectoryError", "UnidentifiedImageError", "FileNotFoundError",
+                                                    "ValueError"}
+
+
+# ---------------------------------------------------------------------------------------------- kept listings
+
+
+@pytest.fixture
+def keeping(monkeypatch, tmp_path):
+    """Keep every listing, in a cache folder of the test's own; the folder."""
+    monkeypatch.setenv("MOCOEMBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_cache, "CACHED_FROM", 1)
+    monkeypatch.setattr(listing_cache, "SETTLED_NS", 0)
+    return tmp_path / "cache" / "listings"
+
+
+@pytest.fixture
+def no_scan(monkeypatch):
+    """`no_scan()`: from now on nothing can be scanned."""
+    def forbid():
+        for name in ("find_in_folder", "find_in_list", "find_in_shards"):
+            monkeypatch.setattr(f"mocoembed.data.images.{name}", lambda *arguments: pytest.fail("scanned again"))
+    return forbid
+
+
+def equal(one, other):
+    return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one),
+            one.read(1)[0]) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
+                                other.repeated, labels(other), other.read(1)[0])
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "shards"])
+def test_a_listing_is_kept_and_is_the_same(keeping, no_scan, tmp_path, pictures, shards, kind):
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(pictures.rglob("*.*")) * 2))
+    collection = {"folder": pictures, "list": tmp_path / "list.txt", "shards": shards}[kind]
+    time.sleep(0.02)
+    first = scan(collection)
+    assert len(list(keeping.iterdir())) == 1
+    no_scan()
+    assert equal(scan(collection), first)
+
+
+def test_a_kept_listing_sees_what_is_added_removed_and_renamed(keeping, make_pictures, tmp_path):
+    folder = make_pictures(tmp_path / "p")
+    new, red = folder / "red" / "new.jpg", folder / "red"
+    for change in (lambda: new.write_bytes(b"x"), new.unlink, lambda: (red / "001.jpg").rename(red / "1.jpg"),
+                   (folder / "new").mkdir, lambda: (folder / "new").rename(folder / "newer"), (folder / "newer").rmdir):
+        time.sleep(0.02)
+        before = scan(folder)
+        times = folder.stat(), (folder / "red").stat()
+        assert equal(scan(folder), before)
+        time.sleep(0.02)
+        change()
+        os.utime(folder, ns=(times[0].st_atime_ns, times[0].st_mtime_ns))  # as rsync and tar set it
+        os.utime(folder / "red", ns=(times[1].st_atime_ns, times[1].st_mtime_ns))
+        seen = sorted(os.path.relpath(os.fsencode(path), os.fsencode(folder)) for path in folder.rglob("*.*"))
+        assert paths(scan(folder)) == seen
+
+
+def test_a_damaged_kept_listing_is_not_used(keeping, pictures):
+    time.sleep(0.02)
+    whole = scan(pictures)
+    (file,) = keeping.iterdir()
+    data = file.read_bytes()
+    body = data.index(b"\n") + 1
+    for damaged in (b"", b"{}\n", data[:-1], data[:body + 9] + bytes([data[body + 9] ^ 1]) + data[body + 10:],
+                    data.replace(b'"arrays"', b'"array"'), data.replace(b"mocoembed listing", b"mocoembed listinG")):
+        file.write_bytes(damaged)
+        assert equal(scan(pictures), whole)
+
+
+def test_small_or_unsettled_listings_and_folders_that_cannot_be_written(keeping, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing_cache, "SETTLED_NS", 10**18 * 3)
+    scan(pictures)
+    assert not keeping.exists()
+    monkeypatch.setattr(listing_cache, "SETTLED_NS", 0)
+    (tmp_path / "cache").write_text("a file")
+    notes = []
+    assert len(scan(pictures, note=notes.append)) == 24
+    assert "not kept for the next time" in notes[0]
+
+
+def test_a_long_scan_says_how_far_it_is(tmp_path, pictures, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("mocoembed.data.images.time.monotonic", lambda: next(clock))
+    notes = []
+    scan(pictures, note=notes.append)
+    assert notes[0] == f"listing {pictures}: 0 pictures so far"
+
+
+def test_a_listing_is_shared_not_copied_when_it_is_sent_to_a_process(shards):
+    from multiprocessing.reduction import ForkingPickler
+
+    listing = scan(shards)
+    large = dict.fromkeys(range(200_000), listing.paths[0])
+    listing.paths.__init__(list(large.values()))
+    assert len(ForkingPickler.dumps(listing.paths)) < 2000
+    again = pickle.loads(pickle.dumps(scan(shards)))
+    assert equal(again, scan(shards))
+    assert np.array_equal(again.labels, scan(shards).labels)

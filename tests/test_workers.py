@@ -1,0 +1,150 @@
+"""Loading processes that are killed or hang: the batches are what they would be if one picture were unreadable."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from mocoembed.config import EmbedConfig, PretrainConfig
+from mocoembed.data import loader, workers
+from mocoembed.data.images import scan
+from mocoembed.data.loader import Places, evaluation_batches, view_batches
+from mocoembed.data.picture import Picture
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import MocoembedError
+
+TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
+VICTIM = 13
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.1)
+
+
+@pytest.fixture
+def decode(monkeypatch, pictures):
+    """`decode(what)`: from now on `what()` is done before row 13 of `pictures` is decoded."""
+    victim = scan(pictures).read(VICTIM)[0]
+
+    def install(what):
+        def picture(data, *more):
+            if data == victim:
+                what()
+            return Picture(data, *more)
+
+        monkeypatch.setattr(loader, "Picture", picture)
+
+    return install
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a decoder's own code, which hears of no signal
+    time.sleep(600)
+
+
+def refuse():
+    raise OSError("refused")
+
+
+def evaluated(listing, number):
+    return [(batch.first, batch.pixels, batch.facts.tolist(), [failure.row for failure in batch.failures])
+            for batch in evaluation_batches(listing, TRANSFORM, 5, number)]
+
+
+def views(listing, number):
+    config = PretrainConfig.of("small", "pictures", batch_size=8, bn_groups=2, image_size=32, epochs=2)
+    return [(batch.step, *batch.crops, batch.rows, batch.order, [failure.row for failure in batch.failures])
+            for batch in view_batches(listing, config, Places(len(listing), config, 0), number, pin=False)]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b) if torch.is_tensor(a) else a == b for x, y in zip(one, other) for a, b in zip(x, y))
+
+
+@pytest.mark.parametrize("batches", [evaluated, views])
+@pytest.mark.parametrize("what", [die, hang])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_process_that_dies_or_hangs_costs_its_picture(pictures, decode, batches, what, number, monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.5)
+    listing = scan(pictures)
+    decode(refuse)
+    expected = batches(listing, 0)
+    decode(what)
+    begun = time.monotonic()
+    got = batches(listing, number)
+    assert time.monotonic() - begun < 20
+    assert same(got, expected)
+    assert sum(len(one[-1]) for one in got) == (1 if batches is evaluated else 2)
+
+
+@pytest.mark.parametrize("batches", [evaluated, views])
+def test_a_process_killed_once_costs_nothing(pictures, decode, batches, tmp_path):
+    listing = scan(pictures)
+    expected = batches(listing, 0)
+
+    def die_once():
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            die()
+
+    decode(die_once)
+    assert same(batches(listing, 2), expected)
+
+
+def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(pictures, decode):
+    """An error in the middle of a training step would leave it half done."""
+    decode(die)
+    batches = iter(evaluation_batches(scan(pictures), TRANSFORM, 2, 1))
+    got = [next(batches)]
+    time.sleep(1)  # the process dies meanwhile
+    got += list(batches)
+    assert [batch.first for batch in got] == list(range(0, 24, 2))
+    assert [(one.row, one.error, one.reason) for batch in got for one in batch.failures] == [
+        (VICTIM, "WorkerDied", "the process that read it died, 2 times")]
+
+
+def test_processes_killed_for_no_picture_are_an_error(pictures, monkeypatch):
+    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", lambda dataset, slots: die())
+    with pytest.raises(MocoembedError, match=r"killed again and again.*fewer --workers"):
+        evaluated(scan(pictures), 2)
+
+
+def test_an_error_that_is_no_pictures_comes_through(pictures, monkeypatch):
+    def broken(dataset, slots):
+        raise RuntimeError("our own mistake")
+
+    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", broken)
+    with pytest.raises(RuntimeError, match="our own mistake"):
+        evaluated(scan(pictures), 2)
+
+
+def test_no_process_is_left_behind(pictures, decode, monkeypatch):
+    import multiprocessing
+
+    decode(hang)
+    batches = iter(evaluation_batches(scan(pictures), TRANSFORM, 4, 2))
+    next(batches)
+    begun = time.monotonic()
+    batches.close()
+    assert time.monotonic() - begun < 2
+    assert not multiprocessing.active_children()
+
+
+def test_embedding_goes_on_and_names_the_picture(fresh_workspace, pictures, decode):
+    decode(die)
+    result = embed_images(EmbedConfig(str(pictures), workspace=str(fresh_workspace), workers=2, device="cpu",
+                                      batch_size=5, fresh=True))
+    (failed,) = result.failed
+    assert (failed.path, failed.error) == (scan(pictures).paths[VICTIM], "WorkerDied")
+    with EmbeddingFile(result.path) as file:
+        assert len(file) == 23
