@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
+from mocoembed.config import EmbedConfig, IndexConfig, PretrainConfig, SearchConfig
 from mocoembed.data import listing_cache
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
@@ -24,6 +24,7 @@ from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageE
 from mocoembed.search.index import build_index
 from mocoembed.search.query import search_images
 from mocoembed.search.sheet import contact_sheet
+from mocoembed.train.loop import pretrain
 
 TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
 
@@ -249,6 +250,16 @@ def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_pat
     status, out, _ = run_cli("search", pictures / "red" / "007.jpg", "-k", "1", "--format", "paths", "--workspace",
                              workspace)
     assert (status, out.strip()) == (0, inside)
+
+
+def test_pretraining_on_a_list_is_that_on_its_folder_and_shards_do_too(tmp_path, pictures, shards):
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in sorted(pictures.rglob("*.*"))[::-1]))
+    results = [pretrain(PretrainConfig.of(
+        "small", collection, workspace=str(tmp_path / str(number)), width=0.125, stem="3x3s2", dim=16, queue_size=20,
+        batch_size=8, bn_groups=2, image_size=32, epochs=1, workers=0, device="cpu"))
+        for number, collection in enumerate((pictures, tmp_path / "list.csv", shards))]
+    assert [result.steps for result in results] == [3, 3, 3]
+    assert results[0].fingerprint == results[1].fingerprint
 
 
 def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, pictures):

@@ -28,10 +28,11 @@ def find_in_list(file: bytes, labels: str, tell) -> Found:
     """
     state = State.of(file)
     folder = os.path.dirname(file)
+    prefix = os.path.join(folder, b"")
     read = READERS[os.path.splitext(file)[1].lower()]
     paths, given = [], []
     for path, label in read(file):
-        paths.append(os.path.normpath(os.path.join(folder, path)))
+        paths.append(os.path.normpath(path if path.startswith(b"/") else prefix + path))
         given.append(label)
         if len(paths) % LINES_BETWEEN_TELLING == 0:
             tell(len(paths))

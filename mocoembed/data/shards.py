@@ -148,6 +148,6 @@ def read_path(path) -> bytes:
     return listing.read(row)[0]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _indexed(shard: bytes, state: State) -> Listing:
     return find_in_shards(os.fsdecode(shard), "none", lambda count: None).listing(shard)
