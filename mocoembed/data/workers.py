@@ -25,7 +25,7 @@ from mocoembed.errors import MocoembedError
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
 SECONDS_BETWEEN_LOOKS = 5.0
-SECONDS_TO_DIE = 1.0
+SECONDS_TO_DIE = 10.0  # for a process whose pipe has broken to be seen dead
 DEATHS = 2  # of processes at the same picture, until it is set aside: one may be killed for want of memory
 RESTARTS = 6  # without a batch or a picture set aside in between
 
