@@ -27,7 +27,7 @@ from mocoembed.files import write_json
 
 BATCH, LAST_STEPS = 128, 100
 BASE = ["--recipe", "cifar10", "--width", "0.25", "--stem", "3x3s2", "--limit", "10000", "--batch-size", str(BATCH),
-        "--precision", "bf16", "--workers", "0", "--val-every", "1000000"]
+        "--lr", "0.04", "--warmup-epochs", "1", "--precision", "bf16", "--workers", "0", "--val-every", "1000000"]
 GROUPS = ["--bn-groups", "4"]
 CELLS = {
     "base": GROUPS,
@@ -193,7 +193,7 @@ def report(output: pathlib.Path, epochs: int, plots: pathlib.Path):
 @click.option("--study", "studies", multiple=True, type=click.Choice(list(STUDIES)), help="Only this; repeatable.")
 @click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)), help="Only this; repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of weights, order, views and the 10,000 pictures.")
-@click.option("--epochs", default=20, show_default=True, help="Of every cell.")
+@click.option("--epochs", default=12, show_default=True, help="Of every cell.")
 @click.option("--report", "reporting", is_flag=True, help="Print tables and draw plots of what is there; run nothing.")
 @click.option("--plots", type=click.Path(path_type=pathlib.Path, exists=True), default=".", show_default=True,
               help="Folder of the plots.")
