@@ -27,7 +27,8 @@ from mocoembed.files import write_json
 
 BATCH, LAST_STEPS = 128, 100
 BASE = ["--recipe", "cifar10", "--width", "0.25", "--stem", "3x3s2", "--limit", "10000", "--batch-size", str(BATCH),
-        "--lr", "0.04", "--warmup-epochs", "1", "--precision", "bf16", "--workers", "0", "--val-every", "1000000"]
+        "--lr", "0.04", "--warmup-epochs", "1", "--no-mask-same-image", "--precision", "bf16", "--workers", "0",
+        "--val-every", "1000000"]
 GROUPS = ["--bn-groups", "4"]
 CELLS = {
     "base": GROUPS,
