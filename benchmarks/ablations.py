@@ -41,12 +41,15 @@ CELLS = {
     "end-to-end": [*GROUPS, "--dictionary", "end-to-end"],
     "shuffled": ["--bn-groups", "8"],
     "unshuffled": ["--bn-groups", "8", "--batchnorm", "none"],
+    "shuffled-32": ["--bn-groups", "32"],
+    "unshuffled-32": ["--bn-groups", "32", "--batchnorm", "none"],
 }
 STUDIES = {
     "momentum": {"m-0": "0", "m-0.9": "0.9", "base": "0.99", "m-0.999": "0.999"},
     "dictionary": {"end-to-end": ("end-to-end", BATCH - 1), "bank-512": ("memory bank", 512),
                    "bank-4096": ("memory bank", 4096), "queue-512": ("queue", 512), "base": ("queue", 4096)},
-    "batchnorm": {"shuffled": "shuffled keys", "unshuffled": "keys in the queries' order"},
+    "batchnorm": {"shuffled": "8 groups, shuffled keys", "unshuffled": "8 groups, unshuffled",
+                  "shuffled-32": "32 groups, shuffled keys", "unshuffled-32": "32 groups, unshuffled"},
 }
 
 
@@ -168,7 +171,7 @@ def plot_batchnorm(figure, found: dict[str, list[dict]]):
         for run in found.get(cell, []):
             accuracies = run["top1_by_epoch"]
             steps = [run["steps"] * (epoch + 1) / len(accuracies) for epoch in range(len(accuracies))]
-            axes.plot(steps, [100 * value for value in accuracies], "--" if cell == "unshuffled" else "-",
+            axes.plot(steps, [100 * value for value in accuracies], "--" if "unshuffled" in cell else "-",
                       label=f"{label}, seed {run['seed']}: kNN {run['knn_top1']:.1f} %")
     axes.set(xlabel="step", ylabel="pretext top-1, % (mean of an epoch)")
     axes.legend()
