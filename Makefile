@@ -1,16 +1,19 @@
-# make demo | test | lint | clean. The first of them makes .venv and installs what is needed; later ones do not.
+# make demo | test | crash-test | lint | clean. The first of them makes .venv and installs what is needed; later ones do not.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test crash-test lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mocoembed demo
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
+
+crash-test: $(INSTALLED)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -25,12 +25,14 @@ import torch
 from torch.nn import functional
 
 from mocoembed.config import PretrainConfig
-from mocoembed.model.moco import MoCo
+from mocoembed.data.loader import shuffle_order
+from mocoembed.model.moco import Views
 from mocoembed.model.precision import Compute
 from mocoembed.train.optim import build_optimizer
 from mocoembed.train.run import set_up
-from mocoembed.train.step import shuffle_order, training_step
+from mocoembed.train.step import training_step
 
+PICTURES = 50_000
 MODEL_CELLS = ("class SplitBatchNorm", "class ModelMoCo")
 
 
@@ -47,7 +49,7 @@ def official_step(notebook: str, config: PretrainConfig, compute: Compute):
     exec(preamble + "\n".join(classes), names)
     model = names["ModelMoCo"](config.dim, config.queue_size, config.momentum, config.temperature, config.arch,
                                config.bn_groups, config.symmetric).to(compute.device).train()
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(list(model.parameters()), config)
 
     def step(views):
         loss = model(*views)
@@ -60,15 +62,21 @@ def official_step(notebook: str, config: PretrainConfig, compute: Compute):
 
 def our_step(config: PretrainConfig, compute: Compute):
     """`training_step` on ready views."""
-    training = set_up(config, compute)
-    order = shuffle_order(0, 0, config.batch_size, compute.device)
-    return lambda views: training_step(training.moco, training.optimizer, training.scaler, views, order, compute,
-                                       config.symmetric)
+    training = set_up(config, compute, PICTURES)
+    rows = torch.arange(config.batch_size, device=compute.device)
+    order = torch.from_numpy(shuffle_order(0, 0, config.batch_size)) if config.shuffles_keys else None
+
+    def step(views):
+        x_q, x_k = views
+        views = Views([x_q], [x_k if order is None else x_k[order.to(x_k.device)]], rows, order)
+        training_step(training, views, (), lambda numbers: None)
+
+    return step
 
 
 def bare_step(config: PretrainConfig, compute: Compute):
     """Forward of both encoders, backward of one."""
-    moco: MoCo = set_up(config, compute).moco
+    moco = set_up(config, compute, PICTURES).method
 
     def step(views):
         with compute.autocast():

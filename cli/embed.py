@@ -26,11 +26,12 @@ def embed(as_json, **values):
     \b
       mocoembed embed photos
       mocoembed embed photos --features projection --output projections.h5
+      mocoembed embed photos --encoder moco-v2-800ep
     """
     from mocoembed.embed.extract import embed_images
 
     with counter("embed", "pictures") as progress:
-        result = embed_images(EmbedConfig(**values), progress)
+        result = embed_images(EmbedConfig(**values), progress, note)
     for one in result.failed[:SHOWN_FAILURES]:
         note(f"failed: {os.fsdecode(one.path)!r}: {one.error}: {one.reason}")
     if len(result.failed) > SHOWN_FAILURES:

@@ -1,17 +1,20 @@
-"""`mocoembed export`: a checkpoint's query encoder, for this tool or for others."""
+"""`mocoembed export`: an encoder from wherever it is, for this tool or for others."""
 
 import click
 
 from mocoembed.cli.options import options_of
-from mocoembed.cli.output import put
+from mocoembed.cli.output import note, put
 from mocoembed.config import ExportConfig
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
-@options_of(ExportConfig, leave_out=("checkpoint",))
+@click.argument("source", required=False)
+@options_of(ExportConfig, leave_out=("source",))
 def export(**values):
-    """Write the query encoder of CHECKPOINT (a checkpoint, run folder or encoder file; by default the newest run).
+    """Write the query encoder of SOURCE: a checkpoint, run folder or encoder file; by default the newest run.
+
+    SOURCE can also be weights of others (MoCo, lightly, solo-learn, VISSL, mmpretrain, torchvision) or a known name:
+    moco-v1-200ep, moco-v2-200ep or moco-v2-800ep, which is downloaded.
 
     The format `encoder` becomes the workspace's newest encoder. torchvision, detectron2 and onnx hold the backbone
     alone, without the projection head.
@@ -19,8 +22,10 @@ def export(**values):
     \b
       mocoembed export
       mocoembed export mocoembed-workspace/runs/small-1a2b3c4d --format torchvision --output backbone.pth
+      mocoembed export moco-v2-800ep
+      mocoembed export checkpoint_0199.pth.tar --format detectron2 --output backbone.pkl
     """
     from mocoembed.train.export import export_encoder
 
-    result = export_encoder(ExportConfig(**values))
+    result = export_encoder(ExportConfig(**values), note)
     put(f"{result.path}: {result.format} of {result.source}, fingerprint {result.fingerprint[:12]}")

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 
 import click
 
@@ -52,13 +53,15 @@ def main(arguments: list[str] | None = None):
     """Run the command line and exit: 0 done, 1 failed, 2 wrong call, 130 or 143 after a signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments[:1]
+    warnings.showwarning = warnings.showwarning if debug else _show_warning
     try:
         status = cli.main(arguments, prog_name="mocoembed", standalone_mode=False)
         sys.stdout.flush()
     except MocoembedError as error:
         if debug:
             raise
-        note(f"mocoembed: {error}")
+        if not error.quiet:
+            note(f"mocoembed: {error}")
         status = error.status
     except click.exceptions.Abort:
         click.echo("mocoembed: stopped", err=True)
@@ -86,6 +89,11 @@ def main(arguments: list[str] | None = None):
                    "This is a bug; `mocoembed --debug ...` shows where it happened.", err=True)
         status = 1
     sys.exit(status or 0)
+
+
+def _show_warning(message, *place):
+    """A warning is a line for people, without the place in the code."""
+    note(f"mocoembed: {message}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

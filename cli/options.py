@@ -8,22 +8,18 @@ import typing
 
 import click
 
-from mocoembed import config as configs
 from mocoembed.checks import option_name
-from mocoembed.config import DEFAULT_WORKSPACE
+from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 
 WORKSPACE_VARIABLE = "MOCOEMBED_WORKSPACE"
 
 
 @functools.cache
-def field_help() -> dict[str, dict[str, str]]:
-    """The docstring under every field of every config: {class: {field: text}}."""
-    texts: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(configs)).body:
-        if isinstance(node, ast.ClassDef):
-            texts[node.name] = {field.target.id: text.value.value for field, text in zip(node.body, node.body[1:])
-                                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
-    return texts
+def field_help(config_class) -> dict[str, str]:
+    """The docstring under every field of a config: {field: text}."""
+    (node,) = ast.parse(inspect.getsource(config_class)).body
+    return {field.target.id: text.value.value for field, text in zip(node.body, node.body[1:])
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
 
 
 class NumberList(click.ParamType):
@@ -70,7 +66,7 @@ def options_of(config_class, *, leave_out=(), presets=()):
     With `presets` (dicts of fields), an option that is not given is `None`, for a preset to fill in.
     """
     annotations = typing.get_type_hints(config_class)
-    help_texts = field_help()[config_class.__name__]
+    help_texts = field_help(config_class)
 
     def decorate(command):
         for field in reversed(dataclasses.fields(config_class)):
@@ -84,7 +80,7 @@ def options_of(config_class, *, leave_out=(), presets=()):
             in_presets = any(field.name in preset for preset in presets)
             default = None if presets else field.default
             if is_flag:
-                names = f"{name}/--no-{name[2:]}" if field.default or in_presets else name
+                names = f"{name}/--no-{name[2:]}" if field.default is not False or in_presets else name
                 option = click.option(names, field.name, is_flag=True, default=default, **more)
             else:
                 shown = _shown_default(field, in_presets) if presets else default not in (None, ())

@@ -10,6 +10,14 @@ from mocoembed.cli.progress import TrainingProgress
 from mocoembed.config import PretrainConfig
 from mocoembed.recipes import RECIPES
 
+WHY_IT_RISES = {
+    "queue": "The loss starts below ln(K+1) = {:.3f} (chance), rises towards it while the queue fills with real keys, "
+             "and falls from there.",
+    "memory-bank": "The loss rises above ln(K+1) = {:.3f} (chance) at first: until a picture has been seen once, its "
+                   "feature in the bank is a random direction. It falls from the second epoch on.",
+    "end-to-end": "The loss starts near the logarithm of the batch size, {:.3f} (chance), and falls from there.",
+}
+
 
 @click.command()
 @click.argument("images")
@@ -30,10 +38,11 @@ def pretrain(images, recipe, **values):
     from mocoembed.train.loop import pretrain as run_pretrain
 
     config = PretrainConfig.of(recipe or "moco-v2", images, **given(values))
-    note(f"The loss starts below ln(K+1) = {chance_loss(config.queue_size):.3f} (chance for K = {config.queue_size}), "
-         "rises towards it while the queue fills with real keys, and falls from there.")
+    note(WHY_IT_RISES[config.dictionary].format(chance_loss(config)))
     with TrainingProgress(config, sys.stderr) as progress:
         result = run_pretrain(config, progress.watcher())
+    if result is None:  # another rank's to tell
+        return
     if result.failed:
         note(f"{result.failed} pictures could not be read and were replaced; they are named above")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"

@@ -15,12 +15,19 @@ def counter(what: str, unit: str):
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(desc=what, unit=f" {unit}", dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
-            def progress(done: int, total: int):
-                bar.total = total
-                bar.update(done - bar.n)
+        bar = None
 
+        def progress(done: int, total: int):
+            nonlocal bar
+            if bar is None:  # not earlier: the notes before the work stand above it
+                bar = tqdm(desc=what, unit=f" {unit}", total=total, dynamic_ncols=True, leave=False, file=sys.stderr)
+            bar.update(done - bar.n)
+
+        try:
             yield progress
+        finally:
+            if bar is not None:
+                bar.close()
         return
     last = time.monotonic()
 
@@ -39,7 +46,7 @@ class TrainingProgress:
     def __init__(self, config, stream):
         from mocoembed.model.loss import chance_loss
 
-        self.chance, self.epochs, self.stream = chance_loss(config.queue_size), config.epochs, stream
+        self.chance, self.epochs, self.stream = chance_loss(config), config.epochs, stream
         self.bar, self.last = None, 0.0
 
     def __enter__(self):

@@ -66,7 +66,7 @@ def search(images, form, as_json, sheet, **values):
 
     require_sheet(sheet)
     with counter("search", "pictures") as progress:
-        results = search_images(SearchConfig(images=images, **values), progress)
+        results = search_images(SearchConfig(images=images, **values), progress, note)
     put(FORMATS["json" if as_json else form](results))
     if sheet:
         contact_sheet(results, sheet)

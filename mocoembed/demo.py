@@ -119,11 +119,9 @@ class Demo:
         """Accuracy of the same network with the weights that pretraining began with."""
         folder = self.places.root / "untrained"
         compute = Compute.of("cpu", "fp32")
-        with torch.random.fork_rng():
-            torch.manual_seed(training.seed)
-            moco = set_up(training, compute).moco
+        method = set_up(training, compute, len(scan(self.train))).method
         encoder, bank, queries = (folder / name for name in ("encoder.safetensors", "train.h5", "test.h5"))
-        save_encoder(encoder, frozen_encoder(moco.encoder_q, training, {"epochs": 0}))
+        save_encoder(encoder, frozen_encoder(method.encoder_q.state_dict(), training, {"epochs": 0}))
         self._embed(self.train, bank, encoder)
         self._embed(self.test, queries, encoder)
         result = knn_accuracy(KnnConfig(str(bank), str(queries), str(folder), k=(K,), temperature=(TEMPERATURE,)))

@@ -17,6 +17,8 @@ class MocoembedError(Exception):
     """Base of all errors raised on purpose; `status` is the exit status of the command line."""
 
     status = 1
+    quiet = False
+    """Whether another process prints it."""
 
 
 class UsageError(MocoembedError):
@@ -49,5 +51,8 @@ class Interrupted(MocoembedError):
     """A signal asked to stop; what was done is saved and the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
+        super().__init__(message, signal_number)
         self.status = 128 + signal_number
+
+    def __str__(self):
+        return self.args[0]

@@ -160,14 +160,14 @@ def locked(path, what: str):
 class StopRequest:
     """While the block runs, SIGINT and SIGTERM only set `signal_number`; ask `raise_if_set` at a safe point.
 
-    A second signal is left to its usual effect, for people who cannot wait. Outside the main thread, where
-    signals cannot be caught, it does nothing.
+    A second signal is left to its usual effect, for people who cannot wait; not with `patient`, for a process that
+    gets each signal from several sides. Outside the main thread, where signals cannot be caught, it does nothing.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self):
-        self.signal_number = None
+    def __init__(self, patient: bool = False):
+        self.signal_number, self.patient = None, patient
         self._previous = {}
 
     def __enter__(self):
@@ -178,7 +178,8 @@ class StopRequest:
 
     def _note(self, number, frame):
         self.signal_number = number
-        self._restore()
+        if not self.patient:
+            self._restore()
 
     def _restore(self):
         while self._previous:

@@ -12,6 +12,9 @@ RECIPES: dict[str, dict] = {
                 "jitter_probability": 1.0, "grey_first": True, "blur_probability": 0.0},
     # Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020 (ImageNet, 8 GPUs).
     "moco-v2": {},
+    # v2 as it is run without shuffling, for instance by lightly and solo-learn (100 epochs on ImageNet).
+    "moco-v2-plus": {"zero_init_residual": True, "temperature": 0.07, "batchnorm": "sync", "bn_groups": 1, "lr": 0.2,
+                     "solarize_probability": 0.2, "epochs": 100},
     # The CIFAR-10 demo of the authors: one GPU, BatchNorm split in 8 groups.
     "cifar10": {"arch": "resnet18", "stem": "3x3s1", "head": "linear", "queue_size": 4096, "momentum": 0.99,
                 "temperature": 0.1, "batch_size": 512, "lr": 0.06, "weight_decay": 5e-4, "image_size": 32,

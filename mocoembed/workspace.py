@@ -1,9 +1,19 @@
-"""Where in the workspace folder each result lies: the paths that scripts may rely on."""
+"""Where in the workspace folder each result lies, the paths that scripts may rely on; and the cache folder."""
 
+import os
 import pathlib
 
 from mocoembed.errors import UsageError
 from mocoembed.files import require_file
+
+CACHE_VARIABLE = "MOCOEMBED_CACHE"
+
+
+def cache_folder() -> pathlib.Path:
+    """Where downloads are kept: $MOCOEMBED_CACHE, or `mocoembed` in the user's cache folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return pathlib.Path(given)
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "mocoembed"
 
 
 class Workspace:

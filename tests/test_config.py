@@ -27,6 +27,10 @@ PUBLISHED = {
                 "crop_scale": (0.08, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8,
                 "grey_probability": 0.2, "grey_first": False, "blur_probability": 0.0, "flip_probability": 0.5,
                 "bn_groups": 8, "symmetric": False, "mean": CIFAR_MEAN, "std": CIFAR_STD},
+    "moco-v2-plus": {"arch": "resnet50", "head": "mlp", "queue_size": 65536, "momentum": 0.999, "temperature": 0.07,
+                     "batch_size": 256, "lr": 0.2, "schedule": "cosine", "epochs": 100, "sgd_momentum": 0.9,
+                     "weight_decay": 1e-4, "jitter": (0.4, 0.4, 0.4, 0.1), "blur_probability": 0.5,
+                     "solarize_probability": 0.2, "batchnorm": "sync", "zero_init_residual": True, "symmetric": False},
 }
 
 
@@ -44,7 +48,9 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "crop_scale": (0.3, 0.9), "jitter": (0.1, 0.1, 0.1, 0.2), "jitter_probability": 0.5,
                 "grey_probability": 0.1, "blur_probability": 0.7, "blur_sigma": (0.2, 1.0), "flip_probability": 0.3,
                 "solarize_probability": 0.2, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "seed": 5, "limit": 50,
-                "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9}
+                "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9,
+                "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
+                "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -52,7 +58,9 @@ def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, 
     """One call with every option; the config that arrives has every value."""
     preset = PretrainConfig.of(recipe, "pictures")
     values = {**OTHER_VALUES, "head": {"mlp": "linear", "linear": "mlp"}[preset.head],
-              "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first}
+              "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first,
+              "batchnorm": {"shuffled": "none", "sync": "none"}[preset.batchnorm],
+              "zero_init_residual": not preset.zero_init_residual}
     assert {"images", "recipe", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
     arguments = ["pretrain", "pictures", "--recipe", recipe]
     for name, value in values.items():
@@ -112,4 +120,4 @@ def test_every_field_is_documented():
     for kind in vars(configs).values():
         if dataclasses.is_dataclass(kind):
             for field in dataclasses.fields(kind):
-                assert field_help()[kind.__name__].get(field.name, "").endswith("."), (kind.__name__, field.name)
+                assert field_help(kind).get(field.name, "").endswith("."), (kind.__name__, field.name)

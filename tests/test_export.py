@@ -1,6 +1,8 @@
 """Exporting: into the workspace and for others, with the same outputs as the encoder that was trained."""
 
+import hashlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +10,16 @@ import torch
 import torchvision
 
 from mocoembed.config import ExportConfig, PretrainConfig
+from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.model.encoder_file import load_encoder, save_encoder
-from mocoembed.model.weights import detectron2_name
+from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder
+from mocoembed.model.weights import detectron2_name, write_torchvision
+from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 from mocoembed.train.checkpoint import current_checkpoint
-from mocoembed.train.export import export_encoder
+from mocoembed.train.export import export_encoder, open_encoder
 from mocoembed.train.loop import pretrain
+from mocoembed.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +34,8 @@ def trained(tmp_path_factory, pictures):
 
 @pytest.fixture
 def export(trained):
-    return lambda checkpoint=None, **values: export_encoder(
-        ExportConfig(checkpoint and str(checkpoint), **{"workspace": str(trained[0]), **values}))
+    return lambda source=None, **values: export_encoder(
+        ExportConfig(source and str(source), **{"workspace": str(trained[0]), **values}))
 
 
 def test_the_newest_run_a_run_and_a_checkpoint_give_the_encoder_that_pretrain_gave(trained, export):
@@ -62,6 +68,31 @@ def test_detectron2_layout(trained, export, tmp_path):
     assert detectron2_name("layer4.2.bn3.weight") == "res5.2.conv3.norm.weight"
 
 
+def test_detectron2_names_are_the_official_converters():
+    """The digest is of what the authors' convert-pretrain-to-detectron2.py makes of their ResNet-50, without the head
+    and the counts of batches."""
+    names = [detectron2_name(name) for name in torchvision.models.resnet50().state_dict()
+             if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
+    assert len(names) == 265
+    assert hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest().startswith("75cb8e64f1831fe9")
+
+
+def test_a_detector_of_torchvision_takes_the_backbone(tmp_path):
+    frozen = FrozenEncoder(Encoder(EncoderSpec("resnet50", 1.0, "7x7s2-pool", "none", 0)),
+                           EvaluationTransform.of(224, IMAGENET_MEAN, IMAGENET_STD), {})
+    write_torchvision(tmp_path / "b.pth", frozen)
+    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    report = detector.backbone.body.load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True), strict=False)
+    assert (report.missing_keys, report.unexpected_keys) == ([], [])
+    again = open_encoder(str(tmp_path / "b.pth"), Workspace(tmp_path))
+    assert again.fingerprint() == frozen.fingerprint()
+
+
+def test_a_checkpoint_that_left_its_run_is_still_ours(trained, tmp_path):
+    shutil.copy(current_checkpoint(trained[1].run), tmp_path / "moved.pt")
+    assert open_encoder(str(tmp_path / "moved.pt"), Workspace(tmp_path)).fingerprint() == trained[1].fingerprint
+
+
 def test_onnx_gives_the_same_features(trained, export, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(export(format="onnx", output=str(tmp_path / "b.onnx")).path))
@@ -86,5 +117,5 @@ def test_what_cannot_be_exported_is_refused(export, tmp_path, make_encoder):
     with pytest.raises(UsageError, match="No run with a checkpoint"):
         export(workspace=str(tmp_path))
     (tmp_path / "text.pt").write_text("x")
-    with pytest.raises(FormatError, match="not a checkpoint of mocoembed"):
+    with pytest.raises(FormatError, match="is not a checkpoint"):
         export(tmp_path / "text.pt")

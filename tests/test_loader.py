@@ -7,7 +7,7 @@ import torch
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Place, Places, TwoViews, evaluation_batches, steps_per_epoch, view_batches
-from mocoembed.data.views import EvaluationTransform, ViewSettings
+from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import CollectionError
 
 TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
@@ -16,6 +16,12 @@ TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
 def config(**overrides):
     return PretrainConfig.of("small", "pictures", **{"batch_size": 8, "bn_groups": 2, "image_size": 32, "epochs": 2,
                                                      "workers": 0, **overrides})
+
+
+def batches_of(listing, rank=0, size=1, workers=0, **overrides):
+    """All batches of a rank."""
+    settings = config(**overrides)
+    return list(view_batches(listing, settings, Places(len(listing), settings, 0, rank, size), workers, pin=False))
 
 
 def same(one, other):
@@ -48,20 +54,39 @@ def test_too_few_pictures_for_a_batch():
 
 def test_views_do_not_depend_on_workers_or_batch_size(pictures):
     listing = scan(pictures)
-    alone = list(view_batches(listing, config(), 0, pin=False))
-    workers = list(view_batches(listing, config(workers=2), 0, pin=False))
+    alone = batches_of(listing)
+    workers = batches_of(listing, workers=2)
     assert len(alone) == len(workers) == 6
     for one, other in zip(alone, workers):
         assert same(one.crops, other.crops)
-        assert all(same(a, b) for a, b in zip(one.parameters, other.parameters))
+        assert all(same(a, b) for a, b in zip(one.queries + one.keys, other.queries + other.keys))
+        assert torch.equal(one.order, other.order)
         assert torch.equal(one.rows, other.rows)
-    large = next(iter(view_batches(listing, config(batch_size=16), 0, pin=False)))
+    large = batches_of(listing, batch_size=16)[0]
     assert torch.equal(large.crops[0], torch.cat([batch.crops[0] for batch in alone[:2]]))
-    assert torch.equal(large.parameters[1].factors, torch.cat([batch.parameters[1].factors for batch in alone[:2]]))
+    assert torch.equal(large.queries[0].factors, torch.cat([batch.queries[0].factors for batch in alone[:2]]))
+    unshuffled = torch.cat([batch.keys[0].factors[batch.order.argsort()] for batch in alone[:2]])
+    assert torch.equal(large.keys[0].factors[large.order.argsort()], unshuffled)
+
+
+def test_two_processes_share_what_one_would_have(pictures):
+    listing = scan(pictures)
+    for settings in ({}, {"symmetric": True}, {"batchnorm": "none"}):
+        (whole, *_), *halves = (batches_of(listing, rank=rank, size=size, **settings)
+                                for rank, size in ((0, 1), (0, 2), (1, 2)))
+        halves = [half[0] for half in halves]
+        assert torch.equal(whole.rows, torch.cat([half.rows for half in halves]))
+        for view in range(2):
+            assert torch.equal(whole.crops[view], torch.cat([half.crops[view] for half in halves]))
+        for name in ("queries", "keys"):
+            for i, parameters in enumerate(getattr(whole, name)):
+                for ours, *theirs in zip(parameters, *(getattr(half, name)[i] for half in halves)):
+                    assert torch.equal(ours, torch.cat(theirs))
+        assert (whole.order is None) == ("batchnorm" in settings)
 
 
 def test_the_two_views_of_a_picture_differ(pictures):
-    batch = next(iter(view_batches(scan(pictures), config(), 0, pin=False)))
+    batch = batches_of(scan(pictures))[0]
     assert batch.crops[0].shape == (8, 3, 32, 32)
     assert batch.crops[0].dtype == torch.uint8
     assert not torch.equal(*batch.crops)
@@ -70,7 +95,7 @@ def test_the_two_views_of_a_picture_differ(pictures):
 def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, make_pictures):
     folder = make_pictures(tmp_path)
     (folder / "blue" / "001.jpg").write_bytes(b"not a picture")
-    batches = list(view_batches(scan(folder), config(epochs=1), 0, pin=False))
+    batches = batches_of(scan(folder), epochs=1)
     (failure,) = [failure for batch in batches for failure in batch.failures]
     assert (failure.row, failure.error) == (1, "UnidentifiedImageError")
     rows = torch.cat([batch.rows for batch in batches]).tolist()
@@ -80,7 +105,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, m
 def test_no_readable_picture_at_all(tmp_path):
     for i in range(8):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
-    batch = next(iter(view_batches(scan(tmp_path), config(), 0, pin=False)))
+    batch = batches_of(scan(tmp_path))[0]
     assert batch.rows.tolist() == [-1] * 8
     assert {failure.row for failure in batch.failures} == set(range(8))
 
@@ -90,8 +115,8 @@ def test_a_long_run_of_unreadable_pictures_is_not_searched_to_its_end(tmp_path, 
     folder = make_pictures(tmp_path)
     for path in (folder / "blue").iterdir():
         path.write_bytes(b"x")
-    place = Place(0, 0, np.array([0, 4, 6]))
-    batch = TwoViews(scan(folder), ViewSettings.of(config()), 0)[place]
+    rows = np.array([0, 4, 6])
+    batch = TwoViews(scan(folder), config())[Place(0, 0, rows, None, rows)]
     assert batch.rows.tolist() == [-1, -1, 8]
     assert len(batch.failures) == 3 + 3 + 2
 

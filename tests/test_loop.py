@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import warnings
 
@@ -19,7 +20,7 @@ from mocoembed.model.precision import Compute
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain
 from mocoembed.train.monitor import Watcher
-from mocoembed.train.run import limited, run_folder
+from mocoembed.train.run import limited
 
 
 @pytest.fixture
@@ -27,6 +28,12 @@ def config(tmp_path, pictures):
     return PretrainConfig.of("small", str(pictures), workspace=str(tmp_path), width=0.125, stem="3x3s2", dim=16,
                              queue_size=20, batch_size=8, bn_groups=2, image_size=16, epochs=3, workers=0,
                              device="cpu", warmup_epochs=1.0)
+
+
+def only_run(config):
+    """The folder of the only run in the workspace."""
+    (run,) = (pathlib.Path(config.workspace) / "runs").iterdir()
+    return run
 
 
 def metrics(result):
@@ -100,7 +107,7 @@ def test_resuming_is_exact_anywhere(config, tmp_path, stop, workers):
 def test_lines_after_the_checkpoint_are_cut(config):
     with pytest.raises(Interrupted):
         pretrain(config, stop_at(4))
-    with open(run_folder(config) / "metrics.jsonl", "a") as file:
+    with open(only_run(config) / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "loss": 99.0}\n{"step": 6, "lo')
     lines = metrics(pretrain(config))
     assert [line["step"] for line in lines] == list(range(1, 10))
@@ -154,8 +161,8 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_is_never_saved(config):
     config = dataclasses.replace(config, lr=1e30, warmup_epochs=0.0, checkpoint_every=1)
     with pytest.raises(TrainingError, match=r"lower --lr"):
         pretrain(config)
-    state = load_newest(run_folder(config))
-    assert state is None or all(torch.isfinite(value).all() for value in state["moco"].values())
+    state = load_newest(only_run(config))
+    assert state is None or all(torch.isfinite(value).all() for value in state["model"].values())
 
 
 def test_too_many_unreadable_pictures_stop_the_run(config, tmp_path, make_pictures):
@@ -212,7 +219,7 @@ def test_symmetric_bf16_and_last_batches_run(config):
 def test_a_validation_folder_of_one_label_is_refused_before_training(config, pictures):
     with pytest.raises(CollectionError, match=r"--val .* holds pictures of one label only \(red\)"):
         pretrain(dataclasses.replace(config, val=str(pictures / "red")))
-    assert not run_folder(config).exists()
+    assert not (pathlib.Path(config.workspace) / "runs").exists()
 
 
 @pytest.mark.parametrize("changes", [{"symmetric": True}, {"precision": "fp64"}, {"drop_last": False, "limit": 21}])

@@ -1,11 +1,13 @@
 """InfoNCE against equation 1 written out with loops in float64."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch.nn import functional
 
+from mocoembed.config import PretrainConfig
 from mocoembed.model.loss import chance_loss, info_nce
 
 
@@ -45,10 +47,22 @@ def test_small_temperature_does_not_overflow():
 
 def test_a_query_that_cannot_tell_pays_chance():
     q = functional.normalize(torch.ones(3, 4, dtype=torch.float64), dim=1)
-    assert float(info_nce(q, q, q.T.repeat(1, 7), 0.1).loss) == pytest.approx(chance_loss(21))
-    assert chance_loss(65536) == pytest.approx(11.09, abs=0.005)
+    assert float(info_nce(q, q, q.T.repeat(1, 7), 0.1).loss) == pytest.approx(math.log(22))
+    config = PretrainConfig.of("moco-v2", "pictures")
+    assert chance_loss(config) == pytest.approx(11.09, abs=0.005)
+    assert chance_loss(dataclasses.replace(config, dictionary="end-to-end")) == pytest.approx(math.log(256))
 
 
 def test_a_tie_is_not_a_hit():
     q = functional.normalize(torch.ones(1, 4), dim=1)
     assert float(info_nce(q, q, q.T, 0.1).top1) == 0.0
+
+
+def test_excluded_negatives_are_as_good_as_absent():
+    torch.manual_seed(0)
+    q, k, negatives = unit(3, 6), unit(3, 6), unit(5, 6)
+    excluded = torch.tensor([[True, False, False, True, False], [False] * 5, [True] * 5])
+    together = info_nce(q, k, negatives.T, 0.1, excluded)
+    alone = [written_out(q[i:i + 1], k[i:i + 1], negatives[~excluded[i]], 0.1) for i in range(3)]
+    for ours, by_hand in zip(together, zip(*alone)):
+        assert float(ours) == pytest.approx(sum(by_hand) / 3, abs=1e-7)

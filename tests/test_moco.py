@@ -3,16 +3,22 @@
 import pytest
 import torch
 
-from mocoembed.model.encoder import EncoderSpec
+from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.loss import info_nce
-from mocoembed.model.moco import MoCo
+from mocoembed.model.moco import MoCo, Views
 
 SPEC = EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16)
 
 
-def built(m=0.9, bn_groups=1, size=32):
+def built(m=0.9, bn_groups=1, size=32, mask_same_image=False):
     torch.manual_seed(0)
-    return MoCo(SPEC, size, m, 0.2, bn_groups).double()
+    return MoCo(Encoder(SPEC, bn_groups), size, m, mask_same_image).double()
+
+
+def keys_of(moco, x, order=None, rows=None):
+    """The keys of x, encoded in the order x[order]."""
+    rows = torch.arange(len(x)) if rows is None else rows
+    return moco.key(x if order is None else x[order], Views([], [], rows, order))
 
 
 def test_the_encoders_start_equal_but_apart():
@@ -43,18 +49,18 @@ def test_momentum_update_has_its_closed_form(m):
 def test_no_gradient_reaches_the_key_encoder_or_the_queue():
     moco = built(bn_groups=2)
     q = moco.query(torch.randn(8, 3, 16, 16, dtype=torch.float64))
-    k = moco.key(torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randperm(8))
-    info_nce(q, k, moco.queue.keys, moco.T).loss.backward()
+    keys = keys_of(moco, torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randperm(8))
+    info_nce(q, keys.positive, keys.negatives, 0.2).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in moco.encoder_q.parameters())
     assert all(p.grad is None and not p.requires_grad for p in moco.encoder_k.parameters())
-    assert not k.requires_grad
+    assert not keys.positive.requires_grad
     assert not moco.queue.keys.requires_grad
 
 
 def test_queries_and_keys_have_length_one():
     moco = built()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    for vectors in (moco.query(x), moco.key(x, torch.arange(4))):
+    for vectors in (moco.query(x), keys_of(moco, x).positive):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4, dtype=torch.float64))
 
 
@@ -62,11 +68,21 @@ def test_shuffling_moves_pictures_between_groups_and_brings_the_keys_back():
     moco = built(bn_groups=2)
     x = torch.randn(8, 3, 16, 16, dtype=torch.float64)
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # each group gets half of either half
-    shuffled = moco.key(x, order)
+    shuffled = keys_of(moco, x, order).positive
     by_hand = torch.empty_like(shuffled)
     with torch.no_grad():
         for group in order.chunk(2):
             alone = built(bn_groups=1)
-            by_hand[group] = alone.key(x[group], torch.arange(4))
+            by_hand[group] = keys_of(alone, x[group]).positive
     torch.testing.assert_close(shuffled, by_hand)
-    assert not torch.allclose(shuffled, built(bn_groups=2).key(x, torch.arange(8)))
+    assert not torch.allclose(shuffled, keys_of(built(bn_groups=2), x).positive)
+
+
+def test_keys_of_the_querys_own_picture_can_be_left_out():
+    moco = built(size=6, mask_same_image=True)
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    assert not keys_of(moco, x).excluded.any()  # nobody's keys at the start
+    moco.remember([], [keys_of(moco, x, rows=torch.tensor([5, 6, 7, 8]))], Views([], [], torch.tensor([5, 6, 7, 8])))
+    excluded = keys_of(moco, x, rows=torch.tensor([7, 1, 5, 0])).excluded
+    assert excluded.nonzero().tolist() == [[0, 2], [2, 0]]
+    assert keys_of(built(size=6), x).excluded is None

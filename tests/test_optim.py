@@ -39,7 +39,7 @@ def test_warm_up_rises_linearly_and_the_cosine_takes_the_rest():
 def test_the_optimizer_is_plain_sgd_on_every_parameter():
     config = PretrainConfig.of("cifar10", "pictures")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    optimizer = build_optimizer(network, config)
+    optimizer = build_optimizer(list(network.parameters()), config)
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 4
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.06, 0.9, 5e-4, False)

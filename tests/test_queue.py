@@ -10,14 +10,15 @@ from mocoembed.model.queue import Queue
 def test_equals_a_list_over_odd_batches_with_wrap_around(size):
     torch.manual_seed(size)
     queue = Queue(3, size)
-    columns = list(queue.keys.T.clone())
+    columns, owners = list(queue.keys.T.clone()), [-1] * size
     at = 0
     for n in [1, 5, 3, 16, 7, 40, 2, 2, 33, 1, 11, 70]:
-        keys = torch.randn(n, 3)
-        queue.enqueue(keys)
-        for key in keys:
-            columns[at % size] = key
+        keys, rows = torch.randn(n, 3), torch.randint(1000, (n,))
+        queue.enqueue(keys, rows)
+        for key, row in zip(keys, rows.tolist()):
+            columns[at % size], owners[at % size] = key, row
             at += 1
+        assert queue.rows.tolist() == owners
         assert torch.equal(queue.keys, torch.stack(columns, dim=1))
         assert queue.enqueued == int(queue.counter) == at
         assert queue.filled == min(at, size)
@@ -34,16 +35,16 @@ def test_starts_with_random_directions():
 def test_goes_on_after_loading():
     torch.manual_seed(0)
     one, other = Queue(4, 10), Queue(4, 10)
-    one.enqueue(torch.randn(13, 4))
+    one.enqueue(torch.randn(13, 4), torch.arange(13))
     other.load_state_dict(one.state_dict())
     keys = torch.randn(9, 4)
-    one.enqueue(keys)
-    other.enqueue(keys)
+    one.enqueue(keys, torch.arange(9))
+    other.enqueue(keys, torch.arange(9))
     assert torch.equal(one.keys, other.keys)
     assert one.enqueued == other.enqueued == 22
 
 
 def test_takes_no_gradient():
     queue = Queue(4, 10)
-    queue.enqueue(torch.randn(3, 4, requires_grad=True))
+    queue.enqueue(torch.randn(3, 4, requires_grad=True), torch.arange(3))
     assert not queue.keys.requires_grad

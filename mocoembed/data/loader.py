@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from mocoembed.data.images import Listing, Picture, read_file
 from mocoembed.data.views import (
     PURPOSE_ORDER,
+    PURPOSE_SHUFFLE,
     EvaluationTransform,
     ViewParameters,
     ViewSettings,
@@ -50,12 +51,19 @@ class Failure(NamedTuple):
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
-def worker_count(given: int | None, pictures: int) -> int:
-    """Loading processes: as given, or one fewer than the cores (at least one, at most 16); none for few pictures."""
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(given: int | None, pictures: int, sharing: int = 1) -> int:
+    """Loading processes: as given; else one fewer than the cores of each of `sharing` processes (1 to 16).
+
+    For few pictures there are none.
+    """
     if given is not None:
         return given
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores - 1)) if pictures > 500 else 0
+    return min(16, max(1, cores() // sharing - 1)) if pictures > 500 else 0
 
 
 def _load(dataset: Dataset, batches, workers: int, pin: bool) -> "Batches":
@@ -101,11 +109,16 @@ class Batches:
 
 
 class Place(NamedTuple):
-    """A batch before it is loaded: its step, its epoch and its pictures' rows."""
+    """A process's share of a batch before it is loaded: N of the global batch's B pictures."""
 
     step: int
     epoch: int
     rows: np.ndarray
+    """(N,) rows in the listing."""
+    order: np.ndarray | None
+    """(B,) int64: the keys of the global batch are encoded in the order batch[order]; `None`: unshuffled."""
+    key_rows: np.ndarray
+    """(N,) rows of the pictures whose keys this process encodes."""
 
 
 class ViewBatch(NamedTuple):
@@ -115,10 +128,14 @@ class ViewBatch(NamedTuple):
     epoch: int
     rows: torch.Tensor
     """(N,) int64: rows in the listing, after replacing unreadable pictures; -1 where no replacement was found."""
+    order: torch.Tensor | None
+    """As in `Place`."""
     crops: tuple[torch.Tensor, torch.Tensor]
     """Two tensors (N, 3, S, S) uint8, channels last in memory."""
-    parameters: tuple[ViewParameters, ViewParameters]
-    """For `apply_views`, as tensors."""
+    queries: list[ViewParameters]
+    """What `apply_views` does to the crops of the query view, or, for a symmetric loss, of both; as tensors."""
+    keys: list[ViewParameters]
+    """And to the crops of the other view of each, in the pictures' shuffled order."""
     failures: list[Failure]
 
 
@@ -133,10 +150,13 @@ def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
 
 
 class Places:
-    """The batches of a whole pretraining from step `start` on; the order of an epoch depends on the seed alone."""
+    """One process's share of every batch of a pretraining, from step `start` on.
 
-    def __init__(self, count: int, config, start: int):
-        self.count, self.config, self.start = count, config, start
+    The order of an epoch depends on the seed alone, the shuffling of a step's keys on the seed and the step.
+    """
+
+    def __init__(self, count: int, config, start: int, rank: int = 0, size: int = 1):
+        self.count, self.config, self.start, self.rank, self.size = count, config, start, rank, size
         self.steps_per_epoch = steps_per_epoch(count, config.batch_size, config.drop_last)
 
     def __len__(self):
@@ -148,30 +168,49 @@ class Places:
             order = generator(self.config.seed, PURPOSE_ORDER, epoch).permutation(self.count)
             first = self.start - epoch * self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
             for position in range(first, self.steps_per_epoch):
-                rows = order[position * batch_size:(position + 1) * batch_size]
-                yield Place(epoch * self.steps_per_epoch + position, epoch, rows)
+                batch = order[position * batch_size:(position + 1) * batch_size]
+                yield self._share(epoch * self.steps_per_epoch + position, epoch, batch)
+
+    def _share(self, step: int, epoch: int, batch: np.ndarray) -> Place:
+        n = len(batch) // self.size
+        own = slice(self.rank * n, (self.rank + 1) * n)
+        order = shuffle_order(self.config.seed, step, len(batch)) if self.config.shuffles_keys else None
+        return Place(step, epoch, batch[own], order, (batch if order is None else batch[order])[own])
+
+
+def shuffle_order(seed: int, step: int, n: int) -> np.ndarray:
+    """(n,) int64: how the keys of a step are shuffled between BatchNorm's groups; a function of its arguments."""
+    return generator(seed, PURPOSE_SHUFFLE, step).permutation(n)
 
 
 class TwoViews(Dataset):
     """Loads a `Place` as a `ViewBatch`."""
 
-    def __init__(self, listing: Listing, settings: ViewSettings, seed: int):
-        self.listing, self.settings, self.seed = listing, settings, seed
+    def __init__(self, listing: Listing, config):
+        self.listing, self.settings, self.seed = listing, ViewSettings.of(config), config.seed
+        self.query_views = (0, 1) if config.symmetric else (0,)
 
     def __getitem__(self, place: Place) -> ViewBatch:
         n, size = len(place.rows), self.settings.image_size
         crops = np.empty((2, n, size, size, 3), np.uint8)
         rows = np.array(place.rows)
         failures = []
-        draws = np.stack([[draw(self.seed, place.epoch, int(row), view) for row in rows] for view in range(2)])
-        for i, row in enumerate(rows):
-            rows[i] = self._fill(crops[:, i], draws[:, i], int(row), failures)
-        parameters = tuple(ViewParameters(*map(torch.from_numpy, colour_parameters(draws[view], self.settings)))
-                           for view in range(2))
-        views = tuple(torch.from_numpy(crops[view]).permute(0, 3, 1, 2) for view in range(2))
-        return ViewBatch(place.step, place.epoch, torch.from_numpy(rows), views, parameters, failures)
+        draws = {(row, view): draw(self.seed, place.epoch, row, view)
+                 for row in {*place.rows.tolist(), *place.key_rows.tolist()} for view in range(2)}
+        for i, row in enumerate(place.rows.tolist()):
+            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(2)], row, failures)
 
-    def _fill(self, crops: np.ndarray, draws: np.ndarray, row: int, failures: list[Failure]) -> int:
+        def parameters(of_rows, view: int) -> ViewParameters:
+            drawn = np.stack([draws[row, view] for row in of_rows.tolist()])
+            return ViewParameters(*map(torch.from_numpy, colour_parameters(drawn, self.settings)))
+
+        return ViewBatch(place.step, place.epoch, torch.from_numpy(rows),
+                         None if place.order is None else torch.from_numpy(place.order),
+                         tuple(torch.from_numpy(crops[view]).permute(0, 3, 1, 2) for view in range(2)),
+                         [parameters(place.rows, view) for view in self.query_views],
+                         [parameters(place.key_rows, 1 - view) for view in self.query_views], failures)
+
+    def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure]) -> int:
         """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row, else -1."""
         size = self.settings.image_size
         for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.listing)))):
@@ -191,11 +230,9 @@ class TwoViews(Dataset):
         return -1
 
 
-def view_batches(listing: Listing, config, start: int, pin: bool) -> Batches:
-    """All `ViewBatch`es of a pretraining from step `start` on."""
-    dataset = TwoViews(listing, ViewSettings.of(config), config.seed)
-    places = Places(len(listing), config, start)
-    return _load(dataset, places, worker_count(config.workers, len(listing)), pin)
+def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool) -> Batches:
+    """The `ViewBatch`es of a pretraining at `places`."""
+    return _load(TwoViews(listing, config), places, workers, pin)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation

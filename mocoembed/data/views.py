@@ -22,7 +22,7 @@ from torch.nn import functional
 ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
 RATIO = (3 / 4, 4 / 3)
 DRAWS = 2 * ATTEMPTS + 16
-PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT = range(4)
+PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT, PURPOSE_BANK = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 

@@ -18,8 +18,9 @@ from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_
 from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, MismatchError, MocoembedError
 from mocoembed.files import StopRequest, locked, require_space
-from mocoembed.model.encoder_file import Embedder, keep_encoder, load_encoder
+from mocoembed.model.encoder_file import Embedder, keep_encoder
 from mocoembed.model.precision import Compute
+from mocoembed.train.export import open_encoder, say_nothing
 from mocoembed.workspace import Workspace
 
 COMMIT_PICTURES, COMMIT_SECONDS = 1024, 10.0
@@ -42,15 +43,17 @@ class EmbedResult:
     images_per_second: float
 
 
-def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> EmbedResult:
+def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None,
+                 note: Callable[[str], None] = say_nothing) -> EmbedResult:
     """Embed every picture of a folder into an embeddings file.
 
-    `progress(done, total)` is called after every batch. Raises `UsageError` for wrong paths, `CollectionError` when
+    `progress(done, total)` is called after every batch, `note(text)` with what a person should know of an encoder of
+    others. Raises `UsageError` for wrong paths, `CollectionError` when
     no picture can be read, `MismatchError` when the output holds another folder's or another encoder's embeddings,
     `LockedError` when another process writes it, `Interrupted` after a signal.
     """
     workspace = Workspace(config.workspace)
-    frozen = load_encoder(workspace.encoder(config.encoder))
+    frozen = open_encoder(config.encoder, workspace, note)
     compute = Compute.of(config.device, config.precision)
     listing = scan(config.folder, config.labels)
     output = pathlib.Path(config.output) if config.output else workspace.embeddings

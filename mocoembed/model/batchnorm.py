@@ -25,6 +25,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         share = self.momentum / groups
         smaller, rest = divmod(len(x), groups)
         parts = []
+        self.num_batches_tracked.add_(1)
         # `split` has one concatenation as its backward pass; `tensor_split` fills a whole batch of zeros for each part.
         for g, part in enumerate(x.split([smaller + (g < rest) for g in range(groups)])):
             # Updates by these momenta, one after another, add up to one update with equal shares of the groups.

@@ -1,9 +1,10 @@
-"""The encoder: a torchvision ResNet of any width and stem, and the projection head.
+"""The encoder: a torchvision ResNet of any width and stem, or another of its classifiers, and the projection head.
 
 In: normalised pictures (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole.
 """
 
 import math
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,13 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth
 
 from mocoembed.errors import UsageError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 
-# name -> (block, layers, further arguments of torchvision's ResNet)
+# name -> (block, layers, further arguments of torchvision's ResNet); all are torchvision's but resnext50_32x8d, which
+# is the ResNeXt-50 of He et al. 2019.
 ARCHITECTURES = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), {}),
     "resnet34": (BasicBlock, (3, 4, 6, 3), {}),
@@ -24,10 +27,19 @@ ARCHITECTURES = {
     "resnet101": (Bottleneck, (3, 4, 23, 3), {}),
     "resnet152": (Bottleneck, (3, 8, 36, 3), {}),
     "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3), {"groups": 32, "width_per_group": 4}),
+    "resnext50_32x8d": (Bottleneck, (3, 4, 6, 3), {"groups": 32, "width_per_group": 8}),
     "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3), {"groups": 32, "width_per_group": 8}),
+    "resnext101_64x4d": (Bottleneck, (3, 4, 23, 3), {"groups": 64, "width_per_group": 4}),
     "wide_resnet50_2": (Bottleneck, (3, 4, 6, 3), {"width_per_group": 128}),
     "wide_resnet101_2": (Bottleneck, (3, 4, 23, 3), {"width_per_group": 128}),
 }
+# Families of torchvision's other classifiers that cannot be backbones here, with the reason.
+UNFIT = {
+    "mnasnet": "torchvision's MNASNet refuses weights that are a plain state dict, as encoder files hold",
+    "squeezenet": "it ends in a convolution, not in a linear layer that can be taken off",
+}
+# Without the classifiers on the side that only training has.
+ARGUMENTS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,6 @@ class Backbone(ResNet):
     """
 
     def __init__(self, arch: str, width: float = 1.0, stem: str = "7x7s2-pool", bn_groups: int = 1):
-        if arch not in ARCHITECTURES:
-            raise UsageError(f"--arch {arch}: must be one of {', '.join(ARCHITECTURES)}.")
         block, layers, more = ARCHITECTURES[arch]
         self._width = width
         norm = partial(GroupedBatchNorm2d, groups=bn_groups)
@@ -79,13 +89,78 @@ def scaled(channels: int, width: float) -> int:
     return round(value)
 
 
+class OtherBackbone(nn.Module):
+    """Any other classifier of torchvision without its last linear layer; `features` is that layer's input size D.
+
+    Its state dict is torchvision's without that layer; the network is wrapped, and its tensors renamed, because many
+    of these networks have a part that is itself called `features`. BatchNorm layers are `GroupedBatchNorm2d`; dropout
+    and stochastic depth are off, because they would draw from a stream of random numbers that no checkpoint holds.
+    """
+
+    def __init__(self, arch: str, bn_groups: int = 1):
+        super().__init__()
+        self.network = torchvision.models.get_model(arch, weights=None, **ARGUMENTS.get(arch, {}))
+        last, linear = [(name, one) for name, one in self.network.named_modules() if isinstance(one, nn.Linear)][-1]
+        self.features = linear.in_features
+        self.network.set_submodule(last, nn.Identity())
+        for name, layer in list(self.network.named_modules()):
+            if isinstance(layer, nn.BatchNorm2d):
+                self.network.set_submodule(name, _grouped(layer, bn_groups))
+            elif isinstance(layer, nn.Dropout | StochasticDepth):
+                layer.p = 0.0
+        self.register_state_dict_post_hook(_to_torchvisions_names)
+        self.register_load_state_dict_pre_hook(_from_torchvisions_names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)  # N x 3 x S x S -> N x D
+
+
+def _grouped(layer: nn.BatchNorm2d, groups: int) -> GroupedBatchNorm2d:
+    new = GroupedBatchNorm2d(layer.num_features, groups)
+    new.eps, new.momentum = layer.eps, layer.momentum
+    new.weight, new.bias = layer.weight, layer.bias
+    return new
+
+
+def _to_torchvisions_names(module, state: dict, prefix: str, metadata):
+    inner = f"{prefix}network."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def _from_torchvisions_names(module, state: dict, prefix: str, *rest):
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}network.{name.removeprefix(prefix)}"] = state.pop(name)
+
+
+def build_backbone(arch: str, width: float, stem: str, bn_groups: int = 1) -> nn.Module:
+    """The backbone of that name, (N, 3, S, S) -> (N, D) with D in `features`; `UsageError` for what there is not."""
+    if arch in ARCHITECTURES:
+        return Backbone(arch, width, stem, bn_groups)
+    for family, reason in UNFIT.items():
+        if arch.startswith(family):
+            raise UsageError(f"--arch {arch}: cannot be a backbone: {reason}.")
+    if arch not in (known := known_architectures()):
+        raise UsageError(f"--arch {arch}: must be one of {', '.join(known)}.")
+    if (width, stem) != (1, "7x7s2-pool"):
+        raise UsageError(f"--arch {arch}: has one width and one stem; --width {width:g} and --stem {stem} are for "
+                         "ResNets only. Give --width 1 --stem 7x7s2-pool.")
+    return OtherBackbone(arch, bn_groups)
+
+
+def known_architectures() -> list[str]:
+    """Names for `--arch`: the ResNet family, then torchvision's other classifiers."""
+    others = torchvision.models.list_models(module=torchvision.models)
+    return [*ARCHITECTURES, *(name for name in others if name not in ARCHITECTURES and not name.startswith((*UNFIT,)))]
+
+
 class Encoder(nn.Module):
     """Backbone and projection head: f_q or f_k. `forward` gives projections that are not yet normalised."""
 
     def __init__(self, spec: EncoderSpec, bn_groups: int = 1):
         super().__init__()
         self.spec = spec
-        self.backbone = Backbone(spec.arch, spec.width, spec.stem, bn_groups)
+        self.backbone = build_backbone(spec.arch, spec.width, spec.stem, bn_groups)
         self.head = projection_head(spec.head, self.backbone.features, spec.dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,11 +168,47 @@ class Encoder(nn.Module):
 
 
 def projection_head(kind: str, features: int, dim: int) -> nn.Module:
-    """D -> C: one linear layer (MoCo v1), or linear, ReLU, linear with a hidden layer of D (MoCo v2)."""
+    """D -> C: one linear layer (MoCo v1), or linear, ReLU, linear with a hidden layer of D (MoCo v2).
+
+    `none`, for an encoder that came without a head, leaves the features as they are.
+    """
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Sequential(OrderedDict(fc=nn.Linear(features, dim)))
     return nn.Sequential(OrderedDict(hidden=nn.Linear(features, features), relu=nn.ReLU(inplace=True),
                                      fc=nn.Linear(features, dim)))
+
+
+def zero_init_residual(backbone: nn.Module):
+    """Let residual blocks begin as the identity: their last BatchNorm's weight becomes 0 (Goyal et al. 2017, 5.1)."""
+    last = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in backbone.modules()
+            if isinstance(block, BasicBlock | Bottleneck)]
+    if not last:
+        raise UsageError("A last BatchNorm that begins at zero is for ResNets only. "
+                         f"Give --arch {', '.join(ARCHITECTURES)}.")
+    for norm in last:
+        nn.init.zeros_(norm.weight)
+
+
+def check_backbone(encoder: Encoder, image_size: int):
+    """Try one picture of the wanted size before training; `UsageError` when it does not go through.
+
+    Warns when the backbone has no BatchNorm.
+    """
+    arch, backbone, training = encoder.spec.arch, encoder.backbone, encoder.training
+    picture = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
+    try:
+        with torch.inference_mode():
+            backbone.eval()(picture)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"--image-size {image_size}: does not go with --arch {arch} ({reason}). "
+                         "Vision transformers take 224 only; others have a smallest size.") from error
+    finally:
+        backbone.train(training)
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in backbone.modules()):
+        warnings.warn(f"--arch {arch} has no BatchNorm: --bn-groups and shuffling the keys do nothing.", stacklevel=2)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -106,5 +217,5 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def torchvision_layout(spec: EncoderSpec) -> bool:
-    """Whether `torchvision.models.<arch>` can load this backbone's weights."""
-    return spec.width == 1 and spec.stem == "7x7s2-pool" and hasattr(torchvision.models, spec.arch)
+    """Whether torchvision can load this backbone's weights (resnext50_32x8d: into its class `ResNet`)."""
+    return spec.width == 1 and spec.stem == "7x7s2-pool"

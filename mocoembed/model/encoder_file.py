@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform, normalize
-from mocoembed.errors import FormatError
+from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import replacing
 from mocoembed.model.encoder import Encoder, EncoderSpec, count_parameters
 from mocoembed.model.precision import Compute
@@ -53,8 +53,13 @@ class FrozenEncoder:
         return digest.hexdigest()
 
     def dimension(self, features: str) -> int:
-        """Length of the vectors: D for `backbone`, C for `projection`."""
-        return self.encoder.backbone.features if features == "backbone" else self.encoder.spec.dim
+        """Length of the vectors: D for `backbone`, C for `projection`, which not every encoder has (`UsageError`)."""
+        if features == "backbone":
+            return self.encoder.backbone.features
+        if self.encoder.spec.head == "none":
+            raise UsageError("--features projection: this encoder came without a projection head. "
+                             "Give --features backbone.")
+        return self.encoder.spec.dim
 
 
 class Embedder:
@@ -95,14 +100,19 @@ def keep_encoder(path, frozen: FrozenEncoder):
         save_encoder(path, frozen)
 
 
-def read_metadata(path) -> dict:
-    """The description in an encoder's file; `FormatError` when it is not one or is of a newer version."""
+def described(path) -> str | None:
+    """What a safetensors file says of itself as an encoder of ours; `None` for one of others."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("mocoembed")
+            return (file.metadata() or {}).get("mocoembed")
     except (safetensors.SafetensorError, OSError) as error:
         raise FormatError(f"{path} is not an encoder file: {error}. "
                           "Make one with: mocoembed pretrain IMAGES") from error
+
+
+def read_metadata(path) -> dict:
+    """The description in an encoder's file; `FormatError` when it is not one or is of a newer version."""
+    text = described(path)
     if text is None:
         raise FormatError(f"{path} is a safetensors file, but not an encoder of mocoembed.")
     metadata = json.loads(text)
@@ -127,6 +137,14 @@ def load_encoder(path) -> FrozenEncoder:
     if frozen.fingerprint() != metadata["fingerprint"]:
         raise FormatError(f"{path} is damaged: its weights do not match its fingerprint. Export it again.")
     return frozen
+
+
+def read_tensors(path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file of others, on the CPU; `FormatError` when it is damaged."""
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{path} is damaged: {error}.") from error
 
 
 def tool_provenance() -> dict:

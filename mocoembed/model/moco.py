@@ -1,32 +1,62 @@
 """Momentum Contrast: two encoders, the momentum update between them, the queue, shuffled BatchNorm.
 
 Symbols as in He et al., "Momentum Contrast for Unsupervised Visual Representation Learning" (2019): query q, key
-k, queue size K, momentum m, temperature T, feature length C.
+k, queue size K, momentum m, feature length C; B is the number of pictures in the global batch, N this rank's share.
 """
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.encoder import Encoder
 from mocoembed.model.queue import Queue
+from mocoembed.model.ranks import ALONE, Ranks
+
+
+class Views(NamedTuple):
+    """The views of one step, normalised, on the device."""
+
+    queries: list[torch.Tensor]
+    """One view (N, 3, S, S) of this rank's pictures, or, for a symmetric loss, both."""
+    keys: list[torch.Tensor]
+    """For each of `queries` the other view (N, 3, S, S) of the pictures whose keys this rank encodes."""
+    rows: torch.Tensor
+    """(N,) int64: this rank's pictures, by their rows in the collection."""
+    order: torch.Tensor | None = None
+    """(B,) int64 on the CPU: keys are encoded in the order whole[order]; `None`: unshuffled."""
+    step: int = 0
+
+
+class Keys(NamedTuple):
+    """What the queries are compared with."""
+
+    positive: torch.Tensor
+    """(N, C)."""
+    negatives: torch.Tensor
+    """(C, K)."""
+    excluded: torch.Tensor | None
+    """(N, K) bool: negatives that show the query's own picture; `None`: there are none, or they stay."""
+    new: torch.Tensor | None
+    """(B, C): the keys of the whole batch, for the queue."""
 
 
 class MoCo(nn.Module):
     """encoder_q (trained), encoder_k (its moving average, no gradient) and the queue of K keys."""
 
-    def __init__(self, spec: EncoderSpec, K: int, m: float, T: float, bn_groups: int = 1):
+    def __init__(self, encoder_q: Encoder, K: int, m: float, mask_same_image: bool = False, ranks: Ranks = ALONE):
         super().__init__()
-        self.m, self.T, self.bn_groups = m, T, bn_groups
-        self.encoder_q = Encoder(spec, bn_groups)
-        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)  # the encoders start equal
-        self.queue = Queue(spec.dim, K)
+        self.m, self.mask_same_image, self.ranks = m, mask_same_image, ranks
+        self.encoder_q = encoder_q
+        self.encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)  # the encoders start equal
+        self.queue = Queue(encoder_q.spec.dim, K)
+        self.trained = {"encoder_q": encoder_q}  # as called in training: `wrap_trained` may wrap them
 
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
-        """q (N, C) of unit length, in the queue's dtype, from views (N, 3, S, S)."""
-        return functional.normalize(self.encoder_q(x_q).to(self.queue.keys.dtype), dim=1)
+        """q (N, C) of unit length from views (N, 3, S, S)."""
+        return encode(self.trained["encoder_q"], x_q)
 
     @torch.no_grad()
     def momentum_update(self):
@@ -35,8 +65,36 @@ class MoCo(nn.Module):
         torch._foreach_lerp_(theta_k, theta_q, 1 - self.m)
 
     @torch.no_grad()
-    def key(self, x_k: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """k (N, C) of unit length. `order` (N,) shuffles the pictures between BatchNorm's groups (section 3.3)."""
-        k = self.encoder_k(x_k[order]) if self.bn_groups > 1 else self.encoder_k(x_k)
-        k = functional.normalize(k.to(self.queue.keys.dtype), dim=1)
-        return k[order.argsort()] if self.bn_groups > 1 else k
+    def key(self, x_k: torch.Tensor, views: Views) -> Keys:
+        """The keys of unit length of views x_k, which came shuffled between BatchNorm's groups (section 3.3)."""
+        k = unshuffled(self.ranks.gather(encode(self.encoder_k, x_k)), views.order)  # B x C
+        excluded = views.rows.view(-1, 1) == self.queue.rows if self.mask_same_image else None
+        return Keys(self.ranks.own(k), self.queue.keys, excluded, k)
+
+    @torch.no_grad()
+    def remember(self, q: list[torch.Tensor], k: list[Keys], views: Views):
+        """Enqueue the step's keys; the oldest ones go."""
+        rows = self.ranks.gather(views.rows)
+        for keys in reversed(k):
+            self.queue.enqueue(keys.new, rows)
+
+
+def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(N, C) of unit length, in float32 or float64, whatever the arithmetic of the encoder."""
+    z = encoder(x)
+    return functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+
+
+def unshuffled(k: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """k (B, C) in the pictures' order, from keys that were encoded in the order whole[order]."""
+    return k if order is None else k[order.argsort().to(k.device)]
+
+
+def batch_statistics(method: nn.Module) -> list[torch.Tensor]:
+    """BatchNorm's running means and variances in all encoders."""
+    return [buffer for name, buffer in method.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
+def wrap_trained(method: nn.Module, ranks: Ranks):
+    """Let gradients be averaged over the ranks in what is trained, and in nothing else."""
+    method.trained = {name: ranks.wrap(encoder) for name, encoder in method.trained.items()}

@@ -1,6 +1,7 @@
 """Where and in which arithmetic the encoders run."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class Compute:
 
     def autocast(self):
         """The context in which encoders run."""
-        if self.precision in ("fp64", "fp32"):
+        if self.precision not in ("bf16", "fp16"):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
@@ -56,6 +57,29 @@ class Compute:
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return contextlib.nullcontext()
 
+    def tune(self):
+        """Let a GPU multiply as the precision allows and choose its fastest convolutions: for training."""
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            allowed = self.precision != "fp32"
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module on the device, in the dtype, with channels-last weights."""
         return module.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy x to the CPU; the function that comes back waits for the copy, not for work given after it."""
+    if x.device.type != "cuda":
+        return lambda: x
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> torch.Tensor:
+        copied.synchronize()
+        return host
+
+    return wait

@@ -10,12 +10,13 @@ class Queue(nn.Module):
 
     `keys` is C x K with columns of length 1; it starts as random directions, as in the authors' code. Any K goes
     with any batch size. `counter`, saved with the keys, is the number of keys that ever came; modulo K it is the
-    pointer to the oldest key.
+    pointer to the oldest key. `rows` (K,) int64 tells whose keys they are: rows of the collection, -1 for none.
     """
 
     def __init__(self, dim: int, size: int):
         super().__init__()
         self.register_buffer("keys", functional.normalize(torch.randn(dim, size), dim=0))
+        self.register_buffer("rows", torch.full((size,), -1))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.enqueued = 0  # the counter's value, at hand without waiting for the device
 
@@ -30,14 +31,15 @@ class Queue(nn.Module):
         return min(self.enqueued, self.size)
 
     @torch.no_grad()
-    def enqueue(self, k: torch.Tensor):
-        """Write keys (N, C) over the oldest ones; of more than K keys the last K stay."""
+    def enqueue(self, k: torch.Tensor, rows: torch.Tensor):
+        """Write keys (N, C) of pictures `rows` (N,) over the oldest ones; of more than K keys the last K stay."""
         skipped = max(0, len(k) - self.size)
         columns = k[skipped:].T.to(self.keys.dtype)  # C x N
         start = (self.enqueued + skipped) % self.size  # the pointer: the oldest key's column
         before_the_end = min(columns.shape[1], self.size - start)
-        self.keys[:, start:start + before_the_end] = columns[:, :before_the_end]
-        self.keys[:, :columns.shape[1] - before_the_end] = columns[:, before_the_end:]
+        for ring, new in ((self.keys, columns), (self.rows, rows[skipped:])):
+            ring[..., start:start + before_the_end] = new[..., :before_the_end]
+            ring[..., :columns.shape[1] - before_the_end] = new[..., before_the_end:]
         self.enqueued += len(k)
         self.counter.fill_(self.enqueued)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mocoembed.errors import UsageError
 from mocoembed.files import replacing
-from mocoembed.model.encoder import torchvision_layout
+from mocoembed.model.encoder import ARCHITECTURES, torchvision_layout
 from mocoembed.model.encoder_file import FrozenEncoder
 
 INPUT_NOTE = ("float32 N x 3 x S x S, RGB: shorter side resized to `resize` with antialiasing, middle `crop` cut out, "
@@ -16,12 +16,12 @@ INPUT_NOTE = ("float32 N x 3 x S x S, RGB: shorter side resized to `resize` with
 
 
 def backbone_weights(frozen: FrozenEncoder) -> dict[str, torch.Tensor]:
-    """The backbone's state dict, float32 on the CPU, with torchvision's names (without `fc`)."""
+    """The backbone's state dict, float32 on the CPU, with torchvision's names (without the classifier)."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in frozen.encoder.backbone.state_dict().items()}
 
 
 def write_torchvision(path, frozen: FrozenEncoder):
-    """A state dict for `torchvision.models.<arch>().load_state_dict(..., strict=False)`: all but `fc`."""
+    """A state dict for `torchvision.models.<arch>().load_state_dict(..., strict=False)`: all but the last layer."""
     _require_torchvision(frozen, "torchvision")
     with replacing(path) as temporary:
         torch.save(backbone_weights(frozen), temporary)
@@ -29,6 +29,9 @@ def write_torchvision(path, frozen: FrozenEncoder):
 
 def write_detectron2(path, frozen: FrozenEncoder):
     """A pickle for detectron2's `MODEL.WEIGHTS`, in the layout that the authors' converter writes."""
+    if frozen.encoder.spec.arch not in ARCHITECTURES:
+        raise UsageError(f"--format detectron2: is for ResNets only; this encoder is {frozen.encoder.spec.arch}. "
+                         "Give --format encoder, torchvision or onnx.")
     _require_torchvision(frozen, "detectron2")
     model = {detectron2_name(name): tensor.numpy() for name, tensor in backbone_weights(frozen).items()
              if not name.endswith("num_batches_tracked")}

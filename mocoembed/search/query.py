@@ -16,10 +16,10 @@ from mocoembed.data.images import NO_LABEL, Picture, read_file
 from mocoembed.data.loader import Failure
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
-from mocoembed.files import require_file
 from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, read_metadata
 from mocoembed.model.precision import Compute
 from mocoembed.search.index import SearchIndex, rows_of
+from mocoembed.train.export import open_encoder, say_nothing
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query pictures embedded at a time
@@ -53,16 +53,18 @@ class QueryResult:
 
 
 def search_images(config: SearchConfig,
-                  progress: Callable[[int, int], None] = lambda done, total: None) -> list[QueryResult]:
+                  progress: Callable[[int, int], None] = lambda done, total: None,
+                  note: Callable[[str], None] = say_nothing) -> list[QueryResult]:
     """Find the pictures of the collection that are nearest to each of `config.images`.
 
-    `progress(done, total)` counts queries. Raises `UsageError` for missing files, `CollectionError` for a query that
+    `progress(done, total)` counts queries; `note(text)` is called with what a person should know of an encoder of
+    others. Raises `UsageError` for missing files, `CollectionError` for a query that
     cannot be read, `MismatchError` when index, embeddings and encoder do not belong together, `FormatError` for a
     damaged file.
     """
     require_pictures(config.images)
     results = []
-    with Searcher(config) as searcher:
+    with Searcher(config, note) as searcher:
         for first in range(0, len(config.images), BATCH):
             names = config.images[first:first + BATCH]
             vectors = searcher.embed([read_query(name, searcher.transform) for name in names])
@@ -96,12 +98,12 @@ class Searcher:
     and `device`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, note: Callable[[str], None] = say_nothing):
         workspace = Workspace(config.workspace)
         Compute.of(config.device, "fp32")  # a wrong device is refused before anything is read
         self.index = SearchIndex.open(workspace.index_file(config.index))
         self.root, manifest = config.root, self.index.manifest
-        frozen = find_encoder(workspace, config.encoder, self.index)
+        frozen = find_encoder(workspace, config.encoder, self.index, note)
         self.transform = frozen.transform
         self.file = open_embeddings(self.index, config.embeddings)
         compute = Compute.nearest(config.device, self.file.precision)
@@ -152,18 +154,18 @@ def open_embeddings(index: SearchIndex, given: str | None) -> EmbeddingFile:
     return file
 
 
-def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex) -> FrozenEncoder:
-    """The encoder that made the index's vectors: `given`, or the workspace's copy.
+def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex, note=say_nothing) -> FrozenEncoder:
+    """The encoder that made the index's vectors: `given` (anything that `open_encoder` takes), or the workspace's copy.
 
     Raises `UsageError` when it is not there and `MismatchError` when `given` is another one.
     """
     wanted = index.manifest["encoder"]
     if given:
-        found = read_metadata(require_file(given, "The encoder", "mocoembed pretrain IMAGES"))["fingerprint"]
-        if found != wanted:
+        frozen = open_encoder(given, workspace, note)
+        if (found := frozen.fingerprint()) != wanted:
             raise MismatchError(f"{index.path} was made with the encoder {wanted[:12]}, but {given} is {found[:12]}. "
                                 "Leave out --encoder, or embed and index again with it.")
-        return load_encoder(given)
+        return frozen
     for path in (workspace.encoder_of(wanted), workspace.newest_encoder):
         if path.is_file() and read_metadata(path)["fingerprint"] == wanted:
             return load_encoder(path)

@@ -1,40 +1,43 @@
 """Pretraining from a folder of pictures to an exported encoder: loop, watch, save."""
 
 import contextlib
-import dataclasses
-import math
+import hashlib
 import pathlib
-import time
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
-from mocoembed.data.loader import Failure, ViewBatch, steps_per_epoch, view_batches
-from mocoembed.data.views import ViewSettings
-from mocoembed.errors import CollectionError, TrainingError
+from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
+from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
-from mocoembed.model.encoder_file import FrozenEncoder
-from mocoembed.model.loss import Contrast, chance_loss
+from mocoembed.model.loss import chance_loss
 from mocoembed.model.precision import Compute
-from mocoembed.train.monitor import KnnMonitor, KnnReport, Meter, Recorder, StepReport, Watcher
+from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.train.guard import Guard
+from mocoembed.train.launch import joined_ranks, local_device, process_count, process_group, start
+from mocoembed.train.monitor import (
+    KnnMonitor,
+    KnnReport,
+    Meter,
+    Recorder,
+    StepReport,
+    Watcher,
+    labelled_pictures,
+)
 from mocoembed.train.optim import learning_rate, set_learning_rate
 from mocoembed.train.run import (
     Training,
     export_to_workspace,
-    frozen_encoder,
     limited,
+    require_shares,
     resume,
     run_folder,
     set_up,
+    settled,
 )
-from mocoembed.train.step import shuffle_order, to_views, training_step
+from mocoembed.train.step import NUMBERS, make_views, training_step
 from mocoembed.workspace import Workspace
-
-UNREADABLE_SHARE = 0.1  # of the pictures; more than this stops the run
-SECONDS_BETWEEN_READINGS = 1.0  # on a GPU: reading the loss waits for it, so it is not done at every step
 
 
 @dataclass(frozen=True)
@@ -53,123 +56,144 @@ class PretrainResult:
     """Pictures that could not be read and were replaced."""
 
 
-def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> PretrainResult:
-    """Pretrain on a folder of pictures with Momentum Contrast and export the query encoder into the workspace.
+def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> PretrainResult | None:
+    """Pretrain on a folder of pictures and export the query encoder into the workspace.
 
-    Resumes by itself when the run has a checkpoint. Raises `UsageError` for wrong settings, `CollectionError` for
-    unusable pictures, `TrainingError` when the loss is not finite, `LockedError` when another process trains the
-    same run, `Interrupted` after a signal, when all is saved.
+    Starts as many processes as `process_count` says, unless torchrun or srun has started them: then it joins, and
+    gives its result on rank 0 and `None` on the others. Resumes by itself when the run has a checkpoint.
+
+    Raises `UsageError` for wrong settings, `CollectionError` for unusable pictures, `TrainingError` when the loss is
+    not finite, q collapses or a process dies, `LockedError` when another process trains the same run, `Interrupted`
+    after a signal, when all is saved.
     """
     watcher = watcher or Watcher()
+    joined = joined_ranks()
+    processes = joined.size if joined else process_count(config)
+    on_gpu = Compute.of(config.device, "fp32").device.type == "cuda"
+    require_shares(config, processes, on_gpu)
+    if joined is None and processes > 1:
+        return start(pretrain_rank, config, processes, watcher)
+    ranks = joined or ALONE
+    with process_group(ranks, on_gpu, config.timeout):
+        return pretrain_rank(replace(config, device=local_device(config, ranks)), ranks, watcher)
+
+
+def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> PretrainResult | None:
+    """One process's part of `pretrain`, in a group that it has joined; all ranks give the same config."""
+    say = watcher.note if ranks.first else lambda text: None
     compute = Compute.of(config.device, config.precision)
-    listing = limited(scan(config.images), config)
+    compute.tune()
+    listing = ranks.from_first(lambda: limited(scan(config.images), config))
+    config, notes = settled(config, len(listing), ranks.size)
     steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few pictures
-    monitor = KnnMonitor(config.val, compute, config.workers) if config.val else None
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        training = set_up(config, compute)
+    workers = worker_count(config.workers, len(listing), ranks.local_size)
+    monitor = None
+    if config.val:
+        monitor = KnnMonitor(ranks.from_first(lambda: labelled_pictures(config.val)), compute, workers, ranks)
+    training = set_up(config, compute, len(listing), ranks)
     run = run_folder(config)
-    with locked(run / ".lock", f"Run {run.name!r}"):
-        resume(training, run, config, listing, watcher.note)
-        write_json(run / "config.json", to_dict(config))
-        return Session(config, compute, listing, run, watcher).train(training, monitor)
+    with contextlib.ExitStack() as held:
+        ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
+        for text in notes:
+            say(text)
+        resume(training, run, listing, say)
+        if ranks.first:
+            write_json(run / "config.json", to_dict(config))
+        return Session(training, listing, run, watcher).train(workers, monitor)
 
 
 class Session:
-    """One process's part of a run: what stays the same from the first step to the last."""
+    """One process's part of a run, from its step to the last one."""
 
-    def __init__(self, config: PretrainConfig, compute: Compute, listing: Listing, run: pathlib.Path,
-                 watcher: Watcher):
-        self.config, self.compute, self.listing, self.run, self.watcher = config, compute, listing, run, watcher
-        self.steps_per_epoch = steps_per_epoch(len(listing), config.batch_size, config.drop_last)
-        self.steps = self.steps_per_epoch * config.epochs
-        self.settings = ViewSettings.of(config)
-        self.unreadable: dict[int, Failure] = {}
+    def __init__(self, training: Training, listing: Listing, run: pathlib.Path, watcher: Watcher):
+        self.training, self.config, self.ranks = training, training.config, training.ranks
+        self.listing, self.run, self.watcher = listing, run, watcher
+        self.say = watcher.note if self.ranks.first else lambda text: None
+        self.steps_per_epoch = steps_per_epoch(len(listing), self.config.batch_size, self.config.drop_last)
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self.guard = Guard(training, listing, watcher.note)
         self.meter = Meter()
-        self.chance = chance_loss(config.queue_size)
-        self.pending: list[tuple[StepReport, Contrast]] = []  # steps whose numbers have not been read yet
+        self.chance = chance_loss(self.config)
         self.last_step: StepReport | None = None
         self.last_knn: KnnReport | None = None
 
-    def train(self, training: Training, monitor: KnnMonitor | None) -> PretrainResult:
-        """From the training's step to the last one; then export the encoder."""
-        for folder in self.listing.closed:
-            self.watcher.note(f"could not be opened, left out with all in it: {folder!r}")
-        self.watcher.note(f"{len(self.listing)} pictures, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
-                          f"run {self.run}")
-        batches = view_batches(self.listing, self.config, training.step, pin=self.compute.device.type == "cuda")
-        with contextlib.closing(Recorder(self.run, training.step)) as self.recorder, StopRequest() as stop:
+    def train(self, workers: int, monitor: KnnMonitor | None) -> PretrainResult | None:
+        """Train to the last step; then, on rank 0, export the encoder."""
+        self._say_what_comes(workers)
+        places = Places(len(self.listing), self.config, self.training.step, self.ranks.rank, self.ranks.size)
+        batches = view_batches(self.listing, self.config, places, workers, self.training.compute.device.type == "cuda")
+        with contextlib.ExitStack() as held, StopRequest(patient=self.ranks.size > 1) as stop:
+            if self.ranks.first:
+                self.recorder = held.enter_context(contextlib.closing(Recorder(self.run, self.training.step)))
             for batch in self.meter.wait_for(batches):
-                self._one_step(training, batch)
-                self._after_step(training, monitor, stop)
-        frozen = self._freeze(training)
+                self._one_step(batch, stop)
+                self._after_step(monitor)
+        if not self.ranks.first:
+            return None
+        frozen = self.training.frozen(self.steps_per_epoch)
         path = export_to_workspace(frozen, Workspace(self.config.workspace))
-        return PretrainResult(self.run, path, frozen.fingerprint(), training.step, self.last_step, self.last_knn,
-                              len(self.unreadable))
+        return PretrainResult(self.run, path, frozen.fingerprint(), self.training.step, self.last_step, self.last_knn,
+                              self.guard.failed)
 
-    def _one_step(self, training: Training, batch: ViewBatch):
-        self._note_unreadable(batch)
+    def _say_what_comes(self, workers: int):
+        for folder in self.listing.closed:
+            self.say(f"could not be opened, left out with all in it: {folder!r}")
+        self.say(f"{len(self.listing)} pictures, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
+                 f"run {self.run}")
+        if self.ranks.size > 1:
+            config = self.config
+            groups = "one over the whole batch" if config.batchnorm == "sync" else config.bn_groups // self.ranks.size
+            self.say(f"{self.ranks.size} processes: each has {config.batch_size // self.ranks.size} of the batch's "
+                     f"{config.batch_size} pictures, BatchNorm groups: {groups}, {workers} workers; the learning rate "
+                     f"{config.lr:g} is for the whole batch")
+
+    def _one_step(self, batch: ViewBatch, stop: StopRequest):
+        training = self.training
         lr = learning_rate(self.config, training.step, self.steps_per_epoch)
         set_learning_rate(training.optimizer, lr)
-        order = shuffle_order(self.config.seed, training.step, len(batch.rows), self.compute.device)
-        views = to_views(batch, self.settings, self.compute)
-        contrast = training_step(training.moco, training.optimizer, training.scaler, views, order, self.compute,
-                                 self.config.symmetric)
+        told = self.guard.told(batch, stop.signal_number)
+        numbers = training_step(training, make_views(batch, training), told, self.guard.check)
         training.step += 1
-        self.meter.images += len(batch.rows)
-        filled = training.moco.queue.filled / self.config.queue_size
-        report = StepReport(training.step, batch.epoch, lr=lr, chance=self.chance, queue_filled=filled)
-        self.pending.append((report, contrast))
-
-    def _after_step(self, training: Training, monitor: KnnMonitor | None, stop: StopRequest):
-        """Read the numbers, evaluate, save and stop, when each is due."""
-        epoch, position = divmod(training.step, self.steps_per_epoch)
-        stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next step
-        saving = stopping or position == 0 or training.step % self.config.checkpoint_every == 0
-        on_gpu = self.compute.device.type == "cuda"
-        if saving or not on_gpu or time.perf_counter() - self.meter.begun > SECONDS_BETWEEN_READINGS:
-            self._read_numbers()
-        if saving:
-            training.save(self.run, self.config, self.listing, epoch)
-            self.meter.rates()  # saving is nobody's images per second
-        if stopping:
-            stop.raise_if_set(f"Stopped after step {training.step} of {self.steps}; saved in {self.run}. "
-                              "Run the same command again to go on.")
-        if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
-            self._evaluate(training, monitor, epoch)
-
-    def _evaluate(self, training: Training, monitor: KnnMonitor, epoch: int):
-        self.last_knn = monitor.evaluate(self._freeze(training), training.step, epoch - 1)
-        self.recorder.record(self.last_knn)
-        self.watcher.note(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % "
-                          f"(k {self.last_knn.knn_k}, {self.last_knn.pictures} pictures)")
-        self.meter.rates()
-
-    def _read_numbers(self):
-        """Turn the pending steps' tensors into reports; `TrainingError` when a loss is not finite."""
+        if self.config.check_ranks:
+            require_equal_ranks(training)
+        self.meter.images += self.config.batch_size if self.config.drop_last else len(batch.rows)
         images_per_second, waiting = self.meter.rates()
-        for report, contrast in self.pending:
-            loss, top1, top5 = (float(value) for value in contrast)
-            self.last_step = dataclasses.replace(report, loss=loss, top1=top1, top5=top5, waiting=waiting,
-                                                 images_per_second=images_per_second)
-            if not math.isfinite(loss):
-                raise TrainingError(f"The loss is {loss} at step {report.step} (learning rate {report.lr:g}, precision "
-                                    f"{self.config.precision}). No checkpoint holds it: start over with a lower --lr, "
-                                    "or --precision fp32.")
+        queue = getattr(training.method, "queue", None)
+        self.last_step = StepReport(
+            training.step, batch.epoch, lr, self.chance, queue.filled / queue.size if queue else 1.0,
+            **dict(zip(NUMBERS, numbers[:, :len(NUMBERS)].mean(dim=0).tolist())),
+            images_per_second=images_per_second, waiting=waiting)
+        if self.ranks.first:
             self.recorder.record(self.last_step)
             self.watcher.step(self.last_step, self.steps)
-        self.pending.clear()
 
-    def _freeze(self, training: Training) -> FrozenEncoder:
-        return frozen_encoder(training.moco.encoder_q, self.config, training.source(self.steps_per_epoch))
+    def _after_step(self, monitor: KnnMonitor | None):
+        """Save, stop and evaluate, when each is due; all ranks decide alike."""
+        step, signal_number = self.training.step, self.guard.signal_number
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if signal_number or position == 0 or step % self.config.checkpoint_every == 0:
+            self.training.save(self.run, self.listing, self.steps_per_epoch)
+            self.meter.rates()  # saving is nobody's images per second
+        if signal_number:
+            raise self.ranks.agreed(Interrupted(f"Stopped after step {step} of {self.steps}; saved in {self.run}. "
+                                                "Run the same command again to go on.", signal_number))
+        if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
+            self.last_knn = monitor.evaluate(self.training.frozen(self.steps_per_epoch), step, epoch - 1)
+            if self.ranks.first:
+                self.recorder.record(self.last_knn)
+            self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
+                     f"{self.last_knn.pictures} pictures)")
+            self.meter.rates()
 
-    def _note_unreadable(self, batch: ViewBatch):
-        for failure in batch.failures:
-            if failure.row not in self.unreadable:
-                self.unreadable[failure.row] = failure
-                self.watcher.note(f"unreadable, replaced by the next picture: {self.listing.paths[failure.row]!r}: "
-                                  f"{failure.error}: {failure.reason}")
-        if len(self.unreadable) > UNREADABLE_SHARE * len(self.listing) or int(batch.rows.min()) < 0:
-            raise CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures so far cannot be "
-                                  f"read, more than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; "
-                                  "they are named above.")
+
+def require_equal_ranks(training: Training):
+    """Raise `TrainingError` unless weights, statistics and dictionary are the same on all ranks, to the bit."""
+    digest = hashlib.sha256()
+    for tensor in training.method.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digests = training.ranks.objects(digest.hexdigest())
+    different = [rank for rank, one in enumerate(digests) if one != digests[0]]
+    if different:
+        raise training.ranks.agreed(TrainingError(
+            f"After step {training.step} the weights, the BatchNorm statistics or the dictionary of ranks "
+            f"{', '.join(map(str, different))} differ from those of rank 0. Please report this."))

@@ -1,6 +1,5 @@
 """Watching a run: what each step and each evaluation gave, for people, scripts and TensorBoard."""
 
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -8,13 +7,14 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from mocoembed.data.images import scan
+from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError
 from mocoembed.files import JsonLines
 from mocoembed.knn import knn_accuracy_of
 from mocoembed.model.encoder_file import Embedder, FrozenEncoder
 from mocoembed.model.precision import Compute
+from mocoembed.model.ranks import Ranks
 
 KNN_K, KNN_TEMPERATURE = 200, 0.1
 
@@ -32,15 +32,17 @@ class StepReport:
     """ln(K+1): the loss of an encoder that cannot tell the positive from the negatives."""
     queue_filled: float
     """Share of the queue that holds real keys (0 to 1)."""
-    loss: float = math.nan
-    """Not a number, like those below, until it has been read from the device."""
-    top1: float = math.nan
+    loss: float
+    """Like the three below, the mean over all ranks."""
+    top1: float
     """Share of queries whose positive is the most similar of the K + 1 keys (0 to 1)."""
-    top5: float = math.nan
-    images_per_second: float = math.nan
-    """Since the last reading."""
-    waiting: float = math.nan
-    """Share of the time spent waiting for data, since the last reading (0 to 1)."""
+    top5: float
+    spread: float
+    """Standard deviation of q over the batch times the square root of C: 1 evenly spread, 0 collapsed."""
+    images_per_second: float
+    """Of all ranks."""
+    waiting: float
+    """Share of the time that rank 0 spent waiting for data (0 to 1)."""
 
 
 @dataclass(frozen=True)
@@ -110,26 +112,33 @@ class Recorder:
 class KnnMonitor:
     """Leave-one-out kNN accuracy on a labelled folder that is never learned from."""
 
-    def __init__(self, folder: str, compute: Compute, workers: int | None):
-        """Raises `UsageError` or `CollectionError` when the folder is not there or has no pictures."""
-        self.listing = scan(folder, what="The folder of --val")
-        if len(self.listing.label_names) < 2:
-            raise CollectionError(f"--val {folder} holds pictures of one label only ({self.listing.label_names[0]}): "
-                                  "any encoder gets 100 %. Give a folder with a folder for each label.")
-        self.compute, self.workers = compute, workers
+    def __init__(self, listing: Listing, compute: Compute, workers: int, ranks: Ranks):
+        """`listing` is of `labelled_pictures`; each rank embeds its share of it."""
+        self.listing = listing.subset(range(ranks.rank, len(listing), ranks.size)) if ranks.size > 1 else listing
+        self.compute, self.workers, self.ranks = compute, workers, ranks
 
     def evaluate(self, frozen: FrozenEncoder, step: int, epoch: int) -> KnnReport:
-        """Embed the folder with a copy of the query encoder, in evaluation mode, and classify."""
+        """Embed the folder with a copy of the query encoder, in evaluation mode, and classify; called by all ranks."""
         embedder = Embedder(frozen, self.compute, "backbone", normalized=True)
         features = torch.empty(len(self.listing), frozen.dimension("backbone"))
         labels = torch.from_numpy(self.listing.labels).long()
         for batch in evaluation_batches(self.listing, frozen.transform, 256, self.workers):
             features[batch.first:batch.first + len(batch.facts)] = embedder(batch.pixels)
             labels[[failure.row for failure in batch.failures]] = -1
+        features, labels = map(torch.cat, zip(*self.ranks.objects((features, labels))))
         pictures = int((labels >= 0).sum())
         k = min(KNN_K, pictures - 1)
         top1 = knn_accuracy_of(features, labels, k, KNN_TEMPERATURE)
         return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, pictures)
+
+
+def labelled_pictures(folder: str) -> Listing:
+    """The pictures of `--val`; `UsageError` or `CollectionError` when it is not there or cannot measure anything."""
+    listing = scan(folder, what="The folder of --val")
+    if len(listing.label_names) < 2:
+        raise CollectionError(f"--val {folder} holds pictures of one label only ({listing.label_names[0]}): "
+                              "any encoder gets 100 %. Give a folder with a folder for each label.")
+    return listing
 
 
 @dataclass

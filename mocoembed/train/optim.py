@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 
-def build_optimizer(encoder: nn.Module, config) -> torch.optim.SGD:
-    """SGD over all parameters of the query encoder, weight decay on every one, as the authors' code has it."""
-    return torch.optim.SGD(encoder.parameters(), config.lr, momentum=config.sgd_momentum,
+def build_optimizer(parameters: list[nn.Parameter], config) -> torch.optim.SGD:
+    """SGD over all that is trained, weight decay on every parameter, as the authors' code has it."""
+    return torch.optim.SGD(parameters, config.lr, momentum=config.sgd_momentum,
                            weight_decay=config.weight_decay, foreach=True)
 
 

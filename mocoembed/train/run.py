@@ -1,11 +1,11 @@
 """A run: its folder, its state, how it resumes, and the frozen encoder that comes out of it."""
 
-import copy
 import os
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from mocoembed.checks import option_name, to_dict
 from mocoembed.config import PretrainConfig
@@ -13,24 +13,38 @@ from mocoembed.data.images import Listing
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
 from mocoembed.errors import TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
-from mocoembed.model.encoder import Encoder, EncoderSpec
+from mocoembed.model.dictionary import EndToEnd, MemoryBank
+from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
-from mocoembed.model.moco import MoCo
+from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
-from mocoembed.train.checkpoint import delete_checkpoints, load_newest, save_checkpoint
+from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.train.checkpoint import (
+    delete_checkpoints,
+    load_newest,
+    require_fits,
+    require_resumable,
+    save_checkpoint,
+)
 from mocoembed.train.optim import build_optimizer
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
 # Settings that do not change what is learned: they are not part of a run's name, and may change on resuming.
-EXECUTION = ("workspace", "run", "fresh", "workers", "device", "val", "val_every", "checkpoint_every")
+EXECUTION = ("workspace", "run", "fresh", "workers", "device", "compile", "processes", "timeout", "check_ranks", "val",
+             "val_every", "checkpoint_every")
+MASKED_FROM = 0.1  # K as a share of the pictures from which same-image masking is on by default
 
 
 @dataclass
 class Training:
-    """The things that change while training."""
+    """One process's part of a pretraining: what it computes with, and what changes with every step."""
 
-    moco: MoCo
+    config: PretrainConfig
+    compute: Compute
+    ranks: Ranks
+    method: nn.Module
+    """`MoCo`, `MemoryBank` or `EndToEnd`."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -38,25 +52,69 @@ class Training:
     checkpoint_sha256: str | None = None
     """Of the checkpoint that was written or loaded last."""
 
-    def save(self, run: pathlib.Path, config: PretrainConfig, listing: Listing, epoch: int):
-        """Write all that a resumed run needs, as plain types and tensors; `epoch` is the number of whole epochs done.
+    def save(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int):
+        """Write, on rank 0, all that a resumed run needs, as plain types and tensors.
 
         Raises `TrainingError` instead when a weight is not finite.
         """
-        weights = self.moco.state_dict()
+        self.checkpoint_sha256 = self.ranks.from_first(lambda: self._write(run, listing, steps_per_epoch))
+
+    def _write(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int) -> str:
+        weights = self.method.state_dict()
         broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
         if broken:
             raise TrainingError(f"{len(broken)} tensors hold numbers that are not finite after step {self.step} "
                                 f"({broken[0]}). No checkpoint holds them: start over with a lower --lr.")
-        entry = save_checkpoint(run, {
-            "step": self.step, "epoch": epoch, "moco": weights, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "config": to_dict(config), "listing": listing.digest(),
-            "pictures": len(listing), "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})
-        self.checkpoint_sha256 = entry["sha256"]
+        epoch, position = divmod(self.step, steps_per_epoch)
+        return save_checkpoint(run, {
+            "step": self.step, "epoch": epoch, "position": position, "model": weights,
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "config": to_dict(self.config), "listing": listing.digest(), "pictures": len(listing),
+            "processes": self.ranks.size,
+            "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})["sha256"]
 
-    def source(self, steps_per_epoch: int) -> dict:
-        """Where an encoder frozen now comes from."""
-        return {"epochs": self.step // steps_per_epoch, "steps": self.step, "checkpoint_sha256": self.checkpoint_sha256}
+    def frozen(self, steps_per_epoch: int) -> FrozenEncoder:
+        """A copy of the query encoder as it is now, with where it comes from."""
+        source = {"epochs": self.step // steps_per_epoch, "steps": self.step,
+                  "checkpoint_sha256": self.checkpoint_sha256}
+        return frozen_encoder(self.method.encoder_q.state_dict(), self.config, source)
+
+
+def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
+    """Raise `UsageError` when the batch or its BatchNorm groups cannot be shared out among the processes."""
+    if processes == 1:
+        return
+    if config.batch_size % processes or config.batch_size < 2 * processes:
+        raise UsageError(f"--batch-size {config.batch_size}: must be a multiple of the {processes} processes, with two "
+                         "or more pictures for each.")
+    if config.batchnorm == "sync":
+        if not on_gpu:
+            raise UsageError("--batchnorm sync: across processes it needs GPUs. Give --batchnorm shuffled, or "
+                             "--processes 1.")
+    elif config.bn_groups > processes and config.bn_groups % processes:
+        raise UsageError(f"--bn-groups {config.bn_groups}: must be a multiple of the {processes} processes.")
+
+
+def settled(config: PretrainConfig, pictures: int, processes: int) -> tuple[PretrainConfig, list[str]]:
+    """The config with all that depends on the collection and the number of processes, and what to say about it.
+
+    `require_shares` has seen it already.
+    """
+    notes, changes = [], {}
+    if config.mask_same_image is None:
+        masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * pictures
+        changes["mask_same_image"] = masked
+        if masked:
+            notes.append(f"The queue of {config.queue_size} keys is over a tenth of the {pictures} pictures: keys of a "
+                         "query's own picture are not its negatives (--no-mask-same-image to keep them).")
+    if processes > 1:
+        if config.batchnorm != "sync" and config.bn_groups < processes:
+            changes["bn_groups"] = processes
+            notes.append(f"BatchNorm sees each process's pictures apart: {processes} groups, not {config.bn_groups}.")
+        if not config.drop_last:
+            changes["drop_last"] = True
+            notes.append("With several processes the last, incomplete batch of an epoch is left out.")
+    return replace(config, **changes), notes
 
 
 def run_folder(config: PretrainConfig) -> pathlib.Path:
@@ -79,34 +137,76 @@ def encoder_spec(config: PretrainConfig) -> EncoderSpec:
     return EncoderSpec(config.arch, config.width, config.stem, config.head, config.dim)
 
 
-def set_up(config: PretrainConfig, compute: Compute) -> Training:
-    """New encoders, queue and optimizer, from torch's random state."""
-    moco = MoCo(encoder_spec(config), config.queue_size, config.momentum, config.temperature, config.bn_groups)
-    moco = compute.place(moco).train()
+def set_up(config: PretrainConfig, compute: Compute, pictures: int, ranks: Ranks = ALONE) -> Training:
+    """New encoders, dictionary and optimizer, drawn by the seed, the same on all ranks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        method = compute.place(build_method(config, pictures, ranks)).train()
+    if config.compile:
+        for encoder in (method.encoder_q, getattr(method, "encoder_k", method.encoder_q)):
+            encoder.compile()
+    wrap_trained(method, ranks)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
-    return Training(moco, build_optimizer(moco.encoder_q, config), scaler)
+    return Training(config, compute, ranks, method, build_optimizer(trained, config), scaler)
 
 
-def resume(training: Training, run: pathlib.Path, config: PretrainConfig, listing: Listing, note):
+def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Module:
+    """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are pictures."""
+    over_the_batch = config.batchnorm == "sync"
+    encoder_q = Encoder(encoder_spec(config), 1 if over_the_batch else config.bn_groups // ranks.size)
+    if config.zero_init_residual:
+        zero_init_residual(encoder_q.backbone)
+    if ranks.first:
+        check_backbone(encoder_q, config.image_size)
+    if over_the_batch and ranks.size > 1:
+        encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
+    if config.dictionary == "end-to-end":
+        return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
+    if config.dictionary == "memory-bank":
+        most = pictures - config.batch_size
+        if config.queue_size > most:
+            raise UsageError(f"--queue-size {config.queue_size}: must be {most} or less with --dictionary memory-bank "
+                             f"({pictures} pictures, {config.batch_size} of them in the batch).")
+        return MemoryBank(encoder_q, pictures, config.queue_size, config.bank_momentum, config.seed, ranks)
+    return MoCo(encoder_q, config.queue_size, config.momentum, config.mask_same_image, ranks)
+
+
+def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     """Load the run's newest checkpoint, if there is one that belongs to the same settings and pictures."""
-    if config.fresh:
-        delete_checkpoints(run)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
-        return
-    state = load_newest(run)
+    state = training.ranks.from_first(lambda: _to_resume(training.config, run, listing))
     if state is None:
         return
-    require_same_settings(state, config, run)
-    if state["listing"] != listing.digest():
-        raise UsageError(f"The pictures in {config.images!r} are not those that run {run.name!r} began with "
-                         f"({state['pictures']} then, {len(listing)} now). Add --fresh, or give another --run.")
-    training.moco.load_state_dict(state["moco"])
+    require_resumable(state, training.method, training.optimizer)
+    training.method.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
     training.step, training.checkpoint_sha256 = state["step"], state["sha256"]
     note(f"resuming {run} after step {training.step} (epoch {state['epoch']})")
-    if (before := state["config"]["images"]) != config.images:
-        note(f"the pictures are in {config.images!r} now; they were in {before!r}")
+    before, now = state["config"], training.config
+    if before["images"] != now.images:
+        note(f"the pictures are in {now.images!r} now; they were in {before['images']!r}")
+    if before["epochs"] != now.epochs:
+        note(f"{now.epochs} epochs now, {before['epochs']} before: the learning rate follows the new schedule from "
+             "here on")
+    if state["processes"] != training.ranks.size:
+        note(f"{training.ranks.size} processes now, {state['processes']} before: the same mathematics, but not the "
+             "same bits")
+
+
+def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> dict | None:
+    if config.fresh:
+        delete_checkpoints(run)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        return None
+    state = load_newest(run)
+    if state is None:
+        return None
+    require_same_settings(state, config, run)
+    if state["listing"] != listing.digest():
+        raise UsageError(f"The pictures in {config.images!r} are not those that run {run.name!r} began with "
+                         f"({state['pictures']} then, {len(listing)} now). Add --fresh, or give another --run.")
+    return state
 
 
 def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path):
@@ -120,12 +220,18 @@ def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path
                          "Give another --run, or --fresh to start this one over.")
 
 
-def frozen_encoder(encoder: Encoder, config: PretrainConfig, source: dict) -> FrozenEncoder:
-    """A frozen copy of a query encoder with its evaluation transform; `source` says where it comes from."""
-    frozen = copy.deepcopy(encoder).cpu().float().eval().requires_grad_(False)
+def frozen_encoder(weights: dict[str, torch.Tensor], config: PretrainConfig, source: dict) -> FrozenEncoder:
+    """A frozen query encoder with its evaluation transform from a state dict; `source` says where it comes from."""
+    with torch.device("meta"):
+        encoder = Encoder(encoder_spec(config))
+    weights = {name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None, copy=True)
+               for name, value in weights.items()}
+    require_fits(weights, encoder.state_dict(), "The encoder")
+    encoder.load_state_dict(weights, assign=True)
     transform = EvaluationTransform.of(config.image_size, config.mean, config.std)
-    return FrozenEncoder(frozen, transform, {**source, "recipe": config.recipe, "seed": config.seed,
-                                             "pretrained_on": pathlib.Path(config.images).name, **tool_provenance()})
+    return FrozenEncoder(encoder.eval().requires_grad_(False), transform, {
+        **source, "recipe": config.recipe, "seed": config.seed, "pretrained_on": pathlib.Path(config.images).name,
+        **tool_provenance()})
 
 
 def export_to_workspace(frozen: FrozenEncoder, workspace: Workspace) -> pathlib.Path:

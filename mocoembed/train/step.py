@@ -1,44 +1,77 @@
-"""One step of Momentum Contrast, in the order of the paper (He et al. 2019, algorithm 1)."""
+"""One step of contrastive learning, in the order of the paper (He et al. 2019, algorithm 1)."""
+
+from collections.abc import Callable
 
 import torch
 
 from mocoembed.data.loader import ViewBatch
-from mocoembed.data.views import PURPOSE_SHUFFLE, ViewSettings, apply_views, generator
+from mocoembed.data.views import ViewParameters, ViewSettings, apply_views
 from mocoembed.model.loss import Contrast, info_nce
-from mocoembed.model.moco import MoCo
-from mocoembed.model.precision import Compute
+from mocoembed.model.moco import Views, batch_statistics
+from mocoembed.model.precision import to_host
+from mocoembed.train.run import Training
+
+NUMBERS = ("loss", "top1", "top5", "spread")
 
 
-def training_step(moco: MoCo, optimizer, scaler, views, order: torch.Tensor, compute: Compute, symmetric: bool):
-    """Learn from two normalised views (N, 3, S, S); the loss and accuracies as tensors (`Contrast`).
+def training_step(training: Training, views: Views, told: tuple[float, ...],
+                  check: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    """Learn from one batch. Three dictionaries have the same calls: see `MoCo`, `EndToEnd` and `MemoryBank`.
 
-    With `symmetric`, the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean reported,
-    to be held against ln(K+1).
+    Each rank's `NUMBERS` and what it has been `told` are gathered, (W, 4 + n) float64 on the CPU, and given to `check`
+    on all ranks before the weights change; what it raises ends the step. On a GPU the backward pass runs meanwhile.
+    They are returned.
+
+    With a symmetric loss the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean
+    reported, to be held against ln(K+1).
     """
-    pairs = [views, views[::-1]] if symmetric else [views]  # symmetric: each view is query and key in turn
+    method, compute, T = training.method, training.compute, training.config.temperature
     with compute.autocast():
-        q = [moco.query(x_q) for x_q, _ in pairs]  # N x C each
-        moco.momentum_update()
-        k = [moco.key(x_k, order) for _, x_k in pairs]  # N x C each, no gradient
-    contrasts = [info_nce(*pair, moco.queue.keys, moco.T) for pair in zip(q, k)]
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    for keys in reversed(k):  # after backward, which still needs the old queue: so no copy of it is made
-        moco.queue.enqueue(keys)
-    return Contrast(*(torch.stack(values).mean().detach() for values in zip(*contrasts)))
+        q = [method.query(x_q) for x_q in views.queries]  # N x C each
+        method.momentum_update()
+        k = [method.key(x_k, views) for x_k in views.keys]  # positive: N x C, negatives: C x K
+    contrasts = [info_nce(one, keys.positive, keys.negatives, T, keys.excluded) for one, keys in zip(q, k)]
+    gathered = to_host(training.ranks.gather(summary(contrasts, q, told)))
+    training.optimizer.zero_grad(set_to_none=True)
+    training.scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
+    numbers = gathered()
+    check(numbers)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    method.remember(q, k, views)  # after backward, which still needs the old queue: so no copy of it is made
+    training.ranks.average(batch_statistics(method))
+    return numbers
 
 
-def to_views(batch: ViewBatch, settings: ViewSettings, compute: Compute) -> list[torch.Tensor]:
-    """The two normalised views (N, 3, S, S) of a batch, made on the device."""
-    views = []
-    for crops, parameters in zip(batch.crops, batch.parameters):
-        crops = crops.to(compute.device, non_blocking=True)
-        views.append(apply_views(crops, parameters, settings, compute.dtype))
-    return views
+@torch.no_grad()
+def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float, ...]) -> torch.Tensor:
+    """(1, 4 + n) float64: `NUMBERS`, and what else is told.
+
+    spread: the standard deviation of q over the batch, times the square root of C: 1 for directions that are evenly
+    spread, 0 when all queries are the same (collapse).
+    """
+    spread = torch.stack([one.std(dim=0).mean() * one.shape[1] ** 0.5 for one in q]).mean()
+    numbers = [*(torch.stack(values).mean() for values in zip(*contrasts)), spread]
+    numbers = torch.stack([number.double() for number in numbers])
+    return torch.cat([numbers, numbers.new_tensor(told)]).view(1, -1)
 
 
-def shuffle_order(seed: int, step: int, n: int, device) -> torch.Tensor:
-    """(n,) int64: how the keys of a step are shuffled between BatchNorm's groups; a function of its arguments."""
-    return torch.from_numpy(generator(seed, PURPOSE_SHUFFLE, step).permutation(n)).to(device)
+def make_views(batch: ViewBatch, training: Training) -> Views:
+    """The normalised views of a batch, made on the device.
+
+    Crops whose keys another rank encodes go there as they are, bytes; how to change them is known everywhere.
+    """
+    settings, compute, ranks = ViewSettings.of(training.config), training.compute, training.ranks
+
+    def view(number: int, parameters: ViewParameters, order: torch.Tensor | None) -> torch.Tensor:
+        crops = batch.crops[number].to(compute.device, non_blocking=True)
+        if order is not None:
+            crops = ranks.exchange(crops.permute(0, 2, 3, 1), order).permute(0, 3, 1, 2)
+        return apply_views(crops, parameters, settings, compute.dtype)
+
+    queries = [view(i, parameters, None) for i, parameters in enumerate(batch.queries)]
+    if training.config.dictionary == "memory-bank":
+        keys = [None]
+    else:
+        keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)]
+    return Views(queries, keys, batch.rows.to(compute.device, non_blocking=True), batch.order, batch.step)

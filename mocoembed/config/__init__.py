@@ -1,0 +1,20 @@
+"""One frozen dataclass per command.
+
+The docstring under a field is the help text of the option of the same name; its default is written here alone.
+Values are checked when a config is made: a wrong one raises `UsageError` naming the option, the value and what
+is allowed.
+"""
+
+from mocoembed.config.commands import (
+    DemoConfig,
+    EmbedConfig,
+    ExportConfig,
+    IndexConfig,
+    InfoConfig,
+    KnnConfig,
+    SearchConfig,
+)
+from mocoembed.config.pretrain import PretrainConfig
+
+__all__ = ["DemoConfig", "EmbedConfig", "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig",
+           "SearchConfig"]

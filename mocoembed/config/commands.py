@@ -1,0 +1,179 @@
+"""The settings of every command but `pretrain`."""
+
+from dataclasses import dataclass
+
+from mocoembed.checks import at_least, at_most, one_of, require
+from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
+from mocoembed.errors import UsageError
+from mocoembed.recipes import KNN_PRESETS
+
+FEATURES = ("backbone", "projection")
+EXPORT_FORMATS = ("encoder", "torchvision", "detectron2", "onnx")
+INDEX_TYPES = ("auto", "flat")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything that `mocoembed export` needs."""
+
+    source: str | None = None
+    """Checkpoint, run folder, encoder file, weights of others or a known name; by default the newest run."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    format: str = "encoder"
+    """What to write: encoder (for this tool), torchvision, detectron2 or onnx (backbone only)."""
+    output: str | None = None
+    """File to write; by default a name made from the encoder's fingerprint, in the workspace."""
+    fresh: bool = False
+    """Replace the file of --output if it exists."""
+    image_size: int | None = None
+    """For weights of others: side of the pictures in pixels; by default 224 for a 7x7 stem, 32 for a 3x3 one."""
+    mean: tuple[float, ...] = ()
+    """For weights of others: mean of the pixels (red, green, blue; 0 to 1); by default ImageNet's or CIFAR-10's."""
+    std: tuple[float, ...] = ()
+    """For weights of others: standard deviation of the pixels; by default ImageNet's or CIFAR-10's."""
+
+    def __post_init__(self):
+        one_of(self, "format", EXPORT_FORMATS)
+        at_least(self, 1, "image_size")
+        require(self, "mean", len(self.mean) in (0, 3), "three numbers")
+        require(self, "std", len(self.std) in (0, 3) and min(self.std, default=1) > 0, "three numbers above 0")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Everything that `mocoembed embed` needs."""
+
+    folder: str
+    """Folder of pictures, of any depth."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    encoder: str | None = None
+    """Encoder file, run folder, weights of others or a known name; by default the workspace's newest encoder."""
+    output: str | None = None
+    """Embeddings file to write; by default embeddings.h5 in the workspace."""
+    fresh: bool = False
+    """Replace an embeddings file of another folder, encoder or setting, or start over an unfinished one."""
+    features: str = "backbone"
+    """Which vectors: backbone, or projection (the head's output, compared in training)."""
+    normalize: bool = True
+    """Scale every vector to length 1, so that an inner product is the cosine similarity."""
+    labels: str = "parent"
+    """Label of a picture: parent (its folder's name), first (the first folder below the root) or none."""
+    batch_size: int = 64
+    """Pictures in a batch."""
+    workers: int | None = None
+    """Processes that decode; by default chosen from the number of cores; 0: none."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    precision: str = "fp32"
+    """Arithmetic of the encoder: fp64, fp32, bf16 or fp16."""
+
+    def __post_init__(self):
+        one_of(self, "features", FEATURES)
+        one_of(self, "labels", ("parent", "first", "none"))
+        one_of(self, "precision", PRECISIONS)
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "workers")
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Everything that `mocoembed index` needs."""
+
+    embeddings: str | None = None
+    """Embeddings file; by default embeddings.h5 in the workspace."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    output: str | None = None
+    """Index file to write; by default beside the embeddings file, with the ending .faiss."""
+    fresh: bool = False
+    """Replace an index of another embeddings file."""
+    type: str = "auto"
+    """Kind of index: auto or flat, both exact."""
+
+    def __post_init__(self):
+        one_of(self, "type", INDEX_TYPES)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that `mocoembed search` needs."""
+
+    images: tuple[str, ...]
+    """Pictures to look for."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    index: str | None = None
+    """Index file; by default embeddings.faiss in the workspace."""
+    embeddings: str | None = None
+    """Embeddings file that the index was built from; by default the one that the index names."""
+    encoder: str | None = None
+    """Encoder, as for embed; by default the one in the workspace that made the embeddings."""
+    k: int = 10
+    """Hits for each picture."""
+    root: str | None = None
+    """Where the collection's pictures are now, if they have moved."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self):
+        at_least(self, 1, "k")
+        if not self.images:
+            raise UsageError("No picture to look for. Give one or more: mocoembed search PICTURE...")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Everything that `mocoembed knn` needs."""
+
+    bank: str | None = None
+    """Embeddings file whose labelled pictures vote; by default embeddings.h5 in the workspace."""
+    queries: str | None = None
+    """Embeddings file of the pictures to classify; without it each of the bank's is classified by the others."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    preset: str | None = None
+    """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07)."""
+    k: tuple[int, ...] = ()
+    """Numbers of neighbours that vote, separated by commas; by default the preset's, or 200."""
+    temperature: tuple[float, ...] = ()
+    """Temperatures T of the vote's weights exp(s/T), separated by commas; by default the preset's, or 0.1."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self):
+        if self.preset is not None:
+            one_of(self, "preset", tuple(KNN_PRESETS))
+        require(self, "k", all(k >= 1 for k in self.k), "numbers of 1 or more")
+        require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Everything that `mocoembed info` needs."""
+
+    path: str
+    """A checkpoint, run folder, encoder, embeddings or index file."""
+    verify: bool = False
+    """Recompute every hash and compare."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Everything that `mocoembed demo` needs."""
+
+    workspace: str = "demo-workspace"
+    """Folder for the generated pictures and all results; new, empty, or of an earlier demo."""
+    pictures: int = 2400
+    """Generated pictures to learn from; a sixth as many more are held out."""
+    epochs: int | None = None
+    """Passes over the pictures; by default the recipe's."""
+    seed: int = 0
+    """Seed of the pictures and of the pretraining."""
+
+    def __post_init__(self):
+        at_least(self, 1, "epochs")
+        at_least(self, 0, "seed")
+        at_most(self, 2**63 - 1, "seed")
+        at_least(self, 160, "pictures")

@@ -1,0 +1,90 @@
+"""The two dictionaries beside the queue (He et al. 2019, section 3.2 and figure 2), with the calls that `MoCo` has.
+
+end-to-end: the keys are the batch's own (all ranks'), and gradients flow through both encoders.
+memory bank: one feature per picture of the collection, no key encoder (Wu et al. 2018, "InstDisc").
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mocoembed.data.views import PURPOSE_BANK, generator
+from mocoembed.model.encoder import Encoder
+from mocoembed.model.moco import Keys, Views, encode, unshuffled
+from mocoembed.model.ranks import ALONE, Ranks
+
+
+class EndToEnd(nn.Module):
+    """Keys are the current batch: the negatives of a query are the keys of the batch's other pictures.
+
+    The key encoder is the query encoder itself (`shared`) or one of its own that starts equal and learns as well.
+    """
+
+    def __init__(self, encoder_q: Encoder, shared: bool, ranks: Ranks = ALONE):
+        super().__init__()
+        self.ranks = ranks
+        self.encoder_q = encoder_q
+        self.trained = {"encoder_q": encoder_q}
+        if not shared:
+            self.encoder_k = copy.deepcopy(encoder_q)
+            self.trained["encoder_k"] = self.encoder_k
+
+    def query(self, x_q: torch.Tensor) -> torch.Tensor:
+        """q (N, C) of unit length from views (N, 3, S, S)."""
+        return encode(self.trained["encoder_q"], x_q)
+
+    def momentum_update(self):
+        """Nothing: the key encoder learns by its own gradient."""
+
+    def key(self, x_k: torch.Tensor, views: Views) -> Keys:
+        """The keys of all ranks' batches, with gradients; a query's own picture is no negative of its."""
+        k = encode(self.trained.get("encoder_k", self.trained["encoder_q"]), x_k)
+        k = unshuffled(self.ranks.gather_with_gradient(k), views.order)  # B x C
+        excluded = views.rows.view(-1, 1) == self.ranks.gather(views.rows)  # N x B
+        return Keys(self.ranks.own(k), k.T, excluded, None)
+
+    def remember(self, q: list[torch.Tensor], k: list[Keys], views: Views):
+        """Nothing: the next batch is the next dictionary."""
+
+
+class MemoryBank(nn.Module):
+    """One feature of unit length for each of M pictures; the positive of a query is its picture's own.
+
+    In each step K negatives are drawn from the pictures that are not in the batch, the same for all its queries. Then
+    the features of the pictures seen become normalised m_f feature + (1 - m_f) q.
+    """
+
+    def __init__(self, encoder_q: Encoder, pictures: int, K: int, m_f: float, seed: int, ranks: Ranks = ALONE):
+        super().__init__()
+        self.K, self.m_f, self.seed, self.ranks = K, m_f, seed, ranks
+        self.encoder_q = encoder_q
+        self.trained = {"encoder_q": encoder_q}
+        self.register_buffer("bank", functional.normalize(torch.randn(pictures, encoder_q.spec.dim), dim=1))
+
+    def query(self, x_q: torch.Tensor) -> torch.Tensor:
+        """q (N, C) of unit length from views (N, 3, S, S)."""
+        return encode(self.trained["encoder_q"], x_q)
+
+    def momentum_update(self):
+        """Nothing: there is no key encoder; the momentum is on the features, see `remember`."""
+
+    @torch.no_grad()
+    def key(self, x_k: torch.Tensor, views: Views) -> Keys:
+        """The stored features of the batch's pictures, and K others; x_k is not looked at."""
+        batch = self.ranks.gather(views.rows)
+        drawn = generator(self.seed, PURPOSE_BANK, views.step).choice(len(self.bank), self.K + len(batch),
+                                                                      replace=False)
+        drawn = torch.from_numpy(drawn).to(self.bank.device)
+        # The first K that are not in the batch, without waiting for the device: those that are go to the end.
+        others = drawn[torch.isin(drawn, batch).int().argsort(stable=True)[:self.K]]
+        return Keys(self.bank[views.rows], self.bank[others].T, None, None)
+
+    @torch.no_grad()
+    def remember(self, q: list[torch.Tensor], k: list[Keys], views: Views):
+        """Move the features of the pictures seen towards their queries."""
+        rows, place = self.ranks.gather(views.rows).sort(stable=True)
+        # A picture that is there twice, in an unreadable one's place, is updated by the first alone, on every rank.
+        seen = self.ranks.gather(q[0])[place][torch.searchsorted(rows, rows)]
+        self.bank[rows] = functional.normalize(self.m_f * self.bank[rows] + (1 - self.m_f) * seen, dim=1)

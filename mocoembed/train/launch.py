@@ -1,0 +1,203 @@
+"""Several processes for one pretraining: started here, or joined when torchrun or SLURM has started them.
+
+Processes started here are children of this one, made from a function: they die with it, and whatever they raise or
+say comes back through a pipe. The first that fails ends the others.
+"""
+
+import contextlib
+import datetime
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mocoembed.config import PretrainConfig
+from mocoembed.data.loader import cores
+from mocoembed.errors import Interrupted, MocoembedError, TrainingError, UsageError
+from mocoembed.files import StopRequest
+from mocoembed.model.ranks import Ranks
+from mocoembed.train.monitor import Watcher
+
+SECONDS_TO_LEAVE = 4.0  # for the others after one process failed, before they are ended
+SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_SAVE = 60.0  # after the launcher has gone
+
+
+def joined_ranks() -> Ranks | None:
+    """This process's place in the group that torchrun or srun has started; `None` when there is none.
+
+    For srun, the environment variables that torch.distributed reads are set from SLURM's.
+    """
+    given = os.environ
+    if "SLURM_STEP_ID" in given and int(given.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in given:
+        given["RANK"], given["WORLD_SIZE"] = given["SLURM_PROCID"], given["SLURM_STEP_NUM_TASKS"]
+        given["LOCAL_RANK"] = given["SLURM_LOCALID"]
+        # "4(x2),3": four tasks on each of two nodes, three on the next
+        counts = [int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", given["SLURM_STEP_TASKS_PER_NODE"])
+                  for _ in range(int(times or 1))]
+        given["LOCAL_WORLD_SIZE"] = str(counts[int(given.get("SLURM_NODEID", 0))])
+        given.setdefault("MASTER_ADDR", first_host(given["SLURM_STEP_NODELIST"]))
+        given.setdefault("MASTER_PORT", str(20000 + int(given["SLURM_JOB_ID"]) % 20000))
+    if "RANK" not in given or "WORLD_SIZE" not in given:
+        return None
+    return Ranks(*(int(given.get(name, default)) for name, default in (
+        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))))
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a SLURM node list: `gpu[03-05,9],login1` -> `gpu03`."""
+    prefix, numbers, suffix = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes).groups()
+    return prefix + (numbers or "") + suffix
+
+
+def process_count(config: PretrainConfig) -> int:
+    """`--processes`, or one for each visible GPU, or one on a CPU or a named GPU."""
+    if config.processes is not None:
+        return config.processes
+    return max(1, torch.cuda.device_count()) if config.device in ("auto", "cuda") else 1
+
+
+def local_device(config: PretrainConfig, ranks: Ranks) -> str:
+    """`--device` for this process: a GPU of its own where there are any; `UsageError` when there are too few."""
+    if ranks.size == 1 or config.device == "cpu" or not torch.cuda.is_available():
+        return config.device
+    if config.device not in ("auto", "cuda"):
+        raise UsageError(f"--device {config.device}: one GPU is not for {ranks.size} processes. Give --device cuda, or "
+                         "--processes 1.")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UsageError(f"--processes {ranks.local_size}: this machine shows {torch.cuda.device_count()} GPUs. Give "
+                         "as many processes or fewer, or --device cpu.")
+    return f"cuda:{ranks.local_rank}"
+
+
+@contextlib.contextmanager
+def process_group(ranks: Ranks, on_gpu: bool, timeout: float, store: Any = None) -> Iterator[None]:
+    """Belong to the group of all ranks while the block runs: NCCL between GPUs, gloo between CPUs.
+
+    They meet at `store`, or where the environment says (MASTER_ADDR, MASTER_PORT). Waiting for another rank for more
+    than `timeout` seconds is an error.
+    """
+    if ranks.size == 1:
+        yield
+        return
+    if on_gpu:
+        torch.cuda.set_device(ranks.local_rank)
+    else:
+        torch.set_num_threads(max(1, cores() // ranks.local_size))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=ranks.rank,
+                            world_size=ranks.size, timeout=datetime.timedelta(seconds=timeout))
+    yield
+    dist.destroy_process_group()  # after an error the process ends without: the others may never answer
+
+
+def start(work: Callable, config: PretrainConfig, processes: int, watcher: Watcher):
+    """Run `work(config, ranks, watcher)` in that many processes of this machine and return what it gave on rank 0.
+
+    Raises the `MocoembedError` that a process raised, or a `TrainingError` that tells which one died and how. SIGINT,
+    SIGTERM and SIGUSR1 are passed on, so that the processes save and leave.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    lock = multiprocessing.get_context("spawn").Lock()
+    with StopRequest() as stop:
+        context = torch.multiprocessing.start_processes(
+            _process, (work, config, processes, store.port, sender, lock), processes, join=False, start_method="spawn")
+        sender.close()
+        try:
+            return _attend(context, receiver, watcher, stop)
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+
+
+def _attend(context, receiver, watcher: Watcher, stop: StopRequest):
+    """Pass on signals one way and messages the other, until all processes have ended or one has failed."""
+    results: dict[str, Any] = {}
+    try:
+        while not context.join(0, grace_period=SECONDS_TO_LEAVE):
+            multiprocessing.connection.wait([receiver, *context.sentinels], SECONDS_BETWEEN_LOOKS)
+            _receive(receiver, watcher, results)
+            if stop.signal_number is not None:  # again at every look: a process may not have listened yet
+                for process in (one for one in context.processes if one.is_alive()):
+                    os.kill(process.pid, stop.signal_number)
+    except torch.multiprocessing.ProcessExitedException as ended:
+        _receive(receiver, watcher, results)
+        raise _reason(ended, results.get("error"), stop) from None
+    _receive(receiver, watcher, results)
+    return results["result"]
+
+
+def _reason(ended, error: MocoembedError | str | None, stop: StopRequest) -> MocoembedError:
+    """What to raise when a process has ended badly; a mere consequence of another's end is no reason."""
+    if isinstance(error, MocoembedError):
+        return error
+    if stop.signal_number is not None:
+        return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
+    if ended.signal_name or not error:
+        how = f"was killed by {ended.signal_name}" if ended.signal_name else f"ended with status {ended.exit_code}"
+        error = f"Rank {ended.error_index} (process {ended.error_pid}) {how}."
+    return TrainingError(f"{error} What was saved is kept; run the same command again to go on.")
+
+
+def _receive(receiver, watcher: Watcher, results: dict[str, Any]):
+    """Give the watcher what has come through the pipe for it; keep the result, and the first error."""
+    with contextlib.suppress(EOFError):
+        while receiver.poll():
+            kind, *values = receiver.recv()
+            if kind in ("result", "error"):
+                results.setdefault(kind, values[0])
+            else:
+                getattr(watcher, kind)(*values)
+
+
+def _process(rank: int, work: Callable, config: PretrainConfig, processes: int, port: int, pipe, lock):
+    """One of the processes that `start` started."""
+    threading.Thread(target=_leave_with_the_launcher, args=(os.getppid(),), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they are for the launcher, which passes them on
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+    def send(*message):
+        with lock, contextlib.suppress(OSError):  # the launcher may be no more
+            pipe.send(message)
+
+    ranks = Ranks(rank, processes, rank, processes)
+    watcher = Watcher(step=partial(send, "step"), note=partial(send, "note"))
+    try:
+        config = replace(config, device=local_device(config, ranks))
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        with process_group(ranks, config.device.startswith("cuda"), config.timeout, store):
+            result = work(config, ranks, watcher)
+        if ranks.first:
+            send("result", result)
+        return
+    except MocoembedError as error:
+        if not error.quiet:
+            send("error", error)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        send("error", f"Rank {rank} (process {os.getpid()}) failed: {type(error).__name__}: {reason}.")
+        os._exit(1)  # at once: an orderly end would wait for the other ranks
+    sys.exit(1)
+
+
+def _leave_with_the_launcher(launcher: int):
+    """Save and end when the launcher is no more, even if no signal came from it."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_SAVE)
+    os._exit(1)

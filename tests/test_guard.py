@@ -1,0 +1,81 @@
+"""What ends a run before its weights change, and what it warns of."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from mocoembed.config import PretrainConfig
+from mocoembed.data.images import Listing, PathTable
+from mocoembed.data.loader import Failure
+from mocoembed.errors import CollectionError, TrainingError
+from mocoembed.model.ranks import Ranks
+from mocoembed.train.guard import COLLAPSED_STEPS, LEAKING_STEPS, Guard
+
+
+@pytest.fixture
+def notes():
+    return []
+
+
+@pytest.fixture
+def guard(notes):
+    training = types.SimpleNamespace(config=PretrainConfig.of("small", "pictures"), ranks=Ranks(1, 2), step=9)
+    rows = np.arange(40)
+    paths = PathTable([b"%d.jpg" % row for row in rows])
+    return Guard(training, Listing(b"/", paths, rows, (), 0), notes.append)
+
+
+def numbers(loss=3.0, top1=0.2, spread=0.8, unreadable=0, signal=0):
+    """Of two ranks, the second as given."""
+    return torch.tensor([[3.0, 0.2, 0.5, spread, 0, 0], [loss, top1, 0.5, spread, unreadable, signal]],
+                        dtype=torch.float64)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_rank_and_is_printed_once(guard, loss):
+    with pytest.raises(TrainingError, match=r"at step 10 on rank 1 \(--lr 0.06") as stopped:
+        guard.check(numbers(loss=loss))
+    assert stopped.value.quiet  # rank 0 prints it
+
+
+def test_collapse_stops_after_many_steps_in_a_row(guard):
+    for _ in range(COLLAPSED_STEPS - 1):
+        guard.check(numbers(spread=0.001))
+    guard.check(numbers(spread=0.5))  # it has recovered
+    for _ in range(COLLAPSED_STEPS - 1):
+        guard.check(numbers(spread=0.001))
+    with pytest.raises(TrainingError, match="Collapse: for 50 steps all queries have pointed the same way"):
+        guard.check(numbers(spread=0.001))
+
+
+def test_a_leak_is_told_once_by_rank_0(guard, notes):
+    guard.training.ranks = Ranks(0, 2)
+    for _ in range(3 * LEAKING_STEPS):
+        values = numbers()
+        values[:, 1] = 0.995
+        guard.check(values)
+    (note,) = notes
+    assert "the pretext accuracy has been 99.5%" in note
+
+
+def test_ordinary_steps_pass(guard, notes):
+    for _ in range(300):
+        guard.check(numbers(unreadable=4, signal=15))
+    assert (guard.failed, guard.signal_number, notes) == (4, 15, [])
+
+
+def test_unreadable_pictures_are_named_once_and_counted_over_all_ranks(guard, notes):
+    batch = types.SimpleNamespace(failures=[Failure(3, "OSError", "gone")] * 2, rows=torch.tensor([4, 5]))
+    assert guard.told(batch, None) == (1, 0)
+    assert guard.told(batch, 15) == (1, 15)
+    assert len(notes) == 1
+    assert "3.jpg" in notes[0]
+    with pytest.raises(CollectionError, match="5 of 40 pictures so far cannot be read, more than 10%"):
+        guard.check(numbers(unreadable=5))
+
+
+def test_no_replacement_found(guard):
+    with pytest.raises(CollectionError, match="too many in a row"):
+        guard.told(types.SimpleNamespace(failures=[], rows=torch.tensor([4, -1])), None)
