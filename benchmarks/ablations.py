@@ -10,7 +10,8 @@ there is not run again, and one that was interrupted goes on where it stopped. R
     python benchmarks/ablations.py --report --plots benchmarks > tables.md        # needs matplotlib
 
 kNN is the monitor's: backbone features, leave-one-out on the second folder, k 200, T 0.1, after the last epoch. Loss
-and pretext accuracies are means of the last 100 steps. Values of several seeds stand side by side.
+and pretext accuracies are means of the last 100 steps; minutes are those of training at the median rate. Values of
+several seeds stand side by side.
 """
 
 import json
@@ -77,12 +78,12 @@ def result_of(metrics: pathlib.Path) -> dict:
     steps = [line for line in lines if "loss" in line]
     knn = [line for line in lines if "knn_top1" in line][-1]
     last, epochs = steps[-LAST_STEPS:], sorted({step["epoch"] for step in steps})
+    rate = statistics.median(step["images_per_second"] for step in steps)
     return {
         "knn_top1": knn["knn_top1"], "knn_pictures": knn["pictures"], "steps": steps[-1]["step"],
         **{name: statistics.mean(step[name] for step in last) for name in ("loss", "top1", "top5")},
         "chance": last[-1]["chance"],
-        "images_per_second": statistics.median(step["images_per_second"] for step in steps),
-        "training_seconds": sum(BATCH / step["images_per_second"] for step in steps),
+        "images_per_second": rate, "minutes": len(steps) * BATCH / rate / 60,
         "top1_by_epoch": [statistics.mean(step["top1"] for step in steps if step["epoch"] == epoch)
                           for epoch in epochs]}
 
@@ -118,7 +119,7 @@ def table(study: str, found: dict[str, list[dict]]) -> str:
     """The cells of a study that have results, as a Markdown table."""
     columns = {"kNN top-1, %": ("knn_top1", 1, ".1f"), "loss": ("loss", 1, ".2f"), "chance": ("chance", 1, ".2f"),
                "pretext top-1, %": ("top1", 100, ".1f"), "top-5, %": ("top5", 100, ".1f"),
-               "images/s": ("images_per_second", 1, ".0f"), "training, min": ("training_seconds", 1 / 60, ".1f")}
+               "images/s": ("images_per_second", 1, ".0f"), "minutes": ("minutes", 1, ".1f")}
     lines = [["cell", study, "seeds", *columns], ["---"] * (len(columns) + 3)]
     for cell, label in STUDIES[study].items():
         if runs := found.get(cell):
