@@ -13,6 +13,7 @@ The authors' CIFAR-10 demo is a notebook in a branch of their repository; its mo
 Prints images per second of each (median, lowest, highest of the rounds) and the ratios of medians.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -107,11 +108,14 @@ def timed(step, views, device: torch.device) -> float:
 @click.option("--rounds", default=9, show_default=True, help="Steps of each that count, after two that do not.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="fp32", show_default=True, help="Of ours and the bare encoders.")
-def main(official, batch_size, bn_groups, rounds, device, precision):
+@click.option("--compile", "compiled", is_flag=True, help="Time our step with --compile, too.")
+def main(official, batch_size, bn_groups, rounds, device, precision, compiled):
     """Print images per second of ours, the bare encoders and the authors' step."""
     config = PretrainConfig.of("cifar10", "none", batch_size=batch_size, bn_groups=bn_groups, precision=precision)
     compute = Compute.of(device, precision)
     steps = {"ours": our_step(config, compute), "bare": bare_step(config, compute)}
+    if compiled:
+        steps["compiled"] = our_step(dataclasses.replace(config, compile=True), compute)
     if official:
         steps["official"] = official_step(official, config, compute)
     torch.manual_seed(0)

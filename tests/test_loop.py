@@ -104,6 +104,25 @@ def test_resuming_is_exact_anywhere(config, tmp_path, stop, workers):
         [line[name] for name in columns] for line in metrics(resumed)]
 
 
+def test_a_run_that_died_between_checkpoints_does_the_lost_steps_again_alike(config, tmp_path):
+    """As after kill -9: no handler gets to save anything."""
+    config = dataclasses.replace(config, checkpoint_every=2)
+    whole = pretrain(dataclasses.replace(config, workspace=str(tmp_path / "whole")))
+
+    def die(report, steps):
+        if report.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, Watcher(step=die))
+    assert load_newest(only_run(config))["step"] == 4
+    resumed = pretrain(config)
+    require_equal(load_newest(whole.run), load_newest(resumed.run))
+    columns = ("step", "epoch", "loss", "top1", "top5", "spread", "lr")
+    assert [[line[name] for name in columns] for line in metrics(whole)] == [
+        [line[name] for name in columns] for line in metrics(resumed)]
+
+
 def test_lines_after_the_checkpoint_are_cut(config):
     with pytest.raises(Interrupted):
         pretrain(config, stop_at(4))
