@@ -7,7 +7,7 @@ there is not run again, and one that was interrupted goes on where it stopped. R
     python benchmarks/ablations.py cifar/train cifar/test                         # everything, seed 0
     python benchmarks/ablations.py cifar/train cifar/test --study momentum --seed 1
     python benchmarks/ablations.py cifar/train cifar/test --cell bank-512
-    python benchmarks/ablations.py --report --plots benchmarks > tables.md        # needs matplotlib
+    python benchmarks/ablations.py --report benchmarks > tables.md                # needs matplotlib
 
 kNN is the monitor's: backbone features, leave-one-out on the second folder, k 200, T 0.1, after the last epoch. Loss
 and pretext accuracies are means of the last 100 steps; minutes are those of training at the median rate. Values of
@@ -135,9 +135,9 @@ def mean(runs: list[dict], key: str) -> float:
     return statistics.mean(run[key] for run in runs)
 
 
-def draw(axes, places: list, cells: list[list[dict]], key: str, **style):
+def draw(axes, places: list, cells: list[list[dict]], key: str, label=None, marker=None):
     """A line through the means of the cells, and a point for each seed."""
-    line, = axes.plot(places, [mean(runs, key) for runs in cells], **style)
+    line, = axes.plot(places, [mean(runs, key) for runs in cells], label=label, marker=marker)
     for place, runs in zip(places, cells):
         axes.plot([place] * len(runs), [run[key] for run in runs], "o", color=line.get_color(), markersize=4)
 
@@ -199,12 +199,11 @@ def report(output: pathlib.Path, epochs: int, plots: pathlib.Path):
 @click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)), help="Only this; repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of weights, order, views and the 10,000 pictures.")
 @click.option("--epochs", default=12, show_default=True, help="Of every cell.")
-@click.option("--report", "reporting", is_flag=True, help="Print tables and draw plots of what is there; run nothing.")
-@click.option("--plots", type=click.Path(path_type=pathlib.Path, exists=True), default=".", show_default=True,
-              help="Folder of the plots.")
-def main(folders, output, studies, cells, seed, epochs, reporting, plots):
+@click.option("--report", "plots", type=click.Path(path_type=pathlib.Path, exists=True), metavar="FOLDER",
+              help="Run nothing: print tables of what is there, and draw the plots into this folder.")
+def main(folders, output, studies, cells, seed, epochs, plots):
     """Run the cells on FOLDERS (pictures to learn from, pictures to measure on), or report."""
-    if reporting:
+    if plots:
         return report(output, epochs, plots)
     if len(folders) != 2:
         raise click.UsageError("Give two folders: pictures to learn from, and pictures to measure on.")
