@@ -36,6 +36,7 @@ CELLS = {
     "m-0": [*GROUPS, "--momentum", "0"],
     "m-0.9": [*GROUPS, "--momentum", "0.9"],
     "m-0.999": [*GROUPS, "--momentum", "0.999"],
+    "queue-127": [*GROUPS, "--queue-size", "127"],
     "queue-512": [*GROUPS, "--queue-size", "512"],
     "bank-512": [*GROUPS, "--queue-size", "512", "--dictionary", "memory-bank"],
     "bank-4096": [*GROUPS, "--dictionary", "memory-bank"],
@@ -48,7 +49,8 @@ CELLS = {
 STUDIES = {
     "momentum": {"m-0": "0", "m-0.9": "0.9", "base": "0.99", "m-0.999": "0.999"},
     "dictionary": {"end-to-end": ("end-to-end", BATCH - 1), "bank-512": ("memory bank", 512),
-                   "bank-4096": ("memory bank", 4096), "queue-512": ("queue", 512), "base": ("queue", 4096)},
+                   "bank-4096": ("memory bank", 4096), "queue-127": ("queue", BATCH - 1),
+                   "queue-512": ("queue", 512), "base": ("queue", 4096)},
     "batchnorm": {"shuffled": "8 groups, shuffled keys", "unshuffled": "8 groups, unshuffled",
                   "shuffled-32": "32 groups, shuffled keys", "unshuffled-32": "32 groups, unshuffled"},
 }

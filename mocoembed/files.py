@@ -186,7 +186,8 @@ class StopRequest:
             signal.signal(*self._previous.popitem())
 
     def __exit__(self, *exception):
-        self._restore()
+        if not (self.patient and self.signal_number):  # the same signal may come again while the process leaves
+            self._restore()
 
     def raise_if_set(self, message: str):
         """Raise `Interrupted` with `message` when a signal has come."""
@@ -221,6 +222,10 @@ class JsonLines:
         self._file.close()
         write_bytes(self.path, "".join(kept).encode())
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
+
+    def read(self) -> list[dict]:
+        """All objects in it."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def append(self, value: dict):
         """Add one object; `MocoembedError` when the disk refuses it."""

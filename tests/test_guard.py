@@ -27,9 +27,9 @@ def guard(notes):
     return Guard(training, Listing(b"/", paths, rows, (), 0), notes.append)
 
 
-def numbers(loss=3.0, top1=0.2, spread=0.8, unreadable=0, signal=0):
+def numbers(loss=3.0, top1=0.2, spread=0.8, unreadable=0, signal=0, in_a_row=0):
     """Of two ranks, the second as given."""
-    return torch.tensor([[3.0, 0.2, 0.5, spread, 0, 0], [loss, top1, 0.5, spread, unreadable, signal]],
+    return torch.tensor([[3.0, 0.2, 0.5, spread, 0, 0, 0], [loss, top1, 0.5, spread, unreadable, signal, in_a_row]],
                         dtype=torch.float64)
 
 
@@ -71,16 +71,17 @@ def test_a_picture_that_several_ranks_cannot_read_is_named_and_counted_once(guar
     guard.training.ranks = types.SimpleNamespace(first=True, objects=lambda mine: [mine, theirs],
                                                  agreed=lambda error: error)
     batch = types.SimpleNamespace(failures=[theirs[0]] * 2, rows=torch.tensor([4, 5]))
-    assert guard.told(batch, 15) == (2, 15)
+    assert guard.told(batch, 15) == (2, 15, False)
     guard.check(numbers(unreadable=2))
     assert set(guard.unreadable) == {3, 8}
     assert [note.split(": ")[1] for note in notes] == ["'3.jpg'", "'8.jpg'"]
-    assert guard.told(batch, None) == (0, 0)
+    assert guard.told(batch, None) == (0, 0, False)
     theirs += [Failure(row, "OSError", "gone") for row in (9, 10, 11)]
     with pytest.raises(CollectionError, match="5 of 40 pictures so far cannot be read, more than 10%"):
         guard.check(numbers(unreadable=3))
 
 
 def test_no_replacement_found(guard):
+    assert guard.told(types.SimpleNamespace(failures=[], rows=torch.tensor([4, -1])), None) == (0, 0, True)
     with pytest.raises(CollectionError, match="too many in a row"):
-        guard.told(types.SimpleNamespace(failures=[], rows=torch.tensor([4, -1])), None)
+        guard.check(numbers(in_a_row=1))

@@ -12,7 +12,7 @@ from mocoembed.train.launch import first_host, joined_ranks, local_device, proce
 
 CONFIG = PretrainConfig.of("moco-v2", "pictures")
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
+SRUN = {"SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
         "SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_STEP_NODELIST": "gpu[07-08,12]",
         "SLURM_JOB_ID": "123456"}
 
@@ -41,7 +41,7 @@ def test_srun_sets_what_torch_reads(environment):
     environment.update(SRUN)
     assert joined_ranks() == Ranks(rank=9, size=11, local_rank=1, local_size=3)
     assert environment["MASTER_ADDR"] == "gpu07"
-    assert environment["MASTER_PORT"] == str(20000 + 123456 % 20000)
+    assert environment["MASTER_PORT"] == str(20000 + (123456 + 2 * 1009) % 20000)
 
 
 def test_srun_keeps_a_given_address(environment):

@@ -226,6 +226,21 @@ def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_
     assert result.fingerprint == pretrain(dataclasses.replace(config, workspace=config.workspace + "/2")).fingerprint
 
 
+def test_an_evaluation_that_was_due_when_the_run_stopped_is_made_up_for(config, pictures):
+    config = dataclasses.replace(config, val=str(pictures), val_every=1)
+    with pytest.raises(Interrupted):
+        pretrain(config, stop_at(6))  # an epoch's end: saved, not evaluated
+    result = pretrain(config)
+    assert [line["step"] for line in metrics(result) if "knn_top1" in line] == [3, 6, 9]
+    assert pretrain(config).knn is None  # all are there
+
+
+def test_fewer_epochs_than_done_are_refused(config):
+    pretrain(dataclasses.replace(config, run="mine"))
+    with pytest.raises(UsageError, match="--epochs 2: run 'mine' has done 3"):
+        pretrain(dataclasses.replace(config, run="mine", epochs=2))
+
+
 def test_symmetric_bf16_and_last_batches_run(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,6 +9,7 @@ RandomSolarize and RandomHorizontalFlip, as the MoCo recipes use them.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +143,18 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
 def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
     """(x - mean) / std per channel, in place. x: (N, 3, H, W), 0 to 1."""
     shape = (1, 3, 1, 1)
-    return x.sub_(x.new_tensor(mean).view(shape)).div_(x.new_tensor(std).view(shape))
+    return x.sub_(constant(tuple(mean), x).view(shape)).div_(constant(tuple(std), x).view(shape))
+
+
+def constant(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """The values as a tensor of that device and dtype, made once: a copy to a GPU would wait for it."""
+    return _constant(values, like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def _where(x: torch.Tensor, chosen: torch.Tensor, operation, *arguments):
@@ -197,7 +209,7 @@ def _hue(x, turns):
     hue = torch.where(value == red, (green - blue) / divisor,
                       torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
     hue = hue + 6 * turns.view(-1, 1, 1)  # in sixths of a turn
-    offsets = hue.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    offsets = constant((5.0, 3.0, 1.0), hue).view(1, 3, 1, 1)
     sixth = (hue.unsqueeze(1) + offsets) % 6  # (N, 3, H, W)
     trapezoid = torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * trapezoid

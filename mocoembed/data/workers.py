@@ -6,9 +6,12 @@ had not been delivered is loaded again. What a batch holds depends on its item a
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
+import re
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -25,6 +28,7 @@ from mocoembed.errors import MocoembedError
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
 SECONDS_BETWEEN_LOOKS = 5.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SECONDS_TO_DIE = 10.0  # for a process whose pipe has broken to be seen dead
 DEATHS = 2  # of processes at the same picture, until it is set aside: one may be killed for want of memory
 RESTARTS = 6  # without a batch or a picture set aside in between
@@ -44,6 +48,7 @@ class Failure(NamedTuple):
     def of(cls, row: int, error: Exception) -> "Failure":
         """The failure of picture `row` with `error`."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
@@ -225,3 +230,5 @@ def _leave_signals_to_the_parent(worker: int):
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
+    if sys.platform == "linux":  # to die with the parent at once: other ranks wait for the last holder of its sockets
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -87,7 +87,7 @@ def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def unshuffled(k: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """k (B, C) in the pictures' order, from keys that were encoded in the order whole[order]."""
-    return k if order is None else k[order.argsort().to(k.device)]
+    return k if order is None else k[order.to(k.device, non_blocking=True).argsort()]
 
 
 def batch_statistics(method: nn.Module) -> list[torch.Tensor]:

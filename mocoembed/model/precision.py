@@ -58,6 +58,7 @@ class Compute:
     def tune(self):
         """Let a GPU multiply as the precision allows and choose its fastest convolutions: for training."""
         if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True
             allowed = self.precision != "fp32"
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -85,7 +86,7 @@ def to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     host.copy_(x, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(x.device))
 
     def wait() -> torch.Tensor:
         copied.synchronize()

@@ -55,15 +55,15 @@ class Ranks:
         `order` (B,) is on the CPU and the same on all ranks. Every row is sent once, straight to where it is wanted.
         """
         if self.size == 1:
-            return x[order.to(x.device)]
+            return x[order.to(x.device, non_blocking=True)]
         n = len(x)
         sent = [wanted[wanted // n == self.rank] - self.rank * n for wanted in order.chunk(self.size)]
         sources = self.own(order) // n  # the rank that has the row
         received = torch.empty_like(x)
-        dist.all_to_all_single(received, x[torch.cat(sent).to(x.device)],
+        dist.all_to_all_single(received, x[torch.cat(sent).to(x.device, non_blocking=True)],
                                sources.bincount(minlength=self.size).tolist(), [len(rows) for rows in sent])
         rows = torch.empty_like(received)
-        rows[sources.argsort(stable=True).to(x.device)] = received  # they come sorted by source
+        rows[sources.argsort(stable=True).to(x.device, non_blocking=True)] = received  # they come sorted by source
         return rows
 
     @torch.no_grad()
@@ -127,6 +127,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return context.ranks.own(gradient), None

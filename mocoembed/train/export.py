@@ -13,7 +13,7 @@ from mocoembed.model.foreign import Preprocessing, foreign_encoder
 from mocoembed.model.pickled import read_pickled
 from mocoembed.model.published import PUBLISHED, fetch
 from mocoembed.model.weights import WRITERS
-from mocoembed.train.checkpoint import current_checkpoint, load_checkpoint
+from mocoembed.train.checkpoint import STATE, current_checkpoint, load_checkpoint
 from mocoembed.train.run import export_to_workspace, frozen_encoder
 from mocoembed.workspace import Workspace
 
@@ -91,7 +91,7 @@ def _read(path: pathlib.Path) -> tuple[dict, FrozenEncoder | None]:
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
         return ({}, load_encoder(path)) if described(path) else (read_tensors(path), None)
     content = read_pickled(path)
-    return ({}, encoder_of_checkpoint(path)) if {"model", "config", "step"} <= set(content) else (content, None)
+    return ({}, encoder_of_checkpoint(path)) if set(STATE) <= set(content) else (content, None)
 
 
 def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:

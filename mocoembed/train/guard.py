@@ -28,27 +28,23 @@ class Guard:
         self._top1 = collections.deque(maxlen=LEAKING_STEPS)
 
     def told(self, batch: ViewBatch, signal_number: int | None) -> tuple[float, ...]:
-        """What this rank has to tell the others at this step.
-
-        Raises `CollectionError` when for an unreadable picture no replacement was found.
-        """
+        """What this rank has to tell the others at this step: see `check`."""
         self._new = [failure for failure in batch.failures if failure.row not in self.unreadable]
-        if int(batch.rows.min()) < 0:
-            self._add(self._new, aloud=True)
-            raise self._too_many()
-        return len(self._new), signal_number or 0
+        return len(self._new), signal_number or 0, int(batch.rows.min()) < 0
 
     def check(self, numbers: torch.Tensor):
         """Raise `TrainingError` or `CollectionError`, the same on all ranks, when the run cannot go on.
 
-        numbers: (W, 6) float64: loss, top1, top5, spread, pictures newly found unreadable, signal.
+        numbers: (W, 7) float64: loss, top1, top5, spread, pictures newly found unreadable, signal, whether there is
+        an unreadable picture without a replacement.
         """
         loss, top1, _, spread = numbers[:, :4].mean(dim=0).tolist()
         self.signal_number = int(numbers[:, 5].max())
         if int(numbers[:, 4].sum()):
             for failures in self.training.ranks.objects(self._new):
                 self._add(failures, aloud=self.training.ranks.first)
-        problem = self._unreadable() or self._not_finite(numbers[:, :4]) or self._collapse(spread, loss)
+        in_a_row = bool(numbers[:, 6].any())
+        problem = self._unreadable(in_a_row) or self._not_finite(numbers[:, :4]) or self._collapse(spread, loss)
         if problem:
             raise self.training.ranks.agreed(problem)
         self._warn_of_leak(top1)
@@ -61,10 +57,9 @@ class Guard:
                     path = os.fsdecode(self.listing.paths[failure.row])
                     self.note(f"unreadable, replaced by the next picture: {path!r}: {failure.error}: {failure.reason}")
 
-    def _unreadable(self) -> CollectionError | None:
-        return self._too_many() if len(self.unreadable) > UNREADABLE_SHARE * len(self.listing) else None
-
-    def _too_many(self) -> CollectionError:
+    def _unreadable(self, in_a_row: bool) -> CollectionError | None:
+        if not in_a_row and len(self.unreadable) <= UNREADABLE_SHARE * len(self.listing):
+            return None
         return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures so far cannot be read, more "
                                f"than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; they are "
                                "named above.")

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from mocoembed.files import StopRequest
 from mocoembed.model.ranks import Ranks
 from mocoembed.train.monitor import Watcher
 
-SECONDS_TO_LEAVE = 4.0  # for the others after one process failed, before they are ended
+SECONDS_TO_LEAVE = 2.0  # for the others after one process failed, before they are ended
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_SAVE = 60.0  # after the launcher has gone
 
@@ -48,7 +49,8 @@ def joined_ranks() -> Ranks | None:
                   for _ in range(int(times or 1))]
         given["LOCAL_WORLD_SIZE"] = str(counts[int(given.get("SLURM_NODEID", 0))])
         given.setdefault("MASTER_ADDR", first_host(given["SLURM_STEP_NODELIST"]))
-        given.setdefault("MASTER_PORT", str(20000 + int(given["SLURM_JOB_ID"]) % 20000))
+        step = int(given["SLURM_JOB_ID"]) + 1009 * int(given["SLURM_STEP_ID"])  # steps of a job may share a node
+        given.setdefault("MASTER_PORT", str(20000 + step % 20000))
     if "RANK" not in given or "WORLD_SIZE" not in given:
         return None
     return Ranks(*(int(given.get(name, default)) for name, default in (
@@ -126,15 +128,30 @@ def start(work: Callable, config: PretrainConfig, processes: int, watcher: Watch
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
     lock = multiprocessing.get_context("spawn").Lock()
     with StopRequest() as stop:
-        context = torch.multiprocessing.start_processes(
-            _process, (work, config, processes, store.port, sender, lock), processes, join=False, start_method="spawn")
+        with _interrupt_ignored():
+            context = torch.multiprocessing.start_processes(
+                _process, (work, config, (os.getpid(), processes, store.port), sender, lock), processes, join=False,
+                start_method="spawn")
         sender.close()
         try:
             return _attend(context, receiver, watcher, stop)
         finally:
             for process in context.processes:
-                if process.is_alive():
-                    process.kill()
+                process.kill()
+                process.join()
+
+
+@contextlib.contextmanager
+def _interrupt_ignored() -> Iterator[None]:
+    """Processes started in the block take no notice of Ctrl-C, which their terminal sends to all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _attend(context, receiver, watcher: Watcher, stop: StopRequest):
@@ -147,21 +164,27 @@ def _attend(context, receiver, watcher: Watcher, stop: StopRequest):
             if stop.signal_number is not None:  # again at every look: a process may not have listened yet
                 for process in (one for one in context.processes if one.is_alive()):
                     os.kill(process.pid, stop.signal_number)
-    except torch.multiprocessing.ProcessExitedException as ended:
+    except torch.multiprocessing.ProcessException as ended:
         _receive(receiver, watcher, results)
-        raise _reason(ended, results.get("error"), stop) from None
+        # Those that had to be killed afterwards did not answer the others either.
+        silent = [rank for rank, process in enumerate(context.processes)
+                  if process.exitcode == -signal.SIGKILL and rank != ended.error_index]
+        raise _reason(ended, results.get("error"), silent, stop) from None
     _receive(receiver, watcher, results)
-    return results["result"]
+    return results.get("result")
 
 
-def _reason(ended, error: MocoembedError | str | None, stop: StopRequest) -> MocoembedError:
+def _reason(ended, error: MocoembedError | str | None, silent: list[int], stop: StopRequest) -> MocoembedError:
     """What to raise when a process has ended badly; a mere consequence of another's end is no reason."""
+    if stop.signal_number is not None and not isinstance(error, Interrupted):
+        return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
     if isinstance(error, MocoembedError):
         return error
-    if stop.signal_number is not None:
-        return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
-    if ended.signal_name or not error:
-        how = f"was killed by {ended.signal_name}" if ended.signal_name else f"ended with status {ended.exit_code}"
+    signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
+    if error and silent and "imed out" in error:
+        error = f"Rank {', '.join(map(str, silent))} did not answer within --timeout. {error}"
+    elif signal_name or not error:
+        how = f"was killed by {signal_name}" if signal_name else f"ended with status {status}"
         error = f"Rank {ended.error_index} (process {ended.error_pid}) {how}."
     return TrainingError(f"{error} What was saved is kept; run the same command again to go on.")
 
@@ -177,9 +200,10 @@ def _receive(receiver, watcher: Watcher, results: dict[str, Any]):
                 getattr(watcher, kind)(*values)
 
 
-def _process(rank: int, work: Callable, config: PretrainConfig, processes: int, port: int, pipe, lock):
-    """One of the processes that `start` started."""
-    threading.Thread(target=_leave_with_the_launcher, args=(os.getppid(),), daemon=True).start()
+def _process(rank: int, work: Callable, config: PretrainConfig, group: tuple[int, int, int], pipe, lock):
+    """One of the processes that `start` started; `group`: the launcher's id, their number, the port of the store."""
+    launcher, processes, port = group
+    threading.Thread(target=_leave_with_the_launcher, args=(launcher,), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGUSR1):  # they are for the launcher, which passes them on
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -189,6 +213,7 @@ def _process(rank: int, work: Callable, config: PretrainConfig, processes: int, 
         with lock, contextlib.suppress(OSError):  # the launcher may be no more
             pipe.send(message)
 
+    warnings.showwarning = lambda message, *place: send("note", f"mocoembed: {message}")
     ranks = Ranks(rank, processes, rank, processes)
     watcher = Watcher(step=partial(send, "step"), note=partial(send, "note"))
     try:

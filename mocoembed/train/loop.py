@@ -140,6 +140,8 @@ class Session:
         with contextlib.ExitStack() as held, StopRequest(patient=self.ranks.size > 1) as stop:
             if self.ranks.first:
                 self.recorder = held.enter_context(contextlib.closing(Recorder(self.run, self.training.step)))
+            if monitor and self._evaluation_is_due() and not self.ranks.from_first(self._evaluated):
+                self._evaluate(monitor)  # the run was stopped between saving and evaluating
             for batch in self.meter.wait_for(batches):
                 self._one_step(batch, stop)
                 self._after_step(monitor)
@@ -185,20 +187,31 @@ class Session:
     def _after_step(self, monitor: KnnMonitor | None):
         """Save, stop and evaluate, when each is due; all ranks decide alike."""
         step, signal_number = self.training.step, self.guard.signal_number
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if signal_number or position == 0 or step % self.config.checkpoint_every == 0:
+        if signal_number or step % self.steps_per_epoch == 0 or step % self.config.checkpoint_every == 0:
             self.training.save(self.run, self.listing, self.steps_per_epoch)
             self.meter.rates()  # saving is nobody's images per second
         if signal_number:
             raise self.ranks.agreed(Interrupted(f"Stopped after step {step} of {self.steps}; saved in {self.run}. "
                                                 "Run the same command again to go on.", signal_number))
-        if monitor and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0):
-            self.last_knn = monitor.evaluate(self.training.frozen(self.steps_per_epoch), step, epoch - 1)
-            if self.ranks.first:
-                self.recorder.record(self.last_knn)
-            self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
-                     f"{self.last_knn.pictures} pictures)")
-            self.meter.rates()
+        if monitor and self._evaluation_is_due():
+            self._evaluate(monitor)
+
+    def _evaluation_is_due(self) -> bool:
+        epoch, position = divmod(self.training.step, self.steps_per_epoch)
+        return epoch > 0 and position == 0 and (epoch in (1, self.config.epochs) or epoch % self.config.val_every == 0)
+
+    def _evaluated(self) -> bool:
+        """On rank 0: whether the run's metrics have an evaluation of the present step."""
+        return any(line["step"] == self.training.step and "knn_top1" in line for line in self.recorder.lines.read())
+
+    def _evaluate(self, monitor: KnnMonitor):
+        epoch = self.training.step // self.steps_per_epoch
+        self.last_knn = monitor.evaluate(self.training.frozen(self.steps_per_epoch), self.training.step, epoch - 1)
+        if self.ranks.first:
+            self.recorder.record(self.last_knn)
+        self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
+                 f"{self.last_knn.pictures} pictures)")
+        self.meter.rates()
 
 
 def require_equal_ranks(training: Training):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -139,7 +140,7 @@ def encoder_spec(config: PretrainConfig) -> EncoderSpec:
 
 def set_up(config: PretrainConfig, compute: Compute, pictures: int, ranks: Ranks = ALONE) -> Training:
     """New encoders, dictionary and optimizer, drawn by the seed, the same on all ranks."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         method = compute.place(build_method(config, pictures, ranks)).train()
     if config.compile:
@@ -157,7 +158,9 @@ def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Modu
     encoder_q = Encoder(encoder_spec(config), 1 if over_the_batch else config.bn_groups // ranks.size)
     if config.zero_init_residual:
         zero_init_residual(encoder_q.backbone)
-    if ranks.first:
+    with warnings.catch_warnings():
+        if not ranks.first:
+            warnings.simplefilter("ignore")
         check_backbone(encoder_q, config.image_size)
     if over_the_batch and ranks.size > 1:
         encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
@@ -211,6 +214,9 @@ def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> d
 
 def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path):
     """Raise `UsageError` naming the settings that differ from the checkpoint's; more epochs are allowed."""
+    if config.epochs < state["epoch"]:
+        raise UsageError(f"--epochs {config.epochs}: run {run.name!r} has done {state['epoch']}. Give more, or another "
+                         "--run.")
     may_change = (*EXECUTION, "images", "epochs")
     old, new = state["config"], to_dict(config)
     differing = [name for name in new if name not in may_change and old.get(name) != new[name]]

@@ -53,7 +53,8 @@ def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float,
     spread = torch.stack([one.std(dim=0).mean() * one.shape[1] ** 0.5 for one in q]).mean()
     numbers = [*(torch.stack(values).mean() for values in zip(*contrasts)), spread]
     numbers = torch.stack([number.double() for number in numbers])
-    return torch.cat([numbers, numbers.new_tensor(told)]).view(1, -1)
+    told = [numbers.new_full((1,), value) for value in told]  # filled on the device: a copy would wait for it
+    return torch.cat([numbers, *told]).view(1, -1)
 
 
 def make_views(batch: ViewBatch, training: Training) -> Views:
