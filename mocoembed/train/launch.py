@@ -164,7 +164,7 @@ def _attend(context, receiver, watcher: Watcher, stop: StopRequest):
             if stop.signal_number is not None:  # again at every look: a process may not have listened yet
                 for process in (one for one in context.processes if one.is_alive()):
                     os.kill(process.pid, stop.signal_number)
-    except torch.multiprocessing.ProcessException as ended:
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as ended:
         _receive(receiver, watcher, results)
         # Those that had to be killed afterwards did not answer the others either.
         silent = [rank for rank, process in enumerate(context.processes)
