@@ -176,8 +176,8 @@ def plot_batchnorm(figure, found: dict[str, list[dict]]):
             steps = [run["steps"] * (epoch + 1) / len(accuracies) for epoch in range(len(accuracies))]
             axes.plot(steps, [100 * value for value in accuracies], "--" if "unshuffled" in cell else "-",
                       label=f"{label}, seed {run['seed']}: kNN {run['knn_top1']:.1f} %")
-    axes.set(xlabel="step", ylabel="pretext top-1, % (mean of an epoch)")
-    axes.legend()
+    axes.set(xlabel="step", ylabel="pretext top-1, %")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
 
 
 def report(output: pathlib.Path, epochs: int, plots: pathlib.Path):
@@ -188,7 +188,7 @@ def report(output: pathlib.Path, epochs: int, plots: pathlib.Path):
     for study, plot in {"momentum": plot_momentum, "dictionary": plot_dictionary, "batchnorm": plot_batchnorm}.items():
         if any(cell in found for cell in STUDIES[study]):
             click.echo(f"{table(study, found)}\n")
-            figure = Figure(figsize=(7, 3.2), layout="constrained")
+            figure = Figure(figsize=(7, 3.6), layout="constrained")
             plot(figure, found)
             figure.savefig(plots / f"ablation-{study}.png", dpi=100)
 

@@ -19,10 +19,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
-# The tasks of a node must see all its GPUs (not --gpus-per-task): the task of local rank i takes GPU i.
+# The task of local rank i takes GPU i of its node, or with --gpus-per-task its own.
 # Without --kill-on-bad-exit the others would wait for a task that has died until --timeout.
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    mocoembed pretrain "$@" --workers "$((SLURM_CPUS_PER_TASK - 1))"
+    mocoembed pretrain "$@"
 status=$?
 
 if [ "$status" -eq 138 ]; then
