@@ -434,6 +434,13 @@ def test_what_fits_may_be_loaded():
     require_resumable(saved, network, optimizer)
     require_resumable(saved, network, torch.optim.SGD(network.parameters(), 0.1, momentum=0.9))  # no momentum yet
     require_fits(saved["model"], network.state_dict(), "It")
+    other = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    require_resumable(saved, other, torch.optim.SGD(other.parameters(), 0.1, momentum=0.9))
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())  # it only looks
+    other.load_state_dict(saved["model"])
+    assert all(torch.equal(value, saved["model"][name]) for name, value in other.state_dict().items())
+    assert not torch.equal(before["0.weight"], saved["model"]["0.weight"])
 
 
 def spoiled(part, name, value):

@@ -21,8 +21,11 @@ class Views(NamedTuple):
 
     queries: list[torch.Tensor]
     """One view (N, 3, S, S) of this rank's pictures, or, for a symmetric loss, both."""
-    keys: list[torch.Tensor]
-    """For each of `queries` the other view (N, 3, S, S) of the pictures whose keys this rank encodes."""
+    keys: list[torch.Tensor | None]
+    """For each of `queries` the other view (N, 3, S, S) of the pictures whose keys this rank encodes.
+
+    `None` for a memory bank, which encodes none.
+    """
     rows: torch.Tensor
     """(N,) int64: this rank's pictures, by their rows in the collection."""
     order: torch.Tensor | None = None
