@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform, normalize
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import replacing
+from mocoembed.files import write_bytes
 from mocoembed.model.encoder import Encoder, EncoderSpec, count_parameters
 from mocoembed.model.precision import Compute
 from mocoembed.version import __version__
@@ -89,9 +89,9 @@ def _weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_encoder(path, frozen: FrozenEncoder):
     """Replace `path` by the encoder's file."""
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(_weights(frozen.encoder), temporary,
-                                    {"mocoembed": json.dumps(frozen.metadata(), sort_keys=True)})
+    # Not by save_file: it has a temporary file of its own, which stays where the process is killed meanwhile.
+    write_bytes(path, safetensors.torch.save(_weights(frozen.encoder),
+                                             {"mocoembed": json.dumps(frozen.metadata(), sort_keys=True)}))
 
 
 def keep_encoder(path, frozen: FrozenEncoder):
