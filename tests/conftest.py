@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from embed_runs import MANY, Work, embed, files_of, lay, put_picture, whole
 from PIL import Image
 
 from mocoembed.config import EmbedConfig, IndexConfig
@@ -141,3 +142,59 @@ def run_cli(capsys):
         return int(leaving.value.code or 0), *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def encoder_files(tmp_path_factory, make_encoder) -> dict[str, bytes]:
+    """The files of a workspace that has an encoder and nothing else."""
+    root = tmp_path_factory.mktemp("encoder")
+    save_encoder(root / "encoder.safetensors", make_encoder())
+    return files_of(root)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory, encoder_files) -> Work:
+    """To embed a folder of 13 pictures, of which two have equal bytes, and a broken one."""
+    root = tmp_path_factory.mktemp("first")
+    for i in range(12):
+        put_picture(root / "pictures" / "ab"[i % 2] / f"{i:02}.png", i)
+    shutil.copy(root / "pictures" / "a" / "00.png", root / "pictures" / "b" / "copy.png")
+    (root / "pictures" / "b" / "broken.jpg").write_bytes(b"no picture")
+    work = Work(root / "pictures", encoder_files, {})
+    return dataclasses.replace(work, after=whole(work, root / "ws"))
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory, encoder_files) -> Work:
+    """To embed a folder again in which pictures are new, changed, moved and gone."""
+    root = tmp_path_factory.mktemp("second")
+    folder = root / "pictures"
+    for i in range(12):
+        put_picture(folder / "ab"[i % 2] / f"{i:02}.png", i)
+    before = whole(Work(folder, encoder_files, {}), root / "before")
+    for i in range(20, 26):
+        put_picture(folder / "c" / f"{i}.png", i)
+    put_picture(folder / "a" / "00.png", 100)
+    (folder / "a" / "02.png").rename(folder / "b" / "moved.png")
+    (folder / "b" / "01.png").unlink()
+    (folder / "b" / "broken.jpg").write_bytes(b"no picture")
+    work = Work(folder, before, {})
+    return dataclasses.replace(work, after=whole(work, root / "after"))
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory, encoder_files) -> Work:
+    """To embed `MANY` pictures with two workers."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(MANY):
+        put_picture(root / "pictures" / f"{i % 7}" / f"{i:04}.png", i)
+    work = Work(root / "pictures", encoder_files, {})
+    run = embed(work, lay(encoder_files, root / "ws")).go()
+    assert run.wait() == 0, run.stderr
+    return dataclasses.replace(work, after=files_of(root / "ws"))
+
+
+@pytest.fixture(params=["first", "second"])
+def work(request) -> Work:
+    """A first embedding and one of a changed folder, in turn."""
+    return request.getfixturevalue(request.param)

@@ -1,186 +1,34 @@
-"""Embedding that is killed, stopped, refused the disk, started many times and read meanwhile.
+"""`mocoembed embed` killed and stopped at every point, in processes of its own (killing.py, embed_runs.py).
 
-`mocoembed embed` runs in processes of its own (killing.py) on real, if little, pictures. What must hold: the output
-is absent, the old file or the new one; what is committed is kept; the same command again leaves the workspace as if
-nothing had happened, byte for byte. The exhaustive versions are slow: `make crash-test`.
+The exhaustive versions are slow: `make crash-test`.
 """
 
-import dataclasses
 import itertools
-import json
 import os
-import pathlib
 import random
 import re
-import shutil
 import signal
 import time
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pytest
+from embed_runs import (
+    BATCH,
+    MANY,
+    MANY_COMMIT,
+    commit_often,
+    committed,
+    done,
+    embed,
+    files_of,
+    lay,
+    require_old_or_new,
+    require_recovery,
+    tell_every_batch,
+    whole,
+)
 from killing import Run, at_operation, in_turn, kill, needs_strace
-from PIL import Image
-
-import mocoembed
-from mocoembed.config import InfoConfig
-from mocoembed.model.encoder_file import save_encoder
-
-COMMIT = 4  # pictures, where there are only a dozen
-MANY, MANY_COMMIT = 1200, 256
-BATCH = ("--batch-size", 4, "--workers", 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Something to embed: the files of a workspace before and after (relative path -> bytes)."""
-
-    folder: pathlib.Path
-    before: dict[str, bytes]
-    after: dict[str, bytes]
-
-    @property
-    def old(self) -> bytes | None:
-        """The embeddings file that was there before."""
-        return self.before.get("embeddings.h5")
-
-    @property
-    def new(self) -> bytes:
-        """The embeddings file that there must be at the end."""
-        return self.after["embeddings.h5"]
-
-
-def files_of(folder) -> dict[str, bytes]:
-    """Relative path -> content of every file in a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()}
-
-
-def lay(files: dict[str, bytes], folder) -> pathlib.Path:
-    """Make `folder` hold these files."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def embed(work_or_folder, workspace, *options, prepare=None) -> Run:
-    """A waiting run that embeds a folder into a workspace; its output goes beside the workspace."""
-    folder = getattr(work_or_folder, "folder", work_or_folder)
-    return Run(workspace.with_name(f"{workspace.name}-output"), "embed", folder, "--workspace", workspace,
-               "--device", "cpu", "--json", *options, prepare=prepare)
-
-
-def commit_often():
-    """In a run: commit after so few pictures that a dozen make several commits."""
-    from mocoembed.embed import extract
-
-    assert extract.COMMIT_PICTURES > COMMIT
-    extract.COMMIT_PICTURES = COMMIT
-
-
-def tell_every_batch():
-    """In a run: write a line about the progress after every batch, and commit after every `MANY_COMMIT` pictures."""
-    from mocoembed.cli import progress
-    from mocoembed.embed import extract
-
-    assert progress.SECONDS_BETWEEN_LINES > 0
-    assert extract.COMMIT_PICTURES > MANY_COMMIT
-    progress.SECONDS_BETWEEN_LINES, extract.COMMIT_PICTURES = 0.0, MANY_COMMIT
-
-
-def whole(work: Work, workspace) -> dict[str, bytes]:
-    """The files of a workspace after an embedding that nothing disturbed."""
-    run = embed(work, lay(work.before, workspace), *BATCH, prepare=commit_often).go()
-    assert run.wait() == 0, run.stderr
-    return files_of(workspace)
-
-
-def committed(workspace) -> int:
-    """Pictures that an unfinished embedding has committed, as `mocoembed info` says."""
-    work = workspace / "embeddings.h5.work"
-    return mocoembed.describe(InfoConfig(str(work)))["committed"] if work.exists() else 0
-
-
-def require_old_or_new(work: Work, workspace):
-    """The output is absent, the old file or the new one."""
-    output = workspace / "embeddings.h5"
-    assert (output.read_bytes() if output.exists() else None) in (work.old, work.new)
-
-
-def require_recovery(work: Work, workspace, *options):
-    """The same command again loses nothing that was committed and comes to the end that was to be."""
-    require_old_or_new(work, workspace)
-    kept = committed(workspace)
-    run = embed(work, workspace, *(options or BATCH)).go()
-    assert run.wait() == 0, run.stderr
-    assert json.loads(run.stdout)["resumed_from"] >= kept
-    assert files_of(workspace) == work.after
-
-
-def put_picture(path, seed: int):
-    """A little picture of noise; with another seed another one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, make_encoder) -> dict[str, bytes]:
-    """The files of a workspace that has an encoder and nothing else."""
-    root = tmp_path_factory.mktemp("encoder")
-    save_encoder(root / "encoder.safetensors", make_encoder())
-    return files_of(root)
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory, encoder) -> Work:
-    """To embed a folder of 13 pictures, of which two have equal bytes, and a broken one."""
-    root = tmp_path_factory.mktemp("first")
-    for i in range(12):
-        put_picture(root / "pictures" / "ab"[i % 2] / f"{i:02}.png", i)
-    shutil.copy(root / "pictures" / "a" / "00.png", root / "pictures" / "b" / "copy.png")
-    (root / "pictures" / "b" / "broken.jpg").write_bytes(b"no picture")
-    work = Work(root / "pictures", encoder, {})
-    return dataclasses.replace(work, after=whole(work, root / "ws"))
-
-
-@pytest.fixture(scope="module")
-def second(tmp_path_factory, encoder) -> Work:
-    """To embed a folder again in which pictures are new, changed, moved and gone."""
-    root = tmp_path_factory.mktemp("second")
-    folder = root / "pictures"
-    for i in range(12):
-        put_picture(folder / "ab"[i % 2] / f"{i:02}.png", i)
-    before = whole(Work(folder, encoder, {}), root / "before")
-    for i in range(20, 26):
-        put_picture(folder / "c" / f"{i}.png", i)
-    put_picture(folder / "a" / "00.png", 100)
-    (folder / "a" / "02.png").rename(folder / "b" / "moved.png")
-    (folder / "b" / "01.png").unlink()
-    (folder / "b" / "broken.jpg").write_bytes(b"no picture")
-    work = Work(folder, before, {})
-    return dataclasses.replace(work, after=whole(work, root / "after"))
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory, encoder) -> Work:
-    """To embed `MANY` pictures with two workers."""
-    root = tmp_path_factory.mktemp("many")
-    for i in range(MANY):
-        put_picture(root / "pictures" / f"{i % 7}" / f"{i:04}.png", i)
-    work = Work(root / "pictures", encoder, {})
-    run = embed(work, lay(encoder, root / "ws")).go()
-    assert run.wait() == 0, run.stderr
-    return dataclasses.replace(work, after=files_of(root / "ws"))
-
-
-@pytest.fixture(params=["first", "second"])
-def work(request) -> Work:
-    """A first embedding and one of a changed folder, in turn."""
-    return request.getfixturevalue(request.param)
-
 
 # ------------------------------------------------------------------------------------------------ kill -9
 
@@ -254,12 +102,6 @@ def test_killed_at_random_instants(many, tmp_path, times, again):
             assert done(run) - committed(workspace) < MANY_COMMIT + 64
             assert committed(workspace) >= begin
         require_recovery(many, workspace, "--workers", 2)
-
-
-def done(run: Run) -> int:
-    """Pictures that a run that tells every batch has said to be done."""
-    lines = re.findall(r"^embed: (\d+) of \d+ pictures$", run.stderr, re.MULTILINE)
-    return int(lines[-1]) if lines else 0
 
 
 # ------------------------------------------------------------------------------------------------ signals
