@@ -15,7 +15,6 @@ import pathlib
 import platform
 import shutil
 import signal
-import threading
 import warnings
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
@@ -129,7 +128,6 @@ def sha256_json(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_held: dict[tuple[str, int], int] = {}  # (path, thread) -> descriptor
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -137,16 +135,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 def locked(path, what: str):
     """Hold an exclusive lock on the lock file `path` while the block runs; it dies with the process.
 
-    Gives the lock's descriptor: a child process that keeps it open holds the lock, too. The same thread may enter
-    again. Raises `LockedError` at once, naming the holder, when another process has it; warns and goes on where the
-    file system has no locks. The lock file is removed by its holder; who then finds itself holding the lock of a
-    removed file tries again.
+    Gives the lock's descriptor: a child process that keeps it open holds the lock, too. Raises `LockedError` at once,
+    naming the holder, when another process has it; warns and goes on where the file system has no locks. The lock file
+    is removed by its holder; who then finds itself holding the lock of a removed file tries again.
     """
     path = pathlib.Path(path)
-    mine = os.path.abspath(path), threading.get_ident()
-    if mine in _held:
-        yield _held[mine]
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "a+") as file:
@@ -156,11 +149,9 @@ def locked(path, what: str):
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
-            _held[mine] = file.fileno()
             try:
                 yield file.fileno()
             finally:
-                del _held[mine]
                 path.unlink(missing_ok=True)
             return
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import threading
 from collections.abc import Iterator
 
 from mocoembed.config import EmbedConfig
@@ -15,9 +16,15 @@ def output_file(config: EmbedConfig) -> pathlib.Path:
     return pathlib.Path(config.output) if config.output else Workspace(config.workspace).embeddings
 
 
+_held: dict[tuple[str, int], int] = {}  # (lock file, thread) -> descriptor
+
+
 @contextlib.contextmanager
 def output_lock(config: EmbedConfig) -> Iterator[int | None]:
     """Hold the lock of the output, as `locked` does; of a group that torchrun or srun has started, rank 0 does.
+
+    The same thread may enter again: the command line locks before it loads what takes seconds, and who comes second
+    leaves at once.
 
     Raises `UsageError` when there is no encoder at all, before a lock file is made.
     """
@@ -29,5 +36,14 @@ def output_lock(config: EmbedConfig) -> Iterator[int | None]:
         yield None
         return
     output = output_file(config)
-    with locked(output.with_name(f".{output.name}.lock"), str(output)) as lock:
-        yield lock
+    path = output.with_name(f".{output.name}.lock")
+    mine = os.path.abspath(path), threading.get_ident()
+    if mine in _held:
+        yield _held[mine]
+        return
+    with locked(path, str(output)) as lock:
+        _held[mine] = lock
+        try:
+            yield lock
+        finally:
+            del _held[mine]
