@@ -31,7 +31,7 @@ from mocoembed.model.ranks import ALONE, Ranks
 
 SECONDS_TO_LEAVE = 2.0  # for the others after one process failed, before they are ended
 SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_TO_SAVE = 60.0  # after the launcher has gone
+SECONDS_TO_SAVE = 60.0  # after a signal, or after the launcher has gone
 
 
 def run_on_ranks(work: Callable, config, watcher, lock: int | None = None):
@@ -210,7 +210,7 @@ def _attend(context, receiver, watcher, stop: StopRequest):
     """Pass on signals one way and messages the other, until all processes have ended or one has failed."""
     results: dict[str, Any] = {}
     try:
-        while not context.join(0, grace_period=SECONDS_TO_LEAVE):
+        while not context.join(0, grace_period=SECONDS_TO_SAVE if stop.signal_number else SECONDS_TO_LEAVE):
             multiprocessing.connection.wait([receiver, *context.sentinels], SECONDS_BETWEEN_LOOKS)
             _receive(receiver, watcher, results)
             if stop.signal_number is not None:  # again at every look: a process may not have listened yet
@@ -230,9 +230,11 @@ def _reason(ended, error: MocoembedError | str | None, silent: list[int], stop: 
     """What to raise when a process has ended badly; a mere consequence of another's end is no reason."""
     if stop.signal_number is not None and not isinstance(error, Interrupted):
         return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
+    signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
+    if isinstance(error, Interrupted) and signal_name and stop.signal_number is None:
+        error = None  # from one that was asked to end, because another had died
     if isinstance(error, MocoembedError):
         return error
-    signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
     if error and silent and "imed out" in error:
         error = f"Rank {', '.join(map(str, silent))} did not answer within --timeout. {error}"
     elif signal_name or not error:
