@@ -1,5 +1,6 @@
 """`mocoembed embed`: pictures -> embeddings.h5."""
 
+import dataclasses
 import json
 import os
 
@@ -14,26 +15,35 @@ SHOWN_FAILURES = 10
 
 
 @click.command()
-@click.argument("folder", metavar="COLLECTION")
-@options_of(EmbedConfig, leave_out=("folder",))
+@click.argument("collections", nargs=-1, metavar="COLLECTION...")
+@options_of(EmbedConfig, leave_out=("collections",))
 @json_option
 def embed(as_json, **values):
-    """Embed every picture of COLLECTION into one HDF5 file.
+    """Embed every picture of each COLLECTION into one HDF5 file.
 
     A COLLECTION is a folder of any depth, a list of paths (.txt, or .csv and .jsonl with path and label), tar shards
     ('shard-{000..009}.tar') or one picture; docs/collections.md tells more. A file with a picture's name is either
-    embedded or reported as failed, with the reason. An interrupted run goes on when the same command is given again.
+    embedded or reported as failed, with the reason.
+
+    Given again, the command embeds what is new or has changed, drops what is gone and keeps the rest as it is. After
+    an interruption it goes on.
 
     \b
       mocoembed embed photos
-      mocoembed embed 'shards/train-{000..009}.tar' --output shards.h5
+      mocoembed embed photos more-photos 'shards/train-{000..009}.tar' --output all.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
+      mocoembed embed list.txt --root /where/the/pictures/are/now
     """
-    from mocoembed.embed.extract import embed_images
+    from mocoembed.embed.claim import output_lock
 
-    with counter("embed", "pictures") as progress:
-        result = embed_images(EmbedConfig(**values), progress, note)
+    config = EmbedConfig(**values)
+    with output_lock(config), counter("embed", "pictures") as progress:  # locked before torch is loaded
+        from mocoembed.embed.extract import embed_images
+
+        result = embed_images(config, progress, note)
+    if result is None:  # another rank's to tell
+        return
     for one in result.failed[:SHOWN_FAILURES]:
         note(f"failed: {os.fsdecode(one.path)!r}: {one.error}: {one.reason}")
     if len(result.failed) > SHOWN_FAILURES:
@@ -44,7 +54,20 @@ def embed(as_json, **values):
         note(f"left out: {result.left_out} files that are hidden or have no picture's name")
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
-                               "failed": len(result.failed), "resumed_from": result.resumed_from}))
+                               "failed": len(result.failed), **dataclasses.asdict(result.counts),
+                               "resumed_from": result.resumed_from}))
     else:
-        put(f"{result.path}: {result.embedded} embedded, {len(result.failed)} failed, "
-                   f"{result.images_per_second:.0f} pictures/s")
+        put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed, "
+            f"{result.images_per_second:.0f} pictures/s")
+
+
+def _parts(counts) -> str:
+    """What is not simply new, in brackets: ` (3 new, 797 unchanged; 2 dropped)`."""
+    parts = ", ".join(f"{number} {what}" for number, what in (
+        (counts.new, "new"), (counts.changed, "changed"), (counts.recognised, "moved or copied"),
+        (counts.unchanged, "unchanged")) if number)
+    more = [f"{number} {what}" for number, what in (
+        (counts.dropped, "dropped"), (counts.repeated, "with the bytes of another")) if number]
+    if not more and parts == f"{counts.new} new":
+        return ""
+    return f" ({'; '.join([parts, *more])})"

@@ -7,6 +7,7 @@
     ├── MismatchError           two files do not belong together (encoder, features, stale index)
     ├── LockedError             another process is writing the same thing
     ├── TrainingError           pretraining cannot go on (a loss or weight that is not finite)
+    ├── ProcessError            one of several processes died, hangs or has lost the others
     └── Interrupted             SIGINT or SIGTERM, with everything saved: exit status 128 + signal
 
 A message gives the value that was wrong, what is allowed and the next command to type, in one or two lines.
@@ -45,6 +46,10 @@ class LockedError(MocoembedError):
 
 class TrainingError(MocoembedError):
     """Pretraining cannot go on, with advice in the message."""
+
+
+class ProcessError(MocoembedError):
+    """One of several processes died, hangs or has lost the others; the message names it."""
 
 
 class Interrupted(MocoembedError):

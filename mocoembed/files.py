@@ -15,6 +15,7 @@ import pathlib
 import platform
 import shutil
 import signal
+import warnings
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
@@ -127,34 +128,73 @@ def sha256_json(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
 @contextlib.contextmanager
 def locked(path, what: str):
     """Hold an exclusive lock on the lock file `path` while the block runs; it dies with the process.
 
-    Raises `LockedError` at once, naming the holder, when another process has it. The lock file is removed by its
-    holder; who then finds itself holding the lock of a removed file tries again.
+    Gives the lock's descriptor: a child process that keeps it open holds the lock, too. Raises `LockedError` at once,
+    naming the holder, when another process has it; warns and goes on where the file system has no locks. The lock file
+    is removed by its holder; who then finds itself holding the lock of a removed file tries again.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise LockedError(f"{what} is being written by another process (id {holder}). "
-                                  "Wait for it to end, or give another name.") from error
+            _lock(file, what)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
             try:
-                yield
+                yield file.fileno()
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _lock(file, what: str):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise LockedError(f"{what} is being written by another process (id {holder}). "
+                          "Wait for it to end, or give another name.") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(f"The file system of {file.name} has no locks: nothing but you keeps two processes from writing "
+                      f"{what} at once.", stacklevel=2)
+
+
+def reserve(descriptor: int, size: int, path):
+    """Give the open file `size` bytes of the disk, or raise the error of a full one (see `write_error`).
+
+    Warns where the file system cannot promise space; then a full disk is found when it is written to.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # there is none on macOS
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise write_error(path, error) from error
+        os.ftruncate(descriptor, size)
+        warnings.warn(f"The file system of {path} cannot reserve space: if it fills up, run the command again once "
+                      "there is room.", stacklevel=2)
+
+
+def write_at(descriptor: int, data, offset: int, path):
+    """Write all bytes of `data` (anything with a buffer) at `offset`; raises what `write_error` gives."""
+    view = memoryview(data).cast("B")
+    try:
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 class StopRequest:

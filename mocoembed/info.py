@@ -1,9 +1,11 @@
 """What any file of ours is, by its content rather than its name."""
 
+import contextlib
 import pathlib
 from typing import Any
 
 from mocoembed.config import InfoConfig
+from mocoembed.embed.prepare import work_file
 from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
@@ -20,6 +22,9 @@ def describe(config: InfoConfig) -> dict[str, Any]:
     `verified` is true. Raises `UsageError` when there is no such file and `FormatError` when it is none of ours.
     """
     path = pathlib.Path(config.path)
+    unfinished = work_file(path)
+    if not path.exists() and unfinished.exists():
+        return {"path": str(path), **_work(unfinished, config.verify)}
     if not path.exists():
         raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
     if path.is_dir():
@@ -41,7 +46,7 @@ def kind_of(path: pathlib.Path) -> str:
         return "checkpoint"
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         return "encoder"
-    if head.startswith(b'{"format": 1, "key"'):
+    if head.startswith(b'{"format": 2, "key"'):
         return "work"
     raise FormatError(f"{path} is not a file of mocoembed: neither checkpoint, encoder, embeddings nor index.")
 
@@ -50,7 +55,15 @@ def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     with EmbeddingFile(path) as file:
         if verify:
             file.verify()
-        return {**file.describe(), **_verified(verify)}
+        return {**file.describe(), **_in_progress(path), **_verified(verify)}
+
+
+def _in_progress(path: pathlib.Path) -> dict[str, Any]:
+    """How far the embedding is that is to replace the file, if there is one."""
+    with contextlib.suppress(FileNotFoundError):  # none, or published this moment
+        work = describe_work(work_file(path))
+        return {"in_progress": {"committed": work["committed"], "listed": work["listed"]}}
+    return {}
 
 
 def _encoder(path: pathlib.Path, verify: bool) -> dict[str, Any]:

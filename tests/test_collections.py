@@ -37,6 +37,13 @@ def labels(listing):
     return [listing.label_names[number] if number >= 0 else None for number in listing.labels]
 
 
+def equal(one, other, row=1):
+    """Whether two listings are the same in all, and picture `row` as it is read."""
+    return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one), one.closed,
+            one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
+                               other.repeated, labels(other), other.closed, other.read(row))
+
+
 def write_tar(path, members, kind=tarfile.REGTYPE, form=tarfile.PAX_FORMAT):
     """A tar file of (name, bytes)."""
     with tarfile.open(path, "w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
@@ -202,6 +209,245 @@ def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
     assert len(scan(tmp_path / "a.tar", "none")) == 1
 
 
+# ---------------------------------------------------------------------------------------------- several as one
+
+
+def put(folder, *names):
+    """Files that hold their own names."""
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(os.fsencode(name))
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Folders `pets/cats` and `pets/dogs`, a list beside `pets`, and two shards in it."""
+    put(tmp_path, "pets/cats/1.jpg", "pets/cats/young/2.jpg", "pets/cats/notes.md", "pets/cats/.hidden.jpg",
+        "pets/dogs/1.jpg", "pets/dogs/.x/3.jpg", "far/9.jpg")
+    (tmp_path / "list.csv").write_text("path,label\nfar/9.jpg,fox\npets/dogs/1.jpg,dogs\nmissing.jpg,\n")
+    write_tar(tmp_path / "pets" / "a.tar", [("x.jpg", b"in a"), ("x.cls", b"ox"), ("x.txt", b"")])
+    write_tar(tmp_path / "pets" / "b.tar", [("y.jpg", b"in b")])
+    return tmp_path / "pets"
+
+
+def test_folders_lists_shards_and_pictures_are_one_collection(pets, tmp_path):
+    several = [pets / "dogs", tmp_path / "list.csv", str(pets / "{a,b}.tar"), pets / "cats" / "1.jpg",
+               pets / "cats" / "young"]
+    notes = []
+    listing = scan(several, note=notes.append)
+    assert listing.root == os.fsencode(tmp_path)
+    assert list(zip(paths(listing), labels(listing))) == [
+        (b"far/9.jpg", "fox"), (b"missing.jpg", None), (b"pets/a.tar/x.jpg", "ox"), (b"pets/b.tar/y.jpg", None),
+        (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
+    assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
+    assert (listing.repeated, listing.left_out) == (1, 1)
+    assert notes == ["named more than once and used once: 1 pictures"]
+    assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
+    assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
+    with pytest.raises(FileNotFoundError):
+        listing.read(1)
+    for again in (pickle.loads(pickle.dumps(listing)), scan(several[::-1]), scan(several + several[:1])):
+        assert equal(again, listing, row=2)
+    part = listing.subset([3, 0, 2])
+    assert [part.read(row)[0] for row in range(3)] == [b"in b", b"far/9.jpg", b"in a"]
+    assert part.sources == listing.sources
+
+
+def test_a_folder_and_one_within_it_are_the_folder(pets):
+    whole, both = scan(pets), scan([pets / "cats", pets])
+    assert (both.root, paths(both), labels(both), both.digest()) == (whole.root, paths(whole), labels(whole),
+                                                                     whole.digest())
+    assert both.repeated == 2
+    assert both.sources == (whole.source, os.fsencode(pets / "cats"))
+    first = scan([pets, pets / "cats" / "1.jpg"], "first")  # a picture by itself has no first folder
+    assert labels(first) == ["cats", "cats", "dogs"]
+    with pytest.raises(CollectionError, match=r"'cats/young/2.jpg' has two labels in '.*/pets' and '.*/pets/cats': "
+                                              "'cats' and 'young'"):
+        scan([pets, pets / "cats"], "first")
+
+
+def test_one_collection_in_a_sequence_is_that_collection(pets, tmp_path):
+    for collection in (pets, tmp_path / "list.csv", pets / "{a,b}.tar", pets / "dogs" / "1.jpg"):
+        alone = scan(collection)
+        for same in ([collection], (str(collection), collection)):
+            assert equal(scan(same), alone, row=0 if len(alone) < 3 else 2)
+        assert alone.sources == (alone.source,) == (os.fsencode(collection),)
+
+
+def test_several_of_which_some_are_empty_missing_or_closed(pets, tmp_path, monkeypatch):
+    put(tmp_path, "none/a.md", "nil/b.md")
+    notes = []
+    assert len(scan([pets, tmp_path / "none"], note=notes.append)) == 3
+    assert notes == [f"{str(tmp_path / 'none')!r} holds no pictures"]
+    with pytest.raises(UsageError, match=r"'.*nowhere' does not exist"):
+        scan([pets, tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="No collection"):
+        scan([])
+    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no pictures \(2 other files\)"):
+        scan([tmp_path / "none", tmp_path / "nil"])
+    real = os.scandir
+
+    def scandir(path):
+        if path.rstrip(b"/").endswith((b"young", b"none")):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert scan([pets, pets / "cats", tmp_path / "none"]).closed == (b"none", b"pets/cats/young")
+
+
+def test_links_between_collections_are_followed_without_circles(pets):
+    (pets / "cats" / "dogs").symlink_to(pets / "dogs")
+    (pets / "dogs" / "cats").symlink_to(pets / "cats")
+    assert paths(scan([pets / "cats", pets / "dogs"])) == [
+        b"cats/1.jpg", b"cats/dogs/1.jpg", b"cats/young/2.jpg", b"dogs/1.jpg", b"dogs/cats/1.jpg",
+        b"dogs/cats/young/2.jpg"]
+
+
+@pytest.mark.parametrize("several", [("pets",), ("pets/cats", "far", "pets/dogs")])
+def test_the_file_systems_order_does_not_matter(pets, tmp_path, monkeypatch, several):
+    put(pets / "cats", "a.jpg", "a/x.jpg", "a-b.jpg", "a0.jpg", "a/b/y.jpg", "a/b.jpg", "a/b-c/z.jpg", b"a\xff/z.jpg")
+    real, listings = os.scandir, []
+    for backwards in (False, True):
+        monkeypatch.setattr(os, "scandir", lambda path, backwards=backwards: iter(
+            sorted(real(path), key=lambda entry: entry.name, reverse=backwards)))
+        listings.append(scan([tmp_path / each for each in several]))
+    assert paths(listings[0]) == paths(listings[1]) == sorted(paths(listings[0]))
+    assert labels(listings[0]) == labels(listings[1])
+    assert len(listings[0]) >= 11
+
+
+def test_every_file_with_a_pictures_name_is_listed_and_the_others_are_counted(tmp_path):
+    put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.heic", "b/.git/7.jpg")
+    os.mkfifo(tmp_path / "b" / "8.png")
+    (tmp_path / "b" / "9.gif").symlink_to("nowhere")
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    listed = [b"a/1.jpg", b"a/2.TIFF", b"b/5.webp", b"b/8.png", b"b/9.gif"]
+    for collections in (tmp_path, [tmp_path / "a", tmp_path / "b"]):
+        listing = scan(collections)
+        assert paths(listing) == listed
+        assert listing.left_out == 4
+        for row in (3, 4):
+            with pytest.raises((OSError, UnreadablePicture)):
+                listing.read(row)
+
+
+def test_batches_of_several_are_those_of_the_folder_that_holds_them(tmp_path, pictures):
+    (tmp_path / "list.txt").write_text(f"{pictures}/red/001.jpg\n{pictures}/green/000.png\n")
+    both = scan([pictures / "blue", pictures / "red", tmp_path / "list.txt"])
+    whole = {path: batch.pixels[row] for batch in evaluation_batches(scan(pictures), TRANSFORM, 24, 0)
+             for row, path in enumerate(scan(pictures).paths)}
+    assert both.root == os.fsencode(pictures)
+    for batch in evaluation_batches(both, TRANSFORM, 7, 2):
+        for row, pixels in enumerate(batch.pixels, batch.first):
+            assert torch.equal(pixels, whole[both.paths[row]])
+
+
+# ---------------------------------------------------------------------------------------------- moved
+
+
+def test_a_list_whose_pictures_have_moved(pets, tmp_path):
+    (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n/old/pets/gone.jpg\n")
+    (tmp_path / "other.txt").write_text("/old/far/9.jpg\n")
+    before, now = scan(tmp_path / "old.txt"), scan(tmp_path / "old.txt", root=pets)
+    assert (before.root, now.root) == (b"/old/pets", os.fsencode(pets))
+    assert (paths(now), labels(now), now.digest(), now.source) == (paths(before), labels(before), before.digest(),
+                                                                   before.source)
+    assert now.read(0)[0] == b"pets/cats/1.jpg"
+    with pytest.raises(FileNotFoundError):
+        now.read(2)
+    both = scan([tmp_path / "old.txt", tmp_path / "other.txt"], root=tmp_path)  # the root stands for /old
+    assert (both.root, paths(both)) == (os.fsencode(tmp_path), [b"far/9.jpg", b"pets/cats/1.jpg", b"pets/dogs/1.jpg",
+                                                                b"pets/gone.jpg"])
+    assert both.read(0)[0] == b"far/9.jpg"
+
+
+def test_the_root_of_relative_paths(pets, tmp_path):
+    put(tmp_path, "lists/a.txt")
+    (tmp_path / "lists" / "a.txt").write_text("cats/1.jpg\ndogs/1.jpg\n")
+    assert scan(tmp_path / "lists" / "a.txt", root=pets).read(1)[0] == b"pets/dogs/1.jpg"
+
+
+def test_what_is_not_a_list_lies_in_the_root(pets, tmp_path):
+    for given, expected in (
+            (pets / "cats", [b"pets/cats/1.jpg", b"pets/cats/young/2.jpg"]), (pets / "dogs" / "1.jpg",
+                                                                              [b"pets/dogs/1.jpg"]),
+            ([str(pets / "{a,b}.tar"), tmp_path / "list.csv"],
+             [b"far/9.jpg", b"missing.jpg", b"pets/a.tar/x.jpg", b"pets/b.tar/y.jpg", b"pets/dogs/1.jpg"])):
+        listing = scan(given, root=tmp_path)
+        assert (listing.root, paths(listing)) == (os.fsencode(tmp_path), expected)
+        assert b"" not in {listing.read(row)[0] for row in range(len(expected)) if expected[row] != b"missing.jpg"}
+    assert labels(scan(pets / "cats", root=tmp_path)) == ["cats", "young"]
+    assert equal(scan(pets, root=pets), scan(pets))
+
+
+def test_a_root_that_cannot_be(pets, tmp_path):
+    with pytest.raises(UsageError, match=r"The root '.*nowhere' is no folder"):
+        scan(pets, root=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"'.*cats' does not lie in the root '.*dogs'"):
+        scan([pets / "dogs", pets / "cats"], root=pets / "dogs")
+    (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n")
+    with pytest.raises(CollectionError, match=r"Nothing was found in the root '.*far' of 2 pictures looked for, such "
+                                              r"as '.*far/cats/1.jpg'. The root stands for '/old/pets'"):
+        scan(tmp_path / "old.txt", root=tmp_path / "far")
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+def require_states_as_read(listing):
+    """`states` says of every picture what `read` does, and -1 of those that it cannot read."""
+    states = listing.states()
+    assert states.shape == (len(listing),)
+    for row, state in enumerate(states.tolist()):
+        try:
+            expected = listing.read(row)[1]
+        except (OSError, UnreadablePicture, ValueError):
+            expected = (-1, -1)
+        assert state == tuple(expected), listing.paths[row]
+    rows = list(range(len(listing)))[::-2]
+    assert listing.states(rows).tolist() == states[rows].tolist()
+    assert len(listing.states([])) == 0
+    return states
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_states_are_those_of_reading(pets, tmp_path, monkeypatch, slow):
+    monkeypatch.setattr("mocoembed.data.listing.AT_A_TIME", 2)
+    monkeypatch.setattr("mocoembed.data.listing.SLOW_LOOK_UP", 0.0 if slow else 1e9)
+    put(tmp_path, "more/1.jpg", "more/2.jpg", "more/empty.jpg", b"more/\xff\n.jpg", "more/gone.jpg", "aim.bin")
+    os.utime(tmp_path / "more" / "1.jpg", ns=(1, 123_456_789_012_345_678))
+    (tmp_path / "more" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "more" / "linked.jpg").symlink_to("../aim.bin")
+    (tmp_path / "more" / "broken.jpg").symlink_to("nowhere")
+    (tmp_path / "more" / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "more" / "device.jpg").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "more" / "pipe.jpg")
+    (tmp_path / "odd.jsonl").write_text('{"path": "nul\\u0000.jpg"}\n{"path": "pets"}\n{"path": "more/1.jpg/x"}\n')
+    listing = scan([tmp_path / "more", tmp_path / "odd.jsonl", pets, str(pets / "{a,b}.tar")])
+    (tmp_path / "more" / "gone.jpg").unlink()
+    states = require_states_as_read(listing)
+    state = dict(zip(paths(listing), states.tolist()))
+    assert state[b"more/1.jpg"] == (10, 123_456_789_012_345_678)
+    assert state[b"more/empty.jpg"][0] == 0
+    assert state[b"pets/a.tar/x.jpg"][0] == 4
+    assert sorted(path for path, (size, _) in state.items() if size < 0) == [
+        b"more/1.jpg/x", b"more/broken.jpg", b"more/device.jpg", b"more/gone.jpg", b"more/loop.jpg", b"more/pipe.jpg",
+        b"nul\0.jpg", b"pets"]
+
+
+def test_states_in_shards_that_changed_or_went(pets, tmp_path):
+    write_tar(pets / "c.tar", [("link.jpg", b"")], tarfile.SYMTYPE)
+    listing = scan(pets / "{a,b,c}.tar")
+    assert require_states_as_read(listing)["size"].tolist() == [4, 4, -1]
+    write_tar(pets / "a.tar", [("x.jpg", b"changed")])
+    assert require_states_as_read(listing)["size"].tolist() == [-1, 4, -1]
+    (pets / "b.tar").unlink()
+    assert require_states_as_read(listing)["size"].tolist() == [-1, -1, -1]
+
+
 # ---------------------------------------------------------------------------------------------- all the way
 
 
@@ -303,12 +549,6 @@ def no_scan(monkeypatch):
         for name in ("find_in_folder", "find_in_list", "find_in_shards"):
             monkeypatch.setattr(f"mocoembed.data.images.{name}", lambda *arguments: pytest.fail("scanned again"))
     return forbid
-
-
-def equal(one, other):
-    return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one),
-            one.read(1)[0]) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
-                                other.repeated, labels(other), other.read(1)[0])
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "shards"])

@@ -108,7 +108,7 @@ WRONG = [
 @pytest.mark.parametrize(("kind", "values", "message"), WRONG)
 def test_wrong_values_are_refused_by_name(kind, values, message):
     first = {"images": ("x.jpg",)} if kind is SearchConfig else {"images": "x"} if kind is PretrainConfig else {
-        "folder": "x"} if kind is EmbedConfig else {}
+        "collections": "x"} if kind is EmbedConfig else {}
     with pytest.raises(UsageError) as refusal:
         kind(**first, **values)
     assert str(refusal.value).startswith(message)

@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from mocoembed.config import PretrainConfig
+from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import scan
-from mocoembed.data.loader import Place, Places, TwoViews, evaluation_batches, steps_per_epoch, view_batches
+from mocoembed.data.loader import (
+    EvaluationPictures,
+    Place,
+    Places,
+    TwoViews,
+    evaluation_batches,
+    steps_per_epoch,
+    view_batches,
+)
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import CollectionError
 
@@ -131,5 +140,16 @@ def test_evaluation_batches_are_fixed_slices_with_blanks(tmp_path, make_pictures
     assert [failure.row for batch in batches for failure in batch.failures] == [3]
     assert batches[0].pixels[3].sum() == 0
     assert batches[0].facts["height"].tolist() == [40, 40, 40, 0, 40, 40, 40]
-    resumed = list(evaluation_batches(scan(folder), TRANSFORM, 7, workers, start=14))
-    assert torch.equal(resumed[0].pixels, batches[2].pixels)
+    assert not any(batch.known.any() for batch in batches)
+
+
+def test_pictures_with_known_bytes_are_not_decoded(tmp_path, make_pictures):
+    folder = make_pictures(tmp_path)
+    (batch,) = evaluation_batches(scan(folder), TRANSFORM, 24, 0)
+    dataset = EvaluationPictures(scan(folder), TRANSFORM, known=DigestTable(batch.facts["digest"][[3, 20]]))
+    again = dataset[0, 24]
+    assert np.flatnonzero(again.known).tolist() == [3, 20]
+    assert again.facts["digest"].tolist() == batch.facts["digest"].tolist()
+    assert again.facts["width"][3] == 0
+    assert again.pixels[3].sum() == 0
+    assert torch.equal(again.pixels[:3], batch.pixels[:3])

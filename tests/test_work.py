@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mocoembed.data.loader import FACTS, Failure
-from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile, describe_work
-from mocoembed.errors import FormatError, MocoembedError, UsageError
+from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, PARTS, WorkFile, describe_work, part_slots
+from mocoembed.errors import FormatError, MocoembedError
 
-KEY = {"folder": "/a", "encoder": "f"}
+DESCRIBED = {"key": {"source": "/a", "encoder": "f"}, "listed": 12}
 
 
 def facts(n):
@@ -16,44 +16,87 @@ def facts(n):
     return value
 
 
+def begin(path, slots=10, dimension=3, batch_size=4):
+    arrays = {"todo": np.arange(slots), "blob": np.frombuffer(b"abc", np.uint8)}
+    WorkFile.begin(path, DESCRIBED, arrays, slots, dimension, batch_size)
+    return path
+
+
+def put(work, first, values, failures=(), copied=()):
+    n = len(values)
+    work.write(first, np.repeat(np.array(values, np.float32)[:, None], 3, 1), facts(n),
+               np.isin(np.arange(n), copied), list(failures))
+
+
 def test_goes_on_after_what_was_committed(tmp_path):
-    path = tmp_path / "w"
-    with WorkFile(path, KEY, 10, 3) as work:
-        assert work.committed == 0
-        work.write(0, np.full((4, 3), 1.0), facts(4), [Failure(2, "OSError", "bad \u00e4")])
+    path = begin(tmp_path / "w")
+    with WorkFile(path) as work:
+        assert (work.parts, work.part_slots, work.done()) == (3, 4, 0)
+        put(work, 0, [1, 1, 1, 1], [Failure(2, "OSError", "bad \u00e4")], copied=[3])
         work.commit(4)
-        work.write(4, np.full((4, 3), 9.0), facts(4), [])  # written, never committed
-    with WorkFile(path, KEY, 10, 3) as work:
-        assert work.committed == 4
-        work.write(4, np.full((6, 3), 2.0), facts(6), [])
+        put(work, 4, [9, 9, 9, 9])  # written, never committed
+    with WorkFile(path) as work:
+        assert [work.committed(part) for part in range(3)] == [4, 4, 8]
+        assert work.done() == 4
+        put(work, 4, [2, 2, 2, 2])
+        work.commit(8)
+        put(work, 8, [3, 3])
         work.commit(10)
-        ((_, block),) = work.blocks()
-        assert block["status"].tolist() == [EMBEDDED, EMBEDDED, FAILED] + [EMBEDDED] * 7
-        assert block["vector"][:, 0].tolist() == [1, 1, 0, 1] + [2] * 6
+        blocks = list(work.blocks())
+        block = np.concatenate([one for _, one in blocks])
+        assert [first for first, _ in blocks] == [0, 4, 8]
+        assert block["status"].tolist() == [EMBEDDED, EMBEDDED, FAILED, COPIED] + [EMBEDDED] * 6
+        assert block["vector"][:, 0].tolist() == [1, 1, 0, 1, 2, 2, 2, 2, 3, 3]
         assert block["reason"][2].decode() == "bad \u00e4"
-        assert block["facts"]["width"].tolist() == [1, 2, 0, 4, 1, 2, 3, 4, 5, 6]
-        assert [(first, len(one)) for first, one in work.blocks(4)] == [(0, 4), (4, 4), (8, 2)]
-    assert describe_work(path) == {"format": 1, "committed": 10, "listed": 10, "dimension": 3, **KEY}
+        assert block["facts"]["width"].tolist() == [1, 2, 0, 4, 1, 2, 3, 4, 1, 2]
+        assert work.read(3, 9)["vector"][:, 0].tolist() == [1, 2, 2, 2, 2, 3]
+        assert work.array("todo").tolist() == list(range(10))
+        assert work.array("blob").tobytes() == b"abc"
+    assert describe_work(path) == {"format": 2, "committed": 12, "listed": 12, "unchanged": 2, "dimension": 3,
+                                   **DESCRIBED["key"]}
 
 
-def test_refuses_the_work_of_other_settings_by_name(tmp_path):
-    with WorkFile(tmp_path / "w", KEY, 10, 3):
-        pass
-    with pytest.raises(UsageError, match=r"other settings \(encoder\).*--fresh"):
-        WorkFile(tmp_path / "w", {**KEY, "encoder": "g"}, 10, 3)
-    (tmp_path / "w").write_bytes(b"junk")
-    with pytest.raises(UsageError, match="--fresh"):
-        WorkFile(tmp_path / "w", KEY, 10, 3)
+def test_parts_do_not_depend_on_processes(tmp_path):
+    assert part_slots(10, 64) == 64
+    assert part_slots(64 * PARTS, 64) == 64
+    assert part_slots(64 * PARTS + 1, 64) == 128
+    assert part_slots(0, 64) == 64
+    with WorkFile(begin(tmp_path / "w", slots=0)) as work:
+        assert (work.parts, work.done(), list(work.blocks())) == (0, 0, [])
 
 
-def test_a_damaged_counter_is_refused(tmp_path):
-    with WorkFile(tmp_path / "w", KEY, 10, 3) as work:
-        work.commit(99)
-    with pytest.raises(FormatError, match="damaged"):
-        WorkFile(tmp_path / "w", KEY, 10, 3)
+def test_two_processes_fill_their_parts(tmp_path):
+    path = begin(tmp_path / "w")
+    with WorkFile(path) as one, WorkFile(path) as other:
+        put(other, 4, [2, 2])
+        other.commit(6)
+        put(one, 0, [1, 1, 1, 1])
+        one.commit(4)
+        assert (one.done(), other.done([1])) == (6, 2)
+        assert [(first, len(block)) for first, block in one.blocks()] == [(0, 4), (4, 2)]
 
 
-def test_asks_for_the_space_first(tmp_path):
-    with pytest.raises(MocoembedError, match=r"needs .* MB"):
-        WorkFile(tmp_path / "w", KEY, 10**12, 2048)
+def test_damage_is_noticed(tmp_path):
+    path = begin(tmp_path / "w")
+    data = bytearray(path.read_bytes())
+    with WorkFile(path) as work:
+        counter = work.header["parts_at"]
+    data[counter] = 200
+    path.write_bytes(data)
+    with WorkFile(path) as work, pytest.raises(FormatError, match=r"damaged.*--fresh"):
+        work.done()
+    path.write_bytes(data[:-1])
+    with pytest.raises(FormatError, match=r"cut off.*--fresh"):
+        WorkFile(path)
+    path.write_text("nonsense")
+    with pytest.raises(FormatError, match=r"no unfinished work.*--fresh"):
+        WorkFile(path)
+    path.write_text('{"format": 1}\n')
+    with pytest.raises(FormatError, match=r"format 1, this version reads 2.*--fresh"):
+        WorkFile(path)
+
+
+def test_space_is_reserved_before_the_work_begins(tmp_path):
+    with pytest.raises(MocoembedError, match=r"No space left to write .*w .*free|Cannot write .*w"):
+        WorkFile.begin(tmp_path / "w", DESCRIBED, {}, 10**12, 2048, 64)
     assert list(tmp_path.iterdir()) == []

@@ -44,8 +44,9 @@ class ExportConfig:
 class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
-    folder: str
-    """Folder of any depth, list file (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or one picture."""
+    collections: tuple[str, ...]
+    """Folders of any depth, list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), pictures; one of
+    them may also be given as it is."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     encoder: str | None = None
@@ -53,7 +54,9 @@ class EmbedConfig:
     output: str | None = None
     """Embeddings file to write; by default embeddings.h5 in the workspace."""
     fresh: bool = False
-    """Replace an embeddings file of another folder, encoder or setting, or start over an unfinished one."""
+    """Embed everything anew: replaces a file of other collections, encoder or settings, drops unfinished work."""
+    root: str | None = None
+    """Where the collection is now, if it has moved since its list was written or its embeddings were made."""
     features: str = "backbone"
     """Which vectors: backbone, or projection (the head's output, compared in training)."""
     normalize: bool = True
@@ -71,13 +74,24 @@ class EmbedConfig:
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "fp32"
     """Arithmetic of the encoder: fp64, fp32, bf16 or fp16."""
+    compile: bool = False
+    """Compile the encoder with torch.compile: slow to start, faster on GPUs."""
+    processes: int | None = None
+    """Processes on this machine; by default one for each of its GPUs, or one on a CPU. Under torchrun: theirs."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others before the job ends."""
 
     def __post_init__(self):
+        if isinstance(self.collections, str):
+            object.__setattr__(self, "collections", (self.collections,))
+        if not self.collections:
+            raise UsageError("No collection to embed. Give one or more: mocoembed embed COLLECTION...")
         one_of(self, "features", FEATURES)
         one_of(self, "labels", ("parent", "first", "none"))
         one_of(self, "precision", PRECISIONS)
-        at_least(self, 1, "batch_size")
+        at_least(self, 1, "batch_size", "processes")
         at_least(self, 0, "workers")
+        require(self, "timeout", self.timeout > 0, "more than 0")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
-"""Find pictures: a folder, a list file, tar shards or one picture -> `Listing`.
+"""Find pictures: a folder, a list file, tar shards, one picture, or several of these -> `Listing`.
 
 The listing of a large collection is kept in the user's cache folder and used again as long as none of the folders, or
 the list file, or the shards that it was read from has changed.
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from mocoembed.data.folder import find_in_folder
+from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list
 from mocoembed.data.listing import NO_LABEL, Found, Listing, PathTable, State, folder_label
 from mocoembed.data.listing_cache import cached_listing, keep_listing
@@ -19,48 +23,102 @@ from mocoembed.errors import CollectionError, UsageError
 __all__ = ["NO_LABEL", "Listing", "PathTable", "scan"]
 
 KINDS = ("a folder, a list (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or a picture")
+LOOKED_FOR = 100  # pictures of lists, when a root is given
 
 
-def scan(collection, labels: str = "parent", what: str = "The collection",
-         note: Callable[[str], None] = lambda text: None) -> Listing:
+def scan(collections, labels: str = "parent", what: str = "The collection",
+         note: Callable[[str], None] = lambda text: None, root=None) -> Listing:
     """List the pictures of a collection: a folder of any depth, a list file, tar shards (with braces), a picture.
+
+    Or of a sequence of several, as one: each picture once, by its path below the deepest folder that all lie in, with
+    the label that its own collection gives it.
 
     `labels` names a picture by its own folder (`parent`), by the first folder below the root (`first`) or not at
     all (`none`); with the first two, labels in a list file or in shards count before folders. `note(text)` tells how
-    far a long scan has come. Raises `UsageError` when the collection does not exist, `FormatError` for a list or
-    shard that is damaged and `CollectionError` when there are no pictures.
+    far a long scan has come. `root` is the folder that paths are to be relative to: folders, shards and pictures must
+    lie in it; for lists, it stands for the root that their listing has without it, which is how to say where the
+    pictures have been moved.
+
+    Raises `UsageError` when a collection or `root` does not exist, `FormatError` for a list or shard that is damaged
+    and `CollectionError` when there are no pictures.
     """
-    find, source = _finder(os.fspath(collection), what)
-    listing = cached_listing(source, labels)
-    if listing is None:
-        begun = time.time_ns()
-        found = find(labels, _Teller(f"listing {os.fsdecode(collection)}", note))
-        if not found.paths:
-            raise CollectionError(f"{what} {os.fsdecode(collection)!r} holds no pictures ({found.left_out} other "
-                                  f"files). Looked for {', '.join(suffix.decode() for suffix in SUFFIXES)} at any "
-                                  "depth.")
-        listing = found.listing(source)
-        keep_listing(listing, labels, found.witnesses, begun, note)
+    given = [collections] if isinstance(collections, str | bytes | os.PathLike) else list(collections)
+    if not given:
+        raise UsageError(f"No collection is given. Give {KINDS}, or several of these.")
+    finders = dict(_finder(os.fspath(each), what) for each in given)
+    listings = [_scan_one(source, find, labels, note) for source, find in sorted(finders.items())]
+    listing = _as_one(listings) if root is None else _below(os.path.abspath(os.fsencode(root)), listings)
+    if not len(listing):
+        where = ", ".join(repr(os.fsdecode(each)) for each in given)
+        raise CollectionError(f"{what} {where} holds no pictures ({listing.left_out} other files). Looked for "
+                              f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
+    for each in listings:
+        if not len(each):
+            note(f"{os.fsdecode(each.source)!r} holds no pictures")
     if listing.repeated:
         note(f"named more than once and used once: {listing.repeated} pictures")
     return listing
 
 
-def _finder(given: str, what: str):
-    """How to list a collection, as a function of (labels, tell), and its absolute path; `UsageError` for no such."""
+def _scan_one(source: bytes, find, labels: str, note: Callable[[str], None]) -> Listing:
+    """The listing of one collection, which may be empty; the kept one if it holds."""
+    listing = cached_listing(source, labels)
+    if listing is None:
+        begun = time.time_ns()
+        found = find(labels, _Teller(f"listing {os.fsdecode(source)}", note))
+        listing = found.listing(source)
+        keep_listing(listing, labels, found.witnesses, begun, note)
+    return listing
+
+
+def _as_one(listings: list[Listing]) -> Listing:
+    return listings[0] if len(listings) == 1 else joined(
+        listings, os.path.commonpath([listing.root for listing in listings]))
+
+
+def _below(root: bytes, listings: list[Listing]) -> Listing:
+    """All as one with this root, which stands for the root of the lists among them."""
+    if not os.path.isdir(root):
+        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the pictures are in now.")
+    here, lists = [], []
+    for listing in listings:
+        is_list = os.path.splitext(listing.source)[1].lower() in READERS and not os.path.isdir(listing.source)
+        (lists if is_list else here).append(listing)
+    for listing in here:
+        if os.path.commonpath([root, listing.root]) != root:
+            raise UsageError(f"{os.fsdecode(listing.source)!r} does not lie in the root {os.fsdecode(root)!r}. Give a "
+                             "root that holds it, or none.")
+    if lists:
+        there = _as_one(lists)
+        here.append(dataclasses.replace(there, root=root))
+        _require_some(here[-1], there.root)
+    return here[0] if len(here) == 1 and here[0].root == root else joined(here, root)
+
+
+def _require_some(listing: Listing, before: bytes):
+    """Raise `CollectionError` when none of the pictures of some lists, taken here and there, is below the new root."""
+    rows = np.unique(np.linspace(0, len(listing) - 1, LOOKED_FOR).astype(np.int64)) if len(listing) else []
+    if len(rows) and (listing.states(rows)["size"] < 0).all():
+        raise CollectionError(f"Nothing was found in the root {os.fsdecode(listing.root)!r} of {len(rows)} pictures "
+                              f"looked for, such as {os.fsdecode(listing.full_path(int(rows[0])))!r}. The root stands "
+                              f"for {os.fsdecode(before)!r}: give the folder that has that one's content now.")
+
+
+def _finder(given: str | bytes, what: str):
+    """A collection's absolute path and how to list it, a function of (labels, tell); `UsageError` for no such."""
     source = os.path.abspath(os.fsencode(given))
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isdir(source):
-        return (lambda *how: find_in_folder(source, *how)), source
+        return source, lambda *how: find_in_folder(source, *how)
     if suffix == b".tar":
-        return (lambda *how: find_in_shards(os.fsdecode(given), *how)), source
+        return source, lambda *how: find_in_shards(os.fsdecode(given), *how)
     if not os.path.exists(source):
-        raise UsageError(f"{what} {given!r} does not exist. Give {KINDS}.")
+        raise UsageError(f"{what} {os.fsdecode(given)!r} does not exist. Give {KINDS}.")
     if suffix in READERS:
-        return (lambda *how: find_in_list(source, *how)), source
+        return source, lambda *how: find_in_list(source, *how)
     if suffix in SUFFIXES:
-        return (lambda *how: _one(source, *how)), source
-    raise UsageError(f"{what} {given!r} is a file that holds no pictures. Give {KINDS}.")
+        return source, lambda *how: _one(source, *how)
+    raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no pictures. Give {KINDS}.")
 
 
 def _one(path: bytes, labels: str, tell) -> Found:

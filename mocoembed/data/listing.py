@@ -5,9 +5,11 @@ A million pictures cost no Python objects, and processes share the tables, wheth
 """
 
 import hashlib
-import itertools
 import os
+import stat
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +20,11 @@ from mocoembed.data.picture import UnreadablePicture, read_file
 from mocoembed.errors import CollectionError
 
 NO_LABEL = -1
+STATE = np.dtype([("size", np.int64), ("mtime_ns", np.int64)])
+UNKNOWN = -1  # both of them, of a picture that cannot be looked up
+AT_A_TIME = 2000  # paths made Python objects, or files looked up
+SLOW_LOOK_UP = 50e-6  # seconds; a local file takes some 5 microseconds, one over a network 200 and more
+THREADS = 16  # that look up where it is slow
 
 
 class PathTable:
@@ -46,8 +53,16 @@ class PathTable:
         return self.blob[first:end].numpy().tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
-        blob, offsets = self.blob.numpy(), self.offsets.tolist()
-        return (blob[first:end].tobytes() for first, end in itertools.pairwise(offsets))
+        for first in range(0, len(self), AT_A_TIME):
+            yield from self.take(range(first, min(first + AT_A_TIME, len(self))))
+
+    def take(self, rows) -> list[bytes]:
+        """The paths of some rows, in the given order."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        blob, offsets = memoryview(self.blob.numpy()), self.offsets.numpy()
+        return [bytes(blob[first:end]) for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist())]
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,18 @@ class Shards:
     states: torch.Tensor
     """(S, 2) int64: size in bytes and time of the last change in ns, when the shard was indexed."""
     places: torch.Tensor
-    """(N, 3) int64: shard, offset and size of each picture's bytes; size -1 for what is no regular file in it."""
+    """(N, 3) int64: shard, offset and size of each picture's bytes.
+
+    The shard is -1 for a picture in a file of its own, the size -1 for what is no regular file in its shard.
+    """
+
+    def of_rows(self, rows) -> "Shards":
+        """Where the pictures of some rows lie, in the given order."""
+        return Shards(self.names, self.states, self.places[torch.as_tensor(rows, dtype=torch.int64)])
+
+    def holds(self, row: int) -> bool:
+        """Whether picture `row` is in a shard."""
+        return self.places[row, 0].item() >= 0
 
     def read(self, root: bytes, row: int) -> tuple[bytes, int]:
         """The bytes of picture `row` and the time of the shard's last change in ns."""
@@ -70,6 +96,20 @@ class Shards:
         if [status.st_size, status.st_mtime_ns] != self.states[shard].tolist():
             raise UnreadablePicture("its shard has changed since it was listed")
         return data, status.st_mtime_ns
+
+    def states_of(self, root: bytes, rows: np.ndarray) -> np.ndarray:
+        """STATE of the pictures `rows`, unknown also where the shard is not what it was; those in files are unknown."""
+        shard, _, size = self.places.numpy()[rows].T
+        now = np.full(len(self.names), UNKNOWN, np.int64)
+        for number in np.unique(shard[shard >= 0]).tolist():
+            state = _look_up(os.path.join(root, self.names[number]))
+            if list(state) == self.states[number].tolist():
+                now[number] = state[1]
+        states = np.full(len(rows), UNKNOWN, STATE)
+        good = (size >= 0) & (shard >= 0)
+        good[good] = now[shard[good]] != UNKNOWN
+        states["size"][good], states["mtime_ns"][good] = size[good], now[shard[good]]
+        return states
 
 
 class Origin(NamedTuple):
@@ -97,14 +137,22 @@ class Listing:
     closed: tuple[bytes, ...] = ()
     """Folders that could not be opened."""
     source: bytes = b""
-    """Absolute path of what was listed: the folder, the list file, the shards with their braces, the picture."""
+    """Absolute path of what was listed: the folder, the list file, the shards with their braces, the picture.
+
+    Of several collections, their paths, sorted, with NUL bytes between them.
+    """
     repeated: int = 0
-    """Lines of a list, or members of a shard, that name a picture again; each picture is listed once."""
+    """Lines of a list, members of a shard, or pictures of another collection that name a picture again."""
     shards: Shards | None = None
-    """Where the pictures are, when not in files of their own."""
+    """Where the pictures are, when not all are in files of their own."""
 
     def __len__(self):
         return len(self.paths)
+
+    @property
+    def sources(self) -> tuple[bytes, ...]:
+        """The absolute path of every collection that was listed."""
+        return tuple(self.source.split(b"\0"))
 
     def full_path(self, row: int) -> bytes:
         """Absolute path of picture `row`; for one in a shard, the shard's path and the member's name."""
@@ -112,11 +160,24 @@ class Listing:
 
     def read(self, row: int) -> tuple[bytes, Origin]:
         """The bytes of picture `row`; raises `OSError` or `UnreadablePicture`."""
-        if self.shards is None:
+        if self.shards is None or not self.shards.holds(row):
             data, status = read_file(self.full_path(row))
             return data, Origin(status.st_size, status.st_mtime_ns)
         data, mtime_ns = self.shards.read(self.root, row)
         return data, Origin(len(data), mtime_ns)
+
+    def states(self, rows=None) -> np.ndarray:
+        """Size and time of the last change of the pictures `rows` (all), as `read` would give them: (len(rows),) STATE.
+
+        Nothing is opened: -1 and -1 for what is missing or no regular file, or in a shard that has changed.
+        """
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        if self.shards is None:
+            return _states_of_files(self, rows)
+        states = self.shards.states_of(self.root, rows)
+        in_files = self.shards.places.numpy()[rows, 0] < 0
+        states[in_files] = _states_of_files(self, rows[in_files])
+        return states
 
     def digest(self) -> str:
         """SHA-256 of the paths and their order (not of the pictures' bytes)."""
@@ -126,10 +187,37 @@ class Listing:
 
     def subset(self, rows) -> "Listing":
         """The listing of some rows, in the given order."""
-        rows = list(rows)
-        shards = self.shards and Shards(self.shards.names, self.shards.states, self.shards.places[rows])
-        return Listing(self.root, PathTable([self.paths[row] for row in rows]), self.labels[rows], self.label_names,
+        rows = np.fromiter(rows, np.int64)
+        shards = self.shards and self.shards.of_rows(rows)
+        return Listing(self.root, PathTable(self.paths.take(rows)), self.labels[rows], self.label_names,
                        self.left_out, self.closed, self.source, self.repeated, shards)
+
+
+def _states_of_files(listing: Listing, rows: np.ndarray) -> np.ndarray:
+    """STATE of pictures in files of their own; where looking up is slow, by several threads."""
+    prefix = os.path.join(listing.root, b"")
+    parts = np.split(rows, range(AT_A_TIME, len(rows), AT_A_TIME))
+
+    def look_up(part: np.ndarray) -> np.ndarray:
+        return np.array([_look_up(prefix + path) for path in listing.paths.take(part)], STATE)
+
+    begun = time.perf_counter()
+    states = [look_up(parts[0])]
+    if time.perf_counter() - begun > SLOW_LOOK_UP * len(parts[0]):
+        with ThreadPoolExecutor(THREADS) as threads:
+            states += threads.map(look_up, parts[1:])
+    else:
+        states += map(look_up, parts[1:])
+    return np.concatenate(states)
+
+
+def _look_up(path: bytes) -> tuple[int, int]:
+    """Size and time of the last change in ns of a regular file; -1 and -1 for anything else."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL byte in the name
+        return UNKNOWN, UNKNOWN
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNKNOWN, UNKNOWN)
 
 
 class State(NamedTuple):
@@ -158,25 +246,40 @@ class Found:
     """Absolute paths of all files and folders that this was read from, as they were before reading."""
     left_out: int = 0
     closed: tuple[bytes, ...] = ()
+    repeated: int = 0
     shards: Shards | None = None
 
     def listing(self, source: bytes) -> Listing:
-        """Sorted, each path once; raises `CollectionError` when a path comes with two labels."""
+        """Sorted, each path once; raises `CollectionError` when a path comes with two labels.
+
+        A path that comes with a label and without has that label.
+        """
         paths, labels = self.paths, self.labels
         order = sorted(range(len(paths)), key=paths.__getitem__)  # stable: of one path the first comes first
         first = [row for row, before in zip(order, [None, *order]) if before is None or paths[row] != paths[before]]
         if len(first) < len(order):
-            label_of = {paths[row]: labels[row] for row in first}
-            for path, label in zip(paths, labels):
-                if label_of[path] != label:
-                    raise CollectionError(f"The picture {os.fsdecode(path)!r} has two labels in {os.fsdecode(source)!r}"
-                                          f": {label_of[path]!r} and {label!r}. Leave one of them.")
+            label_of = _one_label_each(paths, labels, source)
+            labels = [label_of[path] for path in paths]
         label_names = sorted(set(labels) - {None})
         number = {name: place for place, name in enumerate(label_names)} | {None: NO_LABEL}
-        shards = self.shards and Shards(self.shards.names, self.shards.states, self.shards.places[first])
+        shards = self.shards and self.shards.of_rows(first)
         return Listing(self.root, PathTable([paths[row] for row in first]),
                        np.array([number[labels[row]] for row in first], np.int32), tuple(label_names), self.left_out,
-                       tuple(sorted(self.closed)), source, len(order) - len(first), shards)
+                       tuple(sorted(self.closed)), source, self.repeated + len(order) - len(first), shards)
+
+
+def _one_label_each(paths: list[bytes], labels: list[str | None], source: bytes) -> dict[bytes, str | None]:
+    """The label of each path; `CollectionError` when there are two."""
+    label_of = {}
+    for path, label in zip(paths, labels):
+        known = label_of.setdefault(path, label)
+        if known is None:
+            label_of[path] = label
+        elif label not in (None, known):
+            where = " and ".join(repr(os.fsdecode(one)) for one in source.split(b"\0"))
+            raise CollectionError(f"The picture {os.fsdecode(path)!r} has two labels in {where}: {known!r} and "
+                                  f"{label!r}. Leave one of them.")
+    return label_of
 
 
 def folder_label(path: bytes, root: bytes, labels: str) -> str | None:

@@ -70,8 +70,9 @@ def keep_listing(listing: Listing, labels: str, witnesses: dict[bytes, State], b
 
     A cache folder that cannot be written is said by `note` and stops nobody.
     """
-    newest = max(max(state.mtime_ns, state.ctime_ns) for state in witnesses.values())
-    if len(listing) < CACHED_FROM or listing.closed or newest > begun - SETTLED_NS:
+    if len(listing) < CACHED_FROM or listing.closed:
+        return
+    if max(max(state.mtime_ns, state.ctime_ns) for state in witnesses.values()) > begun - SETTLED_NS:
         return
     files = PathTable(list(witnesses))
     arrays = {"paths": listing.paths.blob, "path_ends": listing.paths.offsets, "labels": listing.labels,

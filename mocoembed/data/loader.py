@@ -7,13 +7,14 @@ one leaves a blank and its reason, so that batches never shift.
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
@@ -185,41 +186,53 @@ class EvaluationBatch:
     pixels: torch.Tensor
     """(N, 3, S, S) uint8, channels last in memory; zeros where a picture failed."""
     facts: np.ndarray
-    """(N,) records of `FACTS`: what the embeddings file tells about each picture."""
+    """(N,) records of `FACTS`: what the embeddings file tells about each picture; zeros where one failed."""
+    known: np.ndarray
+    """(N,) bool: not decoded, because its bytes are known; width and height are 0."""
     failures: list[Failure]
+
+    def pin_memory(self) -> "EvaluationBatch":
+        """The batch with its pixels in memory from which a GPU can copy while others compute."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
 
 
 class EvaluationPictures(Dataset):
-    """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`."""
+    """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`.
 
-    def __init__(self, listing: Listing, transform: EvaluationTransform, full_decode: bool = False):
-        self.pictures, self.transform, self.full_decode = Pictures(listing), transform, full_decode
+    With `full_decode`, JPEG files are decoded at full size before they are made small. Pictures whose bytes are `known`
+    are not decoded.
+    """
+
+    def __init__(self, listing: Listing, transform: EvaluationTransform, full_decode: bool = False,
+                 known: DigestTable | None = None):
+        self.pictures, self.transform, self.full_decode, self.known = Pictures(listing), transform, full_decode, known
 
     def __getitem__(self, slots: tuple[int, int]) -> EvaluationBatch:
         first, end = slots
         side = self.transform.crop
         pixels = np.zeros((end - first, side, side, 3), np.uint8)
-        facts = np.zeros(end - first, FACTS)
+        facts, known = np.zeros(end - first, FACTS), np.zeros(end - first, bool)
         failures = []
         for i, row in enumerate(range(first, end)):
             with self.pictures.at_picture(row, failures):
                 data, origin = self.pictures.read(row)
-                picture = Picture(data, self.full_decode)
-                pixels[i] = self.transform.pixels(picture)
-                facts[i] = (picture.width, picture.height, *origin, hashlib.sha256(data).digest())
-        return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, failures)
+                digest = hashlib.sha256(data).digest()
+                known[i] = self.known is not None and self.known.find(digest) >= 0
+                width = height = 0
+                if not known[i]:
+                    picture = Picture(data, self.full_decode)
+                    pixels[i] = self.transform.pixels(picture)
+                    width, height = picture.width, picture.height
+                facts[i] = (width, height, *origin, digest)
+        return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, known, failures)
 
 
 def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,
-                       workers: int | None = None, start: int = 0, full_decode: bool = False) -> Batches:
-    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots, from slot `start` on.
-
-    With `full_decode`, JPEG files are decoded at full size before they are made small.
-    """
+                       workers: int | None = None) -> Batches:
+    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots."""
     count = len(listing)
-    slices = [(first, min(first + batch_size, count)) for first in range(start, count, batch_size)]
-    dataset = EvaluationPictures(listing, transform, full_decode)
-    return Batches(dataset, slices, worker_count(workers, count - start), pin=False)
+    slices = [(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+    return Batches(EvaluationPictures(listing, transform), slices, worker_count(workers, count), pin=False)

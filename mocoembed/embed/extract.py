@@ -1,29 +1,37 @@
-"""Embed a collection: listing -> batches -> frozen encoder -> work file -> embeddings file.
+"""Embed collections: listing -> plan -> batches -> frozen encoder -> work file -> embeddings file.
 
-An interrupted run goes on where it was committed last; the published file is always a whole one.
+A second run reads only what is new or has changed. An interrupted run goes on where it was committed last, also when
+the collection has changed meanwhile. The published file is always a whole one. With several processes each fills its
+parts of the work file; rank 0 prepares and publishes.
 """
 
-import os
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from mocoembed.config import EmbedConfig
-from mocoembed.data.images import Listing, scan
-from mocoembed.data.loader import Failure, evaluation_batches
-from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_embeddings
-from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
-from mocoembed.errors import CollectionError, MismatchError, MocoembedError
-from mocoembed.files import StopRequest, locked, require_space
-from mocoembed.model.encoder_file import Embedder, keep_encoder
+from mocoembed.data.digests import DigestTable
+from mocoembed.data.images import scan
+from mocoembed.data.loader import EvaluationPictures, worker_count
+from mocoembed.data.workers import Batches
+from mocoembed.embed.claim import output_lock
+from mocoembed.embed.fill import fill, slices
+from mocoembed.embed.prepare import Job, prepare, remove_unfinished
+from mocoembed.embed.publish import Counts, Rows, publish
+from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings
+from mocoembed.embed.work import WorkFile
+from mocoembed.errors import CollectionError, Interrupted, ProcessError
+from mocoembed.files import StopRequest
+from mocoembed.model.encoder_file import Embedder, FrozenEncoder, keep_encoder
 from mocoembed.model.precision import Compute
+from mocoembed.model.ranks import Ranks
 from mocoembed.train.export import open_encoder, say_nothing
+from mocoembed.train.launch import run_on_ranks, share_of_cores
 from mocoembed.workspace import Workspace
 
-COMMIT_PICTURES, COMMIT_SECONDS = 1024, 10.0
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class EmbedResult:
 
     path: pathlib.Path
     listed: int
-    embedded: int
     failed: list[FailedPicture]
+    counts: Counts
     left_out: int
     """Hidden files and files without a picture's name."""
     closed: tuple[bytes, ...]
@@ -41,109 +49,137 @@ class EmbedResult:
     resumed_from: int
     """Pictures that an earlier, interrupted run had already done."""
     images_per_second: float
+    """Of the pictures that were read."""
+
+    @property
+    def embedded(self) -> int:
+        """Rows of the file."""
+        return self.listed - len(self.failed)
+
+
+@dataclass
+class Watcher:
+    """What a caller of `embed_images` wants to be told."""
+
+    progress: Callable[[int, int], None]
+    """Called with the pictures that are done and the number of all."""
+    note: Callable[[str], None]
+    """Called with a line for people."""
 
 
 def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None,
-                 note: Callable[[str], None] = say_nothing) -> EmbedResult:
-    """Embed every picture of a collection into an embeddings file.
+                 note: Callable[[str], None] = say_nothing) -> EmbedResult | None:
+    """Embed every picture of one or several collections into an embeddings file.
 
-    `progress(done, total)` is called after every batch, `note(text)` with what a person should know of an encoder of
-    others. Raises `UsageError` for wrong paths, `CollectionError` when
-    no picture can be read, `MismatchError` when the output holds another folder's or another encoder's embeddings,
-    `LockedError` when another process writes it, `Interrupted` after a signal.
+    Starts as many processes as `process_count` says, unless torchrun or srun has started them: then it joins, and
+    gives its result on rank 0 and `None` on the others. `progress(done, total)` is called after every batch,
+    `note(text)` with what a person should know.
+
+    Raises `UsageError` for wrong paths, `CollectionError` when no picture can be read, `MismatchError` when the output
+    holds another folder's or another encoder's embeddings, `LockedError` when another process writes it,
+    `ProcessError` when one of several processes dies, `Interrupted` after a signal.
     """
+    with output_lock(config) as lock:
+        return run_on_ranks(embed_rank, config, Watcher(progress, note), lock)
+
+
+def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResult | None:
+    """One process's part of `embed_images`, in a group that it has joined; all ranks give the same config."""
+    say = watcher.note if ranks.first else say_nothing
     workspace = Workspace(config.workspace)
-    frozen = open_encoder(config.encoder, workspace, note)
+    opened: list[FrozenEncoder] = []
+    ranks.from_first(lambda: opened.append(open_encoder(config.encoder, workspace, say)))  # it may be downloaded
+    frozen = opened[0] if opened else open_encoder(config.encoder, workspace)
     compute = Compute.of(config.device, config.precision)
-    listing = scan(config.folder, config.labels, note=note)
-    output = pathlib.Path(config.output) if config.output else workspace.embeddings
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
                         config.precision, config.labels, config.full_decode)
-    with locked(output.with_name(f".{output.name}.lock"), str(output)):
-        if output.exists():
-            require_replaceable(output, listing, settings, config.fresh)
-        work_path = output.with_name(f"{output.name}.work")
-        if config.fresh:
-            work_path.unlink(missing_ok=True)
-        key = {"folder": os.fsdecode(listing.source), "listing": listing.digest(), "labels": config.labels,
-               "encoder": settings.encoder["fingerprint"], "features": config.features,
-               "normalize": config.normalize, "precision": config.precision, "batch_size": config.batch_size,
-               "full_decode": config.full_decode}
-        embedder = Embedder(frozen, compute, config.features, config.normalize)
-        with WorkFile(work_path, key, len(listing), settings.dimension) as work:
-            resumed_from, begun = work.committed, time.monotonic()
-            _fill(work, listing, embedder, config, progress)
-            seconds = time.monotonic() - begun
-            failed = _publish(output, work, listing, settings)
-            work.remove()
+
+    def first_job() -> Job:
+        return prepare(config, scan(config.collections, config.labels, note=say, root=config.root), settings, say)
+
+    job = ranks.from_first(first_job)
+    embedder = Embedder(frozen, compute, config.features, config.normalize, config.compile, watcher.note)
+    share = Share(job, config, ranks, watcher)
+    seconds = share.fill(embedder) if job.todo else 0.0
+    if not ranks.first:
+        return None
+    result = finish(job, settings, seconds)
     keep_encoder(workspace.encoder_of(settings.encoder["fingerprint"]), frozen)  # `search` needs it for its queries
-    return EmbedResult(output, len(listing), len(listing) - len(failed), failed, listing.left_out, listing.closed,
-                       resumed_from, (len(listing) - resumed_from) / seconds)
+    return result
 
 
-def require_replaceable(output: pathlib.Path, listing: Listing, settings: Settings, fresh: bool):
-    """Raise `FormatError` unless `output` is an embeddings file, `MismatchError` if it comes from another source.
+class Share:
+    """The parts of a job that one process fills."""
 
-    The source is folder, encoder and settings; `fresh` allows another one.
-    """
-    way_out = "Add --fresh to replace it, or give another --output."
-    with EmbeddingFile(output) as existing:
-        if fresh:
-            return
-        sides = [("folder", os.fsdecode(existing.source), os.fsdecode(listing.source)),
-                 ("encoder", existing.fingerprint[:12], settings.encoder["fingerprint"][:12]),
-                 ("features", existing.features, settings.features),
-                 ("normalize", existing.normalized, settings.normalized),
-                 ("precision", existing.precision, settings.precision),
-                 ("full decode", existing.full_decode, settings.full_decode),
-                 ("labels", existing.labels_from, settings.labels)]
-    for what, old, new in sides:
-        if old != new:
-            raise MismatchError(f"{output} holds embeddings with another {what}: {old}, now {new}. {way_out}")
+    def __init__(self, job: Job, config: EmbedConfig, ranks: Ranks, watcher: Watcher):
+        self.job, self.config, self.ranks, self.watcher = job, config, ranks, watcher
+
+    def fill(self, embedder: Embedder) -> float:
+        """Embed this process's share, and on rank 0 wait for the others; the seconds that it took."""
+        begun, job = time.monotonic(), self.job
+        with (WorkFile(job.work) as self.work, StopRequest(patient=self.ranks.size > 1) as self.stop,
+              contextlib.ExitStack() as held):
+            base = held.enter_context(EmbeddingFile(job.base)) if job.base else None
+            known = DigestTable(base.facts()["digest"]) if base else None
+            self.own = range(self.ranks.rank, self.work.parts, self.ranks.size)
+            self.others = [part for part in range(self.work.parts) if part not in self.own]
+            todo = slices(self.work, self.own, self.config.batch_size)
+            dataset = EvaluationPictures(job.pictures(), embedder.frozen.transform, self.config.full_decode, known)
+            workers = worker_count(self.config.workers, len(todo) * self.config.batch_size, share_of_cores(self.ranks))
+            batches = Batches(dataset, todo, workers, pin=embedder.compute.device.type == "cuda")
+            fill(self.work, self.own, batches if todo else [], embedder, self._report)
+            self._leave_if_asked()
+            if self.ranks.first:
+                self._wait_for_others()
+        return time.monotonic() - begun
+
+    def _report(self, own_done: int) -> bool:
+        """Tell how far all processes are; whether to stop."""
+        stopping = self.stop.signal_number is not None  # asked once: a signal after this waits for the next batch
+        if self.ranks.first:
+            self.watcher.progress(self._kept() + own_done + self.work.done(self.others), len(self.job.listing))
+        return stopping
+
+    def _kept(self) -> int:
+        return len(self.job.listing) - self.work.slots
+
+    def _leave_if_asked(self):
+        if self.stop.signal_number is not None:
+            again = "the same command again, without --fresh," if self.config.fresh else "the same command again"
+            raise self.ranks.agreed(Interrupted(
+                f"Stopped after {self._kept() + self.work.done()} of {len(self.job.listing)} pictures; they are kept. "
+                f"Run {again} to go on.", self.stop.signal_number))
+
+    def _wait_for_others(self):
+        """Look at the work until the other processes have done theirs; who does nothing for too long is named."""
+        own, done, moved = self.work.done(self.own), -1, time.monotonic()
+        while (now := self.work.done(self.others)) + own < self.work.slots:
+            if now != done:
+                done, moved = now, time.monotonic()
+                self._report(own)
+            if time.monotonic() - moved > self.config.timeout:
+                late = sorted({part % self.ranks.size for part in self.others
+                               if self.work.committed(part) < self.work.range_of(part)[1]})
+                raise ProcessError(f"Rank {', '.join(map(str, late))} has committed nothing within --timeout. What was "
+                                   "saved is kept; run the same command again to go on.")
+            self._leave_if_asked()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._report(own)
 
 
-def _fill(work: WorkFile, listing: Listing, embedder: Embedder, config: EmbedConfig, progress):
-    """Embed the slots that are not committed yet."""
-    with StopRequest() as stop:
-        last_commit = time.monotonic()
-        transform = embedder.frozen.transform
-        for batch in evaluation_batches(listing, transform, config.batch_size, config.workers, work.committed,
-                                        config.full_decode):
-            end = batch.first + len(batch.facts)
-            vectors = embedder(batch.pixels).numpy()
-            unreadable = {failure.row for failure in batch.failures}
-            broken = [Failure(batch.first + int(place), "FloatingPointError", "the vector is not finite")
-                      for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                      if batch.first + place not in unreadable]
-            work.write(batch.first, vectors, batch.facts, batch.failures + broken)
-            stopping = stop.signal_number is not None  # asked once: a signal after this waits for the next batch
-            due = end - work.committed >= COMMIT_PICTURES or time.monotonic() - last_commit >= COMMIT_SECONDS
-            if due or stopping or end == len(listing):
-                work.commit(end)
-                last_commit = time.monotonic()
-            progress(end, len(listing))
-            if stopping:
-                stop.raise_if_set(f"Stopped after {end} of {len(listing)} pictures; they are kept. "
-                                  "Run the same command again to go on.")
-
-
-def _publish(output: pathlib.Path, work: WorkFile, listing: Listing, settings: Settings) -> list[FailedPicture]:
-    """Write the embeddings file from the finished slots; the failed pictures."""
-    require_space(output, len(listing) * (settings.dimension * 4 + 512))
-    status, facts, failed = [], [], []
-    for first, block in work.blocks():
-        status.append(block["status"])
-        facts.append(block["facts"])
-        failed += [FailedPicture(listing.paths[first + int(place)], block["error"][place].decode(),
-                                 block["reason"][place].decode())
-                   for place in np.flatnonzero(block["status"] == FAILED)]
-    status, facts = np.concatenate(status), np.concatenate(facts)
-    if not np.isin(status, (EMBEDDED, FAILED)).all():
-        raise MocoembedError(f"{work.path} is damaged. Run the same command with --fresh.")
-    if len(failed) == len(listing):
-        work.remove()
-        raise CollectionError(f"None of the {len(listing)} pictures can be read; the first one said: "
-                              f"{failed[0].error}: {failed[0].reason}")
-    vectors = (block["vector"][block["status"] == EMBEDDED] for _, block in work.blocks())
-    write_embeddings(output, listing, settings, status == EMBEDDED, facts, vectors, failed)
-    return failed
+def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
+    """Publish a job whose slots are all done, and remove what was only there for it."""
+    listing = job.listing
+    with WorkFile(job.work) as work, contextlib.ExitStack() as held:
+        base = held.enter_context(EmbeddingFile(job.base)) if job.base else None
+        rows = Rows(listing, job.plan, work, base)
+        try:
+            failed = publish(job.output, rows, settings) if job.changes else rows.failed()
+        except CollectionError:
+            remove_unfinished(job.output)
+            raise
+        read = work.slots - job.resumed_from
+    remove_unfinished(job.output)
+    kept = len(listing) - len(job.plan.todo)
+    return EmbedResult(job.output, len(listing), failed, rows.counts(), listing.left_out, listing.closed,
+                       kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)

@@ -1,8 +1,10 @@
-"""Work in progress: one record per listed picture in a plain file, safe against being killed at any moment.
+"""Work in progress: one record per picture to embed in a plain file, safe against being killed at any moment.
 
-Page 0 holds a JSON header, page 1 the number of committed slots, then come fixed-size records. A batch is written,
-flushed to the disk, and only then counted as committed; so whatever is counted is whole, and a rerun goes on
-after it. HDF5 does not give that: a file that is being appended to is lost when its writer is killed.
+The file begins with a line of JSON and the arrays that it names (which pictures there are and which are to be
+embedded). Then come the parts: fixed ranges of slots, each with a page for the number of its committed slots and its
+fixed-size records. A part belongs to one process at a time. A batch is written, flushed to the disk, and only then
+counted as committed; so whatever is counted is whole, and a rerun goes on after it. HDF5 does not give that: a file
+that is being appended to is lost when its writer is killed.
 """
 
 import json
@@ -13,59 +15,64 @@ from collections.abc import Iterator
 import numpy as np
 
 from mocoembed.data.loader import FACTS, Failure
-from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import replacing, require_space, sync_folder, write_error
+from mocoembed.errors import FormatError
+from mocoembed.files import replacing, reserve, sync_folder, write_at, write_error
 
+FORMAT = 2
 PAGE = 4096
-EMBEDDED, FAILED = 1, 2
+PARTS = 256  # at most: enough to share out, few enough to count
+EMBEDDED, FAILED, COPIED = 1, 2, 3
+"""Status of a slot; the vector of one that was `COPIED` is another picture's with the same bytes."""
 REASON_BYTES = 240
 
 
+def part_slots(slots: int, batch_size: int) -> int:
+    """Slots of a part: whole batches, the same whatever the number of processes."""
+    batches = -(-slots // batch_size)
+    return batch_size * max(1, -(-batches // PARTS))
+
+
+def pages(size: int) -> int:
+    """`size` rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
 class WorkFile:
-    """Slots of an unfinished embedding; a context manager. `committed` slots, from the first on, are done."""
+    """The slots of an unfinished embedding; a context manager. Every process opens it for itself."""
 
-    def __init__(self, path, key: dict, slots: int, dimension: int):
-        """Open the work of an earlier, interrupted run with the same `key`, or begin anew.
-
-        `key` (JSON types) is all that the vectors depend on. Raises `UsageError` when the file holds the work of
-        another key, and `MocoembedError` when the disk has no room for all records.
-        """
+    def __init__(self, path):
+        """Open what `begin` made; raises `FormatError` for anything else."""
         self.path = pathlib.Path(path)
-        self.record = np.dtype([("status", "u1"), ("error", "S64"), ("reason", f"S{REASON_BYTES}"),
-                                ("facts", FACTS), ("vector", "<f4", (dimension,))])
-        self.slots = slots
-        header = {"format": 1, "key": key, "slots": slots, "dimension": dimension}
-        if self.path.exists():
-            self._require_same(header)
-        else:
-            self._begin(header)
+        self.header = read_header(self.path)
+        self.slots, self.part_slots = self.header["slots"], self.header["part_slots"]
+        self.dimension = self.header["dimension"]
+        self.record = record_type(self.dimension)
+        self.parts = -(-self.slots // self.part_slots)
+        self._first, self._stride = self.header["parts_at"], PAGE + pages(self.part_slots * self.record.itemsize)
+        if self.path.stat().st_size < self._first + self.parts * self._stride:
+            raise FormatError(f"{self.path} is cut off. Run the same command with --fresh.")
         self._descriptor = os.open(self.path, os.O_RDWR)
-        self.committed = int.from_bytes(os.pread(self._descriptor, 8, PAGE), "little")
-        if not 0 <= self.committed <= slots:
-            raise FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
 
-    def _require_same(self, header: dict):
-        try:
-            found = _read_header(self.path)
-        except ValueError:
-            found = {}
-        if found != header:
-            other = [name for name, value in header["key"].items() if found.get("key", {}).get(name) != value]
-            raise UsageError(f"{self.path} holds unfinished work with other settings ({', '.join(other) or 'size'}). "
-                             "Add --fresh to drop it, or give another --output.")
+    @staticmethod
+    def begin(path, described: dict, arrays: dict[str, np.ndarray], slots: int, dimension: int, batch_size: int):
+        """Make the file at `path`, with room for all records: `MocoembedError` when the disk has none.
 
-    def _begin(self, header: dict):
-        size = 2 * PAGE + self.slots * self.record.itemsize
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(self.path, size)
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
-            file.write(json.dumps(header).encode().ljust(PAGE, b"\0"))
-            file.write(bytes(PAGE))
-            file.flush()
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+        `described` (JSON types) is what `read_header` gives back, beside what this adds.
+        """
+        path = pathlib.Path(path)
+        size = part_slots(slots, batch_size)
+        header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
+                  "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()]}
+        arrays_at = pages(len(json.dumps(header)) + 128)  # with room for the two numbers to come
+        parts_at = pages(arrays_at + sum(-(-array.nbytes // 8) * 8 for array in arrays.values()))
+        text = json.dumps({**header, "arrays_at": arrays_at, "parts_at": parts_at}).encode() + b"\n"
+        stride = PAGE + pages(size * record_type(dimension).itemsize)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            reserve(file.fileno(), parts_at + -(-slots // size) * stride, path)
+            write_at(file.fileno(), text, 0, path)
+            for array in arrays.values():
+                write_at(file.fileno(), np.ascontiguousarray(array).reshape(-1).view(np.uint8), arrays_at, path)
+                arrays_at += -(-array.nbytes // 8) * 8
 
     def __enter__(self):
         return self
@@ -73,10 +80,39 @@ class WorkFile:
     def __exit__(self, *exception):
         os.close(self._descriptor)
 
-    def write(self, first: int, vectors: np.ndarray, facts: np.ndarray, failures: list[Failure]):
-        """Put the next batch: slots `first`.. with vectors (n, D) and facts (n,); not committed yet."""
+    def array(self, name: str) -> np.ndarray:
+        """One of the arrays that the file was begun with."""
+        at = self.header["arrays_at"]
+        for found, kind, shape in self.header["arrays"]:
+            count, kind = int(np.prod(shape)), np.dtype(kind)
+            if found == name:
+                data = bytearray(count * kind.itemsize)
+                os.preadv(self._descriptor, [data], at)
+                return np.frombuffer(data, kind).reshape(shape)
+            at += -(-count * kind.itemsize // 8) * 8
+        raise KeyError(name)
+
+    def range_of(self, part: int) -> tuple[int, int]:
+        """The first slot of a part, and that after its last."""
+        return part * self.part_slots, min(self.slots, (part + 1) * self.part_slots)
+
+    def committed(self, part: int) -> int:
+        """The first slot of a part that is not committed; `FormatError` when the file says nonsense."""
+        first, end = self.range_of(part)
+        count = int.from_bytes(os.pread(self._descriptor, 8, self._first + part * self._stride), "little")
+        if count > end - first:
+            raise FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
+        return first + count
+
+    def done(self, parts=None) -> int:
+        """How many slots are committed, of some parts or of all."""
+        parts = range(self.parts) if parts is None else parts
+        return sum(self.committed(part) - self.range_of(part)[0] for part in parts)
+
+    def write(self, first: int, vectors: np.ndarray, facts: np.ndarray, copied: np.ndarray, failures: list[Failure]):
+        """Put slots `first`.. of one part, with vectors (n, D), facts (n,), copied (n,) bool; not committed yet."""
         records = np.zeros(len(facts), self.record)
-        records["status"] = EMBEDDED
+        records["status"] = np.where(copied, COPIED, EMBEDDED)
         records["facts"] = facts
         records["vector"] = vectors
         for failure in failures:
@@ -84,33 +120,40 @@ class WorkFile:
             blank = np.zeros((), self.record)
             blank["status"], blank["error"], blank["reason"] = FAILED, failure.error.encode(), reason.encode()
             records[failure.row - first] = blank
-        self._write(records.tobytes(), 2 * PAGE + first * self.record.itemsize)
+        write_at(self._descriptor, records.view(np.uint8), self._place(first), self.path)
 
-    def commit(self, done: int):
-        """Flush what was written and count the first `done` slots as done."""
+    def commit(self, end: int):
+        """Flush what was written and count the slots of a part up to `end` as done; `end` is its last or below."""
+        part = (end - 1) // self.part_slots
+        count = end - part * self.part_slots
         try:
             os.fsync(self._descriptor)
-            self._write(done.to_bytes(8, "little"), PAGE)
+            write_at(self._descriptor, count.to_bytes(8, "little"), self._first + part * self._stride, self.path)
             os.fsync(self._descriptor)
         except OSError as error:
             raise write_error(self.path, error) from error
-        self.committed = done
 
-    def _write(self, data: bytes, offset: int):
-        view = memoryview(data)
-        try:
-            while view:
-                written = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            raise write_error(self.path, error) from error
+    def _place(self, slot: int) -> int:
+        part, at = divmod(slot, self.part_slots)
+        return self._first + part * self._stride + PAGE + at * self.record.itemsize
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """The records of slots `first` to `end` - 1."""
+        records = np.zeros(end - first, self.record)
+        view, at = memoryview(records.view(np.uint8)), first
+        while at < end:
+            stop = min(end, self.range_of(at // self.part_slots)[1])
+            here = slice((at - first) * self.record.itemsize, (stop - first) * self.record.itemsize)
+            os.preadv(self._descriptor, [view[here]], self._place(at))
+            at = stop
+        return records
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[int, np.ndarray]]:
-        """The first slot and the records of pieces of `size` slots, all in order."""
-        for first in range(0, self.slots, size):
-            length = min(size, self.slots - first) * self.record.itemsize
-            yield first, np.frombuffer(os.pread(self._descriptor, length, 2 * PAGE + first * self.record.itemsize),
-                                       self.record)
+        """The first slot and the records of pieces of at most `size` slots: of all that are committed, in order."""
+        for part in range(self.parts):
+            first, end = self.range_of(part)[0], self.committed(part)
+            for start in range(first, end, size):
+                yield start, self.read(start, min(end, start + size))
 
     def remove(self):
         """Delete the file, once its content has been published."""
@@ -118,16 +161,28 @@ class WorkFile:
         sync_folder(self.path.parent)
 
 
-def _read_header(path) -> dict:
-    with open(path, "rb") as file:
-        return json.loads(file.read(PAGE).rstrip(b"\0"))
+def record_type(dimension: int) -> np.dtype:
+    """The record of a slot whose vector has `dimension` numbers."""
+    return np.dtype([("status", "u1"), ("error", "S64"), ("reason", f"S{REASON_BYTES}"), ("facts", FACTS),
+                     ("vector", "<f4", (dimension,))])
+
+
+def read_header(path) -> dict:
+    """The first line of a work file as JSON; `FormatError` when it is none."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.readline())
+        if header["format"] == FORMAT:
+            return header
+        problem = f"has the format {header['format']}, this version reads {FORMAT}"
+    except (ValueError, KeyError, TypeError):
+        problem = "is no unfinished work"
+    raise FormatError(f"{path} {problem}. Run the embed command with --fresh.")
 
 
 def describe_work(path) -> dict:
     """How far unfinished work is: `committed` of `listed` pictures, and what it depends on."""
-    header = _read_header(path)
-    with open(path, "rb") as file:
-        file.seek(PAGE)
-        committed = int.from_bytes(file.read(8), "little")
-    return {"format": header["format"], "committed": committed, "listed": header["slots"],
-            "dimension": header["dimension"], **header["key"]}
+    with WorkFile(path) as work:
+        listed = work.header["listed"]
+        return {"format": FORMAT, "committed": listed - work.slots + work.done(), "listed": listed,
+                "unchanged": listed - work.slots, "dimension": work.dimension, **work.header["key"]}

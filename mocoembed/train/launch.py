@@ -1,4 +1,4 @@
-"""Several processes for one pretraining: started here, or joined when torchrun or SLURM has started them.
+"""Several processes for one command: started here, or joined when torchrun or SLURM has started them.
 
 Processes started here are children of this one, made from a function: they die with it, and whatever they raise or
 say comes back through a pipe. The first that fails ends the others.
@@ -16,23 +16,46 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from multiprocessing import reduction
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mocoembed.config import PretrainConfig
 from mocoembed.data.loader import cores
-from mocoembed.errors import Interrupted, MocoembedError, TrainingError, UsageError
+from mocoembed.errors import Interrupted, MocoembedError, ProcessError, UsageError
 from mocoembed.files import StopRequest
-from mocoembed.model.ranks import Ranks
-from mocoembed.train.monitor import Watcher
+from mocoembed.model.ranks import ALONE, Ranks
 
 SECONDS_TO_LEAVE = 2.0  # for the others after one process failed, before they are ended
 SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_TO_SAVE = 60.0  # after the launcher has gone
+SECONDS_TO_SAVE = 60.0  # after a signal, or after the launcher has gone
+
+
+def run_on_ranks(work: Callable, config, watcher, lock: int | None = None):
+    """`work(config, ranks, watcher)` in as many processes as `process_count` says, or in the group found; its result.
+
+    `config` has the fields `processes`, `device` and `timeout`; in each process its device is the process's own.
+    `watcher` is a dataclass of functions. Processes started here keep the descriptor `lock` open. In a group of
+    torchrun's or srun's the ranks but the first get what `work` gives them there. Raises what `work` raises, and
+    `ProcessError` when a process dies or hangs.
+    """
+    joined = joined_ranks()
+    if joined is None and (processes := process_count(config)) > 1:
+        return start(work, config, processes, watcher, lock)
+    ranks = joined or ALONE
+    config = replace(config, device=local_device(config, ranks))
+    try:
+        with process_group(ranks, config.device, config.timeout):
+            return work(config, ranks, watcher)
+    except RuntimeError as error:
+        if ranks.size > 1 and is_of_communication(error):
+            raise ProcessError(f"Rank {ranks.rank} has lost the others: one of them has ended or hangs ("
+                               f"{' '.join(str(error).split())[:200]}). What was saved is kept; run the same command "
+                               "again to go on.") from error
+        raise
 
 
 def joined_ranks() -> Ranks | None:
@@ -63,14 +86,14 @@ def first_host(nodes: str) -> str:
     return prefix + (numbers or "") + suffix
 
 
-def process_count(config: PretrainConfig) -> int:
+def process_count(config) -> int:
     """`--processes`, or one for each visible GPU, or one on a CPU or a named GPU."""
     if config.processes is not None:
         return config.processes
     return max(1, torch.cuda.device_count()) if config.device in ("auto", "cuda") else 1
 
 
-def local_device(config: PretrainConfig, ranks: Ranks) -> str:
+def local_device(config, ranks: Ranks) -> str:
     """`--device` for this process: a GPU of its own where there are any; `UsageError` when there are too few."""
     if ranks.size == 1 or config.device == "cpu" or not torch.cuda.is_available():
         return config.device
@@ -118,19 +141,18 @@ def process_group(ranks: Ranks, device: str, timeout: float, store: Any = None) 
     dist.destroy_process_group()  # after an error the process ends without: the others may never answer
 
 
-def start(work: Callable, config: PretrainConfig, processes: int, watcher: Watcher):
+def start(work: Callable, config, processes: int, watcher, lock: int | None = None):
     """Run `work(config, ranks, watcher)` in that many processes of this machine and return what it gave on rank 0.
 
-    Raises the `MocoembedError` that a process raised, or a `TrainingError` that tells which one died and how. SIGINT,
-    SIGTERM and SIGUSR1 are passed on, so that the processes save and leave.
+    See `run_on_ranks`. SIGINT, SIGTERM and SIGUSR1 are passed on, so that the processes save and leave.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    lock = multiprocessing.get_context("spawn").Lock()
+    pipe = _Pipe(sender, multiprocessing.get_context("spawn").Lock(), type(watcher), _Kept(lock))
     with StopRequest() as stop:
         with _interrupt_ignored():
             context = torch.multiprocessing.start_processes(
-                _process, (work, config, (os.getpid(), processes, store.port), sender, lock), processes, join=False,
+                _process, (work, config, (os.getpid(), processes, store.port), pipe), processes, join=False,
                 start_method="spawn")
         sender.close()
         try:
@@ -139,6 +161,36 @@ def start(work: Callable, config: PretrainConfig, processes: int, watcher: Watch
             for process in context.processes:
                 process.kill()
                 process.join()
+
+
+class _Kept:
+    """A descriptor that a process started with it keeps open; `None` for none."""
+
+    def __init__(self, descriptor: int | None):
+        self.descriptor = descriptor
+
+    def __reduce__(self):
+        return _kept, (None if self.descriptor is None else reduction.DupFd(self.descriptor),)
+
+
+def _kept(duplicate) -> _Kept:
+    return _Kept(None if duplicate is None else duplicate.detach())
+
+
+class _Pipe:
+    """The way from a process to the launcher, for messages (kind, *values)."""
+
+    def __init__(self, sender, lock, watcher_class: type, kept: _Kept):
+        self.sender, self.lock, self.watcher_class, self.kept = sender, lock, watcher_class, kept
+
+    def send(self, *message):
+        with self.lock, contextlib.suppress(OSError):  # the launcher may be no more
+            self.sender.send(message)
+
+    def watcher(self):
+        """A watcher whose every function is called in the launcher."""
+        return self.watcher_class(**{field.name: partial(self.send, field.name)
+                                     for field in fields(self.watcher_class)})
 
 
 @contextlib.contextmanager
@@ -154,11 +206,11 @@ def _interrupt_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _attend(context, receiver, watcher: Watcher, stop: StopRequest):
+def _attend(context, receiver, watcher, stop: StopRequest):
     """Pass on signals one way and messages the other, until all processes have ended or one has failed."""
     results: dict[str, Any] = {}
     try:
-        while not context.join(0, grace_period=SECONDS_TO_LEAVE):
+        while not context.join(0, grace_period=SECONDS_TO_SAVE if stop.signal_number else SECONDS_TO_LEAVE):
             multiprocessing.connection.wait([receiver, *context.sentinels], SECONDS_BETWEEN_LOOKS)
             _receive(receiver, watcher, results)
             if stop.signal_number is not None:  # again at every look: a process may not have listened yet
@@ -178,18 +230,20 @@ def _reason(ended, error: MocoembedError | str | None, silent: list[int], stop: 
     """What to raise when a process has ended badly; a mere consequence of another's end is no reason."""
     if stop.signal_number is not None and not isinstance(error, Interrupted):
         return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
+    signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
+    if isinstance(error, Interrupted) and signal_name and stop.signal_number is None:
+        error = None  # from one that was asked to end, because another had died
     if isinstance(error, MocoembedError):
         return error
-    signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
     if error and silent and "imed out" in error:
         error = f"Rank {', '.join(map(str, silent))} did not answer within --timeout. {error}"
     elif signal_name or not error:
         how = f"was killed by {signal_name}" if signal_name else f"ended with status {status}"
         error = f"Rank {ended.error_index} (process {ended.error_pid}) {how}."
-    return TrainingError(f"{error} What was saved is kept; run the same command again to go on.")
+    return ProcessError(f"{error} What was saved is kept; run the same command again to go on.")
 
 
-def _receive(receiver, watcher: Watcher, results: dict[str, Any]):
+def _receive(receiver, watcher, results: dict[str, Any]):
     """Give the watcher what has come through the pipe for it; keep the result, and the first error."""
     with contextlib.suppress(EOFError):
         while receiver.poll():
@@ -200,7 +254,7 @@ def _receive(receiver, watcher: Watcher, results: dict[str, Any]):
                 getattr(watcher, kind)(*values)
 
 
-def _process(rank: int, work: Callable, config: PretrainConfig, group: tuple[int, int, int], pipe, lock):
+def _process(rank: int, work: Callable, config, group: tuple[int, int, int], pipe: _Pipe):
     """One of the processes that `start` started; `group`: the launcher's id, their number, the port of the store."""
     launcher, processes, port = group
     threading.Thread(target=_leave_with_the_launcher, args=(launcher,), daemon=True).start()
@@ -209,27 +263,22 @@ def _process(rank: int, work: Callable, config: PretrainConfig, group: tuple[int
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
-    def send(*message):
-        with lock, contextlib.suppress(OSError):  # the launcher may be no more
-            pipe.send(message)
-
-    warnings.showwarning = lambda message, *place: send("note", f"mocoembed: {message}")
+    warnings.showwarning = lambda message, *place: pipe.send("note", f"mocoembed: {message}")
     ranks = Ranks(rank, processes, rank, processes)
-    watcher = Watcher(step=partial(send, "step"), note=partial(send, "note"))
     try:
         config = replace(config, device=local_device(config, ranks))
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         with process_group(ranks, config.device, config.timeout, store):
-            result = work(config, ranks, watcher)
+            result = work(config, ranks, pipe.watcher())
         if ranks.first:
-            send("result", result)
+            pipe.send("result", result)
         return
     except MocoembedError as error:
         if not error.quiet:
-            send("error", error)
+            pipe.send("error", error)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        send("error", f"Rank {rank} (process {os.getpid()}) failed: {type(error).__name__}: {reason}.")
+        pipe.send("error", f"Rank {rank} (process {os.getpid()}) failed: {type(error).__name__}: {reason}.")
         os._exit(1)  # at once: an orderly end would wait for the other ranks
     sys.exit(1)
 

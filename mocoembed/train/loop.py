@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import pathlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
@@ -13,17 +13,9 @@ from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss
 from mocoembed.model.precision import Compute
-from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.model.ranks import Ranks
 from mocoembed.train.guard import Guard
-from mocoembed.train.launch import (
-    is_of_communication,
-    joined_ranks,
-    local_device,
-    process_count,
-    process_group,
-    share_of_cores,
-    start,
-)
+from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
 from mocoembed.train.monitor import (
     KnnMonitor,
     KnnReport,
@@ -71,26 +63,13 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Pretrain
     gives its result on rank 0 and `None` on the others. Resumes by itself when the run has a checkpoint.
 
     Raises `UsageError` for wrong settings, `CollectionError` for unusable pictures, `TrainingError` when the loss is
-    not finite, q collapses or a process dies, `LockedError` when another process trains the same run, `Interrupted`
-    after a signal, when all is saved.
+    not finite or q collapses, `ProcessError` when a process dies, `LockedError` when another process trains the same
+    run, `Interrupted` after a signal, when all is saved.
     """
-    watcher = watcher or Watcher()
     joined = joined_ranks()
-    processes = joined.size if joined else process_count(config)
-    require_shares(config, processes, on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
-    if joined is None and processes > 1:
-        return start(pretrain_rank, config, processes, watcher)
-    ranks = joined or ALONE
-    config = replace(config, device=local_device(config, ranks))
-    try:
-        with process_group(ranks, config.device, config.timeout):
-            return pretrain_rank(config, ranks, watcher)
-    except RuntimeError as error:
-        if ranks.size > 1 and is_of_communication(error):
-            raise TrainingError(f"Rank {ranks.rank} has lost the others: one of them has ended or hangs ("
-                                f"{' '.join(str(error).split())[:200]}). What was saved is kept; run the same command "
-                                "again to go on.") from error
-        raise
+    require_shares(config, joined.size if joined else process_count(config),
+                   on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
+    return run_on_ranks(pretrain_rank, config, watcher or Watcher())
 
 
 def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> PretrainResult | None:

@@ -1,0 +1,252 @@
+"""A second run over a changed collection: only what is new or changed is encoded, the rest stays bit for bit."""
+
+import os
+import pathlib
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from mocoembed.config import EmbedConfig
+from mocoembed.data.images import scan
+from mocoembed.embed.extract import embed_images
+from mocoembed.embed.plan import Plan, rows_by_path
+from mocoembed.embed.publish import Counts
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import Interrupted, MismatchError, UsageError
+from mocoembed.model.encoder_file import Embedder, save_encoder
+from mocoembed.workspace import Workspace
+
+
+@pytest.fixture
+def folder(tmp_path, make_pictures):
+    return make_pictures(tmp_path / "p")
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The number of pictures that went through the encoder, in each batch."""
+    numbers, begin = [], Embedder.begin
+
+    def counting(embedder, pixels):
+        numbers.append(len(pixels))
+        return begin(embedder, pixels)
+
+    monkeypatch.setattr(Embedder, "begin", counting)
+    return numbers
+
+
+@pytest.fixture
+def embed(tmp_path, make_encoder):
+    """`embed(folder, progress=None, **settings)` in a workspace that has an encoder."""
+    save_encoder(Workspace(tmp_path / "ws").newest_encoder, make_encoder())
+
+    def run(folder, progress=lambda done, total: None, **values):
+        return embed_images(EmbedConfig(str(folder), **{
+            "workspace": str(tmp_path / "ws"), "workers": 0, "device": "cpu", "batch_size": 5, **values}), progress)
+
+    return run
+
+
+def content(path):
+    """{path: (vector, everything else)} of an embeddings file."""
+    with EmbeddingFile(path) as file:
+        file.verify()
+        return {name: (vector.tobytes(), facts.tobytes(), number) for name, vector, facts, number in zip(
+            file.paths(), np.asarray(file.embeddings()), file.facts(), file.ids().tolist())}
+
+
+def test_only_new_and_changed_pictures_are_encoded(embed, folder, encoded):
+    first = embed(folder)
+    assert first.counts == Counts(new=24, changed=0, unchanged=0, recognised=0, dropped=0, repeated=0)
+    before = content(first.path)
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")       # a copy: bytes that are known
+    (folder / "green" / "001.jpg").rename(folder / "blue" / "moved.jpg")         # a move
+    shutil.copy(folder / "blue" / "001.jpg", folder / "blue" / "003.jpg")       # changed, to bytes that are known
+    (folder / "blue" / "005.jpg").write_bytes((folder / "blue" / "005.jpg").read_bytes() + b"x")  # changed
+    os.utime(folder / "blue" / "007.jpg", ns=(1, 1))                              # touched only
+    (folder / "red" / "002.png").unlink()                                        # dropped
+    new = (folder / "red" / "new.jpg", folder / "red" / "again.jpg")             # new, twice the same bytes
+    for path in new:
+        path.write_bytes((folder / "red" / "001.jpg").read_bytes() + b"new")
+    encoded.clear()
+    second = embed(folder)
+    after = content(second.path)
+    assert second.counts == Counts(new=2, changed=2, unchanged=20, recognised=2, dropped=1, repeated=1)
+    assert sum(encoded) == 2  # blue/005.jpg, and one of the two new ones
+    for name in before.keys() & after.keys() - {b"blue/003.jpg", b"blue/005.jpg", b"blue/007.jpg"}:
+        assert after[name] == before[name]
+    assert after[b"blue/moved.jpg"][0] == before[b"green/001.jpg"][0]
+    assert after[b"red/copy.png"][0] == before[b"red/000.png"][0]
+    assert after[b"blue/003.jpg"][0] == before[b"blue/001.jpg"][0]
+    assert after[b"blue/007.jpg"][0] == before[b"blue/007.jpg"][0]
+    assert after[b"blue/007.jpg"][1] != before[b"blue/007.jpg"][1]  # its time
+    assert after[b"red/new.jpg"][0] == after[b"red/again.jpg"][0]
+    assert after.keys() == before.keys() - {b"red/002.png", b"green/001.jpg"} | {
+        b"blue/moved.jpg", b"red/copy.png", b"red/new.jpg", b"red/again.jpg"}
+    whole = content(embed(folder, output=str(second.path.with_name("whole.h5"))).path)
+    for name, (vector, facts, number) in whole.items():
+        assert (facts, number) == after[name][1:]
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), np.frombuffer(after[name][0], np.float32),
+                                   atol=1e-6)
+
+
+def test_nothing_changed_leaves_the_file_alone(embed, folder, encoded):
+    first = embed(folder)
+    state, number = first.path.stat(), sum(encoded)
+    again = embed(folder)
+    assert (again.counts.unchanged, again.embedded, sum(encoded)) == (24, 24, number)
+    assert again.path.stat().st_mtime_ns == state.st_mtime_ns
+    assert again.path.stat().st_ino == state.st_ino
+    assert sorted(path.name for path in first.path.parent.iterdir() if path.name.startswith("embeddings")) == [
+        "embeddings.h5"]
+
+
+def test_pictures_only_dropped(embed, folder, encoded):
+    first = embed(folder)
+    before, number = content(first.path), sum(encoded)
+    shutil.rmtree(folder / "green")
+    second = embed(folder)
+    assert (second.counts.dropped, second.listed, sum(encoded)) == (8, 16, number)
+    assert content(second.path) == {name: row for name, row in before.items() if not name.startswith(b"green")}
+    with EmbeddingFile(second.path) as file:
+        assert file.label_names == ["blue", "red"]
+        assert file.describe()["listed"] == 16
+
+
+def test_what_failed_is_tried_again(embed, folder):
+    good = (folder / "red" / "001.jpg").read_bytes()
+    (folder / "red" / "001.jpg").write_bytes(good[:200])
+    assert len(embed(folder).failed) == 1
+    assert len(embed(folder).failed) == 1
+    (folder / "red" / "001.jpg").write_bytes(good)
+    mended = embed(folder)
+    assert (mended.failed, mended.counts.new, mended.counts.unchanged) == ([], 1, 23)
+    (folder / "red" / "001.jpg").write_bytes(good[:200])
+    broken = embed(folder)
+    assert [one.path for one in broken.failed] == [b"red/001.jpg"]
+    assert broken.embedded == 23
+
+
+def test_other_settings_refuse_to_mix(embed, folder, tmp_path, make_encoder):
+    embed(folder)
+    (folder / "red" / "000.png").unlink()
+    save_encoder(tmp_path / "other.safetensors", make_encoder(seed=1))
+    for values in ({"encoder": str(tmp_path / "other.safetensors")}, {"features": "projection"}):
+        with pytest.raises(MismatchError, match=r"another (encoder|features).*--fresh.*--output"):
+            embed(folder, **values)
+
+
+def stop_at(number):
+    """A `progress` that asks once to stop, when so many pictures are done; one more batch is finished."""
+    asked = []
+
+    def progress(done, total):
+        if done >= number and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    return progress
+
+
+def test_an_interrupted_increment_goes_on_to_the_same_bytes(embed, folder, tmp_path, make_pictures):
+    first = embed(folder)
+    shutil.copy(first.path, tmp_path / "other.h5")
+    shutil.copytree(make_pictures(tmp_path / "q", seed=5), folder / "more")
+    before = first.path.read_bytes()
+    with pytest.raises(Interrupted, match="Stopped after 39 of 48 pictures"):
+        embed(folder, stop_at(34))
+    assert first.path.read_bytes() == before
+    resumed = embed(folder)
+    assert (resumed.resumed_from, resumed.counts.new) == (39, 24)
+    whole = embed(folder, output=str(tmp_path / "other.h5"))
+    assert whole.counts == resumed.counts
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "batch size"])
+@pytest.mark.parametrize("with_output", [False, True])
+def test_a_collection_that_changes_after_an_interruption_costs_nothing(embed, folder, encoded, change, with_output,
+                                                                       make_pictures, tmp_path):
+    if with_output:
+        shutil.move(folder / "green", tmp_path / "aside")
+        embed(folder)
+        shutil.move(tmp_path / "aside", folder / "green")
+    encoded.clear()
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(20 if with_output else 10))
+    done = sum(encoded)
+    if change == "added":
+        shutil.copy(make_pictures(tmp_path / "q", seed=5) / "red" / "000.png", folder / "blue" / "000a.png")
+    elif change == "removed":
+        (folder / "red" / "007.jpg").unlink()
+    result = embed(folder, **({"batch_size": 4} if change == "batch size" else {}))
+    listed = {"added": 25, "removed": 23, "batch size": 24}[change]
+    assert result.embedded == listed
+    assert sum(encoded) - done == listed - done - (16 if with_output else 0) + (
+        with_output and change == "removed")
+    whole = embed(folder, output=str(tmp_path / "whole.h5"))
+    mine, fresh = content(result.path), content(whole.path)
+    assert {name: row[1:] for name, row in mine.items()} == {name: row[1:] for name, row in fresh.items()}
+    assert not list(result.path.parent.glob("*.work")) + list(result.path.parent.glob("*.salvaged"))
+
+
+def test_unfinished_work_of_other_settings_is_refused(embed, folder):
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10))
+    with pytest.raises(UsageError, match=r"unfinished work with other settings \(features\).*--fresh"):
+        embed(folder, features="projection")
+    assert embed(folder, features="projection", fresh=True).resumed_from == 0
+
+
+def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder, tmp_path, make_pictures):
+    embed(make_pictures(tmp_path / "other", seed=3))
+    with pytest.raises(Interrupted, match="again, without --fresh, to go on"):
+        embed(folder, stop_at(10), fresh=True)
+    assert embed(folder).resumed_from == 15
+
+
+def test_killed_between_publishing_and_cleaning_up(embed, folder, monkeypatch):
+    """The output is new, the finished work is still there: the next run notices and only cleans up."""
+    first = embed(folder)
+    (folder / "red" / "000.png").unlink()
+    (folder / "red" / "001.jpg").write_bytes((folder / "red" / "001.jpg").read_bytes() + b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.extract.remove_unfinished", lambda output: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    published = first.path.read_bytes()
+    again = embed(folder)
+    assert again.counts.unchanged == 23
+    assert again.path.read_bytes() == published
+    assert not list(first.path.parent.glob("*.work"))
+
+
+def test_a_moved_collection_goes_on_with_root(embed, folder, tmp_path, encoded):
+    first = embed(folder)
+    before, number = content(first.path), sum(encoded)
+    moved = pathlib.Path(shutil.move(folder, tmp_path / "elsewhere"))
+    with pytest.raises(MismatchError, match=r"another folder.*--root"):
+        embed(moved)
+    again = embed(moved, root=str(moved))
+    assert (again.counts.unchanged, sum(encoded)) == (24, number)
+    assert content(again.path) == before
+    with EmbeddingFile(again.path) as file:
+        assert os.fsdecode(file.root) == str(moved)
+    assert embed(moved).counts.unchanged == 24
+
+
+def test_rows_by_path_equals_a_dictionary(embed, folder):
+    first = embed(folder)
+    for name in ("red/000.png", "blue/007.jpg", "green/003.jpg"):
+        (folder / name).unlink()
+    for name in ("blue/0.png", "zz/last.png", "green/003x.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "red" / "001.jpg", folder / name)
+    listing = scan(folder)
+    with EmbeddingFile(first.path) as file:
+        known = {path: row for row, path in enumerate(file.paths())}
+        rows = rows_by_path(listing, file)
+        assert rows.tolist() == [known.get(path, -1) for path in listing.paths]
+        plan = Plan.of(listing, file)
+        assert [listing.paths[row] for row in plan.todo] == [b"blue/0.png", b"green/003x.jpg", b"zz/last.png"]
