@@ -62,21 +62,23 @@ def embed(work_or_folder, workspace, *options, prepare=None) -> Run:
 
 
 def commit_often():
-    """In a run: commit after so few pictures that a dozen make several commits."""
-    from mocoembed.embed import extract
+    """In a run: two parts of several batches, and a commit after every batch."""
+    from mocoembed.embed import fill, work
 
-    assert extract.COMMIT_PICTURES > COMMIT
-    extract.COMMIT_PICTURES = COMMIT
+    assert work.PARTS > 2
+    assert fill.COMMIT_PICTURES > COMMIT
+    work.PARTS, fill.COMMIT_PICTURES = 2, COMMIT
 
 
 def tell_every_batch():
-    """In a run: write a line about the progress after every batch, and commit after every `MANY_COMMIT` pictures."""
+    """In a run: two parts, a commit after every `MANY_COMMIT` pictures, and a line about the progress for every batch."""
     from mocoembed.cli import progress
-    from mocoembed.embed import extract
+    from mocoembed.embed import fill, work
 
+    assert work.PARTS > 2
     assert progress.SECONDS_BETWEEN_LINES > 0
-    assert extract.COMMIT_PICTURES > MANY_COMMIT
-    progress.SECONDS_BETWEEN_LINES, extract.COMMIT_PICTURES = 0.0, MANY_COMMIT
+    assert fill.COMMIT_PICTURES > MANY_COMMIT
+    work.PARTS, progress.SECONDS_BETWEEN_LINES, fill.COMMIT_PICTURES = 2, 0.0, MANY_COMMIT
 
 
 def whole(work: Work, workspace) -> dict[str, bytes]:
@@ -87,9 +89,12 @@ def whole(work: Work, workspace) -> dict[str, bytes]:
 
 
 def committed(workspace) -> int:
-    """Pictures that an unfinished embedding has committed, as `mocoembed info` says."""
+    """Pictures that an unfinished embedding has committed, as `mocoembed info` says; 0 when it has only begun."""
     work = workspace / "embeddings.h5.work"
-    return mocoembed.describe(InfoConfig(str(work)))["committed"] if work.exists() else 0
+    if not work.exists():
+        return 0
+    told = mocoembed.describe(InfoConfig(str(work)))
+    return told["committed"] if told["committed"] > told["unchanged"] else 0
 
 
 def require_old_or_new(work: Work, workspace):
@@ -101,7 +106,8 @@ def require_old_or_new(work: Work, workspace):
 def require_recovery(work: Work, workspace, *options):
     """The same command again loses nothing that was committed and comes to the end that was to be."""
     require_old_or_new(work, workspace)
-    kept = committed(workspace)
+    published = work.new != work.old and files_of(workspace).get("embeddings.h5") == work.new
+    kept = 0 if published else committed(workspace)
     run = embed(work, workspace, *(options or BATCH)).go()
     assert run.wait() == 0, run.stderr
     assert json.loads(run.stdout)["resumed_from"] >= kept
