@@ -18,7 +18,8 @@ from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_
 from mocoembed.embed.work import EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, MismatchError, MocoembedError
 from mocoembed.files import StopRequest, locked, require_space
-from mocoembed.model.encoder_file import Embedder, keep_encoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import keep_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.train.export import open_encoder, say_nothing
 from mocoembed.workspace import Workspace
