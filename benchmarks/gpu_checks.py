@@ -18,7 +18,7 @@ from mocoembed.data.sample import write_collection
 from mocoembed.data.views import ViewParameters, ViewSettings, apply_views, colour_parameters, draw
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
-from mocoembed.model.encoder_file import Embedder
+from mocoembed.model.embedder import Embedder
 from mocoembed.model.precision import Compute
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain

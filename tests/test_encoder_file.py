@@ -10,7 +10,8 @@ import torch
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import FormatError
-from mocoembed.model.encoder_file import Embedder, load_encoder, read_metadata, save_encoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import load_encoder, read_metadata, save_encoder
 from mocoembed.model.precision import Compute
 
 CPU = Compute.of("cpu", "fp32")

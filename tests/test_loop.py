@@ -15,7 +15,8 @@ from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError, Interrupted, TrainingError, UsageError
 from mocoembed.knn import knn_accuracy_of
-from mocoembed.model.encoder_file import Embedder, load_encoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import load_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain

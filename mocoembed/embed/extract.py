@@ -24,7 +24,8 @@ from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings
 from mocoembed.embed.work import WorkFile
 from mocoembed.errors import CollectionError, Interrupted, ProcessError
 from mocoembed.files import StopRequest
-from mocoembed.model.encoder_file import Embedder, FrozenEncoder, keep_encoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
 from mocoembed.train.export import open_encoder, say_nothing

@@ -14,7 +14,7 @@ import torch
 
 from mocoembed.data.loader import EvaluationBatch, Failure
 from mocoembed.embed.work import EMBEDDED, WorkFile
-from mocoembed.model.encoder_file import Embedder
+from mocoembed.model.embedder import Embedder
 
 COMMIT_PICTURES, COMMIT_SECONDS = 1024, 10.0
 BATCHES_AHEAD = 2  # computed and not yet written

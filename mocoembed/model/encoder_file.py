@@ -14,13 +14,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from torch.nn import functional
 
-from mocoembed.data.views import EvaluationTransform, normalize
+from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import write_bytes
 from mocoembed.model.encoder import Encoder, EncoderSpec, count_parameters
-from mocoembed.model.precision import Compute
 from mocoembed.version import __version__
 
 FORMAT_VERSION = 1
@@ -60,25 +58,6 @@ class FrozenEncoder:
             raise UsageError("--features projection: this encoder came without a projection head. "
                              "Give --features backbone.")
         return self.encoder.spec.dim
-
-
-class Embedder:
-    """Runs a `FrozenEncoder` on batches of uint8 pictures."""
-
-    def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool):
-        network = frozen.encoder if features == "projection" else frozen.encoder.backbone
-        self.network = compute.place(network).eval().requires_grad_(False)
-        self.frozen, self.compute, self.normalized = frozen, compute, normalized
-
-    @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8."""
-        x = pixels.to(self.compute.device, non_blocking=True).to(self.compute.dtype).div_(255)
-        x = normalize(x, self.frozen.transform.mean, self.frozen.transform.std)
-        with self.compute.autocast(), self.compute.exact():
-            vectors = self.network(x)
-        vectors = vectors.to(self.compute.dtype)
-        return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float().cpu()
 
 
 def _weights(encoder: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,7 +18,8 @@ from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
-from mocoembed.model.encoder_file import Embedder, FrozenEncoder, load_encoder, read_metadata
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, read_metadata
 from mocoembed.model.precision import Compute
 from mocoembed.search.index import SearchIndex, rows_of
 from mocoembed.train.export import open_encoder, say_nothing

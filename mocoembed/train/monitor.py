@@ -12,7 +12,8 @@ from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError
 from mocoembed.files import JsonLines
 from mocoembed.knn import knn_accuracy_of
-from mocoembed.model.encoder_file import Embedder, FrozenEncoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
 

@@ -1,0 +1,127 @@
+"""A frozen encoder made ready to embed: pictures in, vectors out, as fast as the device allows.
+
+In: pixels (N, 3, S, S) uint8, channels last in memory, pinned where the device is a GPU. Out: vectors (N, D) float32
+on the CPU. BatchNorm is folded into the convolutions, the weights lie channels last, and when memory runs out the
+pictures are computed in smaller pieces.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException  # which torchvision imports anyway
+from torch.nn import functional
+
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.errors import MocoembedError
+from mocoembed.model.batchnorm import fold
+from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.precision import Compute, to_host
+
+# In the messages of RuntimeErrors: torch on a CPU, and libraries on a GPU that allocate for themselves.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED",
+                 "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
+class Embedder:
+    """Runs a copy of a `FrozenEncoder`, which itself stays as it is, on batches of uint8 pictures.
+
+    With `compile` the copy is compiled by torch.compile at the first batch, for the size of that batch; other batches
+    are brought to that size. `note(text)` is told what a person should know.
+    """
+
+    def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool,
+                 compile: bool = False, note: Callable[[str], None] = lambda text: None):
+        network = copy.deepcopy(frozen.encoder if features == "projection" else frozen.encoder.backbone)
+        network = fold(network.to(compute.dtype).eval().requires_grad_(False), note)
+        self.frozen, self.compute, self.note = frozen, compute, note
+        self._inference = compute.place(_Inference(network, frozen.transform, normalized).eval())
+        self._compiled = compile
+        if compile:
+            self._inference.compile(dynamic=False, fullgraph=True)
+        self.at_once: int | None = None
+        """Pictures that are computed at once; `None`: as many as come."""
+        self._to_tell = False
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8."""
+        return self.begin(pixels)()
+
+    def begin(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start to embed pixels (N, 3, S, S) uint8; the function that comes back waits for the vectors (N, D) float32.
+
+        On a GPU it comes back before the work is done, and the next batch can be begun; on a CPU after that. Raises
+        `MocoembedError` when the memory does not hold a single picture, or when compiling fails.
+        """
+        if self._compiled and self.at_once is None:
+            self.at_once = len(pixels)
+        waiting, at = [], 0
+        while at < len(pixels):
+            piece = pixels[at:at + (self.at_once or len(pixels))]
+            vectors = self._run(piece)
+            if vectors is None:
+                self._take_less(piece)
+                continue
+            waiting.append(to_host(vectors))
+            at += len(piece)
+            if self._to_tell:
+                self._to_tell = False
+                self.note(f"memory ran out; batches are computed {self.at_once} pictures at a time from now on")
+        return lambda: waiting[0]() if len(waiting) == 1 else torch.cat([wait() for wait in waiting])
+
+    @torch.inference_mode()
+    def _run(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """Vectors (N, D) float32 on the device, perhaps not computed yet; `None` when its memory ran out."""
+        try:
+            x = pixels.to(self.compute.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            if self._compiled:  # copied even when nothing is added: another kind of tensor would be compiled again
+                x = functional.pad(x, (0, 0) * 3 + (0, self.at_once - len(x)))
+            with self.compute.autocast(), self.compute.exact():
+                return self._inference(x)[:len(pixels)]
+        except TorchDynamoException as error:
+            raise MocoembedError(f"The encoder cannot be compiled: {_reason(error)}\nLeave out --compile.") from error
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None
+
+    def _take_less(self, piece: torch.Tensor):
+        """Compute half as many pictures at once as there are in `piece`."""
+        if len(piece) == 1:
+            side, device = piece.shape[-1], self.compute.device
+            raise MocoembedError(f"The memory of the device {device} does not hold the work for a single picture of "
+                                 f"{side} x {side} pixels.\nEnd what else uses it, or give another --device.")
+        self.at_once, self._to_tell = len(piece) // 2, True
+        if self.compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Inference(nn.Module):
+    """Pixels (N, 3, S, S) uint8, channels last in memory -> normalised -> network -> vectors (N, D) float32."""
+
+    def __init__(self, network: nn.Module, transform: EvaluationTransform, normalized: bool):
+        super().__init__()
+        self.network, self.normalized = network, normalized
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (transform.mean, transform.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = pixels.shape
+        # Whole rows at a time: a loop over three channels, the last dimension in memory, takes twice as long.
+        rows = pixels.permute(0, 2, 3, 1).reshape(n, h, w * c).to(self.scale.dtype)
+        rows = rows.mul_(self.scale.repeat(w)).add_(self.shift.repeat(w))
+        vectors = self.network(rows.view(n, h, w, c).permute(0, 3, 1, 2)).to(self.scale.dtype)
+        return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or any(sign in str(error) for sign in OUT_OF_MEMORY))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, and the second where that only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])

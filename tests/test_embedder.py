@@ -1,0 +1,256 @@
+"""The embedder: folded against unfolded networks, its arithmetic, and what it does when memory runs out."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from mocoembed.data.views import EvaluationTransform, normalize
+from mocoembed.errors import MocoembedError
+from mocoembed.model.batchnorm import GroupedBatchNorm2d, fold
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder import Encoder, EncoderSpec, build_backbone
+from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.precision import Compute
+from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
+
+
+def compute(precision="fp32"):
+    return Compute.of("cpu", precision)
+
+
+def pixels(n, side=32, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
+
+
+def unlike_the_identity(network):
+    """The network with BatchNorms that change what goes through them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, 0, 0.1)
+                nn.init.normal_(layer.running_mean, 0, 0.1)
+                nn.init.uniform_(layer.running_var, 0.5, 2)
+    return network
+
+
+def small_encoder():
+    """An untrained `FrozenEncoder` with the 7x7 stem and groups in its BatchNorms."""
+    encoder = unlike_the_identity(Encoder(EncoderSpec("resnet18", 0.125, "7x7s2-pool", "mlp", 8), bn_groups=2))
+    return FrozenEncoder(encoder.eval(), EvaluationTransform.of(32, IMAGENET_MEAN, IMAGENET_STD), {})
+
+
+def backbone(arch):
+    return build_backbone(arch, 1.0, "7x7s2-pool", bn_groups=2)
+
+
+def batchnorms(network):
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+
+
+def unfolded(frozen, x, features, dtype):
+    """What the network itself gives for pixels x."""
+    encoder = copy.deepcopy(frozen.encoder).to(dtype)
+    with torch.inference_mode():
+        x = normalize(x.to(dtype) / 255, frozen.transform.mean, frozen.transform.std)
+        return (encoder if features == "projection" else encoder.backbone)(x)
+
+
+def vision_transformer(name):
+    network = torchvision.models.VisionTransformer(32, 16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    network.heads = nn.Identity()  # whose weights begin as zeros
+    return network
+
+
+# name -> (network, side, BatchNorms that are left); half of DenseNet's come before their convolution.
+NETWORKS = {
+    "densenet121": (backbone, 64, 62), "efficientnet_b0": (backbone, 64, 0), "googlenet": (backbone, 64, 0),
+    "mobilenet_v2": (backbone, 64, 0), "mobilenet_v3_small": (backbone, 64, 0), "regnet_y_400mf": (backbone, 64, 0),
+    "resnet18": (backbone, 64, 0), "resnet50": (backbone, 64, 0), "shufflenet_v2_x0_5": (backbone, 64, 0),
+    "vgg11_bn": (lambda name: torchvision.models.vgg11_bn().features, 32, 0),
+    "vision transformer": (vision_transformer, 32, 0),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_folded_network_gives_the_same_features(name):
+    make, side, left = NETWORKS[name]
+    network, notes = unlike_the_identity(make(name)).eval(), []
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = copy.deepcopy(network).double()(x)
+        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+            folded = fold(copy.deepcopy(network).to(dtype), notes.append)
+            assert batchnorms(folded) == left
+            assert (folded(x.to(dtype)) - expected).abs().max() < tolerance * expected.abs().max()
+    assert notes == []
+
+
+def test_the_encoder_stays_as_it_was():
+    frozen = small_encoder()
+    state, kinds = copy.deepcopy(frozen.encoder.state_dict()), [type(layer) for layer in frozen.encoder.modules()]
+    fingerprint = frozen.fingerprint()
+    for precision in ("fp64", "bf16"):
+        Embedder(frozen, compute(precision), "backbone", True)(pixels(2))
+    assert frozen.fingerprint() == fingerprint
+    assert [type(layer) for layer in frozen.encoder.modules()] == kinds
+    assert GroupedBatchNorm2d in kinds
+    for name, tensor in frozen.encoder.state_dict().items():
+        assert tensor.dtype == state[name].dtype
+        assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize("features", ["backbone", "projection"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-6), ("fp32", 1e-5), ("bf16", 0.05)])
+def test_vectors_of_each_precision(features, precision, tolerance):
+    frozen, x = small_encoder(), pixels(5)
+    vectors = Embedder(frozen, compute(precision), features, True)(x)
+    expected = functional.normalize(unfolded(frozen, x, features, torch.float64), dim=1)
+    assert vectors.dtype == torch.float32
+    assert (vectors - expected).abs().max() < tolerance
+    other = Embedder(frozen, compute(precision), features, True)(x.contiguous())  # channels first in memory
+    torch.testing.assert_close(other, vectors, rtol=0, atol=tolerance)
+
+
+class Twice(nn.Module):
+    """One convolution with two BatchNorms: folding either into it would be wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        for layer in (self.one, self.other):
+            nn.init.normal_(layer.running_mean)
+            nn.init.normal_(layer.weight)
+
+    def forward(self, x):
+        return self.other(self.conv(self.one(self.conv(x))))
+
+
+class Shared(Twice):
+    """The convolution's output goes to a BatchNorm and elsewhere."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.other(self.one(y) + y)
+
+
+class Untraceable(Twice):
+    """It looks at its input's values."""
+
+    def forward(self, x):
+        return self.one(self.conv(x if x.sum() > 0 else -x))
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Twice, "twice"), (Shared, None), (Untraceable, "cannot be traced")])
+def test_what_cannot_be_folded_is_left(kind, said):
+    network, notes = kind().eval().double(), []
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expected = network(x)
+    left = fold(copy.deepcopy(network), notes.append)
+    assert batchnorms(left) == batchnorms(network)
+    assert torch.equal(left(x), expected)
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]
+
+
+def limited(embedder, limit, error):
+    """Let the embedder's network fail with `error` above `limit` pictures; the list of batch sizes that it saw."""
+    forward, seen = embedder._inference.forward, []
+
+    def network(x):
+        seen.append(len(x))
+        if len(x) > limit:
+            raise error
+        return forward(x)
+
+    embedder._inference.forward = network
+    return seen
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")])
+def test_when_memory_runs_out_smaller_pieces_are_computed_and_that_is_said_once(make_encoder, error):
+    notes, x = [], pixels(21)
+    expected = Embedder(make_encoder(), compute(), "backbone", True)(x)
+    embedder = Embedder(make_encoder(), compute(), "backbone", True, note=notes.append)
+    seen = limited(embedder, 6, error)
+    torch.testing.assert_close(embedder(x), expected)
+    assert seen == [21, 10, 5, 5, 5, 5, 1]
+    del seen[:]
+    torch.testing.assert_close(embedder(x[:12]), expected[:12])
+    assert seen == [5, 5, 2]
+    assert notes == ["memory ran out; batches are computed 5 pictures at a time from now on"]
+
+
+def test_a_single_picture_that_does_not_fit_is_an_error(make_encoder):
+    embedder = Embedder(make_encoder(), compute(), "backbone", True)
+    seen = limited(embedder, 0, torch.OutOfMemoryError())
+    with pytest.raises(MocoembedError, match="single picture of 32 x 32 pixels"):
+        embedder(pixels(4))
+    assert seen == [4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(make_encoder):
+    embedder = Embedder(make_encoder(), compute(), "backbone", True)
+    seen = limited(embedder, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        embedder(pixels(4))
+    assert seen == [4]
+
+
+def test_batches_can_be_begun_before_the_last_is_fetched(make_encoder):
+    embedder = Embedder(make_encoder(), compute(), "backbone", True)
+    batches = [pixels(3, seed=seed) for seed in range(3)]
+    waiting = [embedder.begin(batch) for batch in batches]
+    for wait, batch in zip(waiting, batches):
+        torch.testing.assert_close(wait(), embedder(batch))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """`compiler(backend)` replaces the compiler that torch.compile hands the traced network to."""
+    def use(backend):
+        torch.compiler.reset()
+        compile = nn.Module.compile
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile(self, backend=backend, **options))
+
+    yield use
+    torch.compiler.reset()
+
+
+def test_a_compiled_network_is_compiled_once_for_all_batch_sizes(make_encoder, compiler):
+    shapes = []
+
+    def backend(module, inputs):
+        shapes.append([tuple(one.shape) for one in inputs if one.dtype == torch.uint8])
+        return module.forward
+
+    compiler(backend)
+    embedder = Embedder(make_encoder(), compute(), "backbone", True, compile=True)
+    expected = Embedder(make_encoder(), compute(), "backbone", True)(pixels(20))
+    for size in (8, 3, 20, 1, 8):
+        torch.testing.assert_close(embedder(pixels(20)[:size]), expected[:size])
+    assert shapes == [[(8, 3, 32, 32)]]
+
+
+def test_a_compiler_that_fails_ends_the_work(make_encoder, compiler):
+    def backend(module, inputs):
+        raise ValueError("no such instruction")
+
+    compiler(backend)
+    embedder = Embedder(make_encoder(), compute(), "backbone", True, compile=True)
+    with pytest.raises(MocoembedError, match=r"cannot be compiled: .*no such instruction"):
+        embedder(pixels(2))
+
+
+@pytest.mark.slow
+def test_the_real_compiler(make_encoder):
+    x = pixels(6)
+    compiled = Embedder(make_encoder(), compute(), "backbone", True, compile=True)
+    torch.testing.assert_close(compiled(x), Embedder(make_encoder(), compute(), "backbone", True)(x))
