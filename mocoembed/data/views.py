@@ -239,6 +239,8 @@ class EvaluationTransform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
+    mode: str = "shorter-side"
+    """Or `squash`: resize both sides to `resize`, whatever the picture's shape."""
 
     @classmethod
     def of(cls, image_size: int, mean, std) -> "EvaluationTransform":
@@ -256,7 +258,7 @@ class EvaluationTransform:
         image = picture.rgb(shrink=short / self.resize)
         box = []
         for side in (picture.width, picture.height):
-            resized = int(self.resize * side / short)
+            resized = self.resize if self.mode == "squash" else int(self.resize * side / short)
             start = round((resized - self.crop) / 2)
             box += [start / resized, (start + self.crop) / resized]  # shares of the side
         left, right, top, bottom = box
