@@ -74,6 +74,13 @@ class Picture:
             return _to_rgb(image)
 
 
+def pixels_of(image: Image.Image, out: np.ndarray):
+    """Put the pixels of an RGB picture into `out` (H, W, 3) uint8, a strip of rows at a time."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        out[top:top + rows] = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _in_strips(image, _sixteen_bits)

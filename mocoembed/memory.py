@@ -1,4 +1,4 @@
-"""How much memory this process can still take: asked before an index is built or loaded, not found out."""
+"""How much memory this process can still take: asked before it is filled, not found out."""
 
 import contextlib
 import pathlib
