@@ -25,7 +25,7 @@ class SharedBytes:
         self.size = size
         if path is None:
             self._descriptor = os.memfd_create("mocoembed-cache")
-            os.truncate(self._descriptor, size)
+            os.truncate(self._descriptor, max(1, size))
         else:
             self._descriptor = os.open(path, os.O_RDWR)
         self._map = mmap.mmap(self._descriptor, max(1, size))

@@ -116,27 +116,26 @@ def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, flo
 
 
 def crop(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the box of the picture, resized bilinearly with antialiasing.
+    """(size, size, 3) uint8: the box of a picture, `Image` or (H, W, 3) uint8, resized bilinearly with antialiasing.
 
-    The picture is an `Image` or (H, W, 3) uint8. A large box is cut out in strips of rows, each made narrow at once:
-    the same pixels, without a second copy of a large picture.
+    Along the rows first, then down the columns; Pillow itself chooses the order since version 13, and the views are not
+    to depend on its version. Large boxes are cut out in strips, so that there is no second copy of a large picture.
     """
     left, top, right, bottom = box
     rows = max(1, STRIP // (right - left))
-
-    def resized(first: int, end: int, height: int) -> Image.Image:
-        if isinstance(image, np.ndarray):
-            part = Image.fromarray(image[first:end, left:right])
-        else:
-            part = image.crop((left, first, right, end))
-        return part.resize((size, height), Image.Resampling.BILINEAR)
-
-    if bottom - top <= rows:
-        return np.asarray(resized(top, bottom, size))
-    narrow = Image.new("RGB", (size, bottom - top))
+    strips = []
     for first in range(top, bottom, rows):
         end = min(first + rows, bottom)
-        narrow.paste(resized(first, end, end - first), (0, first - top))
+        if isinstance(image, np.ndarray):
+            strip = Image.fromarray(image[first:end, left:right])
+        else:
+            strip = image.crop((left, first, right, end))
+        strips.append(strip.resize((size, end - first), Image.Resampling.BILINEAR))
+    narrow = strips[0]
+    if len(strips) > 1:
+        narrow = Image.new("RGB", (size, bottom - top))
+        for place, strip in enumerate(strips):
+            narrow.paste(strip, (0, place * rows))
     return np.asarray(narrow.resize((size, size), Image.Resampling.BILINEAR))
 
 

@@ -20,12 +20,12 @@ from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
 from mocoembed.data.workers import Batches, Failure
 from mocoembed.errors import MocoembedError, UsageError
-from mocoembed.memory import GIB, available_memory
+from mocoembed.memory import available_memory, shown
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
 
 SHARE = 0.8  # of the available memory, which may be taken
-AT_A_TIME = 64  # pictures
+AT_A_TIME = 32  # pictures
 SAMPLE = 1024  # pictures whose sizes tell, before all are looked at, that a collection is far too large
 
 
@@ -59,8 +59,8 @@ class Filling:
             sizes[:] = torch.tensor([*same, *same])  # so that they can be stacked
         needed = int(bytes_of(sizes).sum())
         self._require(needed, available, "")
-        shown = "" if available is None else f" of {available / GIB:.2f} GiB available"
-        self.note(f"--cache ram: {needed / GIB:.2f} GiB{shown} for {count:,} decoded pictures")
+        of_available = "" if available is None else f" of {shown(available)} available"
+        self.note(f"--cache ram: {shown(needed)}{of_available}, for {count:,} decoded pictures")
         return self._decoded(sizes, aside)
 
     def sample(self, count: int) -> torch.Tensor:
@@ -80,9 +80,9 @@ class Filling:
         """Raise `MocoembedError` on all ranks unless so many bytes may be taken."""
         if available is not None and needed > SHARE * available:
             raise self.ranks.agreed(MocoembedError(
-                f"--cache ram: {len(self.listing):,} decoded pictures need {about}{needed / GIB:.2f} GiB, and of the "
-                f"{max(0, available) / GIB:.2f} GiB available at most {SHARE:.0%} may be taken. Leave --cache out, or "
-                "make the pictures smaller."))
+                f"--cache ram: {len(self.listing):,} decoded pictures need {about}{shown(needed)}, and of the "
+                f"{shown(max(0, available))} available at most {SHARE:.0%} may be taken. Leave --cache out, or make "
+                "the pictures smaller."))
 
     def _sizes(self, slices: list[np.ndarray], what: str) -> tuple[torch.Tensor, dict[int, Failure]]:
         """(M, 4) sizes of the pictures in `slices`, each rank reading some, and who could not be read."""

@@ -195,6 +195,9 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     if before["epochs"] != now.epochs:
         note(f"{now.epochs} epochs now, {before['epochs']} before: the learning rate follows the new schedule from "
              "here on")
+    if before["cache"] != now.cache and not now.full_decode:
+        note(f"--cache {now.cache} now, {before['cache']} before: large JPEG files may be decoded at another scale, so "
+             "not the same bits")
     if state["processes"] != training.ranks.size:
         note(f"{training.ranks.size} processes now, {state['processes']} before: the same mathematics, but not the "
              "same bits")

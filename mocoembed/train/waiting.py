@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 
-from mocoembed.memory import GIB, available_memory
+from mocoembed.memory import available_memory, shown
 from mocoembed.train.filling import SHARE, Filling
 
 STRETCH, SHARE_OF_STRETCH = 60.0, 0.2  # seconds of steps over which waiting counts, and the share that is much
@@ -92,7 +92,7 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
     elif idle > 0:
         ways.append(f"--workers {workers + idle} ({idle} of {cores} cores have no work)")
     if config.cache == "none" and available is not None and needed <= SHARE * available:
-        ways.append(f"--cache ram (about {needed / GIB:.2f} GiB, {available / GIB:.2f} GiB are available)")
+        ways.append(f"--cache ram (about {shown(needed)}, {shown(available)} are available)")
     side = int(sizes[:, :2].min(dim=1).values.median())
     if config.cache == "none" and side >= LARGE * config.image_size:
         ways.append(f"smaller files (shorter side {side} pixels in the median; {2 * config.image_size} would do)")
