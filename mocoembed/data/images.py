@@ -65,7 +65,7 @@ def _scan_one(source: bytes, find, labels: str, note: Callable[[str], None]) -> 
     listing = cached_listing(source, labels)
     if listing is None:
         begun = time.time_ns()
-        found = find(labels, _Teller(f"listing {os.fsdecode(source)}", note))
+        found = find(labels, Teller(f"listing {os.fsdecode(source)}", note))
         listing = found.listing(source)
         keep_listing(listing, labels, found.witnesses, begun, note)
     return listing
@@ -127,15 +127,16 @@ def _one(path: bytes, labels: str, tell) -> Found:
     return Found(root, [name], [folder_label(name, root, labels)], {path: State.of(path)})
 
 
-class _Teller:
-    """Called with the number of pictures found so far; says it after 1, 2, 4, ... seconds, then every half minute."""
+class Teller:
+    """Called with the number of pictures so far; says it after 1, 2, 4, ... seconds, then every half minute."""
 
-    def __init__(self, what: str, note: Callable[[str], None]):
+    def __init__(self, what: str, note: Callable[[str], None], total: int | None = None):
         self.what, self.note, self.pause = what, note, 1.0
+        self.end = "pictures so far" if total is None else f"of {total:,} pictures"
         self.due = time.monotonic() + self.pause
 
     def __call__(self, count: int):
         if (now := time.monotonic()) >= self.due:
             self.pause = min(30.0, 2 * self.pause)
             self.due = now + self.pause
-            self.note(f"{self.what}: {count:,} pictures so far")
+            self.note(f"{self.what}: {count:,} {self.end}")
