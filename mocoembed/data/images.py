@@ -12,9 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from mocoembed.data.folder import find_in_folder
+from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list
-from mocoembed.data.listing import NO_LABEL, Found, Listing, PathTable, State, folder_label
+from mocoembed.data.listing import NO_LABEL, Listing, PathTable
 from mocoembed.data.listing_cache import cached_listing, keep_listing
 from mocoembed.data.picture import SUFFIXES
 from mocoembed.data.shards import find_in_shards
@@ -124,7 +125,10 @@ def _finder(given: str | bytes, what: str):
 def _one(path: bytes, labels: str, tell) -> Found:
     """A single picture."""
     root, name = os.path.split(path)
-    return Found(root, [name], [folder_label(name, root, labels)], {path: State.of(path)})
+    found = Found(root)
+    found.extend([name], [folder_label(name, root, labels)])
+    found.witnesses[path] = State.of(path)
+    return found
 
 
 class Teller:
