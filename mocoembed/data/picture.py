@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-MOST_MEMORY = 320 << 20  # four processes with a picture that needs as much each, and the program, stay below 2 GiB
+MOST_MEMORY = 272 << 20  # four processes with a picture that needs as much each, and the program, stay below 2 GiB
 MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
 STRIP = 1 << 18  # pixels converted at a time
