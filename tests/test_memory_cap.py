@@ -22,8 +22,8 @@ KINDS = {  # mode, format, options, bytes for each pixel that decoding takes at 
     "16-bit": ("I;16", "PNG", {"compress_level": 1}, 6),
     "cmyk": ("CMYK", "JPEG", {"quality": 30}, 8),
     "progressive": ("RGB", "JPEG", {"quality": 30, "progressive": True, "subsampling": 0}, 10),
-    "webp": ("RGB", "WEBP", {"quality": 10, "method": 0}, 17),
-    "transparent-webp": ("RGBA", "WEBP", {"quality": 10, "method": 0}, 17),
+    "webp": ("RGB", "WEBP", {"quality": 10, "method": 0}, 19),
+    "transparent-webp": ("RGBA", "WEBP", {"quality": 10, "method": 0}, 19),
     "one-strip": ("RGB", "TIFF", {"compression": "tiff_lzw", "strip_size": 1 << 30}, 7),
 }
 
