@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from test_loop import flat, require_equal
 
 import mocoembed.train.step
@@ -91,6 +92,27 @@ def test_the_variants_differ(both):
     finals = [losses(both[0], name)[-1] for name in VARIANTS]
     assert len({round(loss, 6) for loss in finals}) == len(VARIANTS)
     assert all(math.isfinite(loss) for loss in finals)
+
+
+def with_and_without_cache(folder, config, ranks, watcher):
+    """Pretrain from files and from memory; each process decodes a part of what all of them read."""
+    for cache in ("none", "ram"):
+        pretrain_rank(dataclasses.replace(config, workspace=f"{folder}/{cache}", cache=cache), ranks, watcher)
+
+
+@pytest.mark.parametrize("one_size", [False, True])  # of one size: crops are made on the device
+def test_two_processes_share_the_memory_of_a_cache(pictures, tmp_path, one_size):
+    for i, path in enumerate(sorted(pictures.rglob("*.png"))):
+        with Image.open(path) as image:
+            image.resize((24 if one_size else 24 + i, 24)).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "03.png").write_bytes(b"not a picture")
+    notes = []
+    start(partial(with_and_without_cache, tmp_path), little(tmp_path, epochs=2), 2, Watcher(note=notes.append))
+    assert sum("crops are made in batches on the device" in note for note in notes) == one_size
+    one, other = (newest(tmp_path / cache) for cache in ("none", "ram"))
+    for state in (one, other):
+        state["config"] = state["sha256"] = None
+    require_equal(one, other)
 
 
 # ------------------------------------------------------------------------------------------- stopping and resuming

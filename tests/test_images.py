@@ -199,5 +199,24 @@ def test_a_truncated_picture_is_an_error(cut):
 def test_refuses_formats_off_the_list_and_bombs():
     with pytest.raises(Exception, match="cannot identify"):
         Picture(encoded(Image.new("RGB", (8, 8)), "EPS"))
-    with pytest.raises(UnreadablePicture, match="pixels; at most"):
+    with pytest.raises(UnreadablePicture, match="take 686 MiB to decode; at most 272 MiB"):
         pixels(encoded(Image.new("1", (12_000, 12_000))))
+
+
+def test_a_jpeg_in_several_scans_counts_at_full_size():
+    """Its coefficients are held whole, whatever scale it is decoded at."""
+    image = Image.new("RGB", (1600, 1600))
+    files = {name: encoded(image, "JPEG", **more) for name, more in {
+        "baseline": {"subsampling": 0}, "progressive": {"subsampling": 0, "progressive": True},
+        "4:2:0": {"subsampling": 2, "progressive": True}}.items()}
+    bytes_of_scans = {name: Picture(data)._bytes_of_scans() for name, data in files.items()}
+    assert bytes_of_scans == {"baseline": 0, "progressive": 6, "4:2:0": 3}
+    assert Picture(encoded(image.convert("L"), "JPEG"))._bytes_of_scans() == 0
+
+
+def test_a_progressive_bomb_is_refused_at_any_scale(monkeypatch):
+    monkeypatch.setattr("mocoembed.data.picture.MOST_MEMORY", 4 << 20)
+    image = Image.new("RGB", (1600, 1600))
+    assert Picture(encoded(image, "JPEG")).rgb(8).size == (200, 200)
+    with pytest.raises(UnreadablePicture, match=r"\(JPEG, RGB\) take 7 MiB"):
+        Picture(encoded(image, "JPEG", progressive=True)).rgb(8)

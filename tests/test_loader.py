@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.digests import DigestTable
@@ -15,6 +16,7 @@ from mocoembed.data.loader import (
     evaluation_batches,
     steps_per_epoch,
     view_batches,
+    worker_count,
 )
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import CollectionError
@@ -99,6 +101,34 @@ def test_the_two_views_of_a_picture_differ(pictures):
     assert batch.crops[0].shape == (8, 3, 32, 32)
     assert batch.crops[0].dtype == torch.uint8
     assert not torch.equal(*batch.crops)
+
+
+def test_a_memory_bank_gets_one_view(pictures):
+    bank, queue = (batches_of(scan(pictures), dictionary=name)[0] for name in ("memory-bank", "queue"))
+    assert (len(bank.crops), bank.keys) == (1, [])
+    assert torch.equal(bank.crops[0], queue.crops[0])
+    assert same(bank.queries[0], queue.queries[0])
+
+
+def test_full_decode_is_at_full_size(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+    for i in range(8):
+        Image.fromarray(noise).save(tmp_path / f"{i}.jpg")
+    for i in range(8):
+        (tmp_path / "png").mkdir(exist_ok=True)
+        Image.open(tmp_path / f"{i}.jpg").save(tmp_path / "png" / f"{i}.png")
+    whole = batches_of(scan(tmp_path / "png"))[0]
+    for path in tmp_path.glob("png/*.png"):
+        path.unlink()
+    full, scaled = (batches_of(scan(tmp_path), full_decode=full)[0] for full in (True, False))
+    assert same(full.crops, whole.crops)
+    assert not same(scaled.crops, whole.crops)
+
+
+@pytest.mark.parametrize(("given", "pictures", "available", "expected"), [
+    (0, 9999, 8, 0), (5, 10, 1, 5), (None, 10, 8, 1), (None, 501, 8, 7), (None, 501, 1, 1), (None, 9999, 64, 16)])
+def test_there_is_a_loading_process_unless_none_is_asked_for(given, pictures, available, expected):
+    assert worker_count(given, pictures, available) == expected
 
 
 def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, make_pictures):

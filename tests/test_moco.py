@@ -6,6 +6,7 @@ import torch
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.loss import info_nce
 from mocoembed.model.moco import MoCo, Views
+from mocoembed.model.ranks import Ranks
 
 SPEC = EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16)
 
@@ -86,3 +87,22 @@ def test_keys_of_the_querys_own_picture_can_be_left_out():
     excluded = keys_of(moco, x, rows=torch.tensor([7, 1, 5, 0])).excluded
     assert excluded.nonzero().tolist() == [[0, 2], [2, 0]]
     assert keys_of(built(size=6), x).excluded is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_whose_keys_they_are_is_gathered_and_noted_only_where_it_is_used(masked):
+    moco, x = built(mask_same_image=masked), torch.randn(4, 3, 16, 16).double()
+    gathered = []
+
+    class Counting(Ranks):
+        def gather(self, x):
+            gathered.append(x.dtype)
+            return x
+
+    moco.ranks = Counting()
+    views = Views([], [], torch.arange(4), None)
+    keys = moco.key(x, views)
+    moco.remember([], [keys], views)
+    assert gathered.count(torch.int64) == masked
+    assert moco.queue.rows[:4].tolist() == (list(range(4)) if masked else [-1] * 4)
+    assert torch.equal(moco.queue.keys[:, :4], keys.new.T)

@@ -14,6 +14,8 @@ from mocoembed.data import views
 from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     DRAWS,
+    PURPOSE_VIEW,
+    Draws,
     EvaluationTransform,
     ViewSettings,
     apply_views,
@@ -21,6 +23,7 @@ from mocoembed.data.views import (
     colour_parameters,
     crop_box,
     draw,
+    generator,
 )
 
 PLAIN = {"jitter_probability": 0.0, "grey_probability": 0.0, "blur_probability": 0.0, "flip_probability": 0.0,
@@ -53,6 +56,13 @@ def test_draws_are_a_function_of_the_counters_alone():
     others = [draw(2, 2, 3, 0), draw(1, 3, 3, 0), draw(1, 2, 4, 0), draw(1, 2, 3, 1)]
     assert all(np.abs(other - again).max() > 0.1 for other in others)
     assert again.shape == (DRAWS,)
+
+
+def test_one_generator_set_to_each_counter_gives_what_one_for_each_would():
+    draws = Draws(7)
+    for counter in ((0, 0, 0), (3, 50_000, 1), (3, 50_000, 0), (0, 0, 0)):
+        epoch, index, view = counter
+        assert np.array_equal(draws(*counter), generator(7, PURPOSE_VIEW, view, index, epoch).random(DRAWS))
 
 
 def test_draws_are_uniform_and_independent():
@@ -173,6 +183,20 @@ def test_crop_equals_torchvisions_resized_crop():
     ours = views.crop(picture, (7, 11, 60, 50), 32)
     expected = theirs.resized_crop(picture, 11, 7, 39, 53, [32, 32], theirs.InterpolationMode.BILINEAR)
     assert np.array_equal(ours, np.asarray(expected))
+
+
+@pytest.mark.parametrize("box", [(7, 11, 60, 50), (0, 0, 80, 60), (3, 0, 20, 60), (10, 20, 11, 22)])
+def test_crops_in_strips_and_of_arrays_are_the_same(monkeypatch, box):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    whole = views.crop(Image.fromarray(pixels), box, 32)
+    assert np.array_equal(views.crop(pixels, box, 32), whole)
+    monkeypatch.setattr(views, "STRIP", 300)
+    assert np.array_equal(views.crop(Image.fromarray(pixels), box, 32), whole)
+    assert np.array_equal(views.crop(pixels, box, 32), whole)
+    left, top, right, bottom = box
+    theirs_whole = theirs.resized_crop(Image.fromarray(pixels), top, left, bottom - top, right - left, [32, 32],
+                                       theirs.InterpolationMode.BILINEAR)
+    assert np.abs(whole.astype(int) - np.asarray(theirs_whole).astype(int)).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(80, 60), (60, 80), (64, 64), (33, 200), (20, 20)])
