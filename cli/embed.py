@@ -29,6 +29,7 @@ def embed(as_json, **values):
       mocoembed embed 'shards/train-{000..009}.tar' --output shards.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
+      mocoembed embed photos --encoder torchvision:resnet50
     """
     from mocoembed.embed.extract import embed_images
 

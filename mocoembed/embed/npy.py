@@ -7,6 +7,7 @@ compared, or else of the vectors themselves.
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ def read_vectors(config: ConvertConfig, source: pathlib.Path, list_file: pathlib
     order = np.array(sorted(range(len(found.paths)), key=found.paths.__getitem__), np.int64)
     listing = found.listing(os.fsencode(list_file.absolute()))
     if listing.repeated:
-        twice = next(found.paths[one] for one, other in zip(order, order[1:]) if found.paths[one] == found.paths[other])
+        twice = next(one for one, other in itertools.pairwise(sorted(found.paths)) if one == other)
         raise FormatError(f"{list_file} names {os.fsdecode(twice)!r} more than once; an embeddings file has one row "
                           "for a path.")
     settings = Settings(foreign_encoder(config.made_by, source), "backbone",
