@@ -34,8 +34,10 @@ setup(
     ],
     extras_require={
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        "timm": ["timm>=1.0.15"],
+        "parquet": ["pyarrow>=15"],
         "dev": ["pytest>=8", "ruff>=0.9", "onnx>=1.17", "onnxscript>=0.3",
-                "onnxruntime>=1.20"],
+                "onnxruntime>=1.20", "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2"],
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},
 )

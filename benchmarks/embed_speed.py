@@ -40,7 +40,7 @@ from benchmarks.embed_contenders import CONTENDERS, SIDE, Lab
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS, worker_count
 from mocoembed.data.views import EvaluationTransform
-from mocoembed.embed.store import Settings, write_embeddings
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.embed.work import WorkFile
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance

@@ -34,6 +34,7 @@ def embed(as_json, **values):
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
       mocoembed embed list.txt --root /where/the/pictures/are/now
+      mocoembed embed photos --encoder torchvision:resnet50
     """
     from mocoembed.embed.claim import output_lock
 

@@ -14,7 +14,7 @@ def export(**values):
     """Write the query encoder of SOURCE: a checkpoint, run folder or encoder file; by default the newest run.
 
     SOURCE can also be weights of others (MoCo, lightly, solo-learn, VISSL, mmpretrain, torchvision) or a known name:
-    moco-v1-200ep, moco-v2-200ep or moco-v2-800ep, which is downloaded.
+    moco-v1-200ep, moco-v2-200ep or moco-v2-800ep, which is downloaded, torchvision:NAME or timm:NAME.
 
     The format `encoder` becomes the workspace's newest encoder. torchvision, detectron2 and onnx hold the backbone
     alone, without the projection head.

@@ -15,7 +15,7 @@ from mocoembed.version import __version__
 # on two cores, spinning cut pretraining from 400 images/s to 17.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "info")
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -44,6 +44,8 @@ def cli(debug):
       mocoembed index                 make them searchable
       mocoembed search PICTURE        find similar ones
       mocoembed knn                   measure: how often do neighbours share a label?
+      mocoembed duplicates            find pictures that are there more than once
+      mocoembed convert --to parquet  give the vectors to other tools
 
     Start with `mocoembed demo`: all of it on generated pictures, in minutes on two CPU cores.
     """

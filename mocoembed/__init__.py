@@ -19,10 +19,12 @@ from mocoembed.version import __version__
 _HOMES = {
     "PretrainConfig": "config", "ExportConfig": "config", "EmbedConfig": "config", "IndexConfig": "config",
     "SearchConfig": "config", "KnnConfig": "config", "InfoConfig": "config",
+    "ConvertConfig": "config", "DuplicatesConfig": "config",
     "MocoembedError": "errors",
     "pretrain": "train.loop", "export_encoder": "train.export", "embed_images": "embed.extract",
     "EmbeddingFile": "embed.store", "build_index": "search.index", "search_images": "search.query",
     "knn_accuracy": "evaluate.accuracy", "describe": "info",
+    "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ["version", "errors", "checks", "recipes", "config", "files", "memory", "workspace", "data", "model", "knn",
          "train", "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
-          "faiss": {"mocoembed/search/index.py"},
+          "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "pyarrow": {"mocoembed/embed/parquet.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
           "PIL": {"mocoembed/data/picture.py", "mocoembed/data/views.py", "mocoembed/data/sample.py",
                   "mocoembed/search/sheet.py"}}
@@ -142,7 +143,8 @@ def test_no_pickle_is_loaded_and_nothing_is_evaluated(path):
 def test_help_loads_no_heavy_library(arguments):
     script = ("import sys\nfrom mocoembed.cli.main import main\n"
               "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
-              "heavy = {'torch', 'torchvision', 'faiss', 'h5py', 'numpy', 'PIL'} & set(sys.modules)\n"
+              "heavy = {'torch', 'torchvision', 'timm', 'faiss', 'h5py', 'numpy', 'PIL', 'pyarrow'}\n"
+              "heavy &= set(sys.modules)\n"
               "assert not heavy, heavy\n")
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, timeout=60)
 
@@ -189,7 +191,7 @@ def test_no_option_grew_unnoticed():
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 56, "ExportConfig": 8, "EmbedConfig": 17, "IndexConfig": 5, "SearchConfig": 8,
-                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4}
+                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5}
 
 
 def test_the_reference_of_commands_is_up_to_date():

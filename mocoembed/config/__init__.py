@@ -6,7 +6,9 @@ is allowed.
 """
 
 from mocoembed.config.commands import (
+    ConvertConfig,
     DemoConfig,
+    DuplicatesConfig,
     EmbedConfig,
     ExportConfig,
     IndexConfig,
@@ -16,5 +18,5 @@ from mocoembed.config.commands import (
 )
 from mocoembed.config.pretrain import PretrainConfig
 
-__all__ = ["DemoConfig", "EmbedConfig", "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig",
-           "SearchConfig"]
+__all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
+           "InfoConfig", "KnnConfig", "PretrainConfig", "SearchConfig"]

@@ -10,6 +10,7 @@ from mocoembed.recipes import KNN_PRESETS
 FEATURES = ("backbone", "projection")
 EXPORT_FORMATS = ("encoder", "torchvision", "detectron2", "onnx")
 INDEX_TYPES = ("auto", "flat")
+CONVERT_FORMATS = ("npy", "parquet", "csv", "h5")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
     source: str | None = None
-    """Checkpoint, run folder, encoder file, weights of others or a known name; by default the newest run."""
+    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME; by default
+    the newest run."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     format: str = "encoder"
@@ -50,7 +52,8 @@ class EmbedConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     encoder: str | None = None
-    """Encoder file, run folder, weights of others or a known name; by default the workspace's newest encoder."""
+    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME; by default the
+    workspace's newest encoder."""
     output: str | None = None
     """Embeddings file to write; by default embeddings.h5 in the workspace."""
     fresh: bool = False
@@ -164,6 +167,52 @@ class KnnConfig:
             one_of(self, "preset", tuple(KNN_PRESETS))
         require(self, "k", all(k >= 1 for k in self.k), "numbers of 1 or more")
         require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Everything that `mocoembed convert` needs."""
+
+    source: str | None = None
+    """Embeddings file, or a .npy file of vectors; by default embeddings.h5 in the workspace."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    to: str | None = None
+    """Format to write: npy (vectors, and a list of paths beside them), parquet or csv; h5 for a .npy file."""
+    output: str | None = None
+    """File to write; by default beside the source, with the format's ending."""
+    fresh: bool = False
+    """Replace the output if it exists."""
+    root: str | None = None
+    """Where the collection's pictures are now, if they have moved; for a .npy file the folder that the file's paths
+    are to be relative to."""
+    paths: str | None = None
+    """For a .npy file: list (.txt, .csv, .jsonl) with the path, and if wanted the label, of every vector in order; by
+    default NAME-paths.csv beside it."""
+    made_by: str | None = None
+    """For a .npy file: name of the encoder that made the vectors; knn compares files with the same name."""
+
+    def __post_init__(self):
+        require(self, "to", self.to in (None, *CONVERT_FORMATS), "one of " + ", ".join(CONVERT_FORMATS))
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """Everything that `mocoembed duplicates` needs."""
+
+    embeddings: str | None = None
+    """Embeddings file; by default embeddings.h5 in the workspace."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder in which every command leaves and finds its results."""
+    threshold: float = 0.98
+    """Least cosine similarity of two pictures that are near-duplicates; how alike that is depends on the encoder."""
+    exact_only: bool = False
+    """Files with the same bytes only; no vectors are compared."""
+    root: str | None = None
+    """Where the collection's pictures are now, if they have moved."""
+
+    def __post_init__(self):
+        require(self, "threshold", 0 < self.threshold <= 1, "above 0, 1 at most")
 
 
 @dataclass(frozen=True)

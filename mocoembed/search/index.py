@@ -83,6 +83,11 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
             return IndexResult(output, _write(output, index, manifest, stop))
 
 
+def empty_index(dimension: int, factory: str = "Flat") -> faiss.Index:
+    """A new FAISS index of inner products, for work that is not kept: rows are numbered as they are added."""
+    return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+
+
 def metric_of(file: EmbeddingFile) -> str:
     """How the vectors of a file are compared: `inner_product` if they have length 1, else `l2`."""
     return "inner_product" if file.normalized else "l2"

@@ -16,6 +16,7 @@ from mocoembed.data.images import NO_LABEL
 from mocoembed.data.loader import Failure
 from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path, split_at_shard
+from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.model.embedder import Embedder
@@ -167,6 +168,10 @@ def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex, no
     Raises `UsageError` when it is not there and `MismatchError` when `given` is another one.
     """
     wanted = index.manifest["encoder"]
+    if is_foreign(wanted):
+        raise UsageError(f"{index.path} holds vectors that another tool made ({wanted[:12]}), so its encoder is not "
+                         "here and no picture can be looked for.\n"
+                         "Embed the pictures with mocoembed embed, or use mocoembed knn or duplicates.")
     if given:
         frozen = open_encoder(given, workspace, note)
         if (found := frozen.fingerprint()) != wanted:

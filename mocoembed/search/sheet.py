@@ -1,10 +1,13 @@
 """A contact sheet: hits -> one PNG, each row a query (framed) and its hits, with score and label under each.
 
-A green dot marks a hit whose label is the name of the folder that the query lies in.
+A green dot marks a hit whose label is the name of the folder that the query lies in. Groups of near-duplicates are
+drawn in the same way, under other words: the picture to keep is framed, the dot marks pictures with equal bytes.
 """
 
 import os
 import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
@@ -12,6 +15,7 @@ from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
+from mocoembed.search.duplicates import DuplicatesResult
 from mocoembed.search.query import Hit, QueryResult
 
 SHOWN_HITS, SHOWN_QUERIES = 12, 50
@@ -22,6 +26,27 @@ CAPTION = 2 * LINE + 10
 AFTER_QUERY = 22  # between the query and its hits
 SUPERSAMPLED = 4  # the dot is drawn larger and reduced, for a smooth edge
 PAPER, EMPTY, INK, PALE, ACCENT, SAME = "#ffffff", "#e6e7ea", "#1d2129", "#6a7180", "#2f5fd0", "#2f9e57"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a sheet says, and which of its hits get a dot."""
+
+    title: str = "Search by picture"
+    unit: str = "query"
+    first: str = "query"
+    """Over the framed picture of a row."""
+    legend: str = "label = query's folder"
+    marks: Callable[[QueryResult, Hit], bool] = lambda result, hit: hit.label == folder_of(result.query)
+    count: str = "nearest picture"
+
+
+SEARCH = Words()
+
+
+def folder_of(path: str) -> str:
+    """Name of the folder that a picture lies in."""
+    return os.path.basename(os.path.dirname(os.path.abspath(path)))
 
 
 def require_sheet(path):
@@ -42,14 +67,14 @@ def _is_sheet(path) -> bool:
         return False
 
 
-def contact_sheet(results: list[QueryResult], path) -> pathlib.Path:
+def contact_sheet(results: list[QueryResult], path, words: Words = SEARCH) -> pathlib.Path:
     """Draw the first hits of the first queries into the PNG file `path`; the path.
 
     A picture that has gone or cannot be read leaves a grey tile that says so. Raises `UsageError` for a name that is
     not a PNG's or a file that is not a contact sheet, `MocoembedError` when the disk is full.
     """
     require_sheet(path)
-    sheet = Sheet(results[:SHOWN_QUERIES], len(results))
+    sheet = Sheet(results[:SHOWN_QUERIES], len(results), words)
     signed = PngImagePlugin.PngInfo()
     signed.add_text("Software", SIGNATURE)
     with replacing(path) as temporary:
@@ -57,12 +82,23 @@ def contact_sheet(results: list[QueryResult], path) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
+    """Draw the first groups into the PNG file `path`, as `contact_sheet` does; the path."""
+    identical = {one.row for group in result.groups for one in group.members if one.identical is not None}
+    rows = [QueryResult(group.keeper.path, [
+        Hit(rank, one.similarity, one.path, f"{one.width} x {one.height}  {os.path.basename(one.path)}", one.row)
+        for rank, one in enumerate(group.members[1:], 1)]) for group in result.groups]
+    return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "equal bytes",
+                                           lambda row, hit: hit.row in identical, ""))
+
+
 class Sheet:
     """The drawing; `image` is the finished picture (RGB). `queries` is the number of all queries."""
 
-    def __init__(self, results: list[QueryResult], queries: int):
+    def __init__(self, results: list[QueryResult], queries: int, words: Words = SEARCH):
         if not results:
             raise MocoembedError("There are no results to draw.")
+        self.words = words
         self.columns = max(1, min(SHOWN_HITS, max(len(result.hits) for result in results)))
         width = 2 * MARGIN + TILE + AFTER_QUERY + self.columns * (TILE + GAP) - GAP
         height = HEADER + MARGIN + len(results) * (TILE + CAPTION + GAP) - GAP
@@ -73,32 +109,31 @@ class Sheet:
         self._header(results, queries, any(marked))
 
     def _header(self, results: list[QueryResult], queries: int, marked: bool):
-        shown = f"{len(results)} of {queries} queries" if queries > len(results) else counted(queries, "query")
-        text = f"{shown}, {counted(min(self.columns, len(results[0].hits)), 'nearest picture')} each"
+        words, all_of_them = self.words, counted(queries, self.words.unit)
+        text = f"{len(results)} of {all_of_them}" if queries > len(results) else all_of_them
+        if words.count:
+            text += f", {counted(min(self.columns, len(results[0].hits)), words.count)} each"
         right = self.image.width - MARGIN
-        self.pen.text((MARGIN, 18), "Search by picture", INK, self.title)
-        at = MARGIN + self.pen.textlength("Search by picture", self.title) + 14
+        self.pen.text((MARGIN, 18), words.title, INK, self.title)
+        at = MARGIN + self.pen.textlength(words.title, self.title) + 14
         self.pen.text((at, 25), self._fit(text, right - at, self.small), PALE, self.small)
-        legend = "label = query's folder"
-        start = right - self.pen.textlength(legend, self.small)
+        start = right - self.pen.textlength(words.legend, self.small)
         if marked and start > at + self.pen.textlength(text, self.small) + 30:
             self._dot(start - 16, 33)
-            self.pen.text((start, 25), legend, PALE, self.small)
+            self.pen.text((start, 25), words.legend, PALE, self.small)
         self.pen.line((MARGIN, HEADER - 12, right, HEADER - 12), EMPTY)
 
     def _row(self, top: int, result: QueryResult) -> bool:
         """Draw a query and its hits; whether a hit was marked."""
-        folder = os.path.basename(os.path.dirname(os.path.abspath(result.query)))
         self._picture(MARGIN, top, result.query)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
-        self._caption(MARGIN, top, ("query", ACCENT), readable(os.path.basename(result.query)))
+        self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
         marked = False
         for column, hit in enumerate(result.hits[:self.columns]):
             left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
             self._picture(left, top, hit.path)
-            same = hit.label is not None and hit.label == folder
             self._caption(left, top, (score_text(hit), INK), under(hit))
-            if same:
+            if self.words.marks(result, hit):
                 self._dot(left + TILE - 11, top + TILE + 15)
                 marked = True
         return marked

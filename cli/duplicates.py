@@ -1,0 +1,66 @@
+"""`mocoembed duplicates`: embeddings.h5 -> groups of pictures that are there more than once."""
+
+import json
+
+import click
+
+from mocoembed.cli.options import json_option, options_of
+from mocoembed.cli.output import note, one_line, put, table
+from mocoembed.cli.progress import counter
+from mocoembed.config import DuplicatesConfig
+
+HEADER = ("group", "similarity", "pixels", "bytes", "same", "path")
+
+
+def _rows(groups):
+    """A line for every picture: the one to keep first, with a star; equal letters in a group are equal bytes."""
+    for number, group in enumerate(groups, 1):
+        for one in group.members:
+            keep = "*" if one is group.keeper else " "
+            same = "" if one.identical is None else chr(ord("a") + (one.identical - 1) % 26)
+            pixels = f"{one.width} x {one.height}" if one.width else "-"
+            yield [f"{number}{keep}", f"{one.similarity:.4f}", pixels, str(one.size or "-"), same, one_line(one.path)]
+
+
+def _summary(result) -> str:
+    found = f"cosine {result.threshold:g} or more, {result.compared}" if result.threshold else "equal bytes"
+    if not result.groups:
+        return f"no duplicates among {result.count} pictures ({found})"
+    return (f"{len(result.groups)} groups among {result.count} pictures ({found}): {result.extra} besides the ones to "
+            f"keep (*), {result.extra_bytes / 1e6:.1f} MB; {result.copies} of them are copies, byte for byte")
+
+
+@click.command()
+@click.argument("embeddings", required=False)
+@options_of(DuplicatesConfig, leave_out=("embeddings",))
+@json_option
+@click.option("--sheet", metavar="FILE", help="Draw the groups into this PNG file, too.")
+def duplicates(as_json, sheet, **values):
+    """Find groups of near-duplicates among the pictures of the embeddings file EMBEDDINGS; nothing is deleted.
+
+    Pictures whose vectors have a cosine of --threshold or more belong together, and so does what they are connected
+    with: in a long chain the ends may be less alike, as the similarity to the first one tells. The largest picture is
+    the one suggested to keep. The same letter marks files that are equal byte for byte.
+
+    \b
+      mocoembed duplicates
+      mocoembed duplicates photos.h5 --threshold 0.95 --sheet groups.png
+      mocoembed duplicates --exact-only --json
+    """
+    from mocoembed.search.duplicates import find_duplicates
+    from mocoembed.search.sheet import duplicates_sheet, require_sheet
+
+    require_sheet(sheet)
+    with counter("duplicates", "pictures") as progress:
+        result = find_duplicates(DuplicatesConfig(**values), progress)
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        if result.groups:
+            put(table(list(HEADER), list(_rows(result.groups)), "similarity pixels bytes"))
+        put(_summary(result))
+    if sheet and result.groups:
+        duplicates_sheet(result, sheet)
+        note(f"sheet: {sheet}")
+    elif sheet:
+        note("sheet: none drawn, as there are no groups")
