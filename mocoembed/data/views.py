@@ -22,6 +22,7 @@ from torch.nn import functional
 
 ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
 RATIO = (3 / 4, 4 / 3)
+SMALL, LARGE = 64 * 64, 1 << 23  # pixels
 DRAWS = 2 * ATTEMPTS + 16
 PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT, PURPOSE_BANK = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -99,7 +100,20 @@ def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, flo
 
 def crop(image: Image.Image, box, size: int) -> np.ndarray:
     """(size, size, 3) uint8: the box of the picture, resized bilinearly with antialiasing."""
-    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+    return resize(image.crop(box), size, size)
+
+
+def resize(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8: the RGB picture resized bilinearly with antialiasing.
+
+    torch gives what Pillow gives (at most one level off) in a third of the time, but takes a copy of the pixels, which
+    a large picture should not cost, and 30 microseconds, which a small one should not.
+    """
+    if not SMALL < max(image.width * image.height, width * height) <= LARGE:
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    x = torch.from_numpy(np.array(image)).unsqueeze(0).permute(0, 3, 1, 2)  # NHWC in memory
+    x = functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
+    return x.permute(0, 2, 3, 1).squeeze(0).numpy()
 
 
 def colour_parameters(draws: np.ndarray, settings: ViewSettings) -> ViewParameters:
@@ -128,7 +142,8 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
     `parameters` are tensors on the CPU, so that choosing samples by them does not wait for the device. Order: grey
     before or after jitter as the recipe says, then blur, solarise, flip, normalise.
     """
-    x = crops.to(dtype).div_(255)
+    channels_last = crops.is_contiguous(memory_format=torch.channels_last)
+    x = crops.contiguous().to(dtype).div_(255)  # the operations are two to four times as fast on planes
     if settings.grey_first:
         _where(x, parameters.grey, _greyscale)
     _jitter(x, parameters)
@@ -137,7 +152,8 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
     _where(x, parameters.sigma > 0, partial(blur, largest=settings.blur_sigma[1]), parameters.sigma)
     _where(x, parameters.solarize, lambda part: torch.where(part >= 128 / 255, 1 - part, part))
     _where(x, parameters.flip, lambda part: part.flip(-1))
-    return normalize(x, settings.mean, settings.std)
+    x = normalize(x, settings.mean, settings.std)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
 def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
@@ -202,8 +218,8 @@ def _saturation(x, factors):
 
 def _hue(x, turns):
     """Turn the hue (Smith's hexcone HSV): each channel is value - chroma * trapezoid(hue + offset)."""
-    value, _ = x.max(dim=1)  # (N, H, W)
-    chroma = value - x.min(dim=1).values
+    value = x.amax(dim=1)  # (N, H, W)
+    chroma = value - x.amin(dim=1)
     divisor = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     red, green, blue = x.unbind(1)
     hue = torch.where(value == red, (green - blue) / divisor,
@@ -249,16 +265,16 @@ class EvaluationTransform:
     def pixels(self, picture) -> np.ndarray:
         """(crop, crop, 3) uint8 from a `Picture`.
 
-        Only the part that the crop keeps is resized: the same pixels as torchvision's Resize and CenterCrop, without
-        the memory that they would take for a very long picture.
+        The same as torchvision's Resize and CenterCrop. Of a long or a large picture only the part that the crop keeps
+        is resized, which is slower but takes no more memory.
         """
         short = min(picture.width, picture.height)
         image = picture.rgb(shrink=short / self.resize)
-        box = []
-        for side in (picture.width, picture.height):
-            resized = int(self.resize * side / short)
-            start = round((resized - self.crop) / 2)
-            box += [start / resized, (start + self.crop) / resized]  # shares of the side
-        left, right, top, bottom = box
-        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+        width, height = (int(self.resize * side / short) for side in (picture.width, picture.height))
+        left, top = (round((side - self.crop) / 2) for side in (width, height))
+        small = max(width, height) <= 4 * self.resize and image.width * image.height <= LARGE
+        if small and self.interpolation == "bilinear":
+            return resize(image, width, height)[top:top + self.crop, left:left + self.crop]
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + self.crop) * across, (top + self.crop) * down)
         return np.asarray(image.resize((self.crop, self.crop), Image.Resampling[self.interpolation.upper()], box))
