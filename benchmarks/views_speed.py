@@ -3,8 +3,8 @@
     pip install kornia
     python benchmarks/views_speed.py [--device cuda] [--threads 1]
 
-Both get the same uint8 crops and give normalised floats. `none` is conversion and normalisation alone; each operation is
-applied to every sample on top of that; `moco-v2` and `moco-v2-plus` are the recipes' whole chains with their
+Both get the same uint8 crops and give normalised floats. `none` is conversion and normalisation alone; each operation
+is applied to every sample on top of that; `moco-v2` and `moco-v2-plus` are the recipes' whole chains with their
 probabilities. They take turns, a batch each; milliseconds a view, median of the rounds (lowest to highest).
 
 Before that it prints what kornia draws (how many values of each parameter a batch has) and how far its pixels are from
