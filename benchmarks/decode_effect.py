@@ -1,48 +1,82 @@
 """What decoding JPEG files at a reduced scale does to embeddings: cosine to those of the full decode.
 
-    python -m benchmarks.decode_effect --photographs flowers --encoder moco-v2-800ep [--count 100]
+    python -m benchmarks.decode_effect --photographs flowers --encoder encoder.safetensors --image-size 224
 
-The photographs are enlarged to a longer side of 4,000 pixels (bicubic, quality 90), embedded by `mocoembed embed` with
-and without `--full-decode`, and the vectors compared picture by picture. Only weights that were learned tell anything.
+The photographs are enlarged to a longer side of 4,000 pixels (bicubic, quality 90) and embedded (backbone, length 1)
+from the smallest of the decoder's scales that covers the resize, from one at least twice as large (`reserve`), and from the
+full decode; the vectors are compared picture by picture, for the given weights and for untrained ones of the same
+architecture (running statistics of BatchNorm at their start). Beside them the milliseconds of processor for each way.
 """
 
 import argparse
+import dataclasses
 import pathlib
-import tempfile
+import time
 
 import numpy as np
+import torch
 
 from benchmarks.decoders import chosen, enlarged
-from mocoembed.config import EmbedConfig
-from mocoembed.embed.extract import embed_images
-from mocoembed.embed.store import EmbeddingFile
+from mocoembed.data.picture import Picture
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.model.encoder import Encoder
+from mocoembed.model.encoder_file import Embedder, FrozenEncoder
+from mocoembed.model.precision import Compute
+from mocoembed.train.export import open_encoder
+from mocoembed.workspace import Workspace
+
+BATCH = 8
 
 
-def vectors(folder: pathlib.Path, pictures: pathlib.Path, encoder: str, full_decode: bool) -> np.ndarray:
-    """(N, D) float32 of length 1."""
-    output = folder / f"full-{full_decode}.h5"
-    embed_images(EmbedConfig(str(pictures), str(folder), encoder, str(output), full_decode=full_decode), note=print)
-    with EmbeddingFile(output) as file:
-        return file.embeddings()
+class Reserve(Picture):
+    """A picture decoded at twice the scale that is asked."""
+
+    def rgb(self, shrink: float = 1.0):
+        """As `Picture.rgb`, at least 2/`shrink` of full size."""
+        return super().rgb(shrink / 2)
+
+
+def decoded(data: list[bytes], open_picture, transform: EvaluationTransform) -> tuple[torch.Tensor, float]:
+    """(N, 3, S, S) uint8, and milliseconds of processor a picture."""
+    begun = time.process_time()
+    pixels = np.stack([transform.pixels(open_picture(one)) for one in data])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), 1000 * (time.process_time() - begun) / len(data)
+
+
+def compare(name: str, frozen: FrozenEncoder, pixels: dict[str, torch.Tensor]):
+    """Print the cosines of every way of decoding to the last."""
+    embedder = Embedder(frozen, Compute.of("auto", "fp32"), "backbone", True)
+    vectors = {way: torch.cat([embedder(part) for part in ready.split(BATCH)]) for way, ready in pixels.items()}
+    full = vectors.pop("full")
+    for way, own in vectors.items():
+        cosines = (own * full).sum(dim=1).numpy()
+        low, median = np.percentile(cosines, [5, 50])
+        print(f"{name:10} {way:8} median {median:.5f}, 5 % {low:.5f}, lowest {cosines.min():.5f}, n {len(cosines)}")
+    others = (full @ full.T)[~torch.eye(len(full), dtype=torch.bool)]
+    print(f"{name:10} of two different pictures: median {others.median():.5f}")
 
 
 def main():
-    """Enlarge, embed twice, print the cosines."""
+    """Enlarge, decode in three ways, embed, print the cosines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=pathlib.Path, required=True)
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--image-size", type=int, help="Side of the pictures given to the encoder, if not its own.")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = pathlib.Path(folder) / "pictures"
-        pictures.mkdir()
-        for number, data in enumerate(chosen(arguments.photographs, arguments.count)):
-            (pictures / f"{number:04d}.jpg").write_bytes(enlarged(data))
-        scaled, full = (vectors(pathlib.Path(folder), pictures, arguments.encoder, one) for one in (False, True))
-    cosines = (scaled * full).sum(axis=1)
-    low, median, high = np.percentile(cosines, [5, 50, 95])
-    print(f"{len(cosines)} pictures: cosine to the full decode {median:.5f} in the median ({low:.5f} to {high:.5f}), "
-          f"lowest {cosines.min():.5f}")
+    frozen = open_encoder(arguments.encoder, Workspace("mocoembed-workspace"), print)
+    if arguments.image_size:
+        transform = EvaluationTransform.of(arguments.image_size, frozen.transform.mean, frozen.transform.std)
+        frozen = dataclasses.replace(frozen, transform=transform)
+    data = [bytes(enlarged(one)) for one in chosen(arguments.photographs, arguments.count)]
+    ways = {"scaled": Picture, "reserve": Reserve, "full": lambda one: Picture(one, full=True)}
+    pixels = {}
+    for way, open_picture in ways.items():
+        pixels[way], milliseconds = decoded(data, open_picture, frozen.transform)
+        print(f"{way:8} {milliseconds:.1f} ms a picture")
+    compare("trained", frozen, pixels)
+    torch.manual_seed(0)
+    compare("untrained", dataclasses.replace(frozen, encoder=Encoder(frozen.encoder.spec).eval()), pixels)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/loader_speed.py FOLDER --photographs flowers --small cifar/test [--lightly]
 
 makes in FOLDER photographs of 500 x 375 and of 4000 x 3000 pixels (fitted and, for the latter, enlarged from the given
-ones; quality 90; with --grain a sensor's noise of that many levels is added, which makes files as large as a camera's), and
+ones; quality 90; with --grain a sensor's noise of that many levels is added, which makes files larger), and
 copies of the small ones. Then, in one process with one thread, the contenders take turns, a batch each:
 
 Two views for pretraining
@@ -194,7 +194,8 @@ def report(title: str, rates: dict[str, list[float]], rounds: int, batch_size: i
     print(f"\n{title}; {rounds} rounds of {batch_size} pictures")
     for name, values in rates.items():
         ratio = spread([ours / theirs for ours, theirs in zip(rates["ours"], values)]).strip()
-        print(f"  {name:9} {spread(values):30} pictures/s  {1000 / statistics.median(values):8.2f} ms   ours is {ratio}")
+        milliseconds = 1000 / statistics.median(values)
+        print(f"  {name:9} {spread(values):30} pictures/s  {milliseconds:8.2f} ms   ours is {ratio}")
 
 
 def pretraining(folder: pathlib.Path, title: str, config: PretrainConfig, rounds: int, lightly: bool):
@@ -228,7 +229,7 @@ def main():
     parser.add_argument("--only", choices=("usual", "large", "small"), help="Measure these alone.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, Pillow {PIL.__version__}, "
+    print(f"{platform.machine()}, Python {platform.python_version()}, Pillow {PIL.__version__}, "
           f"torch {torch.__version__}, torchvision {torchvision.__version__}; per core, in seconds of processor")
     for name, batch_size in {"usual": 32, "large": 8, "small": 256}.items():
         if arguments.only not in (None, name):
