@@ -85,7 +85,7 @@ def our_steps(steps: int, config: PretrainConfig, ranks: Ranks):
     """Views, keys and queue of so many steps."""
     n, size = config.batch_size // ranks.size, config.image_size
     method = MoCo(NoEncoder(config.dim), config.queue_size, config.momentum, ranks=ranks)
-    training = Training(config, Compute.of("cpu", "fp32"), ranks, method, None, None)
+    training = Training(config, Compute.of("cpu", "fp32"), ranks, method, None, None, ViewSettings.of(config))
     unchanged = ViewParameters(*map(torch.from_numpy, colour_parameters(np.ones((n, DRAWS)), ViewSettings.of(config))))
     crops = torch.zeros(n, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for step in range(steps):

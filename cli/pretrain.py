@@ -51,4 +51,5 @@ def pretrain(images, recipe, **values):
     if result.failed:
         note(f"{result.failed} pictures could not be read and were replaced; they are named above")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
-    put(f"{result.encoder}: {result.steps} steps{loss}; run {result.run}")
+    waiting = f", {result.waiting:.0%} of the time waiting for pictures" if result.last else ""
+    put(f"{result.encoder}: {result.steps} steps{loss}{waiting}; run {result.run}")

@@ -7,13 +7,13 @@ import runpy
 import numpy as np
 import pytest
 
+from mocoembed import memory
 from mocoembed.config import EmbedConfig, KnnConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
-from mocoembed.search import memory
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:

@@ -50,7 +50,8 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "solarize_probability": 0.2, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "seed": 5, "limit": 50,
                 "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9,
                 "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
-                "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True}
+                "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
+                "full_decode": True}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -97,6 +98,7 @@ WRONG = [
     (PretrainConfig, {"jitter": (0.1, 0.1, 0.1, 0.9)}, "--jitter"),
     (PretrainConfig, {"bn_groups": 3}, "--bn-groups 3: must be a divisor of --batch-size 256"),
     (PretrainConfig, {"run": "a/b"}, "--run a/b"),
+    (PretrainConfig, {"cache": "disk"}, "--cache disk: must be one of none, ram"),
     (PretrainConfig, {"epochs": 0}, "--epochs 0: must be 1 or more"),
     (EmbedConfig, {"features": "head"}, "--features head: must be one of backbone, projection"),
     (EmbedConfig, {"batch_size": 0}, "--batch-size 0"),

@@ -15,7 +15,8 @@ from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Counts
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import Interrupted, MismatchError, UsageError
-from mocoembed.model.encoder_file import Embedder, save_encoder
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import save_encoder
 from mocoembed.workspace import Workspace
 
 

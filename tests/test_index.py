@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
+from mocoembed import memory
 from mocoembed.config import IndexConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
@@ -18,7 +19,6 @@ from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, LockedError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked
 from mocoembed.search import index as module
-from mocoembed.search import memory
 from mocoembed.search.index import SearchIndex, build_index, measure
 from mocoembed.search.trailer import FOOTER, FORMAT_VERSION, read_manifest, trailer
 

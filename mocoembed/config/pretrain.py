@@ -15,6 +15,7 @@ SCHEDULES = ("cosine", "step")
 DICTIONARIES = ("queue", "memory-bank", "end-to-end")
 KEY_ENCODERS = ("shared", "separate")
 BATCHNORMS = ("shuffled", "none", "sync")
+CACHES = ("none", "ram")
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 
 
@@ -111,7 +112,11 @@ class PretrainConfig:
     limit: int | None = None
     """Learn from this many pictures only, drawn at random by the seed."""
     workers: int | None = None
-    """Processes that decode and crop; by default chosen from the number of cores; 0: none."""
+    """Processes that decode and crop; by default chosen from the number of cores; 0: none (see docs/pretraining.md)."""
+    cache: str = "none"
+    """Where decoded pictures are kept: none, or ram (decoded once, in memory that all processes share)."""
+    full_decode: bool = False
+    """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
@@ -137,6 +142,7 @@ class PretrainConfig:
         one_of(self, "head", HEADS)
         one_of(self, "schedule", SCHEDULES)
         one_of(self, "precision", PRECISIONS)
+        one_of(self, "cache", CACHES)
         one_of(self, "dictionary", DICTIONARIES)
         one_of(self, "key_encoder", KEY_ENCODERS)
         one_of(self, "batchnorm", BATCHNORMS)

@@ -1,9 +1,29 @@
-"""Pictures in a folder of any depth -> `Found`."""
+"""Pictures in a folder of any depth -> `Found`, in the order of a listing."""
 
+import bisect
 import os
+from typing import NamedTuple
 
-from mocoembed.data.listing import Found, State, folder_label
+from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.picture import SUFFIXES
+
+AT_A_TIME = 10_000  # pictures
+
+
+class _Folder(NamedTuple):
+    """A folder to be read."""
+
+    path: bytes
+    """Relative to the root."""
+    ancestors: frozenset[tuple[int, int]]
+    """The identities of it and of all that lead to it."""
+
+
+class _Files(NamedTuple):
+    """Pictures that have been found, of one folder."""
+
+    prefix: bytes
+    names: list[bytes]
 
 
 def find_in_folder(root: bytes, labels: str, tell) -> Found:
@@ -11,41 +31,56 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
 
     Hidden files and folders are passed over. Symbolic links to folders are followed, never in a circle.
     """
-    paths, label_of, closed, left_out, witnesses = [], [], [], 0, {}
-    pending = [(b"", frozenset([_identity(os.stat(root))]))]
+    found = Found(root)
+    pending = [_Folder(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
-        relative, ancestors = pending.pop()
-        folder = os.path.join(root, relative)
-        try:
-            witnesses[folder] = State.of(folder)
-            entries = list(os.scandir(folder))
-        except OSError:
-            closed.append(relative)
-            continue
-        prefix = os.path.join(relative, b"")
-        label = folder_label(prefix + b"picture", root, labels)
-        for entry in entries:
+        step = pending.pop()
+        if isinstance(step, _Folder):
+            pending += reversed(_read(step, found))
+        else:
+            label = folder_label(step.prefix + b"picture", root, labels)
+            for first in range(0, len(step.names), AT_A_TIME):
+                names = step.names[first:first + AT_A_TIME]
+                found.extend([step.prefix + name for name in names], [label] * len(names))
+        tell(len(found))
+    return found
+
+
+def _read(folder: _Folder, found: Found) -> list[_Folder | _Files]:
+    """What lies in a folder, sorted as the paths will be: as if a folder's name ended with a slash."""
+    path, prefix = os.path.join(found.root, folder.path), os.path.join(folder.path, b"")
+    files, folders, left_out = [], {}, 0
+    try:
+        found.witnesses[path] = State.of(path)
+        for entry in os.scandir(path):
             if entry.name.startswith(b"."):
                 left_out += not entry.is_dir(follow_symlinks=False)
-            elif _is_folder(entry):
-                identity = _identity(entry.stat())
-                if identity not in ancestors:
-                    pending.append((prefix + entry.name, ancestors | {identity}))
+            elif (identity := _identity_of_folder(entry)) is not None:
+                if identity not in folder.ancestors:
+                    folders[entry.name + b"/"] = _Folder(prefix + entry.name, folder.ancestors | {identity})
             elif entry.name.lower().endswith(SUFFIXES):
-                paths.append(prefix + entry.name)
-                label_of.append(label)
+                files.append(entry.name)
             else:
                 left_out += 1
-        tell(len(paths))
-    return Found(root, paths, label_of, witnesses, left_out, tuple(closed))
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is or links to a folder; a link to itself is a file, which will fail to be read."""
-    try:
-        return entry.is_dir()
     except OSError:
-        return False
+        found.closed.append(folder.path)
+        return []
+    found.left_out += left_out
+    files.sort()
+    steps, begun = [], 0
+    for name in sorted(folders):
+        end = bisect.bisect_left(files, name)
+        steps += [_Files(prefix, files[begun:end]), folders[name]]
+        begun = end
+    return [*steps, _Files(prefix, files[begun:])]
+
+
+def _identity_of_folder(entry: os.DirEntry) -> tuple[int, int] | None:
+    """Of what is or links to a folder; of all else, also a link to itself (which will fail to be read), None."""
+    try:
+        return _identity(entry.stat()) if entry.is_dir() else None
+    except OSError:
+        return None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from mocoembed.data.folder import find_in_folder
+from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list
-from mocoembed.data.listing import NO_LABEL, Found, Listing, PathTable, State, folder_label
+from mocoembed.data.listing import NO_LABEL, Listing, PathTable
 from mocoembed.data.listing_cache import cached_listing, keep_listing
 from mocoembed.data.picture import SUFFIXES
 from mocoembed.data.shards import find_in_shards
@@ -65,7 +66,7 @@ def _scan_one(source: bytes, find, labels: str, note: Callable[[str], None]) -> 
     listing = cached_listing(source, labels)
     if listing is None:
         begun = time.time_ns()
-        found = find(labels, _Teller(f"listing {os.fsdecode(source)}", note))
+        found = find(labels, Teller(f"listing {os.fsdecode(source)}", note))
         listing = found.listing(source)
         keep_listing(listing, labels, found.witnesses, begun, note)
     return listing
@@ -124,18 +125,22 @@ def _finder(given: str | bytes, what: str):
 def _one(path: bytes, labels: str, tell) -> Found:
     """A single picture."""
     root, name = os.path.split(path)
-    return Found(root, [name], [folder_label(name, root, labels)], {path: State.of(path)})
+    found = Found(root)
+    found.extend([name], [folder_label(name, root, labels)])
+    found.witnesses[path] = State.of(path)
+    return found
 
 
-class _Teller:
-    """Called with the number of pictures found so far; says it after 1, 2, 4, ... seconds, then every half minute."""
+class Teller:
+    """Called with the number of pictures so far; says it after 1, 2, 4, ... seconds, then every half minute."""
 
-    def __init__(self, what: str, note: Callable[[str], None]):
+    def __init__(self, what: str, note: Callable[[str], None], total: int | None = None):
         self.what, self.note, self.pause = what, note, 1.0
+        self.end = "pictures so far" if total is None else f"of {total:,} pictures"
         self.due = time.monotonic() + self.pause
 
     def __call__(self, count: int):
         if (now := time.monotonic()) >= self.due:
             self.pause = min(30.0, 2 * self.pause)
             self.due = now + self.pause
-            self.note(f"{self.what}: {count:,} pictures so far")
+            self.note(f"{self.what}: {count:,} {self.end}")

@@ -4,8 +4,10 @@ import os
 
 import torch
 
-from mocoembed.data.listing import NO_LABEL, Found, Listing, PathTable, Shards
+from mocoembed.data.found import Found
+from mocoembed.data.listing import NO_LABEL, Listing, PathTable, Shards
 
+AT_A_TIME = 10_000  # pictures
 IN_FILE = (-1, 0, 0)  # the place of a picture that is in no shard
 
 
@@ -15,13 +17,18 @@ def joined(listings: list[Listing], root: bytes) -> Listing:
     Every picture keeps the label that its own listing gives it, and a label counts before none. Raises
     `CollectionError` when a picture has two labels.
     """
+    found = Found(root)
     starts = [_start(listing.root, root) for listing in listings]
-    found = Found(root, [start + path for start, listing in zip(starts, listings) for path in listing.paths],
-                  [label for listing in listings for label in _labels(listing)], {})
-    found.left_out = sum(listing.left_out for listing in listings)
-    found.closed = tuple({(start + folder).removesuffix(b"/") for start, listing in zip(starts, listings)
-                          for folder in listing.closed})
-    found.repeated = sum(listing.repeated for listing in listings)
+    for start, listing in zip(starts, listings):
+        names = dict(enumerate(listing.label_names)) | {NO_LABEL: None}
+        for first in range(0, len(listing), AT_A_TIME):
+            rows = range(first, min(first + AT_A_TIME, len(listing)))
+            found.extend([start + path for path in listing.paths.take(rows)],
+                         [names[number] for number in listing.labels[rows].tolist()])
+        found.left_out += listing.left_out
+        found.repeated += listing.repeated
+    found.closed = list({(start + folder).removesuffix(b"/") for start, listing in zip(starts, listings)
+                         for folder in listing.closed})
     if any(listing.shards for listing in listings):
         found.shards = _shards(starts, listings)
     return found.listing(b"\0".join(sorted({source for listing in listings for source in listing.sources})))
@@ -30,11 +37,6 @@ def joined(listings: list[Listing], root: bytes) -> Listing:
 def _start(folder: bytes, root: bytes) -> bytes:
     """What paths relative to `folder` begin with when they are relative to `root`."""
     return b"" if folder == root else os.path.join(os.path.relpath(folder, root), b"")
-
-
-def _labels(listing: Listing) -> list[str | None]:
-    names = dict(enumerate(listing.label_names)) | {NO_LABEL: None}
-    return [names[number] for number in listing.labels.tolist()]
 
 
 def _shards(starts: list[bytes], listings: list[Listing]) -> Shards:

@@ -14,10 +14,10 @@ import json
 import os
 from collections.abc import Iterator
 
-from mocoembed.data.listing import Found, State, folder_label
+from mocoembed.data.found import Found, State, folder_label
 from mocoembed.errors import FormatError
 
-LINES_BETWEEN_TELLING = 10_000
+LINES_AT_A_TIME = 10_000
 BY_FOLDER = object()  # the label of a line in a list that has no labels
 
 
@@ -26,25 +26,24 @@ def find_in_list(file: bytes, labels: str, tell) -> Found:
 
     A label in the file counts before the folders' names. Raises `FormatError` naming the line that is none.
     """
-    state = State.of(file)
-    folder = os.path.dirname(file)
+    state, folder = State.of(file), os.path.dirname(file)
     prefix = os.path.join(folder, b"")
     read = READERS[os.path.splitext(file)[1].lower()]
     paths, given = [], []
     for path, label in read(file):
         paths.append(os.path.normpath(path if path.startswith(b"/") else prefix + path))
         given.append(label)
-        if len(paths) % LINES_BETWEEN_TELLING == 0:
+        if len(paths) % LINES_AT_A_TIME == 0:
             tell(len(paths))
-    root = common_folder(paths, folder)
-    start = len(root.rstrip(b"/")) + 1
-    paths = [path[start:] for path in paths]
-    if labels == "none":
-        given = [None] * len(paths)
-    else:
-        given = [folder_label(path, root, labels) if label is BY_FOLDER else label
-                 for path, label in zip(paths, given)]
-    return Found(root, paths, given, {file: state})
+    found = Found(common_folder(paths, folder))
+    found.witnesses[file] = state
+    start = len(found.root.rstrip(b"/")) + 1
+    for first in range(0, len(paths), LINES_AT_A_TIME):
+        part = [path[start:] for path in paths[first:first + LINES_AT_A_TIME]]
+        found.extend(part, [None if labels == "none" else
+                            folder_label(path, found.root, labels) if label is BY_FOLDER else label
+                            for path, label in zip(part, given[first:first + LINES_AT_A_TIME])])
+    return found
 
 
 def common_folder(paths: list[bytes], folder: bytes) -> bytes:

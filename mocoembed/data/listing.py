@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from mocoembed.data.picture import UnreadablePicture, read_file
-from mocoembed.errors import CollectionError
 
 NO_LABEL = -1
 STATE = np.dtype([("size", np.int64), ("mtime_ns", np.int64)])
@@ -30,10 +29,10 @@ THREADS = 16  # that look up where it is slow
 class PathTable:
     """A sequence of paths (bytes) in two tensors, which spawned processes share: `blob` (uint8), `offsets` (int64)."""
 
-    def __init__(self, paths: list[bytes]):
+    def __init__(self, paths: Sequence[bytes]):
         offsets = np.zeros(len(paths) + 1, np.int64)
-        np.cumsum([len(path) for path in paths], out=offsets[1:])
-        self.blob = torch.from_numpy(np.frombuffer(bytearray(b"".join(paths)), np.uint8))
+        np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths)), out=offsets[1:])
+        self.blob = torch.from_numpy(np.frombuffer(bytearray().join(paths), np.uint8))
         self.offsets = torch.from_numpy(offsets)
 
     @classmethod
@@ -218,74 +217,3 @@ def _look_up(path: bytes) -> tuple[int, int]:
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         return UNKNOWN, UNKNOWN
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNKNOWN, UNKNOWN)
-
-
-class State(NamedTuple):
-    """What tells whether a file or folder has changed. No user can set `ctime_ns` back."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, path: bytes) -> "State":
-        """As it is now; raises `OSError`."""
-        status = os.stat(path)
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@dataclass
-class Found:
-    """What a source of pictures gives, in any order; `listing` makes a `Listing` of it."""
-
-    root: bytes
-    paths: list[bytes]
-    labels: list[str | None]
-    witnesses: dict[bytes, State]
-    """Absolute paths of all files and folders that this was read from, as they were before reading."""
-    left_out: int = 0
-    closed: tuple[bytes, ...] = ()
-    repeated: int = 0
-    shards: Shards | None = None
-
-    def listing(self, source: bytes) -> Listing:
-        """Sorted, each path once; raises `CollectionError` when a path comes with two labels.
-
-        A path that comes with a label and without has that label.
-        """
-        paths, labels = self.paths, self.labels
-        order = sorted(range(len(paths)), key=paths.__getitem__)  # stable: of one path the first comes first
-        first = [row for row, before in zip(order, [None, *order]) if before is None or paths[row] != paths[before]]
-        if len(first) < len(order):
-            label_of = _one_label_each(paths, labels, source)
-            labels = [label_of[path] for path in paths]
-        label_names = sorted(set(labels) - {None})
-        number = {name: place for place, name in enumerate(label_names)} | {None: NO_LABEL}
-        shards = self.shards and self.shards.of_rows(first)
-        return Listing(self.root, PathTable([paths[row] for row in first]),
-                       np.array([number[labels[row]] for row in first], np.int32), tuple(label_names), self.left_out,
-                       tuple(sorted(self.closed)), source, self.repeated + len(order) - len(first), shards)
-
-
-def _one_label_each(paths: list[bytes], labels: list[str | None], source: bytes) -> dict[bytes, str | None]:
-    """The label of each path; `CollectionError` when there are two."""
-    label_of = {}
-    for path, label in zip(paths, labels):
-        known = label_of.setdefault(path, label)
-        if known is None:
-            label_of[path] = label
-        elif label not in (None, known):
-            where = " and ".join(repr(os.fsdecode(one)) for one in source.split(b"\0"))
-            raise CollectionError(f"The picture {os.fsdecode(path)!r} has two labels in {where}: {known!r} and "
-                                  f"{label!r}. Leave one of them.")
-    return label_of
-
-
-def folder_label(path: bytes, root: bytes, labels: str) -> str | None:
-    """The label that a path relative to `root` gives: `parent`, `first` (the first folder below the root), `none`."""
-    parts = path.split(b"/")
-    if labels == "none" or (labels == "first" and len(parts) == 1):
-        return None
-    folder = parts[0] if labels == "first" else (parts[-2] if len(parts) > 1 else os.path.basename(root))
-    return folder.decode("utf-8", "backslashreplace")

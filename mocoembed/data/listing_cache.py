@@ -17,7 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mocoembed.data.listing import Listing, PathTable, Shards, State
+from mocoembed.data.found import State
+from mocoembed.data.listing import Listing, PathTable, Shards
 from mocoembed.errors import MocoembedError
 from mocoembed.files import replacing
 from mocoembed.version import __version__

@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mocoembed.data.cache import CachedPicture, PictureCache
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     PURPOSE_ORDER,
     PURPOSE_SHUFFLE,
+    Draws,
     EvaluationTransform,
     ViewParameters,
     ViewSettings,
     colour_parameters,
     crop,
     crop_box,
-    draw,
     generator,
 )
 from mocoembed.data.workers import Batches, Failure, Pictures
@@ -41,10 +42,10 @@ def cores() -> int:
 
 
 def worker_count(given: int | None, pictures: int, available: int | None = None) -> int:
-    """Loading processes: as given; else one fewer than the `available` cores (1 to 16), none for few pictures."""
+    """Loading processes: as given; else one fewer than the `available` cores (1 to 16), and one for few pictures."""
     if given is not None:
         return given
-    return min(16, max(1, (available or cores()) - 1)) if pictures > 500 else 0
+    return min(16, max(1, (available or cores()) - 1)) if pictures > 500 else 1
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
@@ -64,7 +65,7 @@ class Place(NamedTuple):
 
 
 class ViewBatch(NamedTuple):
-    """Two crops of each of N pictures, and what is still to be done to them on the device."""
+    """Two crops of each of N pictures (for a memory bank one), and what is still to be done to them on the device."""
 
     step: int
     epoch: int
@@ -72,12 +73,12 @@ class ViewBatch(NamedTuple):
     """(N,) int64: rows in the listing, after replacing unreadable pictures; -1 where no replacement was found."""
     order: torch.Tensor | None
     """As in `Place`."""
-    crops: tuple[torch.Tensor, torch.Tensor]
-    """Two tensors (N, 3, S, S) uint8, channels last in memory."""
+    crops: tuple[torch.Tensor, ...]
+    """Tensors (N, 3, S, S) uint8, channels last in memory; or (N, 4), the boxes of crops that the device makes."""
     queries: list[ViewParameters]
     """What `apply_views` does to the crops of the query view, or, for a symmetric loss, of both; as tensors."""
     keys: list[ViewParameters]
-    """And to the crops of the other view of each, in the pictures' shuffled order."""
+    """And to the crops of the other view of each, in the pictures' shuffled order; none for a memory bank."""
     failures: list[Failure]
 
 
@@ -126,53 +127,75 @@ def shuffle_order(seed: int, step: int, n: int) -> np.ndarray:
 
 
 class TwoViews(Dataset):
-    """Loads a `Place` as a `ViewBatch`."""
+    """Loads a `Place` as a `ViewBatch`, from the pictures' files or from a cache; for a memory bank only one view."""
 
-    def __init__(self, listing: Listing, config):
-        self.pictures, self.settings, self.seed = Pictures(listing), ViewSettings.of(config), config.seed
+    def __init__(self, listing: Listing, config, cache: PictureCache | None = None):
+        self.pictures, self.settings, self.draws = Pictures(listing), ViewSettings.of(config), Draws(config.seed)
+        self.full_decode, self.cache = config.full_decode, cache
+        self.boxes_only = cache is not None and cache.cropped_on_device
+        if cache is not None:
+            self.pictures.aside.update(cache.aside)
+        self.views = 1 if config.dictionary == "memory-bank" else 2
         self.query_views = (0, 1) if config.symmetric else (0,)
 
     def __getitem__(self, place: Place) -> ViewBatch:
         n, size = len(place.rows), self.settings.image_size
-        crops = np.empty((2, n, size, size, 3), np.uint8)
+        crops = np.zeros((self.views, n, 4), np.int64) if self.boxes_only else \
+            np.empty((self.views, n, size, size, 3), np.uint8)
         rows = np.array(place.rows)
         failures = []
-        draws = {(row, view): draw(self.seed, place.epoch, row, view)
-                 for row in {*place.rows.tolist(), *place.key_rows.tolist()} for view in range(2)}
+        draws = {(row, view): self.draws(place.epoch, row, view)
+                 for row in {*place.rows.tolist(), *place.key_rows.tolist()} for view in range(self.views)}
         for i, row in enumerate(place.rows.tolist()):
-            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(2)], row, failures)
+            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(self.views)], row, failures)
 
         def parameters(of_rows, view: int) -> ViewParameters:
             drawn = np.stack([draws[row, view] for row in of_rows.tolist()])
             return ViewParameters(*map(torch.from_numpy, colour_parameters(drawn, self.settings)))
 
+        crops = torch.from_numpy(crops)
         return ViewBatch(place.step, place.epoch, torch.from_numpy(rows),
                          None if place.order is None else torch.from_numpy(place.order),
-                         tuple(torch.from_numpy(crops[view]).permute(0, 3, 1, 2) for view in range(2)),
+                         tuple(crops if self.boxes_only else crops.permute(0, 1, 4, 2, 3)),
                          [parameters(place.rows, view) for view in self.query_views],
-                         [parameters(place.key_rows, 1 - view) for view in self.query_views], failures)
+                         [parameters(place.key_rows, 1 - view) for view in self.query_views if self.views == 2],
+                         failures)
 
     def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure]) -> int:
-        """Put two crops (2, S, S, 3) of picture `row`, or of the next readable one, and return its row, else -1."""
-        size = self.settings.image_size
+        """Put the crops (V, ...) of picture `row`, or of the next readable one, and return its row, else -1."""
         for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.pictures)))):
             candidate %= len(self.pictures)
             with self.pictures.at_picture(candidate, failures):
-                picture = Picture(self.pictures.read(candidate)[0])
+                picture = self._picture(candidate)
                 boxes = [crop_box(u, picture.width, picture.height, self.settings.crop_scale) for u in draws]
-                shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
-                image = picture.rgb(shrink)
-                across, down = image.width / picture.width, image.height / picture.height
-                for view, (left, top, right, bottom) in enumerate(boxes):
-                    box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
-                    crops[view] = crop(image, box, size)
+                if self.boxes_only:
+                    crops[:] = boxes
+                else:
+                    self._crop(crops, picture, boxes)
                 return candidate
         return -1
 
+    def _picture(self, row: int) -> Picture | CachedPicture:
+        if self.cache is None:
+            return Picture(self.pictures.read(row)[0], self.full_decode)
+        self.pictures.require(row)
+        return self.cache[row]
 
-def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool) -> Batches:
+    def _crop(self, crops: np.ndarray, picture: Picture | CachedPicture, boxes):
+        size = self.settings.image_size
+        shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
+        image = picture.rgb(shrink)
+        height, width = image.shape[:2] if self.cache else (image.height, image.width)
+        across, down = width / picture.width, height / picture.height
+        for view, (left, top, right, bottom) in enumerate(boxes):
+            box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
+            crops[view] = crop(image, box, size)
+
+
+def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool,
+                 cache: PictureCache | None = None) -> Batches:
     """The `ViewBatch`es of a pretraining at `places`."""
-    return Batches(TwoViews(listing, config), places, workers, pin)
+    return Batches(TwoViews(listing, config, cache), places, workers, pin)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation

@@ -3,7 +3,7 @@
 `read_file` reads a regular file or a part of one; `Picture` checks the bytes before decoding them, and gives upright
 8-bit RGB at the smallest scale that the caller can use.
 
-Rules: only the formats of `FORMATS`; at most `MAX_PIXELS` pixels are decoded; a truncated file is an error; EXIF
+Rules: only the formats of `FORMATS`; at most `MOST_MEMORY` is spent on a picture; a truncated file is an error; EXIF
 orientation is applied; 16-bit greyscale is scaled (not clipped); transparency is laid over white; of an animation
 the first frame is taken; an ICC profile is ignored, as torchvision's loaders do.
 """
@@ -18,10 +18,12 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-MAX_PIXELS = 80_000_000  # four processes with an opaque picture of that size each stay below 2 GiB
-MAX_BYTES = 1 << 30
+MOST_MEMORY = 320 << 20  # four processes with a picture that needs as much each, and the program, stay below 2 GiB
+MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
-STRIP = 1 << 20  # pixels converted at a time
+STRIP = 1 << 18  # pixels converted at a time
+BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # a pixel in memory; others: 4
+BYTES_OF_WEBP = 13  # a pixel, held by Pillow's decoder beside the picture (measured: 12.2 to 12.9)
 
 
 class UnreadablePicture(Exception):
@@ -49,29 +51,82 @@ class Picture:
     """
 
     def __init__(self, data: bytes, full: bool = False):
-        self._full = full
+        self._full, self._data = full, data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size limit is ours
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
-            turned = self._image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        width, height = self._image.size
-        self.width, self.height = (height, width) if turned else (width, height)
+            self._orientation = self._image.getexif().get(0x0112, 1)
+        self.width, self.height = self._upright(self._image.size)
 
-    def rgb(self, shrink: float = 1.0) -> Image.Image:
-        """The upright picture as 8-bit RGB, at full size or smaller, at least 1/`shrink` of it.
+    def _upright(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[::-1] if self._orientation in (5, 6, 7, 8) else size
 
-        JPEG files are decoded at 1/2, 1/4 or 1/8 by the decoder itself where `shrink` allows it.
+    def reduce(self, shrink: float) -> tuple[int, int]:
+        """Have the picture decoded at full size or smaller, at least 1/`shrink` of it; gives the size it will have.
+
+        JPEG files are decoded at 1/2, 1/4 or 1/8 by the decoder itself where `shrink` allows it. To be called once.
+        Raises `UnreadablePicture` when decoding takes too much memory.
         """
-        image = self._image
+        image, pixels = self._image, self.width * self.height
         if shrink >= 2 and image.format == "JPEG" and not self._full:
             image.draft(None, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadablePicture(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+        each = self._bytes_a_pixel()
+        needed = len(self._data) + int(image.width * image.height * each + pixels * self._bytes_of_scans())
+        if needed > MOST_MEMORY:
+            raise UnreadablePicture(
+                f"{self.width} x {self.height} pixels ({image.format}, {image.mode}) take {needed >> 20:,} MiB to "
+                f"decode; at most {MOST_MEMORY >> 20} MiB are spent on a picture")
+        return self._upright(image.size)
+
+    def rgb(self, shrink: float = 1.0) -> Image.Image:
+        """The upright picture as 8-bit RGB, at full size or smaller, at least 1/`shrink` of it: see `reduce`."""
+        self.reduce(shrink)
+        image = self._image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
+
+    def _bytes_a_pixel(self) -> float:
+        """What is held at once for each pixel that comes out of the decoder, at the peak."""
+        image = self._image
+        kept = BYTES_OF_MODE.get(image.mode, 4)
+        copied = max(4 if image.mode != "RGB" else 0, kept if self._orientation in range(2, 9) else 0)
+        decoder = BYTES_OF_WEBP if image.format == "WEBP" else 0.0
+        if image.format == "TIFF" and image.tag_v2.get(259) != 1:  # a strip at a time, which may be the whole picture
+            rows = min(image.tag_v2.get(278, image.height), image.height)
+            bits = image.tag_v2.get(258, (1,))
+            decoder = rows / image.height * sum(bits) / 8
+        return kept + max(copied, decoder)
+
+    def _bytes_of_scans(self) -> float:
+        """What is held for each pixel of a JPEG file at full size: coefficients, if it comes in several scans."""
+        layers = getattr(self._image, "layer", None)
+        if not layers or _is_one_scan(self._data):
+            return 0.0
+        finest = max(across for _, across, _, _ in layers) * max(down for _, _, down, _ in layers)
+        return 2 * sum(across * down for _, across, down, _ in layers) / finest
+
+
+def _is_one_scan(jpeg: bytes) -> bool:
+    """Whether all components come in the first scan of a file that is not progressive; also false when unclear."""
+    place, components = 2, None
+    while place + 10 <= len(jpeg) and jpeg[place] == 0xFF:
+        marker = jpeg[place + 1]
+        if marker in (0xC0, 0xC1):  # SOF0, SOF1: baseline and extended sequential
+            components = jpeg[place + 9]
+        elif marker == 0xDA:  # SOS
+            return jpeg[place + 4] == components
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[place + 2:place + 4], "big")
+    return False
+
+
+def pixels_of(image: Image.Image, out: np.ndarray):
+    """Put the pixels of an RGB picture into `out` (H, W, 3) uint8, a strip of rows at a time."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        out[top:top + rows] = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

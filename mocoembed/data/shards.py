@@ -11,12 +11,15 @@ import json
 import os
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
+from mocoembed.data.found import Found, State
 from mocoembed.data.list_file import common_folder
-from mocoembed.data.listing import Found, Listing, PathTable, Shards, State
+from mocoembed.data.listing import Listing, PathTable, Shards
 from mocoembed.data.picture import SUFFIXES, read_file
 from mocoembed.errors import FormatError, UsageError
 
@@ -50,17 +53,17 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
                          "missing). Give the range that there is, for example: 'shard-{000..009}.tar'")
     root = common_folder(files, os.path.dirname(files[0]))
     names = [os.path.relpath(file, root) for file in files]
-    found, places = Found(root, [], [], {}), []
+    found, places = Found(root), array("q")
     for number, (file, name) in enumerate(zip(files, names)):
         found.witnesses[file] = State.of(file)
         pictures, label_of, left_out = _pictures_in(file, labels != "none")
-        found.paths += [name + b"/" + member for member, *_ in pictures]
-        found.labels += [label_of.get(key) for _, key, _, _ in pictures]
+        found.extend([name + b"/" + member for member, *_ in pictures], [label_of.get(key) for _, key, *_ in pictures])
+        for _, _, offset, size in pictures:
+            places.extend((number, offset, size))
         found.left_out += left_out
-        places += [(number, offset, size) for _, _, offset, size in pictures]
-        tell(len(found.paths))
+        tell(len(found))
     states = torch.tensor([[state.size, state.mtime_ns] for state in found.witnesses.values()], dtype=torch.int64)
-    found.shards = Shards(PathTable(names), states, torch.tensor(places, dtype=torch.int64).view(-1, 3))
+    found.shards = Shards(PathTable(names), states, torch.from_numpy(np.array(places, np.int64)).view(-1, 3))
     return found
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
 RATIO = (3 / 4, 4 / 3)
 DRAWS = 2 * ATTEMPTS + 16
+STRIP = 1 << 22  # pixels of a crop that are cut out at a time
 PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT, PURPOSE_BANK = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -75,9 +76,26 @@ def generator(seed: int, purpose: int, *counter: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=padded))
 
 
+class Draws:
+    """`draws(epoch, index, view)`: (DRAWS,) float64 in [0, 1), all the randomness of one view of one picture.
+
+    The numbers are those of `generator(seed, PURPOSE_VIEW, view, index, epoch)`; one generator, set to each counter in
+    turn, gives them in a fifth of the time.
+    """
+
+    def __init__(self, seed: int):
+        self._generator = generator(seed, PURPOSE_VIEW)
+        self._state = self._generator.bit_generator.state
+
+    def __call__(self, epoch: int, index: int, view: int) -> np.ndarray:
+        self._state["state"]["counter"][1:] = view, index, epoch
+        self._generator.bit_generator.state = self._state
+        return self._generator.random(DRAWS)
+
+
 def draw(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
     """(DRAWS,) float64 in [0, 1): all the randomness of one view of one picture."""
-    return generator(seed, PURPOSE_VIEW, view, index, epoch).random(DRAWS)
+    return Draws(seed)(epoch, index, view)
 
 
 def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -97,9 +115,28 @@ def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, flo
     return left, top, left + w, top + h
 
 
-def crop(image: Image.Image, box, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the box of the picture, resized bilinearly with antialiasing."""
-    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+def crop(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the box of a picture, `Image` or (H, W, 3) uint8, resized bilinearly with antialiasing.
+
+    Along the rows first, then down the columns; Pillow itself chooses the order since version 13, and the views are not
+    to depend on its version. Large boxes are cut out in strips, so that there is no second copy of a large picture.
+    """
+    left, top, right, bottom = box
+    rows = max(1, STRIP // (right - left))
+    strips = []
+    for first in range(top, bottom, rows):
+        end = min(first + rows, bottom)
+        if isinstance(image, np.ndarray):
+            strip = Image.fromarray(image[first:end, left:right])
+        else:
+            strip = image.crop((left, first, right, end))
+        strips.append(strip.resize((size, end - first), Image.Resampling.BILINEAR))
+    narrow = strips[0]
+    if len(strips) > 1:
+        narrow = Image.new("RGB", (size, bottom - top))
+        for place, strip in enumerate(strips):
+            narrow.paste(strip, (0, place * rows))
+    return np.asarray(narrow.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def colour_parameters(draws: np.ndarray, settings: ViewSettings) -> ViewParameters:
@@ -239,6 +276,8 @@ class EvaluationTransform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
+    mode: str = "shorter-side"
+    """Or `squash`: resize both sides to `resize`, whatever the picture's shape."""
 
     @classmethod
     def of(cls, image_size: int, mean, std) -> "EvaluationTransform":
@@ -256,7 +295,7 @@ class EvaluationTransform:
         image = picture.rgb(shrink=short / self.resize)
         box = []
         for side in (picture.width, picture.height):
-            resized = int(self.resize * side / short)
+            resized = self.resize if self.mode == "squash" else int(self.resize * side / short)
             start = round((resized - self.crop) / 2)
             box += [start / resized, (start + self.crop) / resized]  # shares of the side
         left, right, top, bottom = box

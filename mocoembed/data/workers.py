@@ -40,7 +40,7 @@ class Failure(NamedTuple):
     row: int
     """Its place in the listing."""
     error: str
-    """Class of the exception."""
+    """Class of the exception; or `WorkerDied` or `WorkerHung`, of a process that did not come to an end with it."""
     reason: str
     """Message of the exception, on one line."""
 
@@ -52,12 +52,8 @@ class Failure(NamedTuple):
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
-class WorkerDied(Exception):
-    """A process died at this picture."""
-
-
-class WorkerHung(Exception):
-    """A process did not come to an end with this picture."""
+class _SetAside(Exception):
+    """The picture is not touched any more."""
 
 
 class Pictures:
@@ -65,7 +61,7 @@ class Pictures:
 
     def __init__(self, listing: Listing):
         self.listing = listing
-        self.aside: dict[int, Exception] = {}
+        self.aside: dict[int, Failure] = {}
         """Row -> why it is not touched any more."""
         self.at: torch.Tensor | None = None
         """(workers, 3) int64, shared: process, row it is at (or -1), and since when, in ns of the monotonic clock."""
@@ -75,9 +71,13 @@ class Pictures:
 
     def read(self, row: int) -> tuple[bytes, Origin]:
         """The bytes of picture `row`; within `at_picture`."""
-        if row in self.aside:
-            raise self.aside[row]
+        self.require(row)
         return self.listing.read(row)
+
+    def require(self, row: int):
+        """Go on only when picture `row` has not been set aside; within `at_picture`."""
+        if row in self.aside:
+            raise _SetAside
 
     @contextlib.contextmanager
     def at_picture(self, row: int, failures: list[Failure]) -> Iterator[None]:
@@ -90,6 +90,8 @@ class Pictures:
             self.at[worker.id] = torch.tensor([os.getpid(), row, time.monotonic_ns()])
         try:
             yield
+        except _SetAside:
+            failures.append(self.aside[row])
         except Exception as error:
             failures.append(Failure.of(row, error))
         if worker is not None:
@@ -141,9 +143,11 @@ class Batches:
         for row in dead:
             deaths[row] = deaths.get(row, 0) + 1
             if deaths[row] >= DEATHS:
-                pictures.aside[row] = WorkerDied(f"the process that read it died, {deaths[row]} times")
+                reason = f"the process that read it died, {deaths[row]} times"
+                pictures.aside[row] = Failure(row, "WorkerDied", reason)
         for row in hung:
-            pictures.aside[row] = WorkerHung(f"not read and decoded after {SECONDS_FOR_A_PICTURE:g} seconds")
+            reason = f"not read and decoded after {SECONDS_FOR_A_PICTURE:g} seconds"
+            pictures.aside[row] = Failure(row, "WorkerHung", reason)
         return len(pictures.aside) > before
 
 

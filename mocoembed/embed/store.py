@@ -17,7 +17,8 @@ import numpy as np
 
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import FACTS
-from mocoembed.errors import FormatError
+from mocoembed.embed.column import column, digests, float32, texts
+from mocoembed.errors import FormatError, MismatchError
 from mocoembed.files import replacing, reserve, write_at
 from mocoembed.version import __version__
 
@@ -181,24 +182,49 @@ def stable_ids(paths: list[bytes]) -> np.ndarray:
 class EmbeddingFile:
     """An embeddings file open for reading; a context manager.
 
-    Raises `FormatError` for anything that is not a whole embeddings file of a known version. Vectors are read only
-    when sliced, so a file larger than the memory is no problem. Open it anew in every process.
+    Raises `FormatError` for anything that is not a whole embeddings file of a known version. Every dataset is a
+    `Column`, read only where it is indexed: `file.embeddings[10:20]`, `file.paths[3]`, `file.labels[mask]`; so a file
+    larger than the memory is no problem. It may be pickled, forked and spawned (a DataLoader's workers do): another
+    process opens the file anew, and raises `MismatchError` if other rows have taken its place.
     """
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        with open(self.path, "rb"):  # a missing or forbidden file is not a damaged one
+        self._absolute = self.path.absolute()
+        self._identity, self._handle, self._closed = None, None, False
+        self._open()
+
+    @classmethod
+    def open(cls, path) -> "EmbeddingFile":
+        """The embeddings file at `path`, open."""
+        return cls(path)
+
+    def _open(self):
+        with open(self._absolute, "rb"):  # a missing or forbidden file is not a damaged one
             pass
         try:
-            self._file = h5py.File(self.path, "r", locking=False)
+            self._handle = h5py.File(self._absolute, "r", locking=False)
         except OSError as error:
             raise FormatError(f"{self.path} is not an embeddings file. "
                               "Make one with: mocoembed embed FOLDER") from error
+        self._process = os.getpid()
         try:
             self._check()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
+        self._identity = self.identity
+
+    @property
+    def _file(self) -> h5py.File:
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
+        if self._handle is None or self._process != os.getpid():  # unpickled, or on the other side of a fork
+            self._open()
+        return self._handle
+
+    def __getstate__(self):
+        return {**vars(self), "_handle": None}
 
     def _check(self):
         attributes = self._file.attrs
@@ -216,6 +242,9 @@ class EmbeddingFile:
             if (rows := len(self._file[name])) != len(self):
                 raise FormatError(f"{self.path}: dataset {name!r} has {rows} rows, ids have {len(self)}; "
                                   "it is damaged.")
+        if self._identity not in (None, self.identity):
+            raise MismatchError(f"{self.path} has been replaced since it was opened: other rows are in it now. "
+                                "Open it again.")
 
     def __enter__(self):
         return self
@@ -225,7 +254,9 @@ class EmbeddingFile:
 
     def close(self):
         """Close the file; arrays already read stay."""
-        self._file.close()
+        if self._handle is not None:
+            self._handle.close()
+        self._handle, self._closed = None, True
 
     def __len__(self):
         return len(self._file["ids"])
@@ -288,23 +319,17 @@ class EmbeddingFile:
     @property
     def label_names(self) -> list[str]:
         """Names of the labels; `labels` are indices into it."""
-        return [name.decode("utf-8") for name in self._raw("label_names")]
+        return [name.decode("utf-8") for name in texts(self._file["label_names"][:])]
 
-    def _raw(self, name: str, rows=slice(None)) -> np.ndarray:
-        dataset = self._file[name]
-        return dataset[rows].astype(f"S{dataset.dtype.itemsize}")
-
-    def embeddings(self, rows=slice(None)) -> np.ndarray:
-        """(n, D) float32: the vectors of a slice of rows, all by default."""
-        return self._file["embeddings"][rows].astype(np.float32, copy=False)
-
-    def ids(self) -> np.ndarray:
-        """(N,) int64: the stable id of every row."""
-        return self._file["ids"][:]
-
-    def labels(self) -> np.ndarray:
-        """(N,) int32: index into `label_names`, or -1 where unknown."""
-        return self._file["labels"][:]
+    embeddings = column("embeddings", "(N, D) float32: the vectors.", float32)
+    ids = column("ids", "(N,) int64: the stable id of every row.")
+    labels = column("labels", "(N,) int32: index into `label_names`, or -1 where unknown.")
+    paths = column("paths", "Paths relative to `root`, as the bytes of their names; several are a list.", texts)
+    width = column("width", "(N,) int32: pixels of the upright picture; 0 where unknown.")
+    height = column("height", "(N,) int32: pixels of the upright picture; 0 where unknown.")
+    size = column("size", "(N,) int64: bytes of the picture; 0 where unknown.")
+    mtime_ns = column("mtime_ns", "(N,) int64: when the picture's file was changed last, in ns; 0 where unknown.")
+    digest = column("digest", "SHA-256 of the picture's bytes, several are a list; zeros where unknown.", digests)
 
     def facts(self) -> np.ndarray:
         """(N,) records of the loader's `FACTS`: width, height, size, mtime_ns and digest of every row."""
@@ -313,18 +338,14 @@ class EmbeddingFile:
             facts[name] = self._file[name][:]
         return facts
 
-    def paths(self, rows=slice(None)) -> list[bytes]:
-        """Paths relative to `root`, as the bytes of their names."""
-        return self._raw("paths", rows).tolist()
-
     def full_path(self, row: int, root: str | None = None) -> bytes:
         """Absolute path of a row's picture, below `root` if the collection has moved."""
-        return os.path.join(os.fsencode(root) if root else self.root, self.paths(slice(row, row + 1))[0])
+        return os.path.join(os.fsencode(root) if root else self.root, self.paths[row])
 
     def failed(self) -> list[FailedPicture]:
         """The listed pictures that could not be embedded."""
         group = self._file["failed"]
-        columns = [group[name][:].astype(f"S{group[name].dtype.itemsize}") for name in ("paths", "errors", "reasons")]
+        columns = [texts(group[name][:]) for name in ("paths", "errors", "reasons")]
         return [FailedPicture(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
 
     def verify(self):

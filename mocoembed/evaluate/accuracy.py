@@ -17,9 +17,9 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError
 from mocoembed.files import require_file
 from mocoembed.knn import accuracy, bank_size, classify
+from mocoembed.memory import within_memory
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import KNN_PRESETS
-from mocoembed.search.memory import within_memory
 from mocoembed.workspace import Workspace
 
 BLOCK = 8192  # rows read at a time

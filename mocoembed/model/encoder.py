@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from mocoembed.errors import UsageError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
+from mocoembed.model.timm_backbone import PREFIX, TimmBackbone
 
 # name -> (block, layers, further arguments of torchvision's ResNet); all are torchvision's but resnext50_32x8d, which
 # is the ResNeXt-50 of He et al. 2019.
@@ -137,6 +138,8 @@ def build_backbone(arch: str, width: float, stem: str, bn_groups: int = 1) -> nn
     """The backbone of that name, (N, 3, S, S) -> (N, D) with D in `features`; `UsageError` for what there is not."""
     if arch in ARCHITECTURES:
         return Backbone(arch, width, stem, bn_groups)
+    if arch.startswith(PREFIX):
+        return TimmBackbone(arch)
     for family, reason in UNFIT.items():
         if arch.startswith(family):
             raise UsageError(f"--arch {arch}: cannot be a backbone: {reason}.")
@@ -197,6 +200,9 @@ def check_backbone(encoder: Encoder, image_size: int):
     Warns when the backbone has no BatchNorm.
     """
     arch, backbone, training = encoder.spec.arch, encoder.backbone, encoder.training
+    if arch.startswith(PREFIX):
+        raise UsageError(f"--arch {arch}: timm's models can embed, not be pretrained. "
+                         f"Give one of {', '.join(known_architectures())}.")
     picture = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
     try:
         with torch.inference_mode():
@@ -218,4 +224,4 @@ def count_parameters(module: nn.Module) -> int:
 
 def torchvision_layout(spec: EncoderSpec) -> bool:
     """Whether torchvision can load this backbone's weights (resnext50_32x8d: into its class `ResNet`)."""
-    return spec.width == 1 and spec.stem == "7x7s2-pool"
+    return spec.width == 1 and spec.stem == "7x7s2-pool" and not spec.arch.startswith(PREFIX)

@@ -40,7 +40,10 @@ class FrozenEncoder:
                 "provenance": self.provenance}
 
     def _identity(self) -> dict:
-        return {"encoder": dataclasses.asdict(self.encoder.spec), "transform": dataclasses.asdict(self.transform)}
+        transform = dataclasses.asdict(self.transform)
+        if self.transform.mode == "shorter-side":
+            del transform["mode"]  # added later; so fingerprints stayed as they were
+        return {"encoder": dataclasses.asdict(self.encoder.spec), "transform": transform}
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights (float32), the architecture and the evaluation transform."""

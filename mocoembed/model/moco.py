@@ -77,7 +77,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def remember(self, q: list[torch.Tensor], k: list[Keys], views: Views):
         """Enqueue the step's keys; the oldest ones go."""
-        rows = self.ranks.gather(views.rows)
+        rows = self.ranks.gather(views.rows) if self.mask_same_image else None
         for keys in reversed(k):
             self.queue.enqueue(keys.new, rows)
 

@@ -26,11 +26,13 @@ READ = 1 << 18  # bytes at a time, so that progress is seen on slow lines
 
 @dataclass(frozen=True)
 class Published:
-    """Where a file of weights is, how its MD5 begins (eight digits are published), and what one may do with it."""
+    """Where a file of weights is, how its hash begins (eight digits are published), and what one may do with it."""
 
     url: str
-    md5: str
+    digits: str
     licence: str
+    algorithm: str = "md5"
+    author: str = "the authors of MoCo"
 
 
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
@@ -49,13 +51,17 @@ def fetch(name: str, note: Callable[[str], None]) -> pathlib.Path:
     Raises `MocoembedError` when there is no way to the server, the transfer breaks off (what came is kept) or the
     hash is wrong (nothing is kept), `LockedError` when another process is downloading it.
     """
-    published = PUBLISHED[name]
-    path = cache_folder() / published.url.rpartition("/")[2]
+    return fetch_into(cache_folder(), name, PUBLISHED[name], note)
+
+
+def fetch_into(folder: pathlib.Path, name: str, published: Published, note: Callable[[str], None]) -> pathlib.Path:
+    """The published file in `folder`, under the last part of its address; else as `fetch`."""
+    path = folder / published.url.rpartition("/")[2]
     if path.exists():
-        if _md5(path).startswith(published.md5):
+        if _hash(path, published.algorithm).startswith(published.digits):
             return path
         note(f"{path} is damaged; it is downloaded again")
-    note(f"{name}: weights by the authors of MoCo, licence {published.licence}")
+    note(f"{name}: weights by {published.author}, licence {published.licence}")
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
         _download(name, published, path, note)
     return path
@@ -74,11 +80,11 @@ def _download(name: str, published: Published, path: pathlib.Path, note: Callabl
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise MocoembedError(f"{name} cannot be downloaded from {published.url}: {reason}.\n"
                              f"Run the same command again to go on, or put the file at {path}.") from error
-    found = _md5(part)
-    if not found.startswith(published.md5):
+    found = _hash(part, published.algorithm)
+    if not found.startswith(published.digits):
         part.unlink()
-        raise MocoembedError(f"{name}: what came from {published.url} has the MD5 {found}, not {published.md5}...; "
-                             "it was thrown away. Run the same command again.")
+        raise MocoembedError(f"{name}: what came from {published.url} has the {published.algorithm.upper()} {found}, "
+                             f"not {published.digits}...; it was thrown away. Run the same command again.")
     with replacing(path) as temporary:
         os.replace(part, temporary)
 
@@ -110,8 +116,8 @@ def _transfer(url: str, part: pathlib.Path, have: int, progress: Callable[[int, 
     progress(done, done)
 
 
-def _md5(path: pathlib.Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _hash(path: pathlib.Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)

@@ -10,7 +10,8 @@ class Queue(nn.Module):
 
     `keys` is C x K with columns of length 1; it starts as random directions, as in the authors' code. Any K goes
     with any batch size. `counter`, saved with the keys, is the number of keys that ever came; modulo K it is the
-    pointer to the oldest key. `rows` (K,) int64 tells whose keys they are: rows of the collection, -1 for none.
+    pointer to the oldest key. `rows` (K,) int64 tells whose keys they are: rows of the collection, -1 where that is not
+    known.
     """
 
     def __init__(self, dim: int, size: int):
@@ -31,13 +32,16 @@ class Queue(nn.Module):
         return min(self.enqueued, self.size)
 
     @torch.no_grad()
-    def enqueue(self, k: torch.Tensor, rows: torch.Tensor):
-        """Write keys (N, C) of pictures `rows` (N,) over the oldest ones; of more than K keys the last K stay."""
+    def enqueue(self, k: torch.Tensor, rows: torch.Tensor | None):
+        """Write keys (N, C) of pictures `rows` (N,) over the oldest ones; of more than K keys the last K stay.
+
+        With `rows` `None`, whose keys they are is not noted.
+        """
         skipped = max(0, len(k) - self.size)
         columns = k[skipped:].T.to(self.keys.dtype)  # C x N
         start = (self.enqueued + skipped) % self.size  # the pointer: the oldest key's column
         before_the_end = min(columns.shape[1], self.size - start)
-        for ring, new in ((self.keys, columns), (self.rows, rows[skipped:])):
+        for ring, new in ((self.keys, columns), *([] if rows is None else [(self.rows, rows[skipped:])])):
             ring[..., start:start + before_the_end] = new[..., :before_the_end]
             ring[..., :columns.shape[1] - before_the_end] = new[..., before_the_end:]
         self.enqueued += len(k)

@@ -20,7 +20,7 @@ from mocoembed.config import IndexConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked, replacing, require_file, require_space
-from mocoembed.search.memory import within_memory
+from mocoembed.memory import within_memory
 from mocoembed.search.trailer import (
     FORMAT_VERSION,
     KIND,

@@ -167,7 +167,12 @@ def _difference(saved, wanted: torch.Tensor) -> str | None:
         return "is not a tensor"
     if (saved.shape, saved.dtype) != (wanted.shape, wanted.dtype):
         return f"is {tuple(saved.shape)} {saved.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"
-    return None if bool(torch.isfinite(saved).all()) else "holds numbers that are not finite"
+    return "holds numbers that are not finite" if not_finite({"": saved}) else None
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that hold numbers that are not finite."""
+    return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
 
 
 def delete_checkpoints(run: pathlib.Path):

@@ -10,6 +10,7 @@ from mocoembed.errors import UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.encoder_file import FrozenEncoder, described, load_encoder, read_tensors, save_encoder
 from mocoembed.model.foreign import Preprocessing, foreign_encoder
+from mocoembed.model.library import TIMM, TORCHVISION, is_library_name, library_encoder
 from mocoembed.model.pickled import read_pickled
 from mocoembed.model.published import PUBLISHED, fetch
 from mocoembed.model.weights import WRITERS
@@ -58,17 +59,19 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
     """The frozen encoder that `given` names; `None` for the workspace's newest.
 
     That is an encoder file, a checkpoint, a run folder, a state dict or checkpoint of others (their layouts are in
-    `model/foreign.py`), or a name in `PUBLISHED`, which is downloaded. `preprocessing` is for those of others alone.
+    `model/foreign.py`), a name in `PUBLISHED`, or one of another library (`model/library.py`); names are downloaded.
+    `preprocessing` is for files of others and names in `PUBLISHED` alone.
     """
     if given is None:
         return load_encoder(workspace.encoder(None))
     path, source = pathlib.Path(given), {}
     if not path.exists() and given in PUBLISHED:
         path, source = fetch(given, note), {"name": given, "licence": PUBLISHED[given].licence}
-    if not path.exists():
-        raise UsageError(f"{given!r} does not exist. Make one with: mocoembed pretrain IMAGES\n"
-                         f"Or give a file of weights, or one of {', '.join(PUBLISHED)}.")
-    content, ours = _read(path)
+    named = is_library_name(given) and not path.exists()
+    if not (named or path.exists()):
+        raise UsageError(f"{given!r} does not exist. Make one with: mocoembed pretrain IMAGES\nOr give a file of "
+                         f"weights, one of {', '.join(PUBLISHED)}, {TORCHVISION}NAME or {TIMM}NAME.")
+    content, ours = ({}, library_encoder(given, note)) if named else _read(path)
     if ours is None:
         source = {**source, "file": path.name, "checkpoint_sha256": sha256_file(path)}
         frozen = foreign_encoder(content, path, preprocessing, source)
@@ -78,7 +81,7 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
             note(f"{path.name}: left out, as no projection head of a known form: {left_out}")
         return frozen
     if preprocessing != Preprocessing():
-        raise UsageError(f"--image-size, --mean and --std are for weights of others; {path} says them itself.")
+        raise UsageError(f"--image-size, --mean and --std are for weights of others; {given} says them itself.")
     return ours
 
 

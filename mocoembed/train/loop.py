@@ -9,17 +9,19 @@ from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
+from mocoembed.data.resident import ResidentPictures
+from mocoembed.data.workers import Batches
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss
 from mocoembed.model.precision import Compute
-from mocoembed.model.ranks import Ranks
+from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.train.filling import Filling
 from mocoembed.train.guard import Guard
 from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
 from mocoembed.train.monitor import (
     KnnMonitor,
     KnnReport,
-    Meter,
     Recorder,
     StepReport,
     Watcher,
@@ -37,6 +39,7 @@ from mocoembed.train.run import (
     settled,
 )
 from mocoembed.train.step import NUMBERS, make_views, training_step
+from mocoembed.train.waiting import SHARE_OF_STRETCH, Meter, advice
 from mocoembed.workspace import Workspace
 
 
@@ -54,6 +57,8 @@ class PretrainResult:
     """The last evaluation, with `--val`."""
     failed: int
     """Pictures that could not be read and were replaced."""
+    waiting: float
+    """Share of the time that rank 0 spent waiting for data (0 to 1)."""
 
 
 def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> PretrainResult | None:
@@ -106,7 +111,8 @@ class Session:
         self.steps_per_epoch = steps_per_epoch(len(listing), self.config.batch_size, self.config.drop_last)
         self.steps = self.steps_per_epoch * self.config.epochs
         self.guard = Guard(training, listing, watcher.note)
-        self.meter = Meter()
+        self.pictures: ResidentPictures | None = None
+        self.meter, self.advised = Meter(), False
         self.chance = chance_loss(self.config)
         self.last_step: StepReport | None = None
         self.last_knn: KnnReport | None = None
@@ -115,21 +121,50 @@ class Session:
         """Train to the last step; then, on rank 0, export the encoder."""
         self._say_what_comes(workers)
         places = Places(len(self.listing), self.config, self.training.step, self.ranks.rank, self.ranks.size)
-        batches = view_batches(self.listing, self.config, places, workers, self.training.compute.device.type == "cuda")
         with contextlib.ExitStack() as held, StopRequest(patient=self.ranks.size > 1) as stop:
             if self.ranks.first:
                 self.recorder = held.enter_context(contextlib.closing(Recorder(self.run, self.training.step)))
             if monitor and self._evaluation_is_due() and not self.ranks.from_first(self._evaluated):
                 self._evaluate(monitor)  # the run was stopped between saving and evaluating
+            batches = self._batches(places, workers, stop)
+            self.meter.restart()
             for batch in self.meter.wait_for(batches):
                 self._one_step(batch, stop)
                 self._after_step(monitor)
+                self._look_at_waiting(batches.workers)
         if not self.ranks.first:
             return None
         frozen = self.training.frozen(self.steps_per_epoch)
         path = export_to_workspace(frozen, Workspace(self.config.workspace))
         return PretrainResult(self.run, path, frozen.fingerprint(), self.training.step, self.last_step, self.last_knn,
-                              len(self.guard.unreadable))
+                              len(self.guard.unreadable), self.meter.mean)
+
+    def _batches(self, places: Places, workers: int, stop: StopRequest) -> Batches:
+        """The batches at `places`, from a cache when there is to be one."""
+        cache, device = None, self.training.compute.device
+        if self.config.cache == "ram" and len(places):
+            cache = self._filling(workers, self.ranks, self.say, stop).cache()
+            if cache.cropped_on_device:
+                self.pictures = ResidentPictures(cache, self.config.image_size, device)
+                workers = workers if self.config.workers is not None else 1  # all it does is draw boxes, ahead
+        return view_batches(self.listing, self.config, places, workers, device.type == "cuda", cache)
+
+    def _filling(self, workers: int, ranks: Ranks, note, stop: StopRequest | None = None) -> Filling:
+        def raise_if_stopped():
+            if stop and stop.signal_number is not None:
+                raise ranks.agreed(Interrupted("Stopped while pictures were read into memory. Run the same command "
+                                               "again to go on.", stop.signal_number))
+
+        return Filling(self.listing, self.config, workers, ranks, note, raise_if_stopped)
+
+    def _look_at_waiting(self, workers: int):
+        """Say, once, what to do when much of a stretch has gone into waiting."""
+        stretch = self.meter.stretch()
+        if stretch and not self.advised and stretch[0] >= SHARE_OF_STRETCH and self.ranks.first:
+            self.advised = True
+            filling = self._filling(workers, ALONE, lambda text: None)
+            self.say(advice(*stretch, share_of_cores(self.ranks), filling))
+            self.meter.restart()
 
     def _say_what_comes(self, workers: int):
         for folder in self.listing.closed:
@@ -148,7 +183,7 @@ class Session:
         lr = learning_rate(self.config, training.step, self.steps_per_epoch)
         set_learning_rate(training.optimizer, lr)
         told = self.guard.told(batch, stop.signal_number)
-        numbers = training_step(training, make_views(batch, training), told, self.guard.check)
+        numbers = training_step(training, make_views(batch, training, self.pictures), told, self.guard.check)
         training.step += 1
         if self.config.check_ranks:
             require_equal_ranks(training)
@@ -158,7 +193,7 @@ class Session:
         self.last_step = StepReport(
             training.step, batch.epoch, lr, self.chance, queue.filled / queue.size if queue else 1.0,
             **dict(zip(NUMBERS, numbers[:, :len(NUMBERS)].mean(dim=0).tolist())),
-            images_per_second=images_per_second, waiting=waiting)
+            images_per_second=images_per_second, waiting=waiting, waiting_mean=self.meter.mean)
         if self.ranks.first:
             self.recorder.record(self.last_step)
             self.watcher.step(self.last_step, self.steps)
@@ -168,7 +203,7 @@ class Session:
         step, signal_number = self.training.step, self.guard.signal_number
         if signal_number or step % self.steps_per_epoch == 0 or step % self.config.checkpoint_every == 0:
             self.training.save(self.run, self.listing, self.steps_per_epoch)
-            self.meter.rates()  # saving is nobody's images per second
+            self.meter.restart()  # saving is nobody's images per second
         if signal_number:
             raise self.ranks.agreed(Interrupted(f"Stopped after step {step} of {self.steps}; saved in {self.run}. "
                                                 "Run the same command again to go on.", signal_number))
@@ -190,7 +225,7 @@ class Session:
             self.recorder.record(self.last_knn)
         self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
                  f"{self.last_knn.pictures} pictures)")
-        self.meter.rates()
+        self.meter.restart()
 
 
 def require_equal_ranks(training: Training):

@@ -1,7 +1,6 @@
 """Watching a run: what each step and each evaluation gave, for people, scripts and TensorBoard."""
 
 import pathlib
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -43,7 +42,9 @@ class StepReport:
     images_per_second: float
     """Of all ranks."""
     waiting: float
-    """Share of the time that rank 0 spent waiting for data (0 to 1)."""
+    """Share of the step's time that rank 0 spent waiting for data (0 to 1)."""
+    waiting_mean: float
+    """The same share over all steps since this command began to train."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,6 @@ class KnnReport:
     knn_k: int
     knn_T: float
     pictures: int
-
-
-class Meter:
-    """Times the steps: images per second, and the share of the time that went into waiting for data."""
-
-    def __init__(self):
-        self.images, self.waited, self.begun = 0, 0.0, time.perf_counter()
-
-    def wait_for(self, batches):
-        """The batches, while counting the time that each one takes to come."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def rates(self) -> tuple[float, float]:
-        """(images per second, waiting share) since the last call."""
-        now = time.perf_counter()
-        seconds = max(now - self.begun, 1e-9)
-        rates = self.images / seconds, self.waited / seconds
-        self.images, self.waited, self.begun = 0, 0.0, now
-        return rates
 
 
 class Recorder:

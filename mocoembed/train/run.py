@@ -11,7 +11,7 @@ from torch import nn
 from mocoembed.checks import option_name, to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing
-from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, generator
+from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSettings, generator
 from mocoembed.errors import TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank
@@ -23,6 +23,7 @@ from mocoembed.model.ranks import ALONE, Ranks
 from mocoembed.train.checkpoint import (
     delete_checkpoints,
     load_newest,
+    not_finite,
     require_fits,
     require_resumable,
     save_checkpoint,
@@ -32,8 +33,8 @@ from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
 # Settings that do not change what is learned: they are not part of a run's name, and may change on resuming.
-EXECUTION = ("workspace", "run", "fresh", "workers", "device", "compile", "processes", "timeout", "check_ranks", "val",
-             "val_every", "checkpoint_every")
+EXECUTION = ("workspace", "run", "fresh", "workers", "cache", "device", "compile", "processes", "timeout",
+             "check_ranks", "val", "val_every", "checkpoint_every")
 MASKED_FROM = 0.1  # K as a share of the pictures from which same-image masking is on by default
 
 
@@ -48,6 +49,8 @@ class Training:
     """`MoCo`, `MemoryBank` or `EndToEnd`."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    views: ViewSettings
+    """How the views are made."""
     step: int = 0
     """Steps done."""
     checkpoint_sha256: str | None = None
@@ -62,8 +65,7 @@ class Training:
 
     def _write(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int) -> str:
         weights = self.method.state_dict()
-        broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-        if broken:
+        if broken := not_finite(weights):
             raise TrainingError(f"{len(broken)} tensors hold numbers that are not finite after step {self.step} "
                                 f"({broken[0]}). No checkpoint holds them: start over with a lower --lr.")
         epoch, position = divmod(self.step, steps_per_epoch)
@@ -149,7 +151,8 @@ def set_up(config: PretrainConfig, compute: Compute, pictures: int, ranks: Ranks
     wrap_trained(method, ranks)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
-    return Training(config, compute, ranks, method, build_optimizer(trained, config), scaler)
+    return Training(config, compute, ranks, method, build_optimizer(trained, config), scaler,
+                    ViewSettings.of(config))
 
 
 def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Module:
@@ -192,6 +195,9 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     if before["epochs"] != now.epochs:
         note(f"{now.epochs} epochs now, {before['epochs']} before: the learning rate follows the new schedule from "
              "here on")
+    if before["cache"] != now.cache and not now.full_decode:
+        note(f"--cache {now.cache} now, {before['cache']} before: large JPEG files may be decoded at another scale, so "
+             "not the same bits")
     if state["processes"] != training.ranks.size:
         note(f"{training.ranks.size} processes now, {state['processes']} before: the same mathematics, but not the "
              "same bits")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from mocoembed.data.loader import ViewBatch
-from mocoembed.data.views import ViewParameters, ViewSettings, apply_views
+from mocoembed.data.resident import ResidentPictures
+from mocoembed.data.views import ViewParameters, apply_views
 from mocoembed.model.loss import Contrast, info_nce
 from mocoembed.model.moco import Views, batch_statistics
 from mocoembed.model.precision import to_host
@@ -57,22 +58,21 @@ def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float,
     return torch.cat([numbers, *told]).view(1, -1)
 
 
-def make_views(batch: ViewBatch, training: Training) -> Views:
-    """The normalised views of a batch, made on the device.
+def make_views(batch: ViewBatch, training: Training, pictures: ResidentPictures | None = None) -> Views:
+    """The normalised views of a batch, made on the device; with `pictures`, the batch has the boxes of their crops.
 
     Crops whose keys another rank encodes go there as they are, bytes; how to change them is known everywhere.
     """
-    settings, compute, ranks = ViewSettings.of(training.config), training.compute, training.ranks
+    compute, ranks = training.compute, training.ranks
+    if pictures is not None:
+        batch = batch._replace(crops=[pictures.crops(batch.rows, boxes) for boxes in batch.crops])
 
     def view(number: int, parameters: ViewParameters, order: torch.Tensor | None) -> torch.Tensor:
         crops = batch.crops[number].to(compute.device, non_blocking=True)
         if order is not None:
             crops = ranks.exchange(crops.permute(0, 2, 3, 1), order).permute(0, 3, 1, 2)
-        return apply_views(crops, parameters, settings, compute.dtype)
+        return apply_views(crops, parameters, training.views, compute.dtype)
 
     queries = [view(i, parameters, None) for i, parameters in enumerate(batch.queries)]
-    if training.config.dictionary == "memory-bank":
-        keys = [None]
-    else:
-        keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)]
+    keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)] or [None]
     return Views(queries, keys, batch.rows.to(compute.device, non_blocking=True), batch.order, batch.step)

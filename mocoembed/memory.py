@@ -1,4 +1,4 @@
-"""How much memory this process can still take: asked before an index is built or loaded, not found out."""
+"""How much memory this process can still take: asked before it is filled, not found out."""
 
 import contextlib
 import pathlib
@@ -6,7 +6,12 @@ import resource
 
 from mocoembed.errors import MocoembedError
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
+
+
+def shown(size: int) -> str:
+    """Bytes for people: `5.9 MiB`, `2.31 GiB`."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def available_memory() -> int | None:

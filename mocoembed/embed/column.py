@@ -1,0 +1,91 @@
+"""A dataset of an embeddings file as a sequence that is read only where it is indexed, as NumPy indexes.
+
+In: an integer, a slice (also with a step or backwards), rows in any order and repeated, or a mask (N,) of bool.
+Out: what `read` makes of the rows.
+"""
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+
+SPAN = 8  # rows in any order are read as one piece while that is at most so many times what is wanted
+
+
+class Column:
+    """One dataset of N rows. `column[rows]` reads those rows, `column()` or `np.asarray(column)` all of them.
+
+    `dataset()` gives the open dataset, `read(array)` turns an array of its rows into what a caller wants.
+    """
+
+    def __init__(self, dataset: Callable, read: Callable[[np.ndarray], object] = lambda rows: rows):
+        self._dataset, self._read = dataset, read
+
+    def __len__(self):
+        return len(self._dataset())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole: (N,) or (N, D)."""
+        return self._dataset().shape
+
+    def __call__(self, rows=slice(None)):
+        return self[rows]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
+
+    def __iter__(self):
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows):
+        if isinstance(rows, tuple):
+            first, *rest = rows
+            one = isinstance(first, int | np.integer)
+            return np.asarray(self[first])[tuple(rest) if one else (slice(None), *rest)]
+        dataset = self._dataset()
+        if isinstance(rows, slice):
+            return self._read(_slice(dataset, rows))
+        if not isinstance(rows, list | np.ndarray) or np.ndim(rows) == 0:
+            row = range(len(dataset))[operator.index(rows)]  # negative ones count from the end
+            return self._read(dataset[row:row + 1])[0]
+        return self._read(_rows(dataset, np.arange(len(dataset))[np.asarray(rows, None if len(rows) else np.intp)]))
+
+
+def _slice(dataset, rows: slice) -> np.ndarray:
+    first, end, step = rows.indices(len(dataset))
+    if step > 0:
+        return dataset[first:max(first, end):step]
+    wanted = range(first, end, step)
+    return dataset[wanted[-1]:wanted[0] + 1:-step][::-1] if wanted else dataset[0:0]
+
+
+def _rows(dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows in any order, also more than once; HDF5 itself takes rising ones only."""
+    if not len(rows):
+        return dataset[0:0]
+    rising, place = np.unique(rows, return_inverse=True)
+    first, end = int(rising[0]), int(rising[-1]) + 1
+    if end - first <= SPAN * len(rising):
+        return dataset[first:end][rows - first]
+    return dataset[rising][place]
+
+
+def column(name: str, doc: str, read: Callable[[np.ndarray], object] = lambda rows: rows) -> property:
+    """A property of an embeddings file: its dataset of that name as a `Column`."""
+    return property(lambda file: Column(lambda: file._file[name], read), doc=doc)
+
+
+def float32(rows: np.ndarray) -> np.ndarray:
+    """The rows in float32."""
+    return rows.astype(np.float32, copy=False)
+
+
+def texts(rows: np.ndarray) -> list[bytes]:
+    """Texts of fixed length as bytes, without what fills them up."""
+    return rows.astype(f"S{rows.dtype.itemsize}").tolist()
+
+
+def digests(rows: np.ndarray) -> list[bytes]:
+    """Opaque values as bytes."""
+    return [row.tobytes() for row in rows]

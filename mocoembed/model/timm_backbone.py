@@ -1,0 +1,153 @@
+"""timm's models as backbones: `timm:resnet50.a1_in1k` -> a network (N, 3, S, S) -> (N, D), with or without weights.
+
+timm is an optional extra. This is the only module that imports it, when a name begins with `timm:`.
+"""
+
+import difflib
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mocoembed.data.views import EvaluationTransform
+from mocoembed.errors import MocoembedError, UsageError
+from mocoembed.files import sha256_file
+from mocoembed.workspace import cache_folder
+
+PREFIX = "timm:"
+SUFFIXES = (".safetensors", ".pth", ".bin")
+SHOWN = 8
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError("Encoders named timm:... need the package timm. "
+                         "Install it with: pip install 'mocoembed[timm]'") from error
+    return timm
+
+
+class TimmBackbone(nn.Module):
+    """A model of timm without its classifier; `features` is the length D of what it then gives.
+
+    Its state dict is timm's. The architecture's name holds timm's tag, on which its size may depend.
+    """
+
+    def __init__(self, arch: str):
+        super().__init__()
+        network = _timm().create_model(known_name(arch), pretrained=False, num_classes=0)
+        self.features = _length(network, arch)
+        self.network = network
+        self.register_state_dict_post_hook(_to_timms_names)
+        self.register_load_state_dict_pre_hook(_from_timms_names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)  # N x 3 x S x S -> N x D
+
+
+def _length(network: nn.Module, arch: str) -> int:
+    """Length of the network's vectors, seen on one picture; `UsageError` when it gives something else."""
+    size = network.pretrained_cfg["input_size"]
+    training = network.training
+    with torch.inference_mode():
+        vectors = network.eval()(torch.zeros(1, *size))
+    network.train(training)
+    if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
+        raise UsageError(f"{arch} does not give one vector a picture, so it cannot be an encoder.")
+    return vectors.shape[1]
+
+
+def _to_timms_names(module, state: dict, prefix: str, metadata):
+    inner = f"{prefix}network."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def _from_timms_names(module, state: dict, prefix: str, *rest):
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}network.{name.removeprefix(prefix)}"] = state.pop(name)
+
+
+def known_name(arch: str) -> str:
+    """timm's name in `timm:name.tag`, the tag filled in where it is missing; `UsageError` for what timm lacks."""
+    timm, name = _timm(), arch.removeprefix(PREFIX)
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), SHOWN)
+        raise UsageError(f"{PREFIX}{name}: timm {timm.__version__} has no model {model!r}"
+                         + (f"; near names are {', '.join(near)}." if near else ". timm.list_models() names all."))
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(model)]
+    if tag and tag not in tags:
+        raise UsageError(f"{PREFIX}{name}: timm {timm.__version__} has no weights {tag!r} for {model}; "
+                         f"it has {', '.join(tags) or 'none'}.")
+    tag = tag or timm.get_pretrained_cfg(model).tag
+    return f"{model}.{tag}" if tag else model
+
+
+@dataclass(frozen=True)
+class TimmWeights:
+    """Pretrained weights of a model of timm, without the classifier, and what timm says about them."""
+
+    state: dict[str, torch.Tensor]
+    transform: EvaluationTransform
+    source: dict
+    """For the provenance: name, timm's version, licence, where the weights come from."""
+
+
+def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
+    """The weights of `timm:name.tag`: of a file in the cache folder, else through timm from where it keeps them.
+
+    Raises `UsageError` for an unknown name, for one without weights and for pictures that cannot be made, and
+    `MocoembedError` when the weights cannot be had or do not fit.
+    """
+    timm, name = _timm(), known_name(arch)
+    config = timm.get_pretrained_cfg(name)
+    transform = _transform(timm, config, arch)
+    path = local_file(name)
+    if path is None and not (config.hf_hub_id or config.url or config.file):
+        raise UsageError(f"{arch}: timm has no weights for it; "
+                         f"{name.partition('.')[0]} has {', '.join(timm.list_pretrained(name.partition('.')[0]))}.")
+    source = {"name": PREFIX + name, "timm": timm.__version__, "licence": config.license or "none stated by timm",
+              "from": path.name if path else config.hf_hub_id or config.url}
+    if path:
+        source["checkpoint_sha256"] = sha256_file(path)
+    note(f"{PREFIX}{name}: weights from {path or source['from']}, licence {source['licence']}")
+    try:
+        network = timm.create_model(name, pretrained=True,
+                                    **({"pretrained_cfg_overlay": {"file": os.fspath(path)}} if path else {}))
+    except Exception as error:  # timm, huggingface_hub and torch raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        if path:
+            raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
+                                 "Give the file that timm publishes, or delete it to download that.") from error
+        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason}.\nWithout a network, put "
+                             f"its weights at {folder() / (name + SUFFIXES[0])} (or .pth).") from error
+    network.reset_classifier(0)
+    return TimmWeights(network.state_dict(), transform, source)
+
+
+def folder() -> pathlib.Path:
+    """Where weights may be put that timm is not to download."""
+    return cache_folder() / "timm"
+
+
+def local_file(name: str) -> pathlib.Path | None:
+    """The file of weights that somebody put into the cache folder for this model."""
+    return next((path for suffix in SUFFIXES if (path := folder() / (name + suffix)).is_file()), None)
+
+
+def _transform(timm, config, arch: str) -> EvaluationTransform:
+    """timm's own evaluation transform; `UsageError` for what we cannot do in the same way."""
+    facts = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
+    channels, height, width = facts["input_size"]
+    mode = {"center": "shorter-side", "squash": "squash"}.get(facts["crop_mode"])
+    if channels != 3 or height != width or mode is None:
+        raise UsageError(f"{arch} takes pictures of {channels} x {height} x {width} with the crop mode "
+                         f"{facts['crop_mode']!r}; only square pictures in colour, 'center' or 'squash', are made here.")
+    resize = math.floor(height / facts["crop_pct"])
+    return EvaluationTransform(resize, height, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"], mode)
