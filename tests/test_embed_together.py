@@ -80,7 +80,7 @@ def test_a_second_start_leaves_before_it_loads_torch(first, tmp_path):
     assert left.returncode == 1
     assert f"is being written by another process (id {os.getpid()})" in left.stderr
     imported = {line.rpartition("|")[2].strip() for line in left.stderr.splitlines()}
-    assert "mocoembed.cli.embed" in imported
+    assert "mocoembed.cli.main" in imported
     assert not imported & {"torch", "h5py", "torchvision"}
 
 
