@@ -54,11 +54,10 @@ def lay(files: dict[str, bytes], folder) -> pathlib.Path:
     return folder
 
 
-def embed(work_or_folder, workspace, *options, prepare=None) -> Run:
-    """A waiting run that embeds a folder into a workspace; its output goes beside the workspace."""
-    folder = getattr(work_or_folder, "folder", work_or_folder)
-    return Run(workspace.with_name(f"{workspace.name}-output"), "embed", folder, "--workspace", workspace,
-               "--device", "cpu", "--json", *options, prepare=prepare)
+def embed(work: Work, workspace, *options, prepare=None, output=None) -> Run:
+    """A waiting run that embeds into a workspace; what it prints goes beside that, or into the folder `output`."""
+    return Run(output or workspace.with_name(f"{workspace.name}-output"), "embed", work.folder,
+               "--workspace", workspace, "--device", "cpu", "--json", *options, prepare=prepare)
 
 
 def commit_often():
@@ -71,7 +70,7 @@ def commit_often():
 
 
 def tell_every_batch():
-    """In a run: two parts, a commit after every `MANY_COMMIT` pictures, and a line about the progress for every batch."""
+    """In a run: two parts, a commit after every `MANY_COMMIT` pictures, a line about the progress after every batch."""
     from mocoembed.cli import progress
     from mocoembed.embed import fill, work
 

@@ -21,8 +21,8 @@ from functools import partial
 import pytest
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mocoembed.cli.embed", "mocoembed.embed.extract", "mocoembed.info", "pytest", "embed_runs"])
-SECONDS = 300  # after which a run counts as hanging
+SERVER.set_forkserver_preload(["mocoembed.cli.embed", "mocoembed.embed.extract", "mocoembed.info", "pytest"])
+SECONDS = 900  # after which a run counts as hanging
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (a package of that name)")
 

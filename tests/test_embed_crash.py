@@ -127,10 +127,10 @@ def test_a_signal_stops_it_after_a_batch(many, tmp_path, number, status):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_instant_leaves_no_traceback(first, tmp_path, number):
-    for attempt in range(8):
+    for attempt in range(5):
         workspace = lay(first.before, tmp_path / str(attempt))
         run = embed(first, workspace, *BATCH).go()
-        time.sleep(0.03 * attempt)
+        time.sleep(0.05 * attempt)
         run.signal(number)
         assert run.wait() in (0, 128 + number, -signal.SIGTERM)
         assert "Traceback" not in run.stderr.partition("Exception ignored in")[0]  # at the exit, all done
@@ -196,8 +196,8 @@ def test_the_order_of_the_system_calls(work, tmp_path):
 
 def require_commits_in_order(writes: list[Call], syncs: list[Call]):
     """Between a write of rows and the counter's, and between that and the next rows, there is an fsync of the file."""
-    counters = [call for call in writes if call.line.rstrip().endswith(", 8, 4096) = 8")]
-    assert len(counters) > 2
+    counters = [call for call in writes if re.search(r", 8, \d+\) += 8$", call.line)]
+    assert len(counters) > 1
     assert len(writes) > len(counters)
     for one, other in itertools.pairwise(writes):
         if (one in counters) != (other in counters):
