@@ -17,11 +17,11 @@ from mocoembed.config import PretrainConfig
 from mocoembed.data import cache as cache_module
 from mocoembed.data import resident, workers
 from mocoembed.data.cache import SharedBytes
+from mocoembed.data.crop import crop
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, view_batches
 from mocoembed.data.picture import Picture
 from mocoembed.data.resident import ResidentPictures, crops_on_device
-from mocoembed.data.views import crop
 from mocoembed.errors import Interrupted, MocoembedError
 from mocoembed.model.ranks import ALONE
 from mocoembed.train import filling

@@ -10,7 +10,8 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as theirs
 
 from mocoembed.config import PretrainConfig
-from mocoembed.data import views
+from mocoembed.data import crop as cropping
+from mocoembed.data.crop import crop
 from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     DRAWS,
@@ -180,7 +181,7 @@ def test_views_do_not_depend_on_their_neighbours(crops):
 
 def test_crop_equals_torchvisions_resized_crop():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
-    ours = views.crop(picture, (7, 11, 60, 50), 32)
+    ours = crop(picture, (7, 11, 60, 50), 32)
     expected = theirs.resized_crop(picture, 11, 7, 39, 53, [32, 32], theirs.InterpolationMode.BILINEAR)
     assert np.array_equal(ours, np.asarray(expected))
 
@@ -188,11 +189,11 @@ def test_crop_equals_torchvisions_resized_crop():
 @pytest.mark.parametrize("box", [(7, 11, 60, 50), (0, 0, 80, 60), (3, 0, 20, 60), (10, 20, 11, 22)])
 def test_crops_in_strips_and_of_arrays_are_the_same(monkeypatch, box):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    whole = views.crop(Image.fromarray(pixels), box, 32)
-    assert np.array_equal(views.crop(pixels, box, 32), whole)
-    monkeypatch.setattr(views, "STRIP", 300)
-    assert np.array_equal(views.crop(Image.fromarray(pixels), box, 32), whole)
-    assert np.array_equal(views.crop(pixels, box, 32), whole)
+    whole = crop(Image.fromarray(pixels), box, 32)
+    assert np.array_equal(crop(pixels, box, 32), whole)
+    monkeypatch.setattr(cropping, "STRIP", 300)
+    assert np.array_equal(crop(Image.fromarray(pixels), box, 32), whole)
+    assert np.array_equal(crop(pixels, box, 32), whole)
     left, top, right, bottom = box
     theirs_whole = theirs.resized_crop(Image.fromarray(pixels), top, left, bottom - top, right - left, [32, 32],
                                        theirs.InterpolationMode.BILINEAR)

@@ -48,6 +48,11 @@ class Found:
     def __len__(self):
         return len(self._labels)
 
+    @property
+    def paths(self) -> PathTable:
+        """The paths as they were found."""
+        return PathTable.of_arrays(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._ends, np.int64))
+
     def extend(self, paths: list[bytes], labels: Iterable[str | None]):
         """More pictures; of a million some thousands at a time."""
         numbers = self._numbers
@@ -60,8 +65,7 @@ class Found:
 
         A path that comes with a label and without has that label.
         """
-        count, shards, labels = len(self), self.shards, np.array(self._labels, np.int32)
-        paths = PathTable.of_arrays(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._ends, np.int64))
+        count, shards, labels, paths = len(self), self.shards, np.array(self._labels, np.int32), self.paths
         if not all(path < after for path, after in itertools.pairwise(paths)):
             objects = np.fromiter(paths, object, count)
             order = objects.argsort(kind="stable")  # of one path the first comes first

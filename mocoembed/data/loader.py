@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.data.cache import CachedPicture, PictureCache
+from mocoembed.data.crop import crop
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.picture import Picture
@@ -26,7 +27,6 @@ from mocoembed.data.views import (
     ViewParameters,
     ViewSettings,
     colour_parameters,
-    crop,
     crop_box,
     generator,
 )

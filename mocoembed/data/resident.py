@@ -1,6 +1,6 @@
 """Random resized crops of small pictures of one size, in batches on the device: (rows, boxes) -> uint8 crops.
 
-The pixels are those of `views.crop`, to the bit. A crop is two multiplications by small matrices, first along the rows,
+The pixels are those of `crop.crop`, to the bit. A crop is two multiplications by small matrices, first along the rows,
 then down the columns. Their entries are Pillow's resampling weights, which are whole numbers, and so are the sums, all
 of which float64 holds exactly.
 """

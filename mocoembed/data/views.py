@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from mocoembed.data.crop import by_torch, resize
+
 ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
 RATIO = (3 / 4, 4 / 3)
-SMALL, LARGE = 64 * 64, 1 << 23  # pixels
 DRAWS = 2 * ATTEMPTS + 16
-STRIP = 1 << 22  # pixels of a large crop that are cut out at a time
 PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT, PURPOSE_BANK = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -114,54 +114,6 @@ def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, flo
     h = min(height, round(width / RATIO[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def crop(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the box of a picture, `Image` or (H, W, 3) uint8, resized bilinearly with antialiasing."""
-    left, top, right, bottom = box
-    if _by_torch((right - left) * (bottom - top), size * size):
-        part = image[top:bottom, left:right] if isinstance(image, np.ndarray) else np.asarray(image.crop(box))
-        return resize(part, size, size)
-    return _crop_in_strips(image, box, size)
-
-
-def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8, from (H, W, 3) uint8, resized bilinearly with antialiasing, by torch.
-
-    That is what Pillow gives, at most one level off, in a third of the time.
-    """
-    x = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)  # NHWC in memory
-    x = functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
-    return x.permute(0, 2, 3, 1).squeeze(0).numpy()
-
-
-def _by_torch(before: int, after: int) -> bool:
-    """Whether `resize` pays for that many pixels: it copies them, and takes 30 microseconds more for small ones."""
-    return SMALL < max(before, after) <= LARGE
-
-
-def _crop_in_strips(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
-    """As `crop`, by Pillow, in strips, so that there is no second copy of a large picture.
-
-    Along the rows first, then down the columns; Pillow itself chooses the order since version 13, and the views are not
-    to depend on its version.
-    """
-    left, top, right, bottom = box
-    rows = max(1, STRIP // (right - left))
-    strips = []
-    for first in range(top, bottom, rows):
-        end = min(first + rows, bottom)
-        if isinstance(image, np.ndarray):
-            strip = Image.fromarray(image[first:end, left:right])
-        else:
-            strip = image.crop((left, first, right, end))
-        strips.append(strip.resize((size, end - first), Image.Resampling.BILINEAR))
-    narrow = strips[0]
-    if len(strips) > 1:
-        narrow = Image.new("RGB", (size, bottom - top))
-        for place, strip in enumerate(strips):
-            narrow.paste(strip, (0, place * rows))
-    return np.asarray(narrow.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def colour_parameters(draws: np.ndarray, settings: ViewSettings) -> ViewParameters:
@@ -323,7 +275,7 @@ class EvaluationTransform:
         width, height = (self.resize if self.mode == "squash" else int(self.resize * side / short)
                          for side in (picture.width, picture.height))
         left, top = (round((side - self.crop) / 2) for side in (width, height))
-        usual = max(width, height) <= 4 * self.resize and _by_torch(image.width * image.height, width * height)
+        usual = max(width, height) <= 4 * self.resize and by_torch(image.width * image.height, width * height)
         if usual and self.interpolation == "bilinear":
             return resize(np.asarray(image), width, height)[top:top + self.crop, left:left + self.crop]
         across, down = image.width / width, image.height / height

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mocoembed.config import ConvertConfig
-from mocoembed.data.images import Listing
+from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.list_file import READERS, find_in_list
-from mocoembed.data.listing import Found
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, UsageError
@@ -46,16 +45,10 @@ def read_vectors(config: ConvertConfig, source: pathlib.Path, list_file: pathlib
     floats with a path for every row, each path once.
     """
     vectors = open_vectors(source)
-    found = read_list(list_file, config.root)
-    if len(found.paths) != len(vectors):
-        raise FormatError(f"{source} holds {len(vectors)} vectors, {list_file} names {len(found.paths)} paths; "
+    listing, order = read_list(list_file, config.root)
+    if len(order) != len(vectors):
+        raise FormatError(f"{source} holds {len(vectors)} vectors, {list_file} names {len(order)} paths; "
                           "there must be one for each.")
-    order = np.array(sorted(range(len(found.paths)), key=found.paths.__getitem__), np.int64)
-    listing = found.listing(os.fsencode(list_file.absolute()))
-    if listing.repeated:
-        twice = next(one for one, other in itertools.pairwise(sorted(found.paths)) if one == other)
-        raise FormatError(f"{list_file} names {os.fsdecode(twice)!r} more than once; an embeddings file has one row "
-                          "for a path.")
     settings = Settings(foreign_encoder(config.made_by, source), "backbone",
                         all_of_length_one(vectors, source), vectors.shape[1], "unknown", "parent")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -82,20 +75,31 @@ def open_vectors(path: pathlib.Path) -> np.ndarray:
     return vectors
 
 
-def read_list(path: pathlib.Path, root: str | None) -> Found:
-    """The pictures that a list file names, in its order; with paths relative to `root` where that is given."""
+def read_list(path: pathlib.Path, root: str | None) -> tuple[Listing, np.ndarray]:
+    """The pictures that a list file names, sorted, and the line that each stands on, counted from 0.
+
+    Paths are relative to `root` where that is given. Raises `FormatError` when a path comes twice.
+    """
     name = os.fsencode(path.absolute())
     if os.path.splitext(name)[1].lower() not in READERS:
         raise UsageError(f"--paths {path}: must be a list file ({', '.join(one.decode() for one in READERS)}).")
     found = find_in_list(name, "parent", lambda count: None)
+    names = list(found.paths)
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    listing = found.listing(name)
+    if listing.repeated:
+        twice = next(one for one, other in itertools.pairwise(sorted(names)) if one == other)
+        raise FormatError(f"{path} names {os.fsdecode(twice)!r} more than once; an embeddings file has one row for a "
+                          "path.")
     if root is None:
-        return found
+        return listing, order
     above = os.path.join(os.path.abspath(os.fsencode(root)), b"")
-    full = [os.path.join(found.root, one) for one in found.paths]
+    full = [os.path.join(listing.root, one) for one in listing.paths]
     for one in full:
         if not one.startswith(above):
             raise UsageError(f"--root {root}: {os.fsdecode(one)!r} in {path} does not lie below it.")
-    return dataclasses.replace(found, root=above.rstrip(b"/") or b"/", paths=[one[len(above):] for one in full])
+    below = PathTable([one[len(above):] for one in full])
+    return dataclasses.replace(listing, root=above.rstrip(b"/") or b"/", paths=below), order
 
 
 def foreign_encoder(made_by: str | None, source: pathlib.Path) -> dict:

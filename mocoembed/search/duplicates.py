@@ -18,8 +18,8 @@ from mocoembed.config import DuplicatesConfig
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.files import StopRequest
+from mocoembed.memory import within_memory
 from mocoembed.search.index import ID_BYTES, WORKING_BYTES, empty_index, require_vectors
-from mocoembed.search.memory import within_memory
 from mocoembed.workspace import Workspace
 
 EXACT_ROWS = 200_000  # up to so many rows every pair is compared
