@@ -3,8 +3,8 @@
     python -m benchmarks.decode_effect --photographs flowers --encoder encoder.safetensors --image-size 224
 
 The photographs are enlarged to a longer side of 4,000 pixels (bicubic, quality 90) and embedded (backbone, length 1)
-from the smallest of the decoder's scales that covers the resize, from one at least twice as large (`reserve`), and from the
-full decode; the vectors are compared picture by picture, for the given weights and for untrained ones of the same
+from the smallest of the decoder's scales that covers the resize, from one at least twice as large (`reserve`), and from
+the full decode; the vectors are compared picture by picture, for the given weights and for untrained ones of the same
 architecture (running statistics of BatchNorm at their start). Beside them the milliseconds of processor for each way.
 """
 
