@@ -179,6 +179,15 @@ def test_views_do_not_depend_on_their_neighbours(crops):
         torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [224, 100])
+def test_crop_of_a_photograph_is_a_level_from_pillows_at_most(size):
+    noise = np.random.default_rng(0).integers(0, 255, (375, 500, 3), np.uint8)
+    ours = views.crop(Image.fromarray(noise), (13, 11, 402, 350), size).astype(int)
+    expected = theirs.resized_crop(Image.fromarray(noise), 11, 13, 339, 389, [size, size],
+                                   theirs.InterpolationMode.BILINEAR)
+    assert np.abs(ours - np.asarray(expected)).max() <= 1
+
+
 def test_crop_equals_torchvisions_resized_crop():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
     ours = crop(picture, (7, 11, 60, 50), 32)
