@@ -139,7 +139,7 @@ def test_every_flipped_bit_is_found(first, tmp_path, name):
         path.write_bytes(flipped(first.after[name], numbers))
         try:
             mocoembed.describe(InfoConfig(str(path), verify=True))
-        except MocoembedError:
+        except mocoembed.MocoembedError:
             continue
         missed.append(path.read_bytes())
     assert len(missed) == 0

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as theirs
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data import crop as cropping
+from mocoembed.data import views
 from mocoembed.data.crop import crop
 from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
@@ -182,7 +183,7 @@ def test_views_do_not_depend_on_their_neighbours(crops):
 @pytest.mark.parametrize("size", [224, 100])
 def test_crop_of_a_photograph_is_a_level_from_pillows_at_most(size):
     noise = np.random.default_rng(0).integers(0, 255, (375, 500, 3), np.uint8)
-    ours = views.crop(Image.fromarray(noise), (13, 11, 402, 350), size).astype(int)
+    ours = crop(Image.fromarray(noise), (13, 11, 402, 350), size).astype(int)
     expected = theirs.resized_crop(Image.fromarray(noise), 11, 13, 339, 389, [size, size],
                                    theirs.InterpolationMode.BILINEAR)
     assert np.abs(ours - np.asarray(expected)).max() <= 1
