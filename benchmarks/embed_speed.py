@@ -101,15 +101,16 @@ def write_both(scratch: pathlib.Path, frozen: FrozenEncoder, count: int) -> dict
     paths = scratch / "writing.work", scratch / "writing.h5", scratch / "writing.npy"
 
     def work():
-        with WorkFile(paths[0], {"benchmark": True}, count, DIMENSION) as file:
+        WorkFile.begin(paths[0], {"key": {}, "listed": count}, {}, count, DIMENSION, COMMIT)
+        with WorkFile(paths[0]) as file:
             for first in firsts:
                 n = min(COMMIT, count - first)
-                file.write(first, rows[:n], facts[:n], [])
+                file.write(first, rows[:n], facts[:n], np.zeros(n, bool), [])
                 file.commit(first + n)
 
     def publish():
         settings = Settings(frozen.metadata(), "backbone", True, DIMENSION, "fp32", "none")
-        with WorkFile(paths[0], {"benchmark": True}, count, DIMENSION) as file:
+        with WorkFile(paths[0]) as file:
             write_embeddings(paths[1], listing, settings, np.ones(count, bool), np.zeros(count, FACTS),
                              (block["vector"] for _, block in file.blocks()), [])
 

@@ -130,8 +130,8 @@ def test_jitter_in_random_order_equals_torchvisions(crops):
     ours = apply_views(crops, values, plain)
     functions = (theirs.adjust_brightness, theirs.adjust_contrast, theirs.adjust_saturation, theirs.adjust_hue)
     assert len({tuple(order.tolist()) for order in values.order}) > 3
-    for one, crop, order, factors in zip(ours, crops, values.order, values.factors):
-        expected = crop.float() / 255
+    for one, cut, order, factors in zip(ours, crops, values.order, values.factors):
+        expected = cut.float() / 255
         for operation in order.tolist():
             expected = functions[operation](expected, float(factors[operation]))
         assert (one - expected).abs().max() < TWO_LEVELS
