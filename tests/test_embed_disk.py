@@ -16,7 +16,7 @@ from killing import Run, needs_strace
 
 import mocoembed
 from mocoembed.config import InfoConfig
-from mocoembed.errors import FormatError
+from mocoembed.errors import MocoembedError
 
 NO_HDF5_LOCKS = pytest.mark.xfail(strict=True, reason="HDF5 locks the file that it writes, too")
 BLOCK = 4096  # bytes: what tmpfs hands out
