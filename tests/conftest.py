@@ -18,7 +18,7 @@ from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
-from mocoembed.embed.store import Settings, write_embeddings
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD

@@ -15,7 +15,8 @@ from mocoembed import memory
 from mocoembed.config import IndexConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
-from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, LockedError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked
 from mocoembed.search import index as module

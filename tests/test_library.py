@@ -91,8 +91,10 @@ def vectors_of(frozen, picture: Picture) -> torch.Tensor:
 @pytest.mark.parametrize("arch", ["resnet18", "densenet121", "googlenet", "mobilenet_v3_small", "efficientnet_b0"])
 def test_torchvisions_own_model_and_transform_give_the_same(hub, photograph, arch):
     def as_published(state):  # the names of densenets' layers were others when theirs were published
+        if arch != "densenet121":
+            return state
         return {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor
-                for name, tensor in state.items() if not name.endswith("num_batches_tracked")} if arch == "densenet121" else state
+                for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
     hub(arch, as_published)
     notes = []

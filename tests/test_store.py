@@ -9,7 +9,8 @@ import pytest
 
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.loader import FACTS
-from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, stable_ids, write_embeddings
+from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store_writer import Settings, stable_ids, write_embeddings
 from mocoembed.errors import FormatError, MocoembedError
 
 PATHS = [b"a/1.jpg", "b/\u00fc.jpg".encode(), b"b/\xff.jpg", b"c/3.jpg"]

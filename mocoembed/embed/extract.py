@@ -20,7 +20,8 @@ from mocoembed.embed.claim import output_lock
 from mocoembed.embed.fill import fill, slices
 from mocoembed.embed.prepare import Job, prepare, remove_unfinished
 from mocoembed.embed.publish import Counts, Rows, publish
-from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings
+from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store_writer import Settings
 from mocoembed.embed.work import WorkFile
 from mocoembed.errors import CollectionError, Interrupted, ProcessError
 from mocoembed.files import StopRequest

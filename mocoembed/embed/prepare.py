@@ -16,7 +16,8 @@ from mocoembed.data.images import NO_LABEL, Listing, PathTable
 from mocoembed.embed.claim import output_file
 from mocoembed.embed.plan import Plan
 from mocoembed.embed.publish import Rows
-from mocoembed.embed.store import EmbeddingFile, Settings, write_embeddings
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.embed.work import EMBEDDED, WorkFile, read_header
 from mocoembed.errors import MismatchError, UsageError
 from mocoembed.files import require_space, sync_folder

@@ -15,7 +15,8 @@ from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.plan import Plan
-from mocoembed.embed.store import EmbeddingFile, FailedPicture, Settings, write_embeddings
+from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, FormatError
 

@@ -148,6 +148,6 @@ def _transform(timm, config, arch: str) -> EvaluationTransform:
     mode = {"center": "shorter-side", "squash": "squash"}.get(facts["crop_mode"])
     if channels != 3 or height != width or mode is None:
         raise UsageError(f"{arch} takes pictures of {channels} x {height} x {width} with the crop mode "
-                         f"{facts['crop_mode']!r}; only square pictures in colour, 'center' or 'squash', are made here.")
+                         f"{facts['crop_mode']!r}; only square colour pictures, 'center' or 'squash', are made here.")
     resize = math.floor(height / facts["crop_pct"])
     return EvaluationTransform(resize, height, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"], mode)

@@ -1,0 +1,140 @@
+"""Writing the embeddings file (HDF5), whole: rows sorted by path, row i of every dataset the same picture.
+
+All shapes are fixed and nothing holds a time of writing, so the bytes depend on the pictures, the encoder and the
+settings alone. `docs/format.md` describes the file for other readers.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from mocoembed.data.images import Listing
+from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedPicture, rest_digest
+from mocoembed.files import replacing, reserve, write_at
+from mocoembed.version import __version__
+
+
+class Settings(NamedTuple):
+    """What an embeddings file says about how its vectors were made."""
+
+    encoder: dict
+    """Metadata of the encoder's file, its fingerprint included."""
+    features: str
+    normalized: bool
+    dimension: int
+    precision: str
+    labels: str
+    full_decode: bool = False
+
+
+def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarray, facts: np.ndarray,
+                     blocks: Iterable[np.ndarray], failed: list[FailedPicture]):
+    """Replace `path` by the embeddings file of a listing.
+
+    `done` (N,) bool marks the pictures that have a row; `facts` (N,) are the loader's records; `blocks` are the
+    rows' vectors in order, in pieces of any size (n, D) float32; `failed` are the other pictures.
+
+    HDF5 makes the file and says where each dataset lies; the rows are written there by plain writes, because HDF5
+    does not survive a disk that refuses one.
+    """
+    rows = np.flatnonzero(done)
+    columns = _columns(listing, rows, facts)
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w", track_order=False) as file:
+            for name, value in columns.items():
+                _reserve(file, name, value.shape, value.dtype)
+            _reserve(file, "embeddings", (len(rows), settings.dimension), np.dtype("<f4"))
+            _describe(file, listing, settings, failed)
+            places = {name: (file[name].id.get_offset() or 0, file[name].shape) for name in ROW_DATASETS}
+        with open(temporary, "r+b") as file:
+            reserve(file.fileno(), os.fstat(file.fileno()).st_size, path)
+            digest = _write_rows(file.fileno(), columns, blocks, places, path)
+        with h5py.File(temporary, "r+") as file:
+            file.attrs.modify("rows_sha256", digest)
+            file.attrs.modify("rest_sha256", rest_digest(file))
+
+
+def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str, np.ndarray]:
+    """All that has a row per picture, but the vectors."""
+    paths = [listing.paths[row] for row in rows]
+    columns = {name: facts[name][rows] for name in (*FACT_NAMES, "digest")}
+    columns["ids"] = stable_ids(paths)
+    columns["labels"] = listing.labels[rows].astype(np.int32)
+    columns["paths"] = np.array(paths, f"S{max(map(len, paths), default=1)}")
+    return columns
+
+
+def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: list[FailedPicture]):
+    """Write all that has no row per picture; the two digests are put in later."""
+    _store(file, "label_names", np.array([name.encode() for name in listing.label_names], "S"))
+    group = file.create_group("failed")
+    _store(group, "paths", np.array([one.path for one in failed], "S"))
+    _store(group, "errors", np.array([one.error.encode() for one in failed], "S"))
+    _store(group, "reasons", np.array([one.reason.encode("utf-8", "backslashreplace") for one in failed], "S"))
+    file.attrs.update({
+        "kind": KIND, "format_version": FORMAT_VERSION, "mocoembed": __version__,
+        "root": np.void(listing.root), "source": np.void(listing.source or listing.root),
+        "labels_from": settings.labels, "listed": len(listing), "full_decode": settings.full_decode,
+        "features": settings.features, "normalized": settings.normalized, "precision": settings.precision,
+        "encoder_fingerprint": settings.encoder["fingerprint"],
+        "encoder": json.dumps(settings.encoder, sort_keys=True),
+        "rows_sha256": "0" * 64, "rest_sha256": "0" * 64,
+    })
+
+
+def _type(dtype: np.dtype):
+    """Of a dataset: byte strings are fixed-length UTF-8 (raw bytes where a name is not UTF-8)."""
+    return h5py.string_dtype("utf-8", max(1, dtype.itemsize)) if dtype.kind == "S" else dtype
+
+
+def _store(group, name: str, value: np.ndarray):
+    """A small dataset of fixed shape."""
+    dtype = _type(value.dtype)
+    # HDF5 does not convert ASCII to UTF-8 by itself
+    group.create_dataset(name, data=value.astype(dtype), dtype=dtype, track_times=False)
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype):
+    """A dataset of fixed shape whose place in the file is settled at once, and which HDF5 does not fill."""
+    kept = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    kept.set_layout(h5py.h5d.CONTIGUOUS)
+    kept.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    kept.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kept.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(np.dtype(_type(dtype)), logical=True)
+    h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), kept)
+
+
+def _write_rows(descriptor: int, columns: dict[str, np.ndarray], blocks: Iterable[np.ndarray],
+                places: dict[str, tuple[int, tuple[int, ...]]], path) -> str:
+    """Put all rows at their places (offset, shape); their SHA-256, as `rows_digest` computes it."""
+    digest = hashlib.sha256()
+    for name in ROW_DATASETS:
+        at, shape = places[name]
+        digest.update(f"{name} {shape}".encode())
+        rows = 0
+        for piece in blocks if name == "embeddings" else [columns[name]]:
+            data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+            write_at(descriptor, data, at, path)
+            digest.update(data)
+            rows, at = rows + len(piece), at + len(data)
+        if rows != shape[0]:
+            raise ValueError(f"{rows} rows of {name}, not {shape[0]}")
+    return digest.hexdigest()
+
+
+def stable_ids(paths: list[bytes]) -> np.ndarray:
+    """(N,) int64: 63 bits of SHA-256 of each path; a path whose number is taken is hashed again with a suffix."""
+    ids, taken = np.empty(len(paths), np.int64), set()
+    for row, path in enumerate(paths):
+        attempt = path
+        while (number := int.from_bytes(hashlib.sha256(attempt).digest()[:8], "big") >> 1) in taken:
+            attempt += b"\0"
+        taken.add(number)
+        ids[row] = number
+    return ids
