@@ -15,11 +15,13 @@ import pathlib
 import platform
 import shutil
 import signal
+import time
 import warnings
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
 CHUNK = 1 << 22  # bytes hashed or copied at a time
+SECONDS_FOR_THE_DEAD = 1.5  # to let go of a lock
 NEARLY_FULL = 1 << 20  # bytes free on a disk that has no room left
 
 
@@ -140,35 +142,58 @@ def locked(path, what: str):
     is removed by its holder; who then finds itself holding the lock of a removed file tries again.
     """
     path = pathlib.Path(path)
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "a+") as file:
             _lock(file, what)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
             try:
+                file.truncate(0)
+                write_at(file.fileno(), f"{os.getpid()}\n".encode(), 0, path)
                 yield file.fileno()
             finally:
                 path.unlink(missing_ok=True)
+                if made:  # and nothing has come into it
+                    with contextlib.suppress(OSError):
+                        path.parent.rmdir()
             return
 
 
 def _lock(file, what: str):
+    """Lock the open lock file; what a dead holder's children still hold is waited for, a moment."""
+    deadline = time.monotonic() + SECONDS_FOR_THE_DEAD
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"  # of one that has not written its id yet
+            if _is_running(holder) or time.monotonic() > deadline:
+                raise LockedError(f"{what} is being written by another process (id {holder}). "
+                                  "Wait for it to end, or give another name.") from error
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(f"The file system of {file.name} has no locks: nothing but you keeps two processes from "
+                          f"writing {what} at once.", stacklevel=2)
+            return
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is a process of this id that is not merely waiting to be buried."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise LockedError(f"{what} is being written by another process (id {holder}). "
-                          "Wait for it to end, or give another name.") from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        warnings.warn(f"The file system of {file.name} has no locks: nothing but you keeps two processes from writing "
-                      f"{what} at once.", stacklevel=2)
+        os.kill(int(process), 0)
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except PermissionError:
+        return True
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self")
+    except (ValueError, ProcessLookupError):
+        return False
 
 
 def reserve(descriptor: int, size: int, path):

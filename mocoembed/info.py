@@ -6,6 +6,7 @@ from typing import Any
 
 from mocoembed.config import InfoConfig
 from mocoembed.embed.prepare import work_file
+from mocoembed.embed.seal import HDF5, MARK, check_seal
 from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
@@ -23,8 +24,9 @@ def describe(config: InfoConfig) -> dict[str, Any]:
     """
     path = pathlib.Path(config.path)
     unfinished = work_file(path)
-    if not path.exists() and unfinished.exists():
-        return {"path": str(path), **_work(unfinished, config.verify)}
+    with contextlib.suppress(FileNotFoundError):  # none, or published this moment
+        if not path.exists():
+            return {"path": str(path), **_work(unfinished, config.verify)}
     if not path.exists():
         raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
     if path.is_dir():
@@ -40,7 +42,7 @@ def kind_of(path: pathlib.Path) -> str:
         tail = file.read()
     if tail == MAGIC:
         return "index"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if head.startswith((MARK, HDF5)):
         return "embeddings"
     if head.startswith(b"PK\x03\x04"):
         return "checkpoint"
@@ -52,6 +54,8 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if verify:
+        check_seal(path)  # before HDF5 reads what may be damaged
     with EmbeddingFile(path) as file:
         if verify:
             file.verify()

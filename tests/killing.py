@@ -158,19 +158,3 @@ def at_operation(n: int, act, kinds=("read", "write", "remove")):
         if hasattr(os, name):
             setattr(os, name, partial(counted, getattr(os, name)))
     sys.addaudithook(lambda event, arguments: one() if kind_of(event, arguments) in kinds else None)
-
-
-def fork(work) -> int:
-    """The exit code of a child that does `work`; minus the signal's number if that ended it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            work()
-            os._exit(0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

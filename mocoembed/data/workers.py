@@ -188,7 +188,8 @@ class _Loading:
                 if self._processes and not late:
                     wait([process.sentinel for process in self._processes], SECONDS_TO_DIE)
                 alive = self.alive()
-                if len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
+                cut_off = isinstance(error, EOFError | ConnectionError)  # while it handed over a batch
+                if cut_off or len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
                     raise _ProcessLost from error
                 if not late:
                     raise

@@ -17,6 +17,7 @@ from mocoembed.config import ConvertConfig
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.npy import npy_header, read_vectors
 from mocoembed.embed.parquet import require_pyarrow, write_parquet
+from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import StopRequest, replacing, require_file, require_space
@@ -26,7 +27,7 @@ from mocoembed.workspace import Workspace
 BLOCK_BYTES = 1 << 24  # of vectors at a time
 ROW_BYTES = 400  # what a row takes on the disk beside its vector, about
 COLUMNS = ("id", "path", "label", "width", "height", "size", "mtime_ns", "digest")
-HDF5, NPY = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY"
+NPY = b"\x93NUMPY"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def convert_embeddings(config: ConvertConfig, progress: Callable[[int, int], Non
     workspace = Workspace(config.workspace)
     source = require_file(config.source or workspace.embeddings, "The source", "mocoembed embed FOLDER")
     with open(source, "rb") as file:
-        head = file.read(8)
+        head = file.read(len(MARK))
     with StopRequest() as stop:
-        if head == HDF5:
+        if head.startswith((MARK, HDF5)):
             return _from_embeddings(config, source, _Watch(progress, stop), note)
         if head.startswith(NPY):
             return _from_npy(config, source, _Watch(progress, stop), note)

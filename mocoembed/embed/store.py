@@ -15,6 +15,7 @@ import numpy as np
 
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.column import column, digests, float32, texts
+from mocoembed.embed.seal import check_seal
 from mocoembed.errors import FormatError, MismatchError
 
 FORMAT_VERSION = 1
@@ -39,17 +40,6 @@ def rows_digest(file: h5py.File) -> str:
         digest.update(f"{name} {dataset.shape}".encode())
         for start in range(0, len(dataset), 8192):
             digest.update(np.ascontiguousarray(dataset[start:start + 8192]).tobytes())
-    return digest.hexdigest()
-
-
-def rest_digest(file: h5py.File) -> str:
-    """SHA-256 over everything that has no row per picture: the other datasets and the attributes but this one."""
-    digest = hashlib.sha256()
-    for name in ("label_names", "failed/errors", "failed/paths", "failed/reasons"):
-        digest.update(f"{name} {file[name].shape}".encode() + file[name][:].tobytes())
-    for name in sorted(set(file.attrs) - {"rest_sha256"}):
-        value = file.attrs[name]
-        digest.update(name.encode() + (value.tobytes() if hasattr(value, "tobytes") else str(value).encode()))
     return digest.hexdigest()
 
 
@@ -84,10 +74,13 @@ class EmbeddingFile:
         self._process = os.getpid()
         try:
             self._check()
-        except BaseException:
+            self._identity = self.identity
+        except BaseException as error:
             self.close()
+            if isinstance(error, KeyError | OSError | RuntimeError | TypeError | UnicodeDecodeError | ValueError):
+                raise FormatError(f"{self.path} is damaged: HDF5 cannot read it ({error}). "
+                                  "Embed the collection again with --fresh.") from error
             raise
-        self._identity = self.identity
 
     @property
     def _file(self) -> h5py.File:
@@ -223,12 +216,11 @@ class EmbeddingFile:
         return [FailedPicture(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
 
     def verify(self):
-        """Recompute both SHA-256; `FormatError` when one differs from the stored one."""
-        for what, found, stored in [("rows", rows_digest(self._file), self.identity),
-                                    ("description", rest_digest(self._file), str(self._file.attrs["rest_sha256"]))]:
-            if found != stored:
-                raise FormatError(f"{self.path} is damaged: its {what} do not match the stored SHA-256. "
-                                  "Embed the folder again with --fresh.")
+        """Recompute the hashes of all that is in the file; `FormatError` when one differs from the stored one."""
+        check_seal(self._absolute)
+        if rows_digest(self._file) != self.identity:
+            raise FormatError(f"{self.path} is damaged: its rows do not match the stored SHA-256. "
+                              "Embed the collection again with --fresh.")
 
     def describe(self) -> dict:
         """Everything the file knows about itself, as plain JSON types."""

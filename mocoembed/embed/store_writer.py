@@ -6,7 +6,6 @@ settings alone. `docs/format.md` describes the file for other readers.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,7 +13,9 @@ import h5py
 import numpy as np
 
 from mocoembed.data.images import Listing
-from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedPicture, rest_digest
+from mocoembed.embed.seal import SEAL, make_seal, outside
+from mocoembed.embed.sparse import SparseFile
+from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedPicture
 from mocoembed.files import replacing, reserve, write_at
 from mocoembed.version import __version__
 
@@ -39,24 +40,28 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
     `done` (N,) bool marks the pictures that have a row; `facts` (N,) are the loader's records; `blocks` are the
     rows' vectors in order, in pieces of any size (n, D) float32; `failed` are the other pictures.
 
-    HDF5 makes the file and says where each dataset lies; the rows are written there by plain writes, because HDF5
-    does not survive a disk that refuses one.
+    HDF5 makes its part in memory and says where each dataset lies; everything reaches the disk by plain writes, because
+    HDF5 does not survive a disk that refuses one.
     """
     rows = np.flatnonzero(done)
     columns = _columns(listing, rows, facts)
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", track_order=False) as file:
-            for name, value in columns.items():
-                _reserve(file, name, value.shape, value.dtype)
-            _reserve(file, "embeddings", (len(rows), settings.dimension), np.dtype("<f4"))
-            _describe(file, listing, settings, failed)
-            places = {name: (file[name].id.get_offset() or 0, file[name].shape) for name in ROW_DATASETS}
-        with open(temporary, "r+b") as file:
-            reserve(file.fileno(), os.fstat(file.fileno()).st_size, path)
-            digest = _write_rows(file.fileno(), columns, blocks, places, path)
-        with h5py.File(temporary, "r+") as file:
-            file.attrs.modify("rows_sha256", digest)
-            file.attrs.modify("rest_sha256", rest_digest(file))
+    image = SparseFile()
+    with replacing(path) as temporary, h5py.File(image, "w", userblock_size=SEAL) as file:
+        for name, value in columns.items():
+            _reserve(file, name, value.shape, value.dtype)
+        _reserve(file, "embeddings", (len(rows), settings.dimension), np.dtype("<f4"))
+        _describe(file, listing, settings, failed)
+        file.flush()
+        places = {name: (file[name].id.get_offset() or 0, file[name].shape) for name in ROW_DATASETS}
+        extents = sorted([at, file[name].nbytes] for name, (at, _) in places.items() if at)
+        size = file.id.get_filesize()
+        with open(temporary, "w+b") as disk:
+            reserve(disk.fileno(), size, path)
+            file.attrs.modify("rows_sha256", _write_rows(disk.fileno(), columns, blocks, places, path))
+            file.close()
+            for first, end in outside(extents, size):
+                write_at(disk.fileno(), image.part(first, end), first, path)
+            write_at(disk.fileno(), make_seal(disk.fileno(), extents), 0, path)
 
 
 def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,7 +75,7 @@ def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str,
 
 
 def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: list[FailedPicture]):
-    """Write all that has no row per picture; the two digests are put in later."""
+    """Write all that has no row per picture; the hash of the rows is put in later."""
     _store(file, "label_names", np.array([name.encode() for name in listing.label_names], "S"))
     group = file.create_group("failed")
     _store(group, "paths", np.array([one.path for one in failed], "S"))
@@ -83,7 +88,7 @@ def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: lis
         "features": settings.features, "normalized": settings.normalized, "precision": settings.precision,
         "encoder_fingerprint": settings.encoder["fingerprint"],
         "encoder": json.dumps(settings.encoder, sort_keys=True),
-        "rows_sha256": "0" * 64, "rest_sha256": "0" * 64,
+        "rows_sha256": "0" * 64,
     })
 
 
