@@ -56,10 +56,11 @@ def embed(as_json, **values):
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
+                               "left_out": result.left_out, "closed": list(map(os.fsdecode, result.closed)),
                                "resumed_from": result.resumed_from}))
     else:
-        put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed, "
-            f"{result.images_per_second:.0f} pictures/s")
+        speed = f", {result.images_per_second:.0f} pictures/s" if result.images_per_second else ""
+        put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed{speed}")
 
 
 def _parts(counts) -> str:

@@ -71,6 +71,18 @@ def write_error(path, error: OSError) -> MocoembedError:
     return MocoembedError(f"Cannot write {path}: {error.strerror or error}.")
 
 
+def read_at(descriptor: int, length: int, offset: int, path) -> bytearray:
+    """`length` bytes from `offset` on; `FormatError` when the file ends before."""
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise FormatError(f"{path} is cut off. Run the same command with --fresh.")
+        view, offset = view[count:], offset + count
+    return data
+
+
 def require_space(path, needed: int):
     """Raise `MocoembedError` unless the file system of `path` has `needed` bytes free."""
     folder = pathlib.Path(path).parent
@@ -147,7 +159,10 @@ def locked(path, what: str):
     while True:
         with open(path, "a+") as file:
             _lock(file, what)
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 file.truncate(0)

@@ -64,7 +64,7 @@ def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 def _in_progress(path: pathlib.Path) -> dict[str, Any]:
     """How far the embedding is that is to replace the file, if there is one."""
-    with contextlib.suppress(FileNotFoundError):  # none, or published this moment
+    with contextlib.suppress(FileNotFoundError, FormatError):  # none, published this moment, or of another version
         work = describe_work(work_file(path))
         return {"in_progress": {"committed": work["committed"], "listed": work["listed"]}}
     return {}

@@ -33,7 +33,7 @@ def config(tmp_path, make_encoder, make_pictures):
     for name in ("blue/again.png", "red/again.png"):
         (folder / name).write_bytes((folder / "green" / "000.png").read_bytes())
     save_encoder(Workspace(tmp_path / "ws").newest_encoder, make_encoder())
-    return EmbedConfig(str(folder), workspace=str(tmp_path / "ws"), workers=0, device="cpu", batch_size=3,
+    return EmbedConfig(str(folder), workspace=str(tmp_path / "ws"), workers=0, device="cpu", batch_size=4,
                        timeout=60.0)
 
 
@@ -148,7 +148,7 @@ def test_torchrun(config, tmp_path):
     one = embed_images(config)
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
                  "mocoembed", "embed", *config.collections, "--workspace", config.workspace, "--device", "cpu",
-                 "--workers", "0", "--batch-size", "3", "--output", str(tmp_path / "two.h5"), "--json"]
+                 "--workers", "0", "--batch-size", "4", "--output", str(tmp_path / "two.h5"), "--json"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Counts
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import Interrupted, MismatchError, UsageError
+from mocoembed.errors import CollectionError, FormatError, Interrupted, MismatchError, UsageError
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.workspace import Workspace
@@ -237,6 +237,107 @@ def test_a_moved_collection_goes_on_with_root(embed, folder, tmp_path, encoded):
     assert embed(moved).counts.unchanged == 24
 
 
+def test_root_does_not_let_another_collection_in(embed, folder, tmp_path, make_pictures):
+    before = embed(folder).path.read_bytes()
+    other = make_pictures(tmp_path / "other", seed=9)
+    for path in other.rglob("*.*"):
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(MismatchError, match=r"another folder.*Only 0 of its 24 pictures are there"):
+        embed(other, root=str(other))
+    assert (tmp_path / "ws" / "embeddings.h5").read_bytes() == before
+
+
+def test_a_list_that_names_other_files_on_resuming(embed, tmp_path, make_pictures):
+    """The same relative paths below another folder are other pictures."""
+    for name, seed in (("a", 1), ("b", 2)):
+        make_pictures(tmp_path / name, seed=seed)
+    lines = sorted(str(path) for path in (tmp_path / "a").rglob("*.*"))
+    (tmp_path / "l" ).mkdir()
+    listed = tmp_path / "l" / "list.txt"
+    listed.write_text("\n".join(lines))
+    with pytest.raises(Interrupted):
+        embed(listed, stop_at(10))
+    listed.write_text("\n".join(line.replace("/a/", "/b/") for line in lines))
+    mine = content(embed(listed).path)
+    fresh = content(embed(listed, output=str(tmp_path / "fresh.h5")).path)
+    assert {name: row[1:] for name, row in mine.items()} == {name: row[1:] for name, row in fresh.items()}
+    for name, row in fresh.items():
+        np.testing.assert_allclose(*(np.frombuffer(one[0], np.float32) for one in (row, mine[name])), atol=1e-6)
+
+
+def test_a_picture_that_changes_after_an_interruption_is_read_again(embed, folder, tmp_path):
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10))
+    shutil.copy(folder / "red" / "001.jpg", folder / "blue" / "001.jpg")
+    mine = content(embed(folder).path)
+    assert mine[b"blue/001.jpg"][0] == mine[b"red/001.jpg"][0]
+
+
+def test_damaged_embeddings_are_not_built_on(embed, folder):
+    first = embed(folder)
+    data = bytearray(first.path.read_bytes())
+    with EmbeddingFile(first.path) as file:
+        data[data.find(np.asarray(file.embeddings()).tobytes()) + 5] ^= 1
+    first.path.write_bytes(data)
+    (folder / "red" / "000.png").unlink()
+    with pytest.raises(FormatError, match=r"damaged: its rows.*--fresh"):
+        embed(folder)
+    assert embed(folder, fresh=True).embedded == 23
+
+
+def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):
+    shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
+    begin = Embedder.begin
+    calls = []
+
+    def broken(embedder, pixels):
+        vectors = begin(embedder, pixels)()
+        calls.append(len(vectors))
+        if sum(calls) > 17 >= sum(calls[:-1]):
+            vectors = vectors.clone()
+            vectors[17 - sum(calls[:-1])] = float("nan")
+        return lambda: vectors
+
+    monkeypatch.setattr(Embedder, "begin", broken)
+    result = embed(folder)
+    assert [(one.path, one.error) for one in result.failed] == [
+        (b"red/001.jpg", "FloatingPointError"), (b"red/copy.jpg", "FloatingPointError")]
+
+
+def test_an_output_that_appeared_meanwhile_is_not_replaced(embed, folder, tmp_path, make_pictures):
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10))
+    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5"))
+    output = tmp_path / "ws" / "embeddings.h5"
+    shutil.copy(other.path, output)
+    with pytest.raises(UsageError, match=r"has been replaced since .*\.work was begun.*--fresh"):
+        embed(folder)
+    assert output.read_bytes() == other.path.read_bytes()
+
+
+def test_what_cannot_be_seen_is_not_dropped(embed, folder, monkeypatch):
+    before = embed(folder).path.read_bytes()
+    real = os.scandir
+
+    def closed(path):
+        if os.fsencode(path).endswith(b"green"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(CollectionError, match=r"'green' cannot be opened, and 8 pictures .* would be dropped"):
+        embed(folder)
+    assert (Workspace(folder.parent / "ws").embeddings).read_bytes() == before
+
+
+def test_what_fails_again_leaves_the_file_alone(embed, folder):
+    (folder / "red" / "001.jpg").write_bytes(b"no picture")
+    first = embed(folder)
+    state = first.path.stat()
+    assert len(embed(folder).failed) == 1
+    assert first.path.stat().st_ino == state.st_ino
+
+
 def test_rows_by_path_equals_a_dictionary(embed, folder):
     first = embed(folder)
     for name in ("red/000.png", "blue/007.jpg", "green/003.jpg"):
@@ -249,5 +350,5 @@ def test_rows_by_path_equals_a_dictionary(embed, folder):
         known = {path: row for row, path in enumerate(file.paths())}
         rows = rows_by_path(listing, file)
         assert rows.tolist() == [known.get(path, -1) for path in listing.paths]
-        plan = Plan.of(listing, file)
+        plan = Plan.of(listing, file, listing.states())
         assert [listing.paths[row] for row in plan.todo] == [b"blue/0.png", b"green/003x.jpg", b"zz/last.png"]

@@ -1,5 +1,6 @@
 """The embeddings file: its round trip, its bytes, what it refuses."""
 
+import json
 import resource
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.loader import FACTS
+from mocoembed.embed.seal import MARK, SEAL, make_seal
 from mocoembed.embed.store import EmbeddingFile, FailedPicture
 from mocoembed.embed.store_writer import Settings, stable_ids, write_embeddings
 from mocoembed.errors import FormatError, MocoembedError
@@ -69,17 +71,30 @@ def test_ids_are_stable_positive_and_distinct():
     assert len(set(stable_ids([b"same", b"same"]).tolist())) == 2
 
 
-def test_flipped_bits_are_found_by_verify(tmp_path):
+def test_flipped_bits_are_found(tmp_path):
+    """Those in what describes the rows at once, those in the rows when asked."""
     path = tmp_path / "e.h5"
     vectors = written(path)
     whole = path.read_bytes()
-    for known, what in [(vectors.tobytes(), "rows"), (b"/root", "description"), (b"broken", "description"),
-                        ("d\u00f6g".encode(), "description")]:
+    for known in (b"/root", b"broken", "d\u00f6g".encode(), b"mocoembed embeddings", b"\x89HDF", b"TREE"):
         data = bytearray(whole)
         data[data.find(known) + 1] ^= 1
         path.write_bytes(data)
-        with EmbeddingFile(path) as file, pytest.raises(FormatError, match=f"damaged: its {what}"):
-            file.verify()
+        with pytest.raises(FormatError, match=r"damaged|not an embeddings file|not one of mocoembed's"):
+            EmbeddingFile(path)
+    data = bytearray(whole)
+    data[data.find(vectors.tobytes()) + 1] ^= 1
+    path.write_bytes(data)
+    with EmbeddingFile(path) as file, pytest.raises(FormatError, match="damaged: its rows"):
+        file.verify()
+
+
+def seal_again(path):
+    """Make a changed file look as if it had been written so."""
+    with open(path, "r+b") as file:
+        rows = json.loads(file.read(SEAL).removeprefix(MARK).rstrip(b"\0"))["rows"]
+        file.seek(0)
+        file.write(make_seal(file.fileno(), rows))
 
 
 def test_what_is_not_an_embeddings_file_is_refused(tmp_path):
@@ -100,6 +115,7 @@ def test_what_is_not_an_embeddings_file_is_refused(tmp_path):
         written(path)
         with h5py.File(path, "r+") as file:
             change(file)
+        seal_again(path)
         with pytest.raises(FormatError, match=message):
             EmbeddingFile(path)
 

@@ -48,7 +48,7 @@ def test_goes_on_after_what_was_committed(tmp_path):
         assert block["status"].tolist() == [EMBEDDED, EMBEDDED, FAILED, COPIED] + [EMBEDDED] * 6
         assert block["vector"][:, 0].tolist() == [1, 1, 0, 1, 2, 2, 2, 2, 3, 3]
         assert block["reason"][2].decode() == "bad \u00e4"
-        assert block["facts"]["width"].tolist() == [1, 2, 0, 4, 1, 2, 3, 4, 1, 2]
+        assert block["facts"]["width"].tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
         assert work.read(3, 9)["vector"][:, 0].tolist() == [1, 2, 2, 2, 2, 3]
         assert work.array("todo").tolist() == list(range(10))
         assert work.array("blob").tobytes() == b"abc"

@@ -31,7 +31,7 @@ def output_lock(config: EmbedConfig) -> Iterator[int | None]:
     if config.encoder is None:
         Workspace(config.workspace).encoder(None)
     given = os.environ
-    in_a_group = "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    in_a_group = {"RANK", "WORLD_SIZE"} <= given.keys() or int(given.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     if in_a_group and int(given.get("RANK", given.get("SLURM_PROCID", 0))) > 0:
         yield None
         return

@@ -23,7 +23,7 @@ from mocoembed.embed.publish import Counts, Rows, publish
 from mocoembed.embed.store import EmbeddingFile, FailedPicture
 from mocoembed.embed.store_writer import Settings
 from mocoembed.embed.work import WorkFile
-from mocoembed.errors import CollectionError, Interrupted, ProcessError
+from mocoembed.errors import CollectionError, Interrupted, MismatchError, ProcessError
 from mocoembed.files import StopRequest
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder
@@ -89,9 +89,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
     """One process's part of `embed_images`, in a group that it has joined; all ranks give the same config."""
     say = watcher.note if ranks.first else say_nothing
     workspace = Workspace(config.workspace)
-    opened: list[FrozenEncoder] = []
-    ranks.from_first(lambda: opened.append(open_encoder(config.encoder, workspace, say)))  # it may be downloaded
-    frozen = opened[0] if opened else open_encoder(config.encoder, workspace)
+    frozen = _same_encoder(config, workspace, ranks, say)
     compute = Compute.of(config.device, config.precision)
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
                         config.precision, config.labels, config.full_decode)
@@ -108,6 +106,22 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
     result = finish(job, settings, seconds)
     keep_encoder(workspace.encoder_of(settings.encoder["fingerprint"]), frozen)  # `search` needs it for its queries
     return result
+
+
+def _same_encoder(config: EmbedConfig, workspace: Workspace, ranks: Ranks, note) -> FrozenEncoder:
+    """The encoder, which rank 0 opens first, as it may be downloaded; `MismatchError` when another rank has another."""
+    opened: list[FrozenEncoder] = []
+
+    def first() -> str:
+        opened.append(open_encoder(config.encoder, workspace, note))
+        return opened[0].fingerprint()
+
+    fingerprint = ranks.from_first(first)
+    frozen = opened[0] if opened else open_encoder(config.encoder, workspace)
+    if (found := frozen.fingerprint()) != fingerprint:
+        raise MismatchError(f"Rank {ranks.rank} has the encoder {found[:12]}, rank 0 has {fingerprint[:12]}. Give all "
+                            "of them the same file with --encoder.")
+    return frozen
 
 
 class Share:
@@ -171,17 +185,27 @@ class Share:
 
 def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
     """Publish a job whose slots are all done, and remove what was only there for it."""
-    listing = job.listing
-    with WorkFile(job.work) as work, contextlib.ExitStack() as held:
-        base = held.enter_context(EmbeddingFile(job.base)) if job.base else None
-        rows = Rows(listing, job.plan, work, base)
-        try:
-            failed = publish(job.output, rows, settings) if job.changes else rows.failed()
-        except CollectionError:
-            remove_unfinished(job.output)
-            raise
-        read = work.slots - job.resumed_from
-    remove_unfinished(job.output)
+    listing, failed, read = job.listing, [], 0
+    counts = Counts(0, 0, len(listing), 0, 0, 0)
+    if job.changes:
+        with (WorkFile(job.work) as work,
+              EmbeddingFile(job.base) if job.base else contextlib.nullcontext() as base):
+            rows = Rows(listing, job.plan, work, base)
+            failed, counts, read = rows.failed(), rows.counts(), work.slots - job.resumed_from
+            if job.base != job.output or not rows.same_as_base():
+                if base is not None:
+                    base.verify()  # what is damaged is not to be sealed again
+                _publish_or_clear(job, rows, settings)
+        remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
-    return EmbedResult(job.output, len(listing), failed, rows.counts(), listing.left_out, listing.closed,
+    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
+
+
+def _publish_or_clear(job: Job, rows: Rows, settings: Settings):
+    """`publish`; when there is nothing that can be read, no unfinished work is left behind."""
+    try:
+        publish(job.output, rows, settings)
+    except CollectionError:
+        remove_unfinished(job.output)
+        raise

@@ -22,13 +22,13 @@ class Plan:
     """(M,) int64: the pictures to read, rows of the listing in its order. Slot i of the work is picture todo[i]."""
 
     @classmethod
-    def of(cls, listing: Listing, base: EmbeddingFile | None) -> "Plan":
-        """Compare a listing with an embeddings file; without one everything is to be done."""
+    def of(cls, listing: Listing, base: EmbeddingFile | None, states: np.ndarray) -> "Plan":
+        """Compare a listing, with its `states`, and an embeddings file; without one everything is to be done."""
         everything = np.arange(len(listing))
         if base is None:
             return cls(np.full(len(listing), -1), everything)
         before = rows_by_path(listing, base)
-        states, known = listing.states(), base.facts()[before]  # of rows -1: of the last one, not used
+        known = base.facts()[before]  # of rows -1: of the last one, not used
         same = (before >= 0) & (states["size"] == known["size"]) & (states["mtime_ns"] == known["mtime_ns"])
         return cls(before, everything[~same])
 

@@ -4,6 +4,8 @@ Beside the output may lie unfinished work (`.work`). The same listing goes on wi
 since, what was done is first saved as an embeddings file of its own (`.salvaged`), on which the new work builds.
 """
 
+import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -14,15 +16,15 @@ import numpy as np
 from mocoembed.config import EmbedConfig
 from mocoembed.data.images import NO_LABEL, Listing, PathTable
 from mocoembed.embed.claim import output_file
-from mocoembed.embed.plan import Plan
+from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Rows
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
-from mocoembed.embed.work import EMBEDDED, WorkFile, read_header
-from mocoembed.errors import MismatchError, UsageError
-from mocoembed.files import require_space, sync_folder
+from mocoembed.embed.work import EMBEDDED, WorkFile, read_header, record_type
+from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.files import require_space, sha256_json, sync_folder
 
-ROW_BYTES = 512  # of an embeddings file, beside the vector
+ROW_BYTES = 80  # of an embeddings file, beside vector and path
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _salvaged_file(output: pathlib.Path) -> pathlib.Path:
 
 def remove_unfinished(output: pathlib.Path):
     """Delete work and salvaged embeddings, once the output is whole or they are not wanted."""
-    for path in (work_file(output), _salvaged_file(output)):
+    for path in (_salvaged_file(output), work_file(output)):  # in this order: work without its base is seen to be done
         path.unlink(missing_ok=True)
     sync_folder(output.parent)
 
@@ -74,7 +76,8 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     """Find out what is to be done, and have the work file for it ready.
 
     Raises `MismatchError` when the output comes from another source, `UsageError` when the unfinished work does,
-    `FormatError` when either is not ours, `MocoembedError` when the disk is too small.
+    `CollectionError` when pictures that have rows cannot be seen, `FormatError` when a file is not ours or is damaged,
+    `MocoembedError` when the disk is too small.
     """
     output = output_file(config)
     if config.fresh:
@@ -82,37 +85,44 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
             EmbeddingFile(output).close()  # what is not ours is not replaced
         if output.parent.exists():
             remove_unfinished(output)
-    key = {"source": os.fsdecode(listing.source), "encoder": settings.encoder["fingerprint"],
-           "features": settings.features, "normalize": settings.normalized, "precision": settings.precision,
-           "full_decode": settings.full_decode, "labels": settings.labels}
+    states = listing.states()
+    described = {
+        "key": {"source": os.fsdecode(listing.source), "encoder": settings.encoder["fingerprint"],
+                "features": settings.features, "normalize": settings.normalized, "precision": settings.precision,
+                "full_decode": settings.full_decode, "labels": settings.labels},
+        "listed": len(listing), "root": os.fsdecode(listing.root), "batch_size": config.batch_size,
+        "pictures": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
+        "output": _identity(output)}
     if work_file(output).exists():
-        job = _go_on(config, listing, settings, key, note)
+        job = _go_on(config, listing, settings, described, note)
         if job is not None:
             return job
-    return _begin(config, listing, settings, key)
+    return _begin(config, listing, settings, described, states)
 
 
-def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, key: dict, note) -> Job | None:
-    """The job of the work that is there; `None` when the collection has changed, after saving what was done."""
+def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, note) -> Job | None:
+    """The job of the work that is there; `None` when there is no going on, after saving what was done."""
     output = output_file(config)
     header = read_header(work_file(output))
-    other = [name for name, value in key.items() if header["key"].get(name) != value]
+    other = [name for name, value in described["key"].items() if header["key"].get(name) != value]
     if config.root is not None and "source" in other:
-        other.remove("source")  # it has moved
+        other.remove("source")  # it has moved; whether it is the same one is seen from its pictures
     if other:
         raise UsageError(f"{work_file(output)} holds unfinished work with other settings ({', '.join(other)}). "
                          "Add --fresh to drop it, or give another --output.")
-    base = _with_identity(header["base"], output)
     with WorkFile(work_file(output)) as work:
         done = work.done()
         plan = Plan(work.array("before"), work.array("todo"))
-        if header["base"] is not None and base is None:
+        if header["output"] != described["output"]:
             if done < work.slots:
                 raise UsageError(f"{output} has been replaced since {work.path} was begun. Add --fresh to drop the "
                                  "unfinished work, or give another --output.")
-        elif header["listing"] == listing.digest() and header["batch_size"] == config.batch_size:
-            return Job(output, listing, plan, base, done, changes=True)
         else:
+            base = _with_identity(header["base"], output)
+            if [header[name] for name in ("pictures", "batch_size")] == [
+                    described[name] for name in ("pictures", "batch_size")]:
+                require_space(output, _bytes_of_output(listing, settings))
+                return Job(output, listing, plan, base, done, changes=True)
             saved = _salvage(work, plan, base, output, settings)
             note(f"the collection or --batch-size has changed since the interrupted run; {saved} pictures of it are "
                  "kept")
@@ -126,47 +136,61 @@ def _salvage(work: WorkFile, plan: Plan, base_path: pathlib.Path | None, output:
     paths = PathTable.of_arrays(work.array("blob"), work.array("offsets"))
     listing = Listing(os.fsencode(work.header["root"]), paths, np.full(len(paths), NO_LABEL, np.int32), (), 0,
                       source=os.fsencode(work.header["key"]["source"]))
-    base = EmbeddingFile(base_path) if base_path else None
-    try:
+    with EmbeddingFile(base_path) if base_path else contextlib.nullcontext() as base:
+        if base is not None:
+            base.verify()
         rows = Rows(listing, plan, work, base, whole=False)
         done = rows.status == EMBEDDED
         if done.any():
             write_embeddings(_salvaged_file(output), listing, settings, done, rows.facts, rows.vectors(), [])
-    finally:
-        if base is not None:
-            base.close()
     return int(done.sum())
 
 
+def _identity(path: pathlib.Path) -> str | None:
+    """Which rows an embeddings file has; `None` when there is no file."""
+    if not path.exists():
+        return None
+    with EmbeddingFile(path) as file:
+        return file.identity
+
+
 def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path | None:
-    """Of output and salvaged embeddings, the file that has these rows."""
+    """Of salvaged embeddings and output, the file that has these rows; `FormatError` when none has."""
+    if identity is None:
+        return None
     for path in (_salvaged_file(output), output):
-        if identity is not None and path.exists():
-            with EmbeddingFile(path) as file:
-                if file.identity == identity:
-                    return path
-    return None
+        if _identity(path) == identity:
+            return path
+    raise FormatError(f"{_salvaged_file(output)}, on which the unfinished work builds, is gone. Run the same command "
+                      "with --fresh.")
 
 
-def _begin(config: EmbedConfig, listing: Listing, settings: Settings, key: dict) -> Job:
+def _bytes_of_output(listing: Listing, settings: Settings) -> int:
+    """About the size of the embeddings file of a listing."""
+    longest = int(np.diff(listing.paths.offsets.numpy()).max(initial=0))
+    return len(listing) * (settings.dimension * 4 + longest + ROW_BYTES)
+
+
+def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, states: np.ndarray) -> Job:
     output = output_file(config)
     candidates = [_salvaged_file(output), *([] if config.fresh else [output])]
     base = next((path for path in candidates if path.exists()), None)
-    identity, changes = None, True
+    identity = None
     if base is None:
-        plan = Plan.of(listing, None)
+        plan = Plan.of(listing, None, states)
     else:
-        require_replaceable(base, listing, settings, moved=config.root is not None)
         with EmbeddingFile(base) as file:
-            plan, identity = Plan.of(listing, file), file.identity
-            changes = base != output or len(plan.todo) > 0 or not _describes(file, listing)
-    require_space(output, len(listing) * (settings.dimension * 4 + ROW_BYTES))
-    WorkFile.begin(work_file(output), {
-        "key": key, "listed": len(listing), "listing": listing.digest(), "root": os.fsdecode(listing.root),
-        "base": identity, "batch_size": config.batch_size,
-    }, {"before": plan.before, "todo": plan.todo, "blob": listing.paths.blob.numpy(),
+            require_replaceable(file, listing, settings, states, moved=config.root is not None)
+            plan, identity = Plan.of(listing, file, states), file.identity
+            _require_seen(file, listing, plan)
+            if base == output and not len(plan.todo) and _describes(file, listing):
+                return Job(output, listing, plan, base, 0, changes=False)
+    work_bytes = len(plan.todo) * record_type(settings.dimension).itemsize
+    require_space(output, _bytes_of_output(listing, settings) + work_bytes)
+    WorkFile.begin(work_file(output), {**described, "base": identity}, {
+        "before": plan.before, "todo": plan.todo, "blob": listing.paths.blob.numpy(),
         "offsets": listing.paths.offsets.numpy()}, len(plan.todo), settings.dimension, config.batch_size)
-    return Job(output, listing, plan, base, 0, changes)
+    return Job(output, listing, plan, base, 0, changes=True)
 
 
 def _describes(file: EmbeddingFile, listing: Listing) -> bool:
@@ -175,25 +199,45 @@ def _describes(file: EmbeddingFile, listing: Listing) -> bool:
             and file.label_names == list(listing.label_names) and bool((file.labels() == listing.labels).all()))
 
 
-def require_replaceable(output: pathlib.Path, listing: Listing, settings: Settings, moved: bool):
-    """Raise `MismatchError` if the embeddings file comes from another source: collection, encoder or settings.
+def _require_seen(file: EmbeddingFile, listing: Listing, plan: Plan):
+    """Raise `CollectionError` when rows would be dropped because a folder cannot be opened."""
+    if not listing.closed:
+        return
+    gone = np.ones(len(file), bool)
+    gone[plan.before[plan.before >= 0]] = False
+    paths = [path for path in file.paths[np.flatnonzero(gone)] if path.startswith(
+        tuple(os.path.join(folder, b"") for folder in listing.closed))]
+    if paths:
+        raise CollectionError(f"{os.fsdecode(listing.closed[0])!r} cannot be opened, and {len(paths)} pictures that "
+                              "have been embedded would be dropped. Make it readable, or add --fresh to go without.")
 
-    A collection that has `moved` may be elsewhere.
+
+def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Settings, states: np.ndarray, moved: bool):
+    """Raise `MismatchError` if an embeddings file comes from another source: collection, encoder or settings.
+
+    A collection that has `moved` may be elsewhere, if at least half of the pictures are there with the same sizes.
     """
-    with EmbeddingFile(output) as existing:
-        sides = [("folder", _shown(existing.source), _shown(listing.source)),
-                 ("encoder", existing.fingerprint[:12], settings.encoder["fingerprint"][:12]),
-                 ("features", existing.features, settings.features),
-                 ("normalize", existing.normalized, settings.normalized),
-                 ("precision", existing.precision, settings.precision),
-                 ("full decode", existing.full_decode, settings.full_decode),
-                 ("labels", existing.labels_from, settings.labels)]
-    for what, old, new in sides[moved:]:
+    for what, old, new in [("encoder", file.fingerprint[:12], settings.encoder["fingerprint"][:12]),
+                           ("features", file.features, settings.features),
+                           ("normalize", file.normalized, settings.normalized),
+                           ("precision", file.precision, settings.precision),
+                           ("full decode", file.full_decode, settings.full_decode),
+                           ("labels", file.labels_from, settings.labels)]:
         if old != new:
-            moving = " If the collection has only moved, add --root with the folder where it is now." * (
-                what == "folder")
-            raise MismatchError(f"{output} holds embeddings with another {what}: {old}, now {new}. Add --fresh to "
-                                f"replace it, or give another --output.{moving}")
+            raise MismatchError(f"{file.path} holds embeddings with another {what}: {old}, now {new}. Add --fresh to "
+                                "replace it, or give another --output.")
+    if file.source == listing.source:
+        return
+    another = (f"{file.path} holds embeddings with another folder: {_shown(file.source)}, now "
+               f"{_shown(listing.source)}.")
+    if not moved:
+        raise MismatchError(f"{another} Add --fresh to replace it, or give another --output. If the collection has "
+                            "only moved, add --root with the folder where it is now.")
+    before = rows_by_path(listing, file)
+    same = int((file.size()[before[before >= 0]] == states["size"][before >= 0]).sum())
+    if 2 * same < min(len(file), len(listing)):
+        raise MismatchError(f"{another} Only {same} of its {len(file)} pictures are there, so it has not merely moved. "
+                            "Add --fresh to replace it, or give another --output.")
 
 
 def _shown(source: bytes) -> str:

@@ -57,6 +57,7 @@ class Rows:
         self.facts[kept >= 0] = self.base_facts[kept[kept >= 0]]
         self._read_work()
         self.repeated = self._find_copied()
+        self._share_vectors()
 
     def _read_work(self):
         for first, block in self.work.blocks(BLOCK):
@@ -96,6 +97,24 @@ class Rows:
             self.facts["width"][row], self.facts["height"][row] = source["width"], source["height"]
             self.status[row] = EMBEDDED
         return repeated
+
+    def _share_vectors(self):
+        """Give all pictures of the work that have the same bytes the vector of the first, whoever encoded them."""
+        mine = np.flatnonzero((self.place >= 0) & (self.status == EMBEDDED))
+        digests = np.ascontiguousarray(self.facts["digest"][mine]).view("S32")
+        _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+        self.place[mine] = self.place[mine[first[group]]]
+
+    def same_as_base(self) -> bool:
+        """Whether the embeddings that there were say just what would be written."""
+        base, rows, embedded = self.base, np.flatnonzero(self.status == EMBEDDED), self.status == EMBEDDED
+        return (base is not None and len(base) == len(rows) and base.root == self.listing.root
+                and base.source == (self.listing.source or self.listing.root)
+                and bool((self.place[rows] == -1 - np.arange(len(rows))).all())
+                and self.facts[rows].tobytes() == self.base_facts.tobytes()
+                and base.label_names == list(self.listing.label_names)
+                and bool((base.labels() == self.listing.labels[embedded]).all())
+                and base.failed() == self.failed())
 
     def failed(self) -> list[FailedPicture]:
         """The pictures without a row, in the listing's order."""
@@ -144,11 +163,10 @@ def _gather(read: Callable[[int, int], np.ndarray], rows: np.ndarray, like: np.n
     return np.concatenate(parts) if parts else like[:0]
 
 
-def publish(output: pathlib.Path, rows: Rows, settings: Settings) -> list[FailedPicture]:
-    """Write the embeddings file of all rows; the failed pictures. `CollectionError` when there is nothing but those."""
+def publish(output: pathlib.Path, rows: Rows, settings: Settings):
+    """Write the embeddings file of all rows; `CollectionError` when no picture can be read."""
     failed, listing = rows.failed(), rows.listing
     if len(failed) == len(listing):
         raise CollectionError(f"None of the {len(listing)} pictures can be read; the first one said: "
                               f"{failed[0].error}: {failed[0].reason}")
     write_embeddings(output, listing, settings, rows.status == EMBEDDED, rows.facts, rows.vectors(), failed)
-    return failed

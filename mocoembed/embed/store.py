@@ -15,7 +15,7 @@ import numpy as np
 
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.column import column, digests, float32, texts
-from mocoembed.embed.seal import check_seal
+from mocoembed.embed.seal import MARK, check_seal
 from mocoembed.errors import FormatError, MismatchError
 
 FORMAT_VERSION = 1
@@ -64,8 +64,10 @@ class EmbeddingFile:
         return cls(path)
 
     def _open(self):
-        with open(self._absolute, "rb"):  # a missing or forbidden file is not a damaged one
-            pass
+        with open(self._absolute, "rb") as file:  # a missing or forbidden file is not a damaged one
+            sealed = file.read(len(MARK)) == MARK
+        if sealed:
+            check_seal(self._absolute)  # HDF5 may hang in what is damaged
         try:
             self._handle = h5py.File(self._absolute, "r", locking=False)
         except OSError as error:
@@ -73,6 +75,8 @@ class EmbeddingFile:
                               "Make one with: mocoembed embed FOLDER") from error
         self._process = os.getpid()
         try:
+            if not sealed:
+                raise FormatError(f"{self.path} is an HDF5 file, but not one of mocoembed's embeddings.")
             self._check()
             self._identity = self.identity
         except BaseException as error:
@@ -95,8 +99,6 @@ class EmbeddingFile:
 
     def _check(self):
         attributes = self._file.attrs
-        if attributes.get("kind") != KIND:
-            raise FormatError(f"{self.path} is an HDF5 file, but not one of mocoembed's embeddings.")
         if (version := int(attributes["format_version"])) > FORMAT_VERSION:
             raise FormatError(f"{self.path} has embeddings format {version}; this version reads up to "
                               f"{FORMAT_VERSION}. Install a newer mocoembed.")

@@ -7,16 +7,18 @@ counted as committed; so whatever is counted is whole, and a rerun goes on after
 that is being appended to is lost when its writer is killed.
 """
 
+import hashlib
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from mocoembed.data.loader import FACTS, Failure
 from mocoembed.errors import FormatError
-from mocoembed.files import replacing, reserve, sync_folder, write_at, write_error
+from mocoembed.files import read_at, replacing, reserve, sha256_json, write_at, write_error
 
 FORMAT = 2
 PAGE = 4096
@@ -40,18 +42,18 @@ def pages(size: int) -> int:
 class WorkFile:
     """The slots of an unfinished embedding; a context manager. Every process opens it for itself."""
 
-    def __init__(self, path):
-        """Open what `begin` made; raises `FormatError` for anything else."""
+    def __init__(self, path, writing: bool = True):
+        """Open what `begin` made; raises `FormatError` for anything else, or damaged."""
         self.path = pathlib.Path(path)
         self.header = read_header(self.path)
         self.slots, self.part_slots = self.header["slots"], self.header["part_slots"]
         self.dimension = self.header["dimension"]
         self.record = record_type(self.dimension)
         self.parts = -(-self.slots // self.part_slots)
-        self._first, self._stride = self.header["parts_at"], PAGE + pages(self.part_slots * self.record.itemsize)
+        self._first, self._stride = self.header["parts_at"], stride(self.slots, self.part_slots, self.record)
         if self.path.stat().st_size < self._first + self.parts * self._stride:
             raise FormatError(f"{self.path} is cut off. Run the same command with --fresh.")
-        self._descriptor = os.open(self.path, os.O_RDWR)
+        self._descriptor = os.open(self.path, os.O_RDWR if writing else os.O_RDONLY)
 
     @staticmethod
     def begin(path, described: dict, arrays: dict[str, np.ndarray], slots: int, dimension: int, batch_size: int):
@@ -62,13 +64,13 @@ class WorkFile:
         path = pathlib.Path(path)
         size = part_slots(slots, batch_size)
         header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
-                  "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()]}
-        arrays_at = pages(len(json.dumps(header)) + 128)  # with room for the two numbers to come
+                  "arrays": [[name, array.dtype.str, array.shape, _digest(array)] for name, array in arrays.items()]}
+        arrays_at = pages(len(json.dumps(header)) + 256)  # with room for what is still to come
         parts_at = pages(arrays_at + sum(-(-array.nbytes // 8) * 8 for array in arrays.values()))
-        text = json.dumps({**header, "arrays_at": arrays_at, "parts_at": parts_at}).encode() + b"\n"
-        stride = PAGE + pages(size * record_type(dimension).itemsize)
+        header.update(arrays_at=arrays_at, parts_at=parts_at)
+        text = json.dumps({**header, "sha256": sha256_json(header)}).encode() + b"\n"
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            reserve(file.fileno(), parts_at + -(-slots // size) * stride, path)
+            reserve(file.fileno(), parts_at + -(-slots // size) * stride(slots, size, record_type(dimension)), path)
             write_at(file.fileno(), text, 0, path)
             for array in arrays.values():
                 write_at(file.fileno(), np.ascontiguousarray(array).reshape(-1).view(np.uint8), arrays_at, path)
@@ -83,12 +85,14 @@ class WorkFile:
     def array(self, name: str) -> np.ndarray:
         """One of the arrays that the file was begun with."""
         at = self.header["arrays_at"]
-        for found, kind, shape in self.header["arrays"]:
+        for found, kind, shape, digest in self.header["arrays"]:
             count, kind = int(np.prod(shape)), np.dtype(kind)
             if found == name:
-                data = bytearray(count * kind.itemsize)
-                os.preadv(self._descriptor, [data], at)
-                return np.frombuffer(data, kind).reshape(shape)
+                data = read_at(self._descriptor, count * kind.itemsize, at, self.path)
+                array = np.frombuffer(data, kind).reshape(shape)
+                if _digest(array) != digest:
+                    raise self._damaged()
+                return array
             at += -(-count * kind.itemsize // 8) * 8
         raise KeyError(name)
 
@@ -101,8 +105,11 @@ class WorkFile:
         first, end = self.range_of(part)
         count = int.from_bytes(os.pread(self._descriptor, 8, self._first + part * self._stride), "little")
         if count > end - first:
-            raise FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
+            raise self._damaged()
         return first + count
+
+    def _damaged(self) -> FormatError:
+        return FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
 
     def done(self, parts=None) -> int:
         """How many slots are committed, of some parts or of all."""
@@ -117,9 +124,10 @@ class WorkFile:
         records["vector"] = vectors
         for failure in failures:
             reason = failure.reason.encode("utf-8", "backslashreplace")[:REASON_BYTES].decode("utf-8", "ignore")
-            blank = np.zeros((), self.record)
-            blank["status"], blank["error"], blank["reason"] = FAILED, failure.error.encode(), reason.encode()
-            records[failure.row - first] = blank
+            record = records[failure.row - first:failure.row - first + 1]
+            record["status"], record["error"], record["reason"] = FAILED, failure.error.encode(), reason.encode()
+            record["vector"] = 0
+        records["crc"] = _sums(records)
         write_at(self._descriptor, records.view(np.uint8), self._place(first), self.path)
 
     def commit(self, end: int):
@@ -139,14 +147,15 @@ class WorkFile:
 
     def read(self, first: int, end: int) -> np.ndarray:
         """The records of slots `first` to `end` - 1."""
-        records = np.zeros(end - first, self.record)
-        view, at = memoryview(records.view(np.uint8)), first
+        pieces, at = [np.zeros(0, self.record)], first
         while at < end:
             stop = min(end, self.range_of(at // self.part_slots)[1])
-            here = slice((at - first) * self.record.itemsize, (stop - first) * self.record.itemsize)
-            os.preadv(self._descriptor, [view[here]], self._place(at))
+            data = read_at(self._descriptor, (stop - at) * self.record.itemsize, self._place(at), self.path)
+            pieces.append(np.frombuffer(data, self.record))
+            if (pieces[-1]["crc"] != _sums(pieces[-1])).any():
+                raise self._damaged()
             at = stop
-        return records
+        return np.concatenate(pieces)
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[int, np.ndarray]]:
         """The first slot and the records of pieces of at most `size` slots: of all that are committed, in order."""
@@ -155,16 +164,25 @@ class WorkFile:
             for start in range(first, end, size):
                 yield start, self.read(start, min(end, start + size))
 
-    def remove(self):
-        """Delete the file, once its content has been published."""
-        self.path.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+
+def stride(slots: int, part_slots: int, record: np.dtype) -> int:
+    """Bytes from one part to the next."""
+    return PAGE + pages(min(slots, part_slots) * record.itemsize)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _sums(records: np.ndarray) -> list[int]:
+    """CRC-32 of each record but for its first four bytes, where it is kept."""
+    return [zlib.crc32(row) for row in records.view(np.uint8).reshape(len(records), -1)[:, 4:]]
 
 
 def record_type(dimension: int) -> np.dtype:
     """The record of a slot whose vector has `dimension` numbers."""
-    return np.dtype([("status", "u1"), ("error", "S64"), ("reason", f"S{REASON_BYTES}"), ("facts", FACTS),
-                     ("vector", "<f4", (dimension,))])
+    return np.dtype([("crc", "<u4"), ("status", "u1"), ("error", "S64"), ("reason", f"S{REASON_BYTES}"),
+                     ("facts", FACTS), ("vector", "<f4", (dimension,))])
 
 
 def read_header(path) -> dict:
@@ -173,16 +191,18 @@ def read_header(path) -> dict:
         with open(path, "rb") as file:
             header = json.loads(file.readline())
         if header["format"] == FORMAT:
-            return header
+            if header.pop("sha256") == sha256_json(header):
+                return header
+            raise ValueError("the hash is another")
         problem = f"has the format {header['format']}, this version reads {FORMAT}"
     except (ValueError, KeyError, TypeError):
-        problem = "is no unfinished work"
+        problem = "is no unfinished work, or is damaged"
     raise FormatError(f"{path} {problem}. Run the embed command with --fresh.")
 
 
 def describe_work(path) -> dict:
     """How far unfinished work is: `committed` of `listed` pictures, and what it depends on."""
-    with WorkFile(path) as work:
+    with WorkFile(path, writing=False) as work:
         listed = work.header["listed"]
         return {"format": FORMAT, "committed": listed - work.slots + work.done(), "listed": listed,
                 "unchanged": listed - work.slots, "dimension": work.dimension, **work.header["key"]}
