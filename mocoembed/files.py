@@ -186,7 +186,7 @@ def _lock(file, what: str):
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"  # of one that has not written its id yet
-            if _is_running(holder) or time.monotonic() > deadline:
+            if is_running(holder) or time.monotonic() > deadline:
                 raise LockedError(f"{what} is being written by another process (id {holder}). "
                                   "Wait for it to end, or give another name.") from error
             time.sleep(0.05)
@@ -198,7 +198,7 @@ def _lock(file, what: str):
             return
 
 
-def _is_running(process: str) -> bool:
+def is_running(process: str) -> bool:
     """Whether there is a process of this id that is not merely waiting to be buried."""
     try:
         os.kill(int(process), 0)

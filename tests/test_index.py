@@ -165,7 +165,8 @@ def test_other_files_are_named(built, workspace, tmp_path):
         return tmp_path / name
 
     cut = built[1].read_bytes()[:-60]
-    others = {"an embeddings file": built[0], "an encoder": workspace / "encoder.safetensors", "FAISS": write("cut", cut),
+    others = {"an embeddings file": built[0],
+              "an encoder": workspace / "encoder.safetensors", "FAISS": write("cut", cut),
               "of another kind": write("notes.txt", b"dear diary"), "it is empty": write("nothing", b"")}
     for what, path in others.items():
         with pytest.raises(FormatError, match=f"is not an index of mocoembed.*{what}.*mocoembed index EMBEDDINGS"):

@@ -22,7 +22,8 @@ LONGEST = 1 << 20  # bytes of a manifest
 REQUIRED = {"format", "index_bytes", "index_sha256", "count", "dimension", "metric", "normalized", "features",
             "encoder", "embeddings"}
 # first bytes of files that people give by mistake -> what they are
-OTHER_KINDS = {b"mocoembed embeddings": "an embeddings file", b"\x89HDF\r\n\x1a\n": "an HDF5 file", b"PK\x03\x04": "a checkpoint or zip archive",
+OTHER_KINDS = {b"mocoembed embed": "an embeddings file", b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+               b"PK\x03\x04": "a checkpoint or zip archive",
                b"Ix": "an index of FAISS without the manifest of mocoembed, or one that was cut off"}
 
 
