@@ -10,14 +10,6 @@ from mocoembed.cli.progress import TrainingProgress
 from mocoembed.config import PretrainConfig
 from mocoembed.recipes import RECIPES
 
-WHY_IT_RISES = {
-    "queue": "The loss starts below ln(K+1) = {:.3f} (chance), rises towards it while the queue fills with real keys, "
-             "and falls from there.",
-    "memory-bank": "The loss rises above ln(K+1) = {:.3f} (chance) at first: until a picture has been seen once, its "
-                   "feature in the bank is a random direction. It falls from the second epoch on.",
-    "end-to-end": "The loss starts near the logarithm of the batch size, {:.3f} (chance), and falls from there.",
-}
-
 
 @click.command()
 @click.argument("images", metavar="COLLECTION")
@@ -36,14 +28,9 @@ def pretrain(images, recipe, **values):
       mocoembed pretrain photos --recipe small --epochs 100 --val labelled-photos
       mocoembed pretrain cifar10/train --recipe cifar10 --width 0.375 --stem 3x3s2 --batch-size 256 --bn-groups 4
     """
-    from mocoembed.model.loss import chance_loss
-    from mocoembed.train.launch import joined_ranks
     from mocoembed.train.loop import pretrain as run_pretrain
 
     config = PretrainConfig.of(recipe or "moco-v2", images, **given(values))
-    ranks = joined_ranks()
-    if ranks is None or ranks.first:
-        note(WHY_IT_RISES[config.dictionary].format(chance_loss(config)))
     with TrainingProgress(config, sys.stderr) as progress:
         result = run_pretrain(config, progress.watcher())
     if result is None:  # another rank's to tell

@@ -31,21 +31,29 @@ def _machine() -> int | None:
     return None
 
 
-def _control_group() -> int | None:
-    group = pathlib.Path("/sys/fs/cgroup")
-    for limit, used, statistics in (
-            ("memory.max", "memory.current", "memory.stat"),
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is `max`
-            return (int((group / limit).read_text()) - int((group / used).read_text())
-                    + _cached((group / statistics).read_text()))
-    return None
+def _control_group(root: pathlib.Path = pathlib.Path("/")) -> int | None:
+    """The least of the process's own control group and those above it, of either version."""
+    mounted, paths = root / "sys/fs/cgroup", {"": "/", "memory": "/"}  # controllers -> the process's group
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths["memory" if "memory" in controllers.split(",") else controllers] = path
+    left = []
+    for controllers, limit, used in (("", "memory.max", "memory.current"),
+                                     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):
+        own = pathlib.PurePosixPath(paths[controllers].lstrip("/"))
+        for group in (mounted / controllers / one for one in (own, *own.parents)):
+            with contextlib.suppress(OSError, ValueError):  # not there, or the limit is `max`
+                left.append(int((group / limit).read_text()) - int((group / used).read_text())
+                            + _cached((group / "memory.stat").read_text()))
+    return min(left, default=None)
 
 
 def _cached(statistics: str) -> int:
     """Bytes of files in the cache, which count as used but are given up when asked for."""
     values = dict(line.split() for line in statistics.splitlines())
-    return int(values.get("inactive_file", 0)) + int(values.get("active_file", 0))
+    return sum(int(values.get(f"total_{name}", values.get(name, 0)))  # total_: in version 1, with the groups below
+               for name in ("inactive_file", "active_file"))
 
 
 def _process() -> int | None:

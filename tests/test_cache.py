@@ -77,6 +77,15 @@ def test_large_jpeg_files_are_kept_at_the_scale_that_the_smallest_crop_needs(tmp
             assert all(torch.equal(one, other) for one, other in zip(ours.crops, theirs.crops))
 
 
+def test_sizes_are_read_without_decoding(squares, monkeypatch):
+    def load(image):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    sizes, failures = cache_module.Sizes(scan(squares), config())[np.arange(3)]
+    assert (sizes.tolist(), failures) == ([[24, 20, 24, 20]] * 3, [])
+
+
 def orientation(number: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x112] = number

@@ -141,6 +141,41 @@ def test_exif_orientation_gives_the_upright_picture(orientation, shrink):
     assert np.abs(pixels(data, shrink).astype(int) - np.asarray(expected)).max() <= 6
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(png, added, before):
+    """The PNG file with a chunk added before its first one of another kind."""
+    place = png.index(before) - 4
+    return png[:place] + added + png[place:]
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_the_size_of_a_png_is_upright_before_it_is_decoded(before):
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Picture(with_chunk(encoded(stored), chunk(b"eXIf", exif.tobytes()[6:]), before))
+    assert (picture.width, picture.height) == picture.reduce(1.0) == (6, 9)
+    assert picture._image._im is None
+    turned = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(np.asarray(picture.rgb()), turned)
+    text = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>')
+    for place, size in (b"IDAT", (6, 9)), (b"IEND", (9, 6)):
+        picture = Picture(with_chunk(encoded(stored), text, place))
+        assert (picture.width, picture.height) == picture.rgb().size == size
+
+
+def test_no_png_is_decoded_before_its_memory_is_known(monkeypatch):
+    picture = Picture(encoded(Image.new("RGB", (64, 64))))
+    assert picture._image._im is None
+    monkeypatch.setattr("mocoembed.data.picture.MOST_MEMORY", 1 << 10)
+    with pytest.raises(UnreadablePicture, match="64 x 64 pixels"):
+        picture.rgb()
+    assert picture._image._im is None
+
+
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     got = pixels(encoded(Image.fromarray(levels)))
@@ -149,9 +184,6 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
 
 def test_sixteen_bit_colours_are_scaled_not_clipped():
     levels = np.linspace(0, 65535, 48).astype(">u2").reshape(4, 4, 3)
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
     got = pixels(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
@@ -171,6 +203,8 @@ def test_transparency_is_laid_over_white():
     palette.putpalette([0, 0, 0, 9, 9, 9])
     assert pixels(encoded(palette, transparency=0)).min() == 255
     assert pixels(encoded(Image.new("LA", (2, 2), (0, 0)))).min() == 255
+    grey = encoded(Image.fromarray(np.array([[0, 256, 257]], np.uint16)))
+    assert pixels(with_chunk(grey, chunk(b"tRNS", b"\1\0"), b"IDAT"))[0].tolist() == [[0] * 3, [255] * 3, [1] * 3]
 
 
 def test_other_modes_and_first_frame():

@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from mocoembed import memory
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.model.ranks import ALONE
@@ -23,8 +24,8 @@ def clock(monkeypatch):
     return clock
 
 
-def step(meter, clock, waited, seconds):
-    """One step, of which so much was waited for the batch."""
+def step(meter, clock, waited, seconds, idle=0.0):
+    """One step, of which so much was waited for the batch, and in which the cores idled so long."""
 
     def batches():
         clock.now += waited
@@ -32,6 +33,7 @@ def step(meter, clock, waited, seconds):
 
     for _ in meter.wait_for(batches()):
         clock.now += seconds - waited
+        clock.idle += idle
         meter.images += 8
         rates = meter.rates()
     return rates
@@ -50,13 +52,31 @@ def test_shares_of_steps_and_their_mean(clock):
 def test_a_stretch_is_a_minute_of_steps(clock):
     meter = Meter()
     for _ in range(5):
-        step(meter, clock, 3.0, 10.0)
+        step(meter, clock, 3.0, 10.0, 20.0)
         assert meter.stretch() is None
-    step(meter, clock, 3.0, 10.0)
-    clock.idle = 120.0
+    clock.now, clock.idle = clock.now + 50, clock.idle + 800  # an evaluation
+    meter.restart()
+    step(meter, clock, 3.0, 10.0, 20.0)
     assert meter.stretch() == pytest.approx((0.3, 2.0))
     step(meter, clock, 9.0, 10.0)
     assert meter.stretch() is None  # a new one has begun
+
+
+@pytest.mark.parametrize(("line", "below", "limit", "used"), [
+    ("0::/user/job", "", "memory.max", "memory.current"),
+    ("4:memory:/user/job", "memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")])
+def test_memory_left_is_the_least_of_the_control_group_and_those_above(tmp_path, line, below, limit, used):
+    assert memory._control_group(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpu:/elsewhere\n{line}\n")
+    top = tmp_path / "sys/fs/cgroup" / below
+    for path, most, expected in (("user/job", "max", None), ("user", "1000", 905), (".", "800", 705),
+                                 ("user/job", "500", 405)):
+        (top / path).mkdir(parents=True, exist_ok=True)
+        (top / path / limit).write_text(f"{most}\n")
+        (top / path / used).write_text("100\n")
+        (top / path / "memory.stat").write_text("anon 90\ninactive_file 2\nactive_file 3\n")
+        assert memory._control_group(tmp_path) == expected
 
 
 def test_cores_idle():
@@ -77,15 +97,15 @@ def test_advice_has_the_numbers_at_hand(pictures, monkeypatch):
                     "no work); --cache ram (about 0.1 MiB, 3.00 GiB are available).")
 
 
-@pytest.mark.parametrize(("workers", "idle", "cores", "changes", "memory", "expected"), [
+@pytest.mark.parametrize(("workers", "idle", "cores", "changes", "free", "expected"), [
     (0, 5.0, 8, {"cache": "ram"}, 3 << 30, "--workers 1 or more (with 0, pictures are loaded between the steps)."),
     (1, 5.0, 3, {"cache": "ram"}, 3 << 30, "--workers 2 (1 of 3 cores have no work)."),
     (1, 5.0, 2, {}, 0, "a faster disk or more cores (1 loading processes, 2 cores)."),
     (1, 0.2, 8, {"cache": "ram"}, 3 << 30, "a faster disk or more cores (1 loading processes, 8 cores)."),
     (1, 0.2, 8, {"image_size": 8}, 0, "smaller files (shorter side 40 pixels in the median; 16 would do)."),
 ])
-def test_advice_in_other_cases(pictures, monkeypatch, workers, idle, cores, changes, memory, expected):
-    monkeypatch.setattr(waiting, "available_memory", lambda: memory)
+def test_advice_in_other_cases(pictures, monkeypatch, workers, idle, cores, changes, free, expected):
+    monkeypatch.setattr(waiting, "available_memory", lambda: free)
     one = filling(pictures, workers)
     one = dataclasses.replace(one, config=dataclasses.replace(one.config, **changes))
     assert advice(0.5, idle, cores, one).split("What helps: ")[1] == expected

@@ -119,6 +119,47 @@ def test_processes_killed_for_no_picture_are_an_error(pictures, monkeypatch):
         evaluated(scan(pictures), 2)
 
 
+def test_processes_that_hang_at_no_picture_are_an_error(pictures, monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.3)
+    monkeypatch.setattr(workers, "RESTARTS", 1)
+    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", lambda dataset, slots: hang())
+    with pytest.raises(MocoembedError, match="did nothing any more"):
+        evaluated(scan(pictures), 2)
+
+
+def test_slow_pictures_in_a_batch_are_waited_for(pictures, monkeypatch):
+    """A batch may take longer than the seconds that a picture may."""
+    listing = scan(pictures)
+    expected = evaluated(listing, 0)
+
+    def slow(data, *more):
+        time.sleep(0.2)
+        return Picture(data, *more)
+
+    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.7)
+    monkeypatch.setattr(workers, "RESTARTS", -1)
+    monkeypatch.setattr(loader, "Picture", slow)
+    assert same(evaluated(listing, 1), expected)
+
+
+def test_a_caller_may_end_the_waiting(pictures, decode):
+    """As a signal does while the cache of a pretraining is filled."""
+    def end():
+        raise KeyboardInterrupt
+
+    decode(hang)
+    dataset = loader.EvaluationPictures(scan(pictures), TRANSFORM)
+    with pytest.raises(KeyboardInterrupt):
+        list(workers.Batches(dataset, [(VICTIM, VICTIM + 1)], 1, False, end))
+
+
+def test_torch_does_not_warn_of_many_processes(pictures, recwarn):
+    iterator = iter(evaluation_batches(scan(pictures), TRANSFORM, 5, (os.cpu_count() or 1) + 1))
+    next(iterator)
+    iterator.close()
+    assert not [one for one in recwarn if "worker processes" in str(one.message)]
+
+
 def test_an_error_that_is_no_pictures_comes_through(pictures, monkeypatch):
     def broken(dataset, slots):
         raise RuntimeError("our own mistake")

@@ -9,6 +9,7 @@ A path is absolute or relative to the list file's folder; `..` in it is resolved
 the name; nothing is looked up on the disk, so what is missing fails when it is read.
 """
 
+import codecs
 import csv
 import json
 import os
@@ -18,6 +19,7 @@ from mocoembed.data.found import Found, State, folder_label
 from mocoembed.errors import FormatError
 
 LINES_AT_A_TIME = 10_000
+NO_PATH = {"label", "file", "filename", "image"}  # the first line of a table for another program
 BY_FOLDER = object()  # the label of a line in a list that has no labels
 
 
@@ -29,6 +31,9 @@ def find_in_list(file: bytes, labels: str, tell) -> Found:
     state, folder = State.of(file), os.path.dirname(file)
     prefix = os.path.join(folder, b"")
     read = READERS[os.path.splitext(file)[1].lower()]
+    with open(file, "rb") as start_of_file:
+        if start_of_file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise FormatError(f"{os.fsdecode(file)!r} is UTF-16 text. Save it as UTF-8.")
     paths, given = [], []
     for path, label in read(file):
         paths.append(os.path.normpath(path if path.startswith(b"/") else prefix + path))
@@ -56,8 +61,9 @@ def common_folder(paths: list[bytes], folder: bytes) -> bytes:
 
 def _txt(file: bytes) -> Iterator[tuple[bytes, object]]:
     with open(file, "rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if path := line.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf"):
+                _require_no_nul(path, "path", file, number)
                 yield path, BY_FOLDER
 
 
@@ -85,9 +91,9 @@ def _columns(row: list[str], file: bytes) -> tuple[tuple[int, int | None], bool]
     names = [name.strip().lower() for name in row]
     if "path" in names:
         return (names.index("path"), names.index("label") if "label" in names else None), True
-    if len(row) > 2:
-        raise FormatError(f"{os.fsdecode(file)!r} has {len(row)} columns and none is named path. Begin it with a line "
-                          "that names them, for example: path,label")
+    if len(row) > 2 or any(name in NO_PATH or ";" in name for name in names):
+        raise FormatError(f"{os.fsdecode(file)!r} begins with {','.join(row)!r}, where no column is named path. Begin "
+                          "it with a line that names the columns, for example: path,label")
     return (0, 1 if len(row) == 2 else None), False
 
 
@@ -114,9 +120,16 @@ def _bytes(text: object, what: str, file: bytes, line: int) -> bytes:
     if not isinstance(text, str) or not text:
         raise FormatError(f"{os.fsdecode(file)!r}, line {line}: no {what}.")
     try:
-        return text.encode("utf-8", "surrogateescape")
+        name = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise FormatError(f"{os.fsdecode(file)!r}, line {line}: {text!r} cannot be a {what}.") from error
+    _require_no_nul(name, what, file, line)
+    return name
+
+
+def _require_no_nul(name: bytes, what: str, file: bytes, line: int):
+    if b"\0" in name:
+        raise FormatError(f"{os.fsdecode(file)!r}, line {line}: a {what} with a NUL byte in it.")
 
 
 def _label(text: str | None, file: bytes, line: int) -> str | None:

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
@@ -104,16 +105,22 @@ class Pictures:
         return ([row for process, row, _ in at if process not in alive],
                 [row for process, row, since in at if process in alive and since < too_long])
 
+    def seen(self) -> list[list[int]] | None:
+        """What all processes have noted last, to be compared later; `None` while one is at a picture."""
+        at = self.at.tolist()
+        return None if any(row >= 0 for _, row, _ in at) else at
+
 
 class Batches:
     """`dataset[item]` for each of `items`, in order, loaded ahead by `workers` processes (0: by this one).
 
-    The dataset reads by its `pictures`, a `Pictures`. Raises `MocoembedError` when processes die again and again and
-    no picture is to blame.
+    The dataset reads by its `pictures`, a `Pictures`. Raises `MocoembedError` when processes die or hang again and
+    again and no picture is to blame. `meanwhile` is called now and then while a batch is waited for; it may raise.
     """
 
-    def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool):
-        self.dataset, self.items, self.workers, self.pin = dataset, items, workers, pin
+    def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool,
+                 meanwhile: Callable[[], None] = lambda: None):
+        self.dataset, self.items, self.workers, self.pin, self.meanwhile = dataset, items, workers, pin, meanwhile
 
     def __len__(self):
         return len(self.items)
@@ -133,8 +140,9 @@ class Batches:
             finally:
                 loading.end()
             if restarts > RESTARTS:
-                raise MocoembedError("Loading processes were killed again and again, often for want of memory: give "
-                                     "fewer --workers. What was saved is kept; run the same command again to go on.")
+                raise MocoembedError("Loading processes were killed again and again, often for want of memory, or did "
+                                     "nothing any more: give fewer --workers. What was saved is kept; run the same "
+                                     "command again to go on.")
 
     def _set_aside(self, loading: "_Loading", deaths: dict[int, int]) -> bool:
         """Set aside the pictures that are to blame; whether there are any."""
@@ -160,13 +168,14 @@ class _Loading:
 
     def __init__(self, batches: Batches, items: Iterator):
         self.undelivered: deque = deque()
-        self.pictures, workers = batches.dataset.pictures, batches.workers
+        self.pictures, workers, self._meanwhile = batches.dataset.pictures, batches.workers, batches.meanwhile
         self.pictures.at = torch.full((max(1, workers), 3), -1).share_memory_()
-        loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items), num_workers=workers,
-                            pin_memory=batches.pin, prefetch_factor=4 if workers else None, collate_fn=_as_it_is,
-                            worker_init_fn=_leave_signals_to_the_parent,
-                            timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
-        with _signal_of_a_child_as_it_was():
+        with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
+            loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
+                                num_workers=workers, pin_memory=batches.pin, prefetch_factor=4 if workers else None,
+                                collate_fn=_as_it_is, worker_init_fn=_leave_signals_to_the_parent,
+                                timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
             self._iterator = iter(loader)
         self._processes = self._iterator._workers if workers else []
 
@@ -177,6 +186,7 @@ class _Loading:
 
     def next(self):
         """The next batch; `None` at the end; raises `_ProcessLost`."""
+        seen, still_since = None, time.monotonic()
         while True:
             try:
                 batch = next(self._iterator)
@@ -193,6 +203,12 @@ class _Loading:
                     raise _ProcessLost from error
                 if not late:
                     raise
+                self._meanwhile()
+                before, seen = seen, self.pictures.seen()
+                if seen is None or seen != before:
+                    still_since = time.monotonic()
+                elif time.monotonic() - still_since > SECONDS_FOR_A_PICTURE:  # all live, and none is at a picture
+                    raise _ProcessLost from error
             else:
                 self.undelivered.popleft()
                 return batch

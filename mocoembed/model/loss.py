@@ -6,6 +6,14 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+WHY_IT_RISES = {
+    "queue": "The loss starts below ln(K+1) = {:.3f} (chance), rises towards it while the queue fills with real keys, "
+             "and falls from there.",
+    "memory-bank": "The loss rises above ln(K+1) = {:.3f} (chance) at first: until a picture has been seen once, its "
+                   "feature in the bank is a random direction. It falls from the second epoch on.",
+    "end-to-end": "The loss starts near the logarithm of the batch size, {:.3f} (chance), and falls from there.",
+}
+
 
 class Contrast(NamedTuple):
     """The loss and the pretext task's accuracy, as tensors without shape."""
@@ -42,3 +50,8 @@ def chance_loss(config) -> float:
     """
     keys = config.batch_size if config.dictionary == "end-to-end" else config.queue_size + 1
     return math.log(keys)
+
+
+def course_of_loss(config) -> str:
+    """What the loss of a `PretrainConfig` does at first, for people: it may rise."""
+    return WHY_IT_RISES[config.dictionary].format(chance_loss(config))

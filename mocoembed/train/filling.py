@@ -40,7 +40,7 @@ class Filling:
     ranks: Ranks
     note: Callable[[str], None]
     stop: Callable[[], None]
-    """Called between batches; raises what is to end the work."""
+    """Called between batches, and now and then while one is waited for; raises what is to end the work."""
 
     def cache(self) -> PictureCache:
         """The cache, filled; called by all ranks.
@@ -129,8 +129,8 @@ class Filling:
     def _loaded(self, dataset: Dataset, slices: list[np.ndarray], what: str) -> Iterator:
         """What the dataset gives for each of `slices`, in order."""
         tell = Teller(what, self.note if what else lambda text: None, len(self.listing))
-        done = 0
-        with contextlib.closing(iter(Batches(dataset, slices, self.workers, pin=False))) as parts:
+        done, batches = 0, Batches(dataset, slices, self.workers, pin=False, meanwhile=self.stop)
+        with contextlib.closing(iter(batches)) as parts:
             for rows, part in zip(slices, parts, strict=True):
                 yield part
                 done += len(rows)

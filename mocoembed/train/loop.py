@@ -13,7 +13,7 @@ from mocoembed.data.resident import ResidentPictures
 from mocoembed.data.workers import Batches
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
-from mocoembed.model.loss import chance_loss
+from mocoembed.model.loss import chance_loss, course_of_loss
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
 from mocoembed.train.filling import Filling
@@ -167,6 +167,7 @@ class Session:
             self.meter.restart()
 
     def _say_what_comes(self, workers: int):
+        self.say(course_of_loss(self.config))
         for folder in self.listing.closed:
             self.say(f"could not be opened, left out with all in it: {folder!r}")
         self.say(f"{len(self.listing)} pictures, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "

@@ -21,10 +21,9 @@ class Meter:
     """Times the steps: images per second, and the share of the time that went into waiting for data."""
 
     def __init__(self):
-        self.images, self.waited, self.begun = 0, 0.0, time.perf_counter()
         self.all_waited, self.all_seconds = 0.0, 0.0
         self._stretch = collections.deque()
-        self._idle_before = idle_core_seconds()
+        self.restart()
 
     def wait_for(self, batches):
         """The batches, while counting the time that each one takes to come."""
@@ -39,16 +38,19 @@ class Meter:
 
     def restart(self):
         """Count from now: what has gone by since the last step is no step's."""
-        self.images, self.waited, self.begun = 0, 0.0, time.perf_counter()
+        self._begin(idle_core_seconds())
+
+    def _begin(self, idle: float):
+        self.images, self.waited, self.begun, self._idle_before = 0, 0.0, time.perf_counter(), idle
 
     def rates(self) -> tuple[float, float]:
         """(images per second, waiting share) of a step, since the last one."""
-        seconds = max(time.perf_counter() - self.begun, 1e-9)
+        seconds, idle = max(time.perf_counter() - self.begun, 1e-9), idle_core_seconds()
         rates = self.images / seconds, self.waited / seconds
         self.all_waited += self.waited
         self.all_seconds += seconds
-        self._stretch.append((self.waited, seconds))
-        self.restart()
+        self._stretch.append((self.waited, seconds, idle - self._idle_before))
+        self._begin(idle)
         return rates
 
     @property
@@ -58,12 +60,11 @@ class Meter:
 
     def stretch(self) -> tuple[float, float] | None:
         """(waiting share, cores without work) over the last `STRETCH` seconds of steps, once they are over."""
-        waited, seconds = map(sum, zip(*self._stretch))
+        waited, seconds, idle = map(sum, zip(*self._stretch))
         if seconds < STRETCH:
             return None
         self._stretch.clear()
-        before, self._idle_before = self._idle_before, idle_core_seconds()
-        return waited / seconds, (self._idle_before - before) / seconds
+        return waited / seconds, idle / seconds
 
 
 def idle_core_seconds() -> float:
