@@ -110,8 +110,8 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
     transform = _transform(timm, config, arch)
     path = local_file(name)
     if path is None and not (config.hf_hub_id or config.url or config.file):
-        raise UsageError(f"{arch}: timm has no weights for it; "
-                         f"{name.partition('.')[0]} has {', '.join(timm.list_pretrained(name.partition('.')[0]))}.")
+        has = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
+        raise UsageError(f"{arch}: timm has no weights for it; {name.partition('.')[0]} has {has}.")
     source = {"name": PREFIX + name, "timm": timm.__version__, "licence": config.license or "none stated by timm",
               "from": path.name if path else config.hf_hub_id or config.url}
     if path:
@@ -123,9 +123,9 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds
         reason = " ".join(str(error).split())[:300]
         if path:
-            raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
+            raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason.rstrip('.')}).\n"
                                  "Give the file that timm publishes, or delete it to download that.") from error
-        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason}.\nWithout a network, put "
+        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason.rstrip('.')}.\nWithout a network, put "
                              f"its weights at {folder() / (name + SUFFIXES[0])} (or .pth).") from error
     network.reset_classifier(0)
     return TimmWeights(network.state_dict(), transform, source)
