@@ -121,11 +121,11 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
         network = timm.create_model(name, pretrained=True,
                                     **({"pretrained_cfg_overlay": {"file": os.fspath(path)}} if path else {}))
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         if path:
-            raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason.rstrip('.')}).\n"
+            raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
                                  "Give the file that timm publishes, or delete it to download that.") from error
-        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason.rstrip('.')}.\nWithout a network, put "
+        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason}.\nWithout a network, put "
                              f"its weights at {folder() / (name + SUFFIXES[0])} (or .pth).") from error
     network.reset_classifier(0)
     return TimmWeights(network.state_dict(), transform, source)
