@@ -8,6 +8,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import DuplicatesConfig
+from mocoembed.notes import counted
 
 HEADER = ("group", "similarity", "pixels", "bytes", "same", "path")
 
@@ -24,10 +25,16 @@ def _rows(groups):
 
 def _summary(result) -> str:
     found = f"cosine {result.threshold:g} or more, {result.compared}" if result.threshold else "equal bytes"
+    if not result.bytes_known:
+        found += "; bytes unknown"
+    among = f"among {counted(result.count, 'picture')} ({found})"
     if not result.groups:
-        return f"no duplicates among {result.count} pictures ({found})"
-    return (f"{len(result.groups)} groups among {result.count} pictures ({found}): {result.extra} besides the ones to "
-            f"keep (*), {result.extra_bytes / 1e6:.1f} MB; {result.copies} of them are copies, byte for byte")
+        return f"no duplicates {among}"
+    keepers = "the one" if len(result.groups) == 1 else "the ones"
+    summary = f"{counted(len(result.groups), 'group')} {among}: {result.extra} besides {keepers} to keep (*)"
+    if result.bytes_known:
+        summary += f", {result.extra_bytes / 1e6:.1f} MB; {counted(result.copies, 'exact copy')} among them"
+    return summary
 
 
 @click.command()

@@ -8,6 +8,7 @@ from mocoembed.cli.options import given, options_of
 from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import TrainingProgress
 from mocoembed.config import PretrainConfig
+from mocoembed.notes import counted
 from mocoembed.recipes import RECIPES
 
 
@@ -36,7 +37,7 @@ def pretrain(images, recipe, **values):
     if result is None:  # another rank's to tell
         return
     if result.failed:
-        note(f"{result.failed} pictures could not be read and were replaced; they are named above")
+        note(f"{counted(result.failed, 'picture')} could not be read and had to be replaced; named above")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
     waiting = f", {result.waiting:.0%} of the time waiting for pictures" if result.last else ""
     put(f"{result.encoder}: {result.steps} steps{loss}{waiting}; run {result.run}")

@@ -31,7 +31,7 @@ def made(make_embeddings):
                                   slice(None, None, -1), slice(5, 5), slice(9, 3), slice(3, 9, -1), slice(1, 30, 4),
                                   [7, 3, 3, 39], [], [-1, 0], np.arange(40) % 3 == 0, np.zeros(40, bool),
                                   np.array([0, 39]), range(3, 5), (slice(2, 9), slice(0, 3)), (4, 2), (4, slice(1, 3)),
-                                  ([5, 1], 0), (-1, -1)], ids=str)
+                                  ([5, 1], 0), (-1, -1), ..., (..., 0), (2, ...), ()], ids=str)
 def test_rows_are_those_that_numpy_gives(made, rows):
     path, vectors = made
     rows = list(rows) if isinstance(rows, range) else rows
@@ -65,6 +65,29 @@ def test_columns_know_their_size_and_become_arrays(made):
             file.embeddings["0"]
     with pytest.raises(ValueError, match="is closed"):
         file.embeddings[0]
+
+
+def test_comparing_gives_the_mask_that_numpy_gives(made):
+    path, vectors = made
+    with EmbeddingFile.open(path) as file:
+        labels, names = file.labels(), np.array(file.paths())
+        assert 0 < (labels == 1).sum() < 40
+        assert np.array_equal(file.embeddings[file.labels == 1], vectors[labels == 1])
+        assert np.array_equal(file.embeddings[file.labels != 1], vectors[labels != 1])
+        for one, other in [
+                (file.labels < 1, labels < 1), (file.labels <= 1, labels <= 1), (file.labels > 1, labels > 1),
+                (file.labels >= 1, labels >= 1), (labels == file.labels, np.ones(40, bool)),
+                (file.labels == file.labels, np.ones(40, bool)), (file.embeddings > 0, vectors > 0),
+                (file.paths == file.paths[3], names == names[3])]:
+            assert isinstance(one, np.ndarray)
+            assert np.array_equal(one, other)
+        for wrong in (False, np.True_, (False, 0)):
+            with pytest.raises(TypeError, match=r"no row.*file\.labels\(\) == 0"):
+                file.embeddings[wrong]
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(file.labels)
+        assert [(one.dtype, one.ndim) for one in (file.embeddings, file.labels, file.paths)] == [
+            (np.float32, 2), (np.int32, 1), (names.dtype, 1)]
 
 
 def test_only_what_is_asked_for_is_read(made, monkeypatch):

@@ -71,13 +71,34 @@ def test_npy_and_its_list(source, tmp_path):
         assert [int(row["id"]) for row in rows] == file.ids().tolist()
 
 
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_crash_between_the_two_files_leaves_no_mismatched_pair(source, tmp_path, monkeypatch, renames):
+    path, vectors = source
+    np.save(tmp_path / "e.npy", vectors[:1])
+    (tmp_path / "e-paths.csv").write_text("path\nold.jpg\n")
+    real, done = os.replace, []
+
+    def replace(one, other):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(other)
+        real(one, other)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        convert_embeddings(ConvertConfig(str(path), to="npy", fresh=True))
+    assert len(np.load(tmp_path / "e.npy")) == (4 if renames else 1)
+    assert not (tmp_path / "e-paths.csv").exists()
+
+
 def test_csv_keeps_every_bit_and_pandas_reads_it(source, tmp_path):
     path, vectors = source
-    convert_embeddings(ConvertConfig(str(path), to="csv", root="/moved", output=str(tmp_path / "new" / "x.csv")))
+    convert_embeddings(ConvertConfig(str(path), to="csv", root=str(tmp_path), output=str(tmp_path / "new" / "x.csv")))
     pandas = pytest.importorskip("pandas")
     table = pandas.read_csv(tmp_path / "new" / "x.csv", encoding_errors="backslashreplace", dtype={"digest": str})
     assert np.array_equal(table[[f"v{i}" for i in range(5)]].to_numpy(np.float32), vectors)
-    assert table["path"].tolist() == [path.decode("utf-8", "backslashreplace") for path in full(b"/moved/")]
+    moved = full(os.fsencode(tmp_path) + b"/")
+    assert table["path"].tolist() == [path.decode("utf-8", "backslashreplace") for path in moved]
     assert table["digest"].tolist() == [f"{row:02x}" * 32 for row in range(4)]
     assert table["mtime_ns"].tolist() == [2**60] * 4
     assert table["width"].tolist() == [1, 2, 3, 4]
@@ -158,7 +179,8 @@ def test_others_vectors_are_indexed_measured_and_compared_but_not_searched(tmp_p
     with pytest.raises(MismatchError, match="Different encoders"):
         knn_accuracy(KnnConfig(bank, other, k=(3,)))
     assert find_duplicates(DuplicatesConfig(bank, threshold=0.5)).extra == 18
-    assert find_duplicates(DuplicatesConfig(bank, exact_only=True)).groups == ()
+    with pytest.raises(UsageError, match="does not know the bytes"):
+        find_duplicates(DuplicatesConfig(bank, exact_only=True))
     index = build_index(IndexConfig(bank))
     assert index.manifest["recall_at_10"] == 1
     for encoder in (None, "moco-v2-800ep"):
@@ -217,12 +239,15 @@ def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
     before = (tmp_path / "e.npy").read_bytes()
     (tmp_path / "text").write_text("x")
     for arguments, message in [
-            ((path, "--to", "npy"), "e.npy exists. Add --fresh"), ((path,), "Give --to npy, parquet, csv"),
-            ((path, "--to", "h5"), "Give --to npy, parquet, csv"), ((path, "--to", "xls"), "must be one of npy"),
+            ((path, "--to", "npy"), "e.npy exists. Add --fresh"), ((path,), "Give --to npy, parquet or csv"),
+            ((path, "--to", "h5"), "Give --to npy, parquet or csv"), ((path, "--to", "xls"), "must be one of npy"),
             ((path, "--to", "csv", "--paths", "l.txt"), "--paths l.txt: is for a .npy file"),
             ((path, "--to", "csv", "--made-by", "x"), "--made-by x: is for a .npy file"),
             ((path, "--to", "csv", "--output", path, "--fresh"), "is the source itself"),
             ((path, "--to", "csv", "--output", tmp_path), "is a folder"),
+            ((path, "--to", "csv", "--output", tmp_path / "text" / "new" / "a.csv"),
+             f"--output {tmp_path}/text/new/a.csv: {tmp_path}/text is a file, not a folder"),
+            ((path, "--to", "csv", "--root", tmp_path / "text"), "text' is no folder"),
             ((tmp_path / "none.h5", "--to", "csv"), "does not exist"),
             ((tmp_path / "e.npy", "--to", "csv"), "can become an embeddings file only"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "none.txt"), "none.txt' does not exist. Give a .txt"),

@@ -16,8 +16,9 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import Interrupted, UsageError
 from mocoembed.search import duplicates as module
+from mocoembed.search import sheet
 from mocoembed.search.duplicates import Components, find_duplicates
-from mocoembed.search.sheet import SIGNATURE
+from mocoembed.search.sheet import SIGNATURE, duplicates_sheet
 
 
 def made(path, vectors, digests=None, areas=None) -> str:
@@ -105,6 +106,47 @@ def test_the_keeper_is_the_largest_and_equal_bytes_are_numbered(tmp_path):
     assert result.groups[0].keeper.path == str(tmp_path / "00000.jpg")
 
 
+def test_without_digests_nothing_is_said_about_bytes(tmp_path, run_cli):
+    path = made(tmp_path / "e.h5", np.array([[1.0, 0], [1, 0], [0, 1]]))
+    status, out, err = run_cli("duplicates", path, "--exact-only")
+    assert (status, out, "e.h5 does not know the bytes of its pictures" in err) == (2, "", True)
+    status, out, _ = run_cli("duplicates", path)
+    assert out.splitlines()[-1] == ("1 group among 3 pictures (cosine 0.98 or more, all pairs; bytes unknown): "
+                                    "1 besides the one to keep (*)")
+    status, out, _ = run_cli("duplicates", path, "--json")
+    value = json.loads(out)
+    assert (status, value["identical_copies"], value["extra_bytes"]) == (0, None, None)
+
+
+def test_many_copies_of_many_kinds_are_numbered(tmp_path):
+    """A thousand kinds twice in one group; what is looked up for each must not be searched for."""
+    digests = [b"%032d" % (row // 2 + 1) for row in range(2000)]
+    path = made(tmp_path / "e.h5", np.ones((2000, 2)), digests, [1] * 2000)
+    (group,) = find_duplicates(DuplicatesConfig(path)).groups
+    assert [one.identical for one in group.members] == [one.row // 2 + 1 for one in group.members]
+
+
+def test_the_sheet_marks_copies_of_the_keeper_and_counts_what_it_leaves_out(tmp_path, monkeypatch):
+    digests = [bytes([value] * 32) for value in (1, 2, 2, 1)] + [bytes([9, row] * 16) for row in range(20)]
+    result = find_duplicates(DuplicatesConfig(made(tmp_path / "e.h5", np.ones((24, 3)), digests, [9] + [5] * 23)))
+    drawn = []
+    monkeypatch.setattr(sheet.Sheet, "_blank", lambda self, left, top, reason: drawn.append(reason))
+    marked = []
+    monkeypatch.setattr(sheet.Sheet, "_dot", lambda self, left, middle: marked.append(left))
+    duplicates_sheet(result, tmp_path / "s.png")
+    assert [reason for reason in drawn if reason.startswith("+")] == ["+12 more"]
+    assert len(drawn) == 1 + 11 + 1  # the keeper, the others and the tile that counts
+    first = sheet.MARGIN + sheet.TILE + sheet.AFTER_QUERY
+    columns = [(left - first) // (sheet.TILE + sheet.GAP) for left in marked[:-1]]  # the last is the legend's
+    assert columns == [2]
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+    path = made(tmp_path / "e.h5", np.ones((2, 2)))
+    with pytest.raises(UsageError, match="none' is no folder"):
+        find_duplicates(DuplicatesConfig(path, root=str(tmp_path / "none")))
+
+
 def test_vectors_of_zeros_belong_to_nobody(tmp_path):
     vectors = np.array([[0.0, 0], [0, 0], [1, 1], [2, 2]])
     assert rows_of(find_duplicates(DuplicatesConfig(made(tmp_path / "e.h5", vectors)))) == {frozenset((2, 3))}
@@ -164,7 +206,7 @@ def test_command(collection, tmp_path, run_cli):
     assert status == 0
     assert "group  similarity" in out
     assert "copy\\n.png" in out
-    assert "1 of them are copies" in out.splitlines()[-1]
+    assert "1 exact copy among them" in out.splitlines()[-1]
     status, out, err = run_cli("duplicates", "--workspace", workspace, "--exact-only")
     assert (status, len(out.splitlines())) == (0, 4)
     assert sorted(os.listdir(folder / "red")) == before

@@ -142,6 +142,12 @@ def test_torchvision_without_a_network_or_with_a_wrong_name(hub, tmp_path):
     assert "is damaged; it is downloaded again" in notes[0]
 
 
+@pytest.mark.parametrize("given", ["torchvision:", "torchvision:@V1", "timm:"])
+def test_a_library_without_a_name(given):
+    with pytest.raises(UsageError, match=f"'{given}' lacks the name of a model"):
+        library_encoder(given, print)
+
+
 def test_weights_for_pictures_of_another_size_are_refused(hub):
     hub("vit_b_16", lambda state: {**state, "encoder.pos_embedding": torch.zeros(1, 577, 768)})
     with pytest.raises(FormatError, match=r"encoder\.pos_embedding.*name other weights with @"):
@@ -239,11 +245,11 @@ def test_embed_and_search_with_a_timm_model(timm_cache, tmp_path, pictures):
 
 def test_timm_without_weights_or_with_wrong_ones(timm, timm_cache, tmp_path, monkeypatch):
     def out_of_reach(*arguments, **more):
-        raise OSError("no way there")
+        raise OSError("no way there.")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", out_of_reach)
     with pytest.raises(MocoembedError, match=r"timm:test_resnet.r160_in1k cannot be had from timm/test_resnet.*no way"
-                                             r"(?s:.*)put its weights at .*cache/timm/test_resnet.r160_in1k.safetens"):
+                                             r" there\.\n(?s:.*)put its weights at .*cache/timm/test_resnet.r160_in1k"):
         library_encoder("timm:test_resnet", lambda text: None)
     timm_cache("test_vit.r160_in1k")
     folder = tmp_path / "cache" / "timm"
@@ -277,8 +283,9 @@ def test_a_timm_model_is_not_pretrained_and_not_of_torchvisions_layout(timm_cach
     timm_cache("test_resnet.r160_in1k")
     with pytest.raises(UsageError, match="timm's models can embed, not be pretrained"):
         check_backbone(Encoder(EncoderSpec("timm:test_resnet", 1.0, "7x7s2-pool", "none", 0)), 64)
-    for form in ("torchvision", "detectron2"):
-        with pytest.raises(UsageError, match=f"--format {form}"):
+    for form, message in (("torchvision", "timm's models, as this timm:test_resnet.* have no torchvision layout"),
+                          ("detectron2", "is for ResNets only.* Give --format encoder or onnx")):
+        with pytest.raises(UsageError, match=f"--format {form}: {message}"):
             export_encoder(ExportConfig("timm:test_resnet", str(tmp_path / "ws"), form))
 
 

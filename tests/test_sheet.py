@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from mocoembed.errors import MocoembedError, UsageError
+from mocoembed.notes import counted
 from mocoembed.search import sheet as module
 from mocoembed.search.query import Hit, QueryResult
-from mocoembed.search.sheet import Sheet, contact_sheet, counted, readable, require_sheet
+from mocoembed.search.sheet import Sheet, contact_sheet, readable, require_sheet
 
 STEP = module.TILE + module.GAP
 FIRST_HIT = module.MARGIN + module.TILE + module.AFTER_QUERY

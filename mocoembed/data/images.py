@@ -21,7 +21,7 @@ from mocoembed.data.picture import SUFFIXES
 from mocoembed.data.shards import find_in_shards
 from mocoembed.errors import CollectionError, UsageError
 
-__all__ = ["NO_LABEL", "Listing", "PathTable", "scan"]
+__all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
 
 KINDS = ("a folder, a list (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or a picture")
 LOOKED_FOR = 100  # pictures of lists, when a root is given
@@ -77,10 +77,15 @@ def _as_one(listings: list[Listing]) -> Listing:
         listings, os.path.commonpath([listing.root for listing in listings]))
 
 
+def require_root(root):
+    """Raise `UsageError` unless `root` (or `None`) is a folder."""
+    if root is not None and not os.path.isdir(root):
+        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the pictures are in now.")
+
+
 def _below(root: bytes, listings: list[Listing]) -> Listing:
     """All as one with this root, which stands for the root of the lists among them."""
-    if not os.path.isdir(root):
-        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the pictures are in now.")
+    require_root(root)
     here, lists = [], []
     for listing in listings:
         is_list = os.path.splitext(listing.source)[1].lower() in READERS and not os.path.isdir(listing.source)

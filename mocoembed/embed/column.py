@@ -1,7 +1,7 @@
 """A dataset of an embeddings file as a sequence that is read only where it is indexed, as NumPy indexes.
 
 In: an integer, a slice (also with a step or backwards), rows in any order and repeated, or a mask (N,) of bool.
-Out: what `read` makes of the rows.
+Out: what `read` makes of the rows; of a comparison, a mask.
 """
 
 import operator
@@ -15,6 +15,7 @@ SPAN = 8  # rows in any order are read as one piece while that is at most so man
 class Column:
     """One dataset of N rows. `column[rows]` reads those rows, `column()` or `np.asarray(column)` all of them.
 
+    `column == value` and the other comparisons read all rows and give the mask (N,), or (N, D), that NumPy gives.
     `dataset()` gives the open dataset, `read(array)` turns an array of its rows into what a caller wants.
     """
 
@@ -29,6 +30,40 @@ class Column:
         """Shape of the whole: (N,) or (N, D)."""
         return self._dataset().shape
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes, 1 or 2."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the array that `np.asarray` makes of the rows."""
+        none = self._read(self._dataset()[:0])
+        return none.dtype if isinstance(none, np.ndarray) else np.dtype(f"S{self._dataset().dtype.itemsize}")
+
+    def _compared(self, other, compare: Callable):
+        return compare(np.asarray(self), np.asarray(other) if isinstance(other, Column) else other)
+
+    def __eq__(self, other):
+        return self._compared(other, operator.eq)
+
+    def __ne__(self, other):
+        return self._compared(other, operator.ne)
+
+    def __lt__(self, other):
+        return self._compared(other, operator.lt)
+
+    def __le__(self, other):
+        return self._compared(other, operator.le)
+
+    def __gt__(self, other):
+        return self._compared(other, operator.gt)
+
+    def __ge__(self, other):
+        return self._compared(other, operator.ge)
+
+    __hash__ = None
+
     def __call__(self, rows=slice(None)):
         return self[rows]
 
@@ -39,7 +74,13 @@ class Column:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows):
+        if rows is Ellipsis:
+            return self[:]
+        if isinstance(rows, bool | np.bool_):
+            raise TypeError(f"{rows} is no row. A mask has a bool for every row, such as file.labels() == 0.")
         if isinstance(rows, tuple):
+            if not rows or rows[0] is Ellipsis:
+                return np.asarray(self[:])[rows]
             first, *rest = rows
             one = isinstance(first, int | np.integer)
             return np.asarray(self[first])[tuple(rest) if one else (slice(None), *rest)]

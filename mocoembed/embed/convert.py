@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mocoembed.config import ConvertConfig
-from mocoembed.data.images import NO_LABEL
+from mocoembed.data.images import require_root
 from mocoembed.embed.npy import npy_header, read_vectors
 from mocoembed.embed.parquet import require_pyarrow, write_parquet
 from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import StopRequest, replacing, require_file, require_space
-from mocoembed.train.export import say_nothing
+from mocoembed.files import StopRequest, replacing, require_file, require_space, sync_folder
+from mocoembed.notes import say_nothing
 from mocoembed.workspace import Workspace
 
 BLOCK_BYTES = 1 << 24  # of vectors at a time
@@ -85,6 +85,9 @@ def _require_new(paths: tuple[pathlib.Path, ...], source: pathlib.Path, fresh: b
             raise UsageError(f"--output {path}: is the source itself. Give another name.")
         if path.is_dir():
             raise UsageError(f"--output {path}: is a folder. Give the name of a file.")
+        above = next(one for one in path.absolute().parents if one.exists())
+        if not above.is_dir():
+            raise UsageError(f"--output {path}: {above} is a file, not a folder.")
         if path.exists() and not fresh:
             raise UsageError(f"{path} exists. Add --fresh to replace it, or give another --output.")
 
@@ -94,12 +97,13 @@ def _require_new(paths: tuple[pathlib.Path, ...], source: pathlib.Path, fresh: b
 
 def _from_embeddings(config: ConvertConfig, source: pathlib.Path, watch: _Watch, note) -> ConvertResult:
     if config.to not in WRITERS:
-        raise UsageError(f"--to {config.to or '(nothing)'}: {source} is an embeddings file. "
-                         f"Give --to {', '.join(WRITERS)}.")
+        given = f"--to {config.to}: " if config.to else ""
+        raise UsageError(f"{given}{source} is an embeddings file. Give --to npy, parquet or csv.")
     for name, value in (("--paths", config.paths), ("--made-by", config.made_by)):
         if value:
             raise UsageError(f"{name} {value}: is for a .npy file; {source} is an embeddings file, which says it "
                              "itself.")
+    require_root(config.root)
     if config.to == "parquet":
         require_pyarrow()
     output = pathlib.Path(config.output) if config.output else source.with_suffix(f".{config.to}")
@@ -110,16 +114,27 @@ def _from_embeddings(config: ConvertConfig, source: pathlib.Path, watch: _Watch,
         output.parent.mkdir(parents=True, exist_ok=True)
         require_space(output, len(file) * (file.dimension * (14 if config.to == "csv" else 4) + ROW_BYTES))
         with contextlib.ExitStack() as stack:
-            temporary = [stack.enter_context(replacing(path)) for path in files]
-            WRITERS[config.to](temporary, file, blocks(file, config.root, watch))
-        if odd := sum(1 for path in file.paths() if not _is_utf8(path)):
-            note(f"names that are not UTF-8: {odd}; docs/format.md tells how they are written")
+            temporary = [stack.enter_context(replacing(path)) for path in reversed(files)]  # the list comes last
+            WRITERS[config.to](temporary[::-1], file, _noted(blocks(file, config.root, watch), note))
+            for path in files[1:]:  # so a crash leaves vectors without a list, never with that of others
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
         return ConvertResult(files, len(file), file.dimension)
 
 
 def paths_beside(output: pathlib.Path) -> pathlib.Path:
     """The list that belongs to a `.npy` file: `vectors.npy` -> `vectors-paths.csv`."""
     return output.with_name(f"{output.stem}-paths.csv")
+
+
+def _noted(rows: Iterator[Block], note) -> Iterator[Block]:
+    """The blocks; after the last one a note of how many names are not UTF-8."""
+    odd = 0
+    for block in rows:
+        odd += sum(not _is_utf8(path) for path in block.columns["path"])
+        yield block
+    if odd:
+        note(f"names that are not UTF-8: {odd}; docs/format.md tells how they are written")
 
 
 def _is_utf8(path: bytes) -> bool:
@@ -132,13 +147,11 @@ def _is_utf8(path: bytes) -> bool:
 
 def blocks(file: EmbeddingFile, root: str | None, watch: Callable[[int, int], None]) -> Iterator[Block]:
     """All rows in order; `watch(done, total)` is called after each block."""
-    names = file.label_names
-    above = os.fsencode(os.path.abspath(root)) if root else file.root
     step = max(1, BLOCK_BYTES // (4 * file.dimension + ROW_BYTES))
     for first in range(0, len(file), step):
         rows = slice(first, min(first + step, len(file)))
-        columns = {"id": file.ids[rows].tolist(), "path": [os.path.join(above, path) for path in file.paths[rows]],
-                   "label": [None if label == NO_LABEL else names[label] for label in file.labels[rows]],
+        paths, labels = file.full_names(rows, root)
+        columns = {"id": file.ids[rows].tolist(), "path": paths, "label": labels,
                    **{name: getattr(file, name)[rows].tolist() for name in ("width", "height", "size", "mtime_ns")},
                    "digest": [digest.hex() for digest in file.digest[rows]]}
         yield Block(file.embeddings[rows], columns)

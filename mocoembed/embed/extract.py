@@ -29,7 +29,8 @@ from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
-from mocoembed.train.export import open_encoder, say_nothing
+from mocoembed.notes import say_nothing
+from mocoembed.train.export import open_encoder
 from mocoembed.train.launch import run_on_ranks, share_of_cores
 from mocoembed.workspace import Workspace
 

@@ -211,6 +211,11 @@ class EmbeddingFile:
         """Absolute path of a row's picture, below `root` if the collection has moved."""
         return os.path.join(os.fsencode(root) if root else self.root, self.paths[row])
 
+    def full_names(self, rows, root: str | None = None) -> tuple[list[bytes], list[str | None]]:
+        """Absolute paths, below `root` if the collection has moved, and labels of several rows; `None`: unknown."""
+        above, names = os.fsencode(os.path.abspath(root)) if root else self.root, [*self.label_names, None]  # [-1]
+        return [os.path.join(above, path) for path in self.paths[rows]], [names[one] for one in self.labels[rows]]
+
     def failed(self) -> list[FailedPicture]:
         """The listed pictures that could not be embedded."""
         group = self._file["failed"]

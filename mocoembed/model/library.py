@@ -38,6 +38,9 @@ def library_encoder(given: str, note: Callable[[str], None]) -> FrozenEncoder:
     `note(text)` tells about download and licence. Raises `UsageError` for an unknown name or a missing package,
     `MocoembedError` when the weights cannot be had, `FormatError` when they are damaged.
     """
+    library, _, name = given.partition(":")
+    if not name.partition("@")[0]:
+        raise UsageError(f"{given!r} lacks the name of a model. Give {library}:resnet50, for instance.")
     return _timm(given, note) if given.startswith(TIMM) else _torchvision(given, note)
 
 

@@ -110,8 +110,8 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
     transform = _transform(timm, config, arch)
     path = local_file(name)
     if path is None and not (config.hf_hub_id or config.url or config.file):
-        raise UsageError(f"{arch}: timm has no weights for it; "
-                         f"{name.partition('.')[0]} has {', '.join(timm.list_pretrained(name.partition('.')[0]))}.")
+        has = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
+        raise UsageError(f"{arch}: timm has no weights for it; {name.partition('.')[0]} has {has}.")
     source = {"name": PREFIX + name, "timm": timm.__version__, "licence": config.license or "none stated by timm",
               "from": path.name if path else config.hf_hub_id or config.url}
     if path:
@@ -121,7 +121,7 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
         network = timm.create_model(name, pretrained=True,
                                     **({"pretrained_cfg_overlay": {"file": os.fspath(path)}} if path else {}))
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         if path:
             raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
                                  "Give the file that timm publishes, or delete it to download that.") from error

@@ -10,6 +10,7 @@ from mocoembed.errors import UsageError
 from mocoembed.files import replacing
 from mocoembed.model.encoder import ARCHITECTURES, torchvision_layout
 from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.timm_backbone import PREFIX as TIMM
 
 INPUT_NOTE = ("float32 N x 3 x S x S, RGB: shorter side resized to `resize` with antialiasing, middle `crop` cut out, "
               "divided by 255, minus `mean`, divided by `std`")
@@ -30,8 +31,9 @@ def write_torchvision(path, frozen: FrozenEncoder):
 def write_detectron2(path, frozen: FrozenEncoder):
     """A pickle for detectron2's `MODEL.WEIGHTS`, in the layout that the authors' converter writes."""
     if frozen.encoder.spec.arch not in ARCHITECTURES:
+        others = "encoder, torchvision or onnx" if torchvision_layout(frozen.encoder.spec) else "encoder or onnx"
         raise UsageError(f"--format detectron2: is for ResNets only; this encoder is {frozen.encoder.spec.arch}. "
-                         "Give --format encoder, torchvision or onnx.")
+                         f"Give --format {others}.")
     _require_torchvision(frozen, "detectron2")
     model = {detectron2_name(name): tensor.numpy() for name, tensor in backbone_weights(frozen).items()
              if not name.endswith("num_batches_tracked")}
@@ -76,6 +78,9 @@ def write_onnx(path, frozen: FrozenEncoder):
 def _require_torchvision(frozen: FrozenEncoder, form: str):
     if not torchvision_layout(frozen.encoder.spec):
         spec = frozen.encoder.spec
+        if spec.arch.startswith(TIMM):
+            raise UsageError(f"--format {form}: timm's models, as this {spec.arch}, have no torchvision layout. "
+                             "Give --format encoder or onnx.")
         raise UsageError(f"--format {form}: this encoder ({spec.arch}, width {spec.width:g}, stem {spec.stem}) has no "
                          "torchvision layout; only width 1 with stem 7x7s2-pool has. Give --format encoder or onnx.")
 

@@ -9,14 +9,16 @@ Components are found by union-find over an array of numbers, ten lines; SciPy's 
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from mocoembed.config import DuplicatesConfig
-from mocoembed.data.images import NO_LABEL
+from mocoembed.data.images import require_root
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import UsageError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
 from mocoembed.search.index import ID_BYTES, WORKING_BYTES, empty_index, require_vectors
@@ -72,6 +74,8 @@ class DuplicatesResult:
     """`None`: only bytes were compared."""
     compared: str
     """How pairs were looked for: `all pairs`, an approximate index, or `bytes`."""
+    bytes_known: bool
+    """Whether the file has digests; without them nothing is said about bytes."""
 
     @property
     def extra(self) -> int:
@@ -79,15 +83,18 @@ class DuplicatesResult:
         return sum(len(group.members) - 1 for group in self.groups)
 
     @property
-    def copies(self) -> int:
+    def copies(self) -> int | None:
         """Pictures whose bytes another one before them in their group has."""
+        if not self.bytes_known:
+            return None
         return sum(len(known) - len(set(known)) for known in (
             [member.identical for member in group.members if member.identical is not None] for group in self.groups))
 
     @property
-    def extra_bytes(self) -> int:
+    def extra_bytes(self) -> int | None:
         """Bytes of the pictures besides the keepers."""
-        return sum(member.size for group in self.groups for member in group.members[1:])
+        sizes = (member.size for group in self.groups for member in group.members[1:])
+        return sum(sizes) if self.bytes_known else None
 
     def as_json(self) -> dict:
         """Plain JSON types."""
@@ -101,22 +108,33 @@ def find_duplicates(config: DuplicatesConfig,
                     progress: Callable[[int, int], None] = lambda done, total: None) -> DuplicatesResult:
     """Groups of pictures of an embeddings file that are nearly or exactly the same.
 
-    `progress(done, total)` counts rows. Raises `UsageError` for a missing file, `FormatError` for one that is damaged
-    or empty, `MocoembedError` when the memory is too small, `Interrupted` after a signal.
+    `progress(done, total)` counts rows. Raises `UsageError` for a missing file or root, or when bytes alone are to be
+    compared and the file does not know them, `FormatError` for one that is damaged or empty, `MocoembedError` when the
+    memory is too small, `Interrupted` after a signal.
     """
+    require_root(config.root)
     with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.embeddings)) as file, StopRequest() as stop:
         require_vectors(file)
         components = Components(len(file))
-        for rows in same_bytes(file):
+        digests = np.array(file.digest(), "V32")
+        bytes_known = bool((digests != np.void(UNKNOWN)).any())
+        if config.exact_only and not bytes_known:
+            raise UsageError(f"--exact-only: {file.path} does not know the bytes of its pictures, as its vectors come "
+                             "from another tool. Leave the option out, or embed the pictures: mocoembed embed FOLDER")
+        for rows in same_bytes(digests):
             components.join(rows)
         compared = "bytes"
         if not config.exact_only:
             needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES + PAIR_BYTES
             with within_memory(f"Comparing {len(file)} vectors of {file.dimension} numbers", needed):
                 compared = _join_near(file, components, config.threshold, progress, stop)
-        groups = [_group(file, rows, config.root) for rows in components.groups()]
+        groups = []
+        for rows in components.groups():
+            groups.append(_group(file, rows, config.root))
+            stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
-        return DuplicatesResult(tuple(groups), len(file), None if config.exact_only else config.threshold, compared)
+        threshold = None if config.exact_only else config.threshold
+        return DuplicatesResult(tuple(groups), len(file), threshold, compared, bytes_known)
 
 
 class Components:
@@ -151,9 +169,8 @@ def pieces(order: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     return [order[end - count:end] for end, count in zip(ends, counts) if count > 1]
 
 
-def same_bytes(file: EmbeddingFile) -> list[np.ndarray]:
-    """The rows of pictures whose bytes are the same, by their SHA-256; two or more rows each."""
-    digests = np.array(file.digest(), "V32")
+def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
+    """The rows of pictures whose bytes are the same, by their SHA-256 (N,) of V32; two or more rows each."""
     known = np.flatnonzero(digests != np.void(UNKNOWN))
     _, number, counts = np.unique(digests[known], return_inverse=True, return_counts=True)
     return pieces(known[np.argsort(number, kind="stable")], counts)
@@ -192,18 +209,16 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _group(file: EmbeddingFile, rows: np.ndarray, root: str | None) -> Group:
-    facts = {name: getattr(file, name)[rows].tolist() for name in ("width", "height", "size", "labels")}
-    digests, paths = file.digest[rows], file.paths[rows]
-    names, above = file.label_names, os.fsencode(os.path.abspath(root)) if root else file.root
+    facts = {name: getattr(file, name)[rows].tolist() for name in ("width", "height", "size")}
+    digests, (paths, labels) = file.digest[rows], file.full_names(rows, root)
     order = sorted(range(len(rows)), key=lambda i: (-facts["width"][i] * facts["height"][i], -facts["size"][i],
                                                     paths[i]))
     keeper = order[0]
     vectors = unit(file.embeddings[rows]).astype(np.float64)
     similarity = (vectors @ vectors[keeper]).clip(-1, 1)
-    repeated = [digest for digest in dict.fromkeys(digests) if digest != UNKNOWN and digests.count(digest) > 1]
+    repeated = [digest for digest, times in Counter(digests).items() if times > 1 and digest != UNKNOWN]
+    number = {digest: place for place, digest in enumerate(repeated, 1)}
     order[1:] = sorted(order[1:], key=lambda i: (-round(similarity[i], 6), paths[i]))
     return Group(tuple(Member(
-        os.fsdecode(os.path.join(above, paths[i])), int(rows[i]),
-        None if facts["labels"][i] == NO_LABEL else names[facts["labels"][i]], round(float(similarity[i]), 6),
-        facts["width"][i], facts["height"][i], facts["size"][i],
-        repeated.index(digests[i]) + 1 if digests[i] in repeated else None) for i in order))
+        os.fsdecode(paths[i]), int(rows[i]), labels[i], round(float(similarity[i]), 6), facts["width"][i],
+        facts["height"][i], facts["size"][i], number.get(digests[i])) for i in order))

@@ -22,8 +22,9 @@ from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, read_metadata
 from mocoembed.model.precision import Compute
+from mocoembed.notes import say_nothing
 from mocoembed.search.index import SearchIndex, rows_of
-from mocoembed.train.export import open_encoder, say_nothing
+from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query pictures embedded at a time

@@ -1,7 +1,7 @@
 """A contact sheet: hits -> one PNG, each row a query (framed) and its hits, with score and label under each.
 
 A green dot marks a hit whose label is the name of the folder that the query lies in. Groups of near-duplicates are
-drawn in the same way, under other words: the picture to keep is framed, the dot marks pictures with equal bytes.
+drawn in the same way, under other words: the picture to keep is framed, the dot marks those with its very bytes.
 """
 
 import os
@@ -15,6 +15,7 @@ from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
+from mocoembed.notes import counted
 from mocoembed.search.duplicates import DuplicatesResult
 from mocoembed.search.query import Hit, QueryResult
 
@@ -39,6 +40,7 @@ class Words:
     legend: str = "label = query's folder"
     marks: Callable[[QueryResult, Hit], bool] = lambda result, hit: hit.label == folder_of(result.query)
     count: str = "nearest picture"
+    """What the hits of every row are; none: the rows differ, and each tells how many of its own are not drawn."""
 
 
 SEARCH = Words()
@@ -84,11 +86,12 @@ def contact_sheet(results: list[QueryResult], path, words: Words = SEARCH) -> pa
 
 def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
     """Draw the first groups into the PNG file `path`, as `contact_sheet` does; the path."""
-    identical = {one.row for group in result.groups for one in group.members if one.identical is not None}
+    identical = {one.row for group in result.groups for one in group.members[1:]
+                 if one.identical is not None and one.identical == group.keeper.identical}
     rows = [QueryResult(group.keeper.path, [
         Hit(rank, one.similarity, one.path, f"{one.width} x {one.height}  {os.path.basename(one.path)}", one.row)
         for rank, one in enumerate(group.members[1:], 1)]) for group in result.groups]
-    return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "equal bytes",
+    return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "same bytes as the framed one",
                                            lambda row, hit: hit.row in identical, ""))
 
 
@@ -128,8 +131,11 @@ class Sheet:
         self._picture(MARGIN, top, result.query)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
         self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
-        marked = False
-        for column, hit in enumerate(result.hits[:self.columns]):
+        marked, shown = False, result.hits[:self.columns]
+        if not self.words.count and len(result.hits) > self.columns:
+            shown = shown[:-1]
+            self._blank(self.image.width - MARGIN - TILE, top, f"+{len(result.hits) - len(shown)} more")
+        for column, hit in enumerate(shown):
             left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
             self._picture(left, top, hit.path)
             self._caption(left, top, (score_text(hit), INK), under(hit))
@@ -185,8 +191,3 @@ def under(hit: Hit) -> str:
 def readable(text: str) -> str:
     """The text as a font can show it: undecodable bytes and control characters become question marks."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 query`, `2 queries`."""
-    return f"{count} {noun if count == 1 else noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"

@@ -14,6 +14,7 @@ from mocoembed.model.library import TIMM, TORCHVISION, is_library_name, library_
 from mocoembed.model.pickled import read_pickled
 from mocoembed.model.published import PUBLISHED, fetch
 from mocoembed.model.weights import WRITERS
+from mocoembed.notes import say_nothing
 from mocoembed.train.checkpoint import STATE, current_checkpoint, load_checkpoint
 from mocoembed.train.run import export_to_workspace, frozen_encoder
 from mocoembed.workspace import Workspace
@@ -27,10 +28,6 @@ class ExportResult:
     format: str
     fingerprint: str
     source: pathlib.Path
-
-
-def say_nothing(text: str):
-    """The `note` of those who want none."""
 
 
 def export_encoder(config: ExportConfig, note: Callable[[str], None] = say_nothing) -> ExportResult:

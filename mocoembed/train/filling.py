@@ -23,6 +23,7 @@ from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.memory import available_memory, shown
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
+from mocoembed.notes import counted
 
 SHARE = 0.8  # of the available memory, which may be taken
 AT_A_TIME = 32  # pictures
@@ -99,7 +100,7 @@ class Filling:
         failures = self.ranks.objects([failures for _, failures in parts])  # waits for all
         aside.update(_by_row(one for of_rank in failures for one in of_rank))
         if aside:
-            self.note(f"{len(aside)} pictures could not be read; they are named when their turn comes")
+            self.note(f"{counted(len(aside), 'picture')} could not be read; named when the turn comes")
         return cache
 
     def _on_device(self, sizes: torch.Tensor) -> bool:
