@@ -84,8 +84,8 @@ def main(arguments: list[str] | None = None):
         if debug:
             raise
         if _is_out_of_memory(error):
-            click.echo("mocoembed: the memory is too small for this. Give a smaller --batch-size or --queue-size."
-                       "\nWhat was saved is kept.", err=True)
+            click.echo("mocoembed: the memory, or what processes share of it, is too small for this. Give a smaller "
+                       "--batch-size or --queue-size, or fewer --workers.\nWhat was saved is kept.", err=True)
             sys.exit(1)
         click.echo(f"mocoembed: unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"
                    "This is a bug; `mocoembed --debug ...` shows where it happened.", err=True)
@@ -100,4 +100,5 @@ def _show_warning(message, *place):
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error is Python's, numpy's or torch's way to say that memory is short."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    signs = ("out of memory", "can't allocate memory", "unable to allocate shared memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)

@@ -158,7 +158,7 @@ def test_queries_that_cannot_be_used(indexed_workspace, pictures, tmp_path):
 
 
 def test_an_embeddings_file_is_no_index(indexed_workspace, pictures):
-    with pytest.raises(FormatError, match="HDF5"):
+    with pytest.raises(FormatError, match="it is an embeddings file"):
         search(indexed_workspace, pictures / "red" / "000.png", index=str(indexed_workspace / "embeddings.h5"))
 
 

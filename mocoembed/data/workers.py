@@ -169,7 +169,9 @@ class _Loading:
     def __init__(self, batches: Batches, items: Iterator):
         self.undelivered: deque = deque()
         self.pictures, workers, self._meanwhile = batches.dataset.pictures, batches.workers, batches.meanwhile
-        self.pictures.at = torch.full((max(1, workers), 3), -1).share_memory_()
+        self.pictures.at = torch.full((max(1, workers), 3), -1)
+        if workers:
+            self.pictures.at.share_memory_()
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
