@@ -6,7 +6,7 @@ from typing import Any
 
 from mocoembed.config import InfoConfig
 from mocoembed.embed.prepare import work_file
-from mocoembed.embed.seal import HDF5, MARK, check_seal
+from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
@@ -54,8 +54,6 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
-    if verify:
-        check_seal(path)  # before HDF5 reads what may be damaged
     with EmbeddingFile(path) as file:
         if verify:
             file.verify()

@@ -118,7 +118,9 @@ def _same_encoder(config: EmbedConfig, workspace: Workspace, ranks: Ranks, note)
         return opened[0].fingerprint()
 
     fingerprint = ranks.from_first(first)
-    frozen = opened[0] if opened else open_encoder(config.encoder, workspace)
+    if opened:
+        return opened[0]
+    frozen = open_encoder(config.encoder, workspace)
     if (found := frozen.fingerprint()) != fingerprint:
         raise MismatchError(f"Rank {ranks.rank} has the encoder {found[:12]}, rank 0 has {fingerprint[:12]}. Give all "
                             "of them the same file with --encoder.")
