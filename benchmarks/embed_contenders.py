@@ -16,9 +16,10 @@ from mocoembed.config import EmbedConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.embed.extract import embed_images
+from mocoembed.memory import keep_freed_memory
 from mocoembed.model.batchnorm import fold
 from mocoembed.model.embedder import Embedder
-from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.encoder_file import FrozenEncoder, load_encoder
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -33,7 +34,16 @@ class Lab:
     batch_size: int
     workers: int
     compute: Compute
-    frozen: FrozenEncoder
+
+    @functools.cached_property
+    def frozen(self) -> FrozenEncoder:
+        """The encoder, from its file."""
+        return load_encoder(self.encoder)
+
+    @property
+    def encoder(self) -> pathlib.Path:
+        """Its file."""
+        return self.scratch / "encoder.safetensors"
 
     @functools.cached_property
     def network(self) -> torch.nn.Module:
@@ -68,8 +78,15 @@ def model(lab: Lab, folder: pathlib.Path):
     _repeat(lab, folder, lambda: network(x))
 
 
+def kept(lab: Lab, folder: pathlib.Path):
+    """The bare network in a process that keeps freed memory."""
+    keep_freed_memory()
+    model(lab, folder)
+
+
 def folded(lab: Lab, folder: pathlib.Path):
-    """The bare network with BatchNorm folded."""
+    """The same with BatchNorm folded."""
+    keep_freed_memory()
     x, network = lab.ready(torch.float32) / 255, fold(copy.deepcopy(lab.network).requires_grad_(False), print)
     network = network.to(memory_format=torch.channels_last)
     _repeat(lab, folder, lambda: network(x))
@@ -81,13 +98,18 @@ def embedder(lab: Lab, folder: pathlib.Path):
     _repeat(lab, folder, lambda: network(x))
 
 
-def ours(lab: Lab, folder: pathlib.Path):
+def ours(lab: Lab, folder: pathlib.Path, compiled: bool = False):
     """`embed_images` from the folder to the embeddings file."""
-    config = EmbedConfig(str(folder), str(lab.scratch / "workspace"), str(lab.scratch / "encoder.safetensors"),
-                         str(lab.scratch / "ours.h5"), fresh=True, batch_size=lab.batch_size, workers=lab.workers,
-                         device=str(lab.compute.device))
+    config = EmbedConfig(str(folder), str(lab.scratch / "workspace"), str(lab.encoder), str(lab.scratch / "ours.h5"),
+                         fresh=True, batch_size=lab.batch_size, workers=lab.workers, device=str(lab.compute.device),
+                         compile=compiled)
     embed_images(config)
     (lab.scratch / "ours.h5").unlink()
+
+
+def ours_compiled(lab: Lab, folder: pathlib.Path):
+    """`ours` with `--compile`."""
+    ours(lab, folder, compiled=True)
 
 
 def ours_loading(lab: Lab, folder: pathlib.Path):
@@ -134,5 +156,6 @@ def lightly(lab: Lab, folder: pathlib.Path):
     np.save(lab.scratch / "lightly.npy", rows)
 
 
-CONTENDERS = {"model": model, "folded": folded, "embedder": embedder, "ours": ours, "plain": plain, "lightly": lightly,
-              "ours-loading": ours_loading, "plain-loading": plain_loading}
+CONTENDERS = {"model": model, "kept": kept, "folded": folded, "embedder": embedder, "ours": ours,
+              "ours-compiled": ours_compiled, "plain": plain, "lightly": lightly, "ours-loading": ours_loading,
+              "plain-loading": plain_loading}

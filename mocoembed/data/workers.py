@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mocoembed.data.listing import Listing, Origin
 from mocoembed.errors import MocoembedError
+from mocoembed.memory import MIB, keep_freed_memory
 
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
@@ -176,7 +177,7 @@ class _Loading:
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
                                 num_workers=workers, pin_memory=batches.pin, prefetch_factor=4 if workers else None,
-                                collate_fn=_as_it_is, worker_init_fn=_leave_signals_to_the_parent,
+                                collate_fn=_as_it_is, worker_init_fn=_begin_worker,
                                 timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
             self._iterator = iter(loader)
         self._processes = self._iterator._workers if workers else []
@@ -245,11 +246,14 @@ def _as_it_is(batch):
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int):
-    """In a worker: a signal to the whole process group is for the parent, which first saves its work.
+def _begin_worker(worker: int):
+    """In a worker: memory of large pictures is given back, as the parent may keep its own for the encoder.
+
+    A signal to the whole process group is for the parent, which first saves its work.
 
     SIGTERM is also how a parent ends its workers, so it does end them, some time later.
     """
+    keep_freed_memory(MIB << 5)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))

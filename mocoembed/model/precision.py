@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mocoembed.errors import UsageError
+from mocoembed.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Compute:
         return _no_tf32() if self.device.type == "cuda" and self.precision == "fp32" else contextlib.nullcontext()
 
     def tune(self):
-        """Let a GPU multiply as the precision allows and choose its fastest convolutions: for training."""
+        """For training: a GPU multiplies as the precision allows and chooses its fastest convolutions, a CPU keeps
+        the memory of one step for the next."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True
