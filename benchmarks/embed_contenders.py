@@ -34,6 +34,7 @@ class Lab:
     batch_size: int
     workers: int
     compute: Compute
+    arch: str
 
     @functools.cached_property
     def frozen(self) -> FrozenEncoder:
@@ -48,7 +49,7 @@ class Lab:
     @functools.cached_property
     def network(self) -> torch.nn.Module:
         """The backbone as a user would have it: a torchvision network without its last layer."""
-        network = torchvision.models.resnet50()
+        network = torchvision.models.get_model(self.arch)
         network.fc = torch.nn.Identity()
         network.load_state_dict(self.frozen.encoder.backbone.state_dict())
         return network.to(self.compute.device).eval()

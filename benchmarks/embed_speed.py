@@ -7,7 +7,7 @@
     python -m benchmarks.embed_speed SCRATCH --writing
     python -m benchmarks.embed_speed SCRATCH --report
 
-A ResNet-50 with random weights at 224 pixels. The collections are made in SCRATCH: photographs as they are (`usual`) or
+A ResNet-50 (or --arch) with random weights at 224 pixels. The collections are made in SCRATCH: photographs as they are (`usual`) or
 enlarged to a longer side of 4,000 pixels (`large`; the same 40, with other bytes after their end). Every contender
 embeds a smaller and a larger collection in full, start and end included, and the figure is the difference of pictures
 by the difference of seconds (and of seconds of processor, of all processes): the steady state, without what is done
@@ -33,6 +33,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from operator import itemgetter
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the mocoembed command does
 
@@ -45,7 +46,7 @@ from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS, worker_count
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.store_writer import Settings, write_embeddings
-from mocoembed.embed.work import WorkFile
+from mocoembed.embed.work import WorkFile, record_type
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_provenance
 from mocoembed.model.precision import Compute
@@ -112,7 +113,8 @@ def write_both(scratch: pathlib.Path, frozen: FrozenEncoder, count: int) -> dict
     paths = scratch / "writing.work", scratch / "writing.h5", scratch / "writing.npy"
 
     def work():
-        WorkFile.begin(paths[0], {"key": {}, "listed": count}, {}, count, DIMENSION, COMMIT)
+        WorkFile.begin(paths[0], {"key": {}, "listed": count}, {}, count, COMMIT,
+                       record_type(DIMENSION, "float32"))
         with WorkFile(paths[0]) as file:
             for first in firsts:
                 n = min(COMMIT, count - first)
@@ -133,7 +135,7 @@ def write_both(scratch: pathlib.Path, frozen: FrozenEncoder, count: int) -> dict
     found = {part.__name__: count / seconds(part)[0] for part in (work, publish, raw)}
     for path in paths:
         path.unlink()
-    return {"kind": "writing", "rows": count, **found}
+    return {"kind": "writing", "arch": None, "batch_size": COMMIT, "rows": count, **found}
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -143,8 +145,9 @@ def spread(values: list[float], digits: int) -> str:
 
 def report(lines: list[dict]):
     """Print a table for each kind of files, and one for writing."""
-    for key in dict.fromkeys((line["kind"], line.get("batch_size")) for line in lines):
-        rounds = [line for line in lines if (line["kind"], line.get("batch_size")) == key]
+    setting = itemgetter("kind", "arch", "batch_size")
+    for key in dict.fromkeys(map(setting, lines)):
+        rounds = [line for line in lines if setting(line) == key]
         if key[0] == "writing":
             for part in ("work", "publish", "raw"):
                 rates = [line[part] for line in rounds]
@@ -153,7 +156,7 @@ def report(lines: list[dict]):
             both = [1 / (1 / line["work"] + 1 / line["publish"]) / line["raw"] for line in rounds]
             print(f"work and publish against numpy.save: {spread(both, 2)}")
             continue
-        print(f"\n| {key[0]} files, batch {key[1]} | pictures/s, median (lowest to highest) | ms of processor a "
+        print(f"\n| {key[0]} files, {key[1]}, batch {key[2]} | pictures/s, median (lowest to highest) | ms of processor a "
               "picture | n |\n| --- | --- | --- | --- |")
         for name in CONTENDERS:
             if found := [line["found"][name] for line in rounds if name in line["found"]]:
@@ -170,11 +173,11 @@ def prepare(arguments) -> Lab:
     """The scratch folder with a random encoder in it."""
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("resnet50", 1.0, "7x7s2-pool", "none", 0)).eval().requires_grad_(False)
+    encoder = Encoder(EncoderSpec(arguments.arch, 1.0, "7x7s2-pool", "none", 0)).eval().requires_grad_(False)
     frozen = FrozenEncoder(encoder, EvaluationTransform.of(SIDE, IMAGENET_MEAN, IMAGENET_STD), tool_provenance())
     save_encoder(arguments.scratch / "encoder.safetensors", frozen)
     return Lab(arguments.scratch, arguments.batch_size, worker_count(arguments.workers, 10**6),
-               Compute.of(arguments.device, "fp32"))
+               Compute.of(arguments.device, "fp32"), arguments.arch)
 
 
 def main():
@@ -183,6 +186,7 @@ def main():
     parser.add_argument("scratch", type=pathlib.Path, metavar="SCRATCH")
     parser.add_argument("--photographs", type=pathlib.Path, help="Folder of JPEG files of some 500 pixels.")
     parser.add_argument("--kind", choices=tuple(SIZES), default="usual")
+    parser.add_argument("--arch", choices=("resnet18", "resnet50"), default="resnet50")
     parser.add_argument("--only", default="model,kept,ours,plain,lightly", help=", ".join(CONTENDERS))
     parser.add_argument("--sizes", help="Pictures in both collections; by default as many as the kind needs.")
     parser.add_argument("--batch-size", type=int, help="By default 32, or 16 for large files.")
@@ -204,7 +208,7 @@ def main():
             folders = [collection(lab, arguments.photographs, arguments.kind, int(size))
                        for size in arguments.sizes.split(",")]
             found = {name: measure(lab, name, folders) for name in arguments.only.split(",")}
-            line = {"kind": arguments.kind, "batch_size": lab.batch_size, "workers": lab.workers,
+            line = {"kind": arguments.kind, "arch": lab.arch, "batch_size": lab.batch_size, "workers": lab.workers,
                     "device": str(lab.compute.device), "found": found}
         with open(measured, "a", encoding="utf-8") as file:
             print(json.dumps(line), file=file)

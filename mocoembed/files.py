@@ -20,6 +20,8 @@ import warnings
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of some network file systems
 CHUNK = 1 << 22  # bytes hashed or copied at a time
 SECONDS_FOR_THE_DEAD = 1.5  # to let go of a lock
 NEARLY_FULL = 1 << 20  # bytes free on a disk that has no room left
@@ -32,7 +34,7 @@ def replacing(path):
     On an exception the temporary file is removed and `path` stays as it was. A full disk or a refused write
     becomes a `MocoembedError` that names the file and the free space.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.realpath(path))  # through a link, the file that it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_what_killed_writers_left(path)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -102,8 +104,12 @@ def sync_file(path):
 
 
 def sync_folder(path):
-    """fsync the folder at `path`, so that a rename in it is on the disk."""
-    sync_file(path)
+    """fsync the folder at `path`, so that a rename in it is on the disk; nothing where folders cannot be synced."""
+    try:
+        sync_file(path)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def write_bytes(path, data: bytes):
@@ -140,9 +146,6 @@ def sha256_file(path) -> str:
 def sha256_json(value) -> str:
     """Hexadecimal SHA-256 of `value` as canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager

@@ -145,6 +145,14 @@ def test_there_and_back(source, tmp_path):
         back.verify()
 
 
+def test_float16_stays_float16(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float16)
+    path = foreign(tmp_path, "v", vectors, [b"%d.jpg" % row for row in range(5)])
+    convert_embeddings(ConvertConfig(path, to="npy", output=str(tmp_path / "back.npy")))
+    back = np.load(tmp_path / "back.npy")
+    assert (back.dtype, back.tobytes()) == (np.float16, vectors.tobytes())
+
+
 def foreign(folder, name: str, vectors, lines, made_by=None, **values) -> str:
     np.save(folder / f"{name}.npy", vectors)
     (folder / f"{name}.txt").write_bytes(b"\n".join(lines))
@@ -160,6 +168,7 @@ def test_rows_in_any_order_and_of_any_float_type(tmp_path, dtype):
     names = [b"kinds/%d/%02d.jpg" % (row % 3, row) for row in random.permutation(60)]
     path = foreign(tmp_path, "v", vectors, names, root=str(tmp_path))
     with EmbeddingFile(path) as file:
+        assert file.dtype == ("float16" if dtype == "<f2" else "float32")
         assert file.normalized
         assert file.root == os.fsencode(tmp_path)
         assert file.paths() == sorted(names)
@@ -252,6 +261,7 @@ def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
             ((tmp_path / "e.npy", "--to", "csv"), "can become an embeddings file only"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "none.txt"), "none.txt' does not exist. Give a .txt"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "text", "--fresh"), "must be a list file"),
+            ((tmp_path / "e.npy", "--root", tmp_path / "text", "--fresh"), "text' is no folder"),
             ((tmp_path / "e.npy",), "e.h5 exists")]:
         status, out, err = run_cli("convert", *arguments)
         assert (status, out) == (2, ""), arguments

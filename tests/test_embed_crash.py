@@ -83,7 +83,7 @@ def test_killed_at_every_system_call(work, tmp_path, name):
             break
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("again", [False, True])
 def test_killed_at_random_instants(many, tmp_path, times, again):
     """With its workers, and the second time during the resume: at most the pictures since a commit are done again."""

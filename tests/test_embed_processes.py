@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mocoembed.config import EmbedConfig, InfoConfig
-from mocoembed.embed import fill
+from mocoembed.embed import extract, fill
 from mocoembed.embed.claim import output_lock
 from mocoembed.embed.extract import Watcher, embed_images, embed_rank
 from mocoembed.embed.store import EmbeddingFile
@@ -93,6 +93,23 @@ def test_one_bad_process_ends_the_job_and_the_rest_is_kept(config, misdeed, mess
     assert not (pathlib.Path(config.workspace) / "embeddings.h5").exists()
     result = embed_images(config)
     assert result.resumed_from >= 3  # with another number of processes
+    assert result.embedded == 26
+
+
+def slow_to_prepare(config, ranks, watcher):
+    """`embed_rank` that finds the pictures only after more than the others' patience."""
+    real = extract.scan
+
+    def slow(*arguments, **more):
+        time.sleep(3 * config.timeout)
+        return real(*arguments, **more)
+
+    extract.scan = slow
+    return embed_rank(config, ranks, watcher)
+
+
+def test_preparing_may_take_longer_than_the_timeout(config):
+    result = start(slow_to_prepare, replace(config, timeout=3.0), 2, Watcher(lambda *_: None, lambda *_: None))
     assert result.embedded == 26
 
 

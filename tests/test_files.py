@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -28,6 +29,33 @@ def test_replaces_whole_files_and_leaves_no_trace(tmp_path):
     write_bytes(tmp_path / "new" / "a", b"two")
     assert (tmp_path / "new" / "a").read_bytes() == b"two"
     assert os.listdir(tmp_path / "new") == ["a"]
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+    write_bytes(tmp_path / "there" / "a", b"one")
+    (tmp_path / "b").symlink_to("there/a")
+    write_bytes(tmp_path / "b", b"two")
+    assert (tmp_path / "b").is_symlink()
+    assert (tmp_path / "there" / "a").read_bytes() == b"two"
+    assert sorted(os.listdir(tmp_path)) == ["b", "there"]
+
+
+def test_a_file_system_whose_folders_cannot_be_synced(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def refused(number):
+        def fsync(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            real(descriptor)
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", refused(errno.EINVAL))
+    write_bytes(tmp_path / "a", b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
+    monkeypatch.setattr(os, "fsync", refused(errno.EIO))
+    with pytest.raises(MocoembedError, match=r"Cannot write .*a: Input/output error"):
+        write_bytes(tmp_path / "a", b"two")
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):

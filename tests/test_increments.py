@@ -192,6 +192,78 @@ def test_a_collection_that_changes_after_an_interruption_costs_nothing(embed, fo
     assert not list(result.path.parent.glob("*.work")) + list(result.path.parent.glob("*.salvaged"))
 
 
+def test_what_moves_while_a_run_is_interrupted_is_recognised(embed, folder, encoded, tmp_path):
+    """Also what the interrupted run had not come to, or had seen gone or changed."""
+    embed(folder)
+    old = content(tmp_path / "ws" / "embeddings.h5")
+    shutil.move(folder / "green" / "003.jpg", tmp_path / "gone.jpg")
+    (folder / "red" / "007.jpg").rename(tmp_path / "replaced.jpg")
+    shutil.copy(tmp_path / "replaced.jpg", folder / "red" / "007.jpg")
+    for number in range(12):
+        (folder / "blue" / f"new{number}.jpg").write_bytes((folder / "blue" / "001.jpg").read_bytes() + b"%d" % number)
+    with (folder / "red" / "007.jpg").open("ab") as file:
+        file.write(b"changed")
+    encoded.clear()
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(23))
+    done = sum(encoded)
+    assert 0 < done < 13
+    for name in ("gone", "replaced"):
+        (tmp_path / f"{name}.jpg").rename(folder / "green" / f"{name}.jpg")
+    result = embed(folder)
+    assert sum(encoded) == 13
+    mine = content(result.path)
+    assert mine[b"green/gone.jpg"][0] == old[b"green/003.jpg"][0]
+    assert mine[b"green/replaced.jpg"][0] == old[b"red/007.jpg"][0]
+    fresh = content(embed(folder, output=str(tmp_path / "whole.h5")).path)
+    assert {name: row[1:] for name, row in mine.items()} == {name: row[1:] for name, row in fresh.items()}
+
+
+def test_vectors_in_float16(embed, folder, tmp_path, encoded):
+    whole = embed(folder, output=str(tmp_path / "whole.h5"))
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10), dtype="float16")
+    with pytest.raises(UsageError, match=r"unfinished work with other settings \(dtype\)"):
+        embed(folder)
+    half = embed(folder, dtype="float16")
+    assert half.resumed_from == 15
+    with EmbeddingFile(whole.path) as file, EmbeddingFile(half.path) as other:
+        other.verify()
+        assert (file.dtype, other.dtype) == ("float32", "float16")
+        assert other.describe()["dtype"] == "float16"
+        assert np.array_equal(other.embeddings(), file.embeddings().astype(np.float16).astype(np.float32))
+        assert file.facts().tobytes() == other.facts().tobytes()
+    with pytest.raises(MismatchError, match=r"another dtype: float16, now float32.*--fresh"):
+        embed(folder)
+    before, number = content(half.path), sum(encoded)
+    (folder / "red" / "000.png").unlink()
+    shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
+    after = content(embed(folder, dtype="float16").path)
+    assert sum(encoded) == number
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+
+
+def test_a_number_too_large_for_float16_is_a_failure(embed, folder, monkeypatch):
+    begin = Embedder.begin
+    monkeypatch.setattr(Embedder, "begin", lambda embedder, pixels: lambda: begin(embedder, pixels)() * 1e6)
+    result = embed(folder, output=str(folder.parent / "whole.h5"))
+    assert not result.failed
+    with pytest.raises(CollectionError, match="FloatingPointError: the vector is not finite in float16"):
+        embed(folder, dtype="float16")
+
+
+def test_the_output_may_be_a_link(embed, folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "embeddings.h5"
+    link.symlink_to(tmp_path / "disk" / "big.h5")
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10), output=str(link))
+    assert (tmp_path / "disk" / "big.h5.work").exists()
+    assert embed(folder, output=str(link)).resumed_from == 15
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["big.h5"]
+
+
 def test_unfinished_work_of_other_settings_is_refused(embed, folder):
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))

@@ -84,14 +84,15 @@ def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_pic
     np.testing.assert_allclose([hit.score for hit in hits], sorted(cosines, reverse=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("more", [{"features": "projection"}, {"normalize": False}, {"labels": "none"}])
+@pytest.mark.parametrize("more", [{"features": "projection"}, {"normalize": False}, {"labels": "none"},
+                                  {"dtype": "float16"}])
 def test_other_kinds_of_vectors(fresh_workspace, pictures, more):
     collection(pictures, fresh_workspace, **more)
     query = pictures / "red" / "003.jpg"
     first, second = search(fresh_workspace, query, k=2)[0].hits
     assert first.path == str(query)
     assert first.label == (None if "labels" in more else "red")
-    assert first.score == pytest.approx(0 if "normalize" in more else 1, abs=1e-4)
+    assert first.score == pytest.approx(0 if "normalize" in more else 1, abs=1e-3 if "dtype" in more else 1e-4)
     assert second.score < first.score - 1e-4
 
 
@@ -202,7 +203,8 @@ def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, 
 @pytest.mark.parametrize(("arguments", "message"), [((), "No picture"), (("PICTURE", "-k", "0"), "-k 0"),
                                                     (("PICTURE", "--sheet", "hits.jpg"), ".png"),
                                                     (("PICTURE", "--sheet", "PICTURE"), "not a contact sheet"),
-                                                    (("PICTURE", "--index", "absent.faiss"), "absent.faiss")])
+                                                    (("PICTURE", "--index", "absent.faiss"), "absent.faiss"),
+                                                    (("PICTURE", "--root", "absent"), "'absent' is no folder")])
 def test_command_with_a_wrong_call(indexed_workspace, pictures, run_cli, arguments, message):
     picture = pictures / "red" / "000.png"
     before = picture.read_bytes()

@@ -1,10 +1,14 @@
 """Unfinished work: what is committed is whole, whatever comes after."""
 
+import time
+
 import numpy as np
 import pytest
+import torch
 
-from mocoembed.data.loader import FACTS, Failure
-from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, PARTS, WorkFile, describe_work, part_slots
+from mocoembed.data.loader import FACTS, EvaluationBatch, Failure
+from mocoembed.embed import fill
+from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, PARTS, WorkFile, describe_work, part_slots, record_type
 from mocoembed.errors import FormatError, MocoembedError
 
 DESCRIBED = {"key": {"source": "/a", "encoder": "f"}, "listed": 12}
@@ -18,7 +22,7 @@ def facts(n):
 
 def begin(path, slots=10, dimension=3, batch_size=4):
     arrays = {"todo": np.arange(slots), "blob": np.frombuffer(b"abc", np.uint8)}
-    WorkFile.begin(path, DESCRIBED, arrays, slots, dimension, batch_size)
+    WorkFile.begin(path, DESCRIBED, arrays, slots, batch_size, record_type(dimension, "float32"))
     return path
 
 
@@ -52,7 +56,7 @@ def test_goes_on_after_what_was_committed(tmp_path):
         assert work.read(3, 9)["vector"][:, 0].tolist() == [1, 2, 2, 2, 2, 3]
         assert work.array("todo").tolist() == list(range(10))
         assert work.array("blob").tobytes() == b"abc"
-    assert describe_work(path) == {"format": 2, "committed": 12, "listed": 12, "unchanged": 2, "dimension": 3,
+    assert describe_work(path) == {"format": 3, "committed": 12, "listed": 12, "unchanged": 2, "dimension": 3,
                                    **DESCRIBED["key"]}
 
 
@@ -92,11 +96,32 @@ def test_damage_is_noticed(tmp_path):
     with pytest.raises(FormatError, match=r"no unfinished work.*--fresh"):
         WorkFile(path)
     path.write_text('{"format": 1}\n')
-    with pytest.raises(FormatError, match=r"format 1, this version reads 2.*--fresh"):
+    with pytest.raises(FormatError, match=r"format 1, this version reads 3.*--fresh"):
         WorkFile(path)
+
+
+def test_what_is_written_is_committed_in_time_though_no_batch_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(fill, "COMMIT_SECONDS", 0.05)
+    path = begin(tmp_path / "w")
+
+    def batch(first):
+        return EvaluationBatch(first, None, facts(2), np.zeros(2, bool), [])
+
+    with WorkFile(path) as work, WorkFile(path) as other, fill.Writer(work) as writer:
+        for first in (0, 4):
+            writer.put(batch(first), np.ones(2, bool), lambda: torch.ones(2, 3))
+            deadline = time.monotonic() + 60
+            while other.committed(first // 4) < first + 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert other.committed(first // 4) == first + 2
+
+        monkeypatch.setattr(work, "commit", lambda end: 1 / 0)
+        writer.put(batch(2), np.ones(2, bool), lambda: torch.ones(2, 3))
+        with pytest.raises(ZeroDivisionError):
+            writer.close()
 
 
 def test_space_is_reserved_before_the_work_begins(tmp_path):
     with pytest.raises(MocoembedError, match=r"No space left to write .*w .*free|Cannot write .*w"):
-        WorkFile.begin(tmp_path / "w", DESCRIBED, {}, 10**12, 2048, 64)
+        WorkFile.begin(tmp_path / "w", DESCRIBED, {}, 10**12, 64, record_type(2048, "float32"))
     assert list(tmp_path.iterdir()) == []

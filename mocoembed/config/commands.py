@@ -77,6 +77,8 @@ class EmbedConfig:
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "fp32"
     """Arithmetic of the encoder: fp64, fp32, bf16 or fp16."""
+    dtype: str = "float32"
+    """Numbers in the file: float32, or float16, which halves it and keeps three digits of each."""
     compile: bool = False
     """Compile the encoder with torch.compile: slow to start, faster on GPUs."""
     processes: int | None = None
@@ -92,6 +94,7 @@ class EmbedConfig:
         one_of(self, "features", FEATURES)
         one_of(self, "labels", ("parent", "first", "none"))
         one_of(self, "precision", PRECISIONS)
+        one_of(self, "dtype", ("float32", "float16"))
         at_least(self, 1, "batch_size", "processes")
         at_least(self, 0, "workers")
         require(self, "timeout", self.timeout > 0, "more than 0")

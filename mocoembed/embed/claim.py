@@ -12,8 +12,9 @@ from mocoembed.workspace import Workspace
 
 
 def output_file(config: EmbedConfig) -> pathlib.Path:
-    """`--output`, or the workspace's embeddings file."""
-    return pathlib.Path(config.output) if config.output else Workspace(config.workspace).embeddings
+    """`--output`, or the workspace's embeddings file; of a link, what it names, so that all lies beside that."""
+    output = pathlib.Path(config.output) if config.output else Workspace(config.workspace).embeddings
+    return pathlib.Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
 _held: dict[tuple[str, int], int] = {}  # (lock file, thread) -> descriptor

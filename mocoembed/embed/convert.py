@@ -19,6 +19,7 @@ from mocoembed.embed.npy import npy_header, read_vectors
 from mocoembed.embed.parquet import require_pyarrow, write_parquet
 from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.embed.store_writer import vector_type
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import StopRequest, replacing, require_file, require_space, sync_folder
 from mocoembed.notes import say_nothing
@@ -160,10 +161,11 @@ def blocks(file: EmbeddingFile, root: str | None, watch: Callable[[int, int], No
 
 def _write_npy(files, file: EmbeddingFile, rows: Iterator[Block]):
     with open(files[0], "wb") as vectors, _csv(files[1]) as table:
-        np.lib.format.write_array_header_1_0(vectors, npy_header(len(file), file.dimension))
+        dtype = vector_type(file.dtype)
+        np.lib.format.write_array_header_1_0(vectors, npy_header(len(file), file.dimension, dtype))
         table.writerow(["id", "path", "label"])
         for block in rows:
-            vectors.write(block.vectors.astype("<f4").tobytes())
+            vectors.write(block.vectors.astype(dtype).tobytes())
             names = map(os.fsdecode, block.columns["path"])
             table.writerows(zip(block.columns["id"], names, block.columns["label"]))
 

@@ -93,7 +93,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
     frozen = _same_encoder(config, workspace, ranks, say)
     compute = Compute.of(config.device, config.precision)
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
-                        config.precision, config.labels, config.full_decode)
+                        config.precision, config.labels, config.full_decode, config.dtype)
 
     def first_job() -> Job:
         return prepare(config, scan(config.collections, config.labels, note=say, root=config.root), settings, say)

@@ -4,7 +4,8 @@ Loading processes read and decode, the device computes, a thread writes: all at 
 from the embeddings that there were or from a picture before in this process's share, are not encoded.
 """
 
-import time
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,9 @@ BATCHES_AHEAD = 2  # computed and not yet written
 class Writer:
     """Writes batches to a work file and commits them, in a thread of its own; a context manager.
 
-    What goes wrong in the thread is raised by the next `put`, or by `close`; nothing later is written then.
+    What is written is committed after `COMMIT_PICTURES` pictures, at the end of a part and after `COMMIT_SECONDS`, even
+    if no batch comes. What goes wrong in the thread is raised by the next `put`, or by `close`; nothing later is
+    written then.
     """
 
     def __init__(self, work: WorkFile):
@@ -32,7 +35,8 @@ class Writer:
         self._pending: deque[Future] = deque()
         self._failed = False
         self._end: int | None = None  # written up to here, and not committed
-        self._uncommitted, self._last_commit = 0, time.monotonic()
+        self._uncommitted = 0
+        self._timer: threading.Timer | None = None
 
     def __enter__(self):
         return self
@@ -55,6 +59,11 @@ class Writer:
         while self._pending:
             self._pending.popleft().result()
 
+    def _commit_in_time(self):
+        """In the timer's thread."""
+        with contextlib.suppress(RuntimeError):  # all is written, and the writing thread has gone
+            self._pending.append(self._thread.submit(self._guarded, self._commit))
+
     def _guarded(self, function, *arguments):
         if not self._failed:
             self._failed = True
@@ -64,24 +73,31 @@ class Writer:
     def _write(self, batch: EvaluationBatch, encoded: np.ndarray, vectors: Callable[[], torch.Tensor]):
         if self._end is not None and batch.first != self._end:
             self._commit()  # another part begins
-        whole = np.zeros((len(encoded), self.work.dimension), np.float32)
-        whole[encoded] = vectors().numpy()
+        whole = np.zeros((len(encoded), self.work.dimension), self.work.dtype)
+        with np.errstate(over="ignore"):  # too large for float16: not finite, and told below
+            whole[encoded] = vectors().numpy()
         unreadable = {failure.row for failure in batch.failures}
-        broken = [Failure(batch.first + int(place), "FloatingPointError", "the vector is not finite")
+        problem = f"the vector is not finite in {self.work.dtype}"
+        broken = [Failure(batch.first + int(place), "FloatingPointError", problem)
                   for place in np.flatnonzero(~np.isfinite(whole).all(axis=1))
                   if batch.first + place not in unreadable]
         self.work.write(batch.first, whole, batch.facts, ~encoded, batch.failures + broken)
         self._end = batch.first + len(encoded)
         self._uncommitted += len(encoded)
         part_ends = self._end == self.work.slots or self._end % self.work.part_slots == 0
-        late = time.monotonic() - self._last_commit >= COMMIT_SECONDS
-        if part_ends or late or self._uncommitted >= COMMIT_PICTURES:
+        if part_ends or self._uncommitted >= COMMIT_PICTURES:
             self._commit()
+        elif self._timer is None:
+            self._timer = threading.Timer(COMMIT_SECONDS, self._commit_in_time)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _commit(self):
+        if self._timer is not None:
+            self._timer.cancel()
         if self._end is not None:
             self.work.commit(self._end)
-        self._end, self._uncommitted, self._last_commit = None, 0, time.monotonic()
+        self._end, self._uncommitted, self._timer = None, 0, None
 
 
 def slices(work: WorkFile, parts: range, batch_size: int) -> list[tuple[int, int]]:

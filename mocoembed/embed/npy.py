@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mocoembed.config import ConvertConfig
-from mocoembed.data.images import Listing, PathTable
+from mocoembed.data.images import Listing, PathTable, require_root
 from mocoembed.data.list_file import READERS, find_in_list
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.store_writer import Settings, write_embeddings
@@ -27,9 +27,9 @@ BLOCK_BYTES = 1 << 24
 UNIT = 1e-3  # how far from 1 the lengths of vectors of length 1 may be, as those in float16 are
 
 
-def npy_header(count: int, dimension: int) -> dict:
-    """The header of a `.npy` file of (count, dimension) float32."""
-    return {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+def npy_header(count: int, dimension: int, dtype: np.dtype) -> dict:
+    """The header of a `.npy` file of (count, dimension) numbers."""
+    return {"descr": dtype.str, "fortran_order": False, "shape": (count, dimension)}
 
 
 def is_foreign(fingerprint: str) -> bool:
@@ -44,13 +44,15 @@ def read_vectors(config: ConvertConfig, source: pathlib.Path, list_file: pathlib
     `watch(done, total)` is called after every block. Raises `FormatError` for anything else than a matrix of finite
     floats with a path for every row, each path once.
     """
+    require_root(config.root)
     vectors = open_vectors(source)
     listing, order = read_list(list_file, config.root)
     if len(order) != len(vectors):
         raise FormatError(f"{source} holds {len(vectors)} vectors, {list_file} names {len(order)} paths; "
                           "there must be one for each.")
     settings = Settings(foreign_encoder(config.made_by, source), "backbone",
-                        all_of_length_one(vectors, source), vectors.shape[1], "unknown", "parent")
+                        all_of_length_one(vectors, source), vectors.shape[1], "unknown", "parent",
+                        dtype="float16" if vectors.dtype.itemsize == 2 else "float32")
     output.parent.mkdir(parents=True, exist_ok=True)
     require_space(output, len(vectors) * (4 * vectors.shape[1] + 512))
     with locked(output.with_name(f".{output.name}.lock"), str(output)):

@@ -19,7 +19,7 @@ from mocoembed.embed.claim import output_file
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Rows
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.embed.store_writer import Settings, write_embeddings
+from mocoembed.embed.store_writer import Settings, vector_type, write_embeddings
 from mocoembed.embed.work import EMBEDDED, WorkFile, read_header, record_type
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.files import require_space, sha256_json, sync_folder
@@ -87,9 +87,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
             remove_unfinished(output)
     states = listing.states()
     described = {
-        "key": {"source": os.fsdecode(listing.source), "encoder": settings.encoder["fingerprint"],
-                "features": settings.features, "normalize": settings.normalized, "precision": settings.precision,
-                "full_decode": settings.full_decode, "labels": settings.labels},
+        "key": {"source": os.fsdecode(listing.source), **settings.required()},
         "listed": len(listing), "root": os.fsdecode(listing.root), "batch_size": config.batch_size,
         "pictures": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
         "output": _identity(output)}
@@ -132,18 +130,30 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
 
 def _salvage(work: WorkFile, plan: Plan, base_path: pathlib.Path | None, output: pathlib.Path,
              settings: Settings) -> int:
-    """Write what an interrupted run had done as embeddings; how many pictures."""
+    """Write as embeddings what an interrupted run had done, and what it built on; how many pictures it had done."""
     paths = PathTable.of_arrays(work.array("blob"), work.array("offsets"))
-    listing = Listing(os.fsencode(work.header["root"]), paths, np.full(len(paths), NO_LABEL, np.int32), (), 0,
-                      source=os.fsencode(work.header["key"]["source"]))
     with EmbeddingFile(base_path) if base_path else contextlib.nullcontext() as base:
         if base is not None:
             base.verify()
+            paths, plan = _with_all_of(base, paths, plan)
+        listing = Listing(os.fsencode(work.header["root"]), paths, np.full(len(paths), NO_LABEL, np.int32), (), 0,
+                          source=os.fsencode(work.header["key"]["source"]))
         rows = Rows(listing, plan, work, base, whole=False)
-        done = rows.status == EMBEDDED
-        if done.any():
+        read = int((rows.status[plan.todo] == EMBEDDED).sum())
+        if read:
+            rows.fall_back()
+            done = rows.status == EMBEDDED
             write_embeddings(_salvaged_file(output), listing, settings, done, rows.facts, rows.vectors(), [])
-    return int(done.sum())
+    return read
+
+
+def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[PathTable, Plan]:
+    """A plan's pictures and those that only its base has, whose bytes may yet be found under other paths."""
+    ours, theirs = np.array(list(paths), object), np.array(base.paths(), object)
+    every = np.union1d(ours, theirs)
+    before = np.full(len(every), -1)
+    before[np.searchsorted(every, theirs)] = np.arange(len(theirs))
+    return PathTable(every.tolist()), Plan(before, np.searchsorted(every, ours)[plan.todo])
 
 
 def _identity(path: pathlib.Path) -> str | None:
@@ -168,7 +178,7 @@ def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path |
 def _bytes_of_output(listing: Listing, settings: Settings) -> int:
     """About the size of the embeddings file of a listing."""
     longest = int(np.diff(listing.paths.offsets.numpy()).max(initial=0))
-    return len(listing) * (settings.dimension * 4 + longest + ROW_BYTES)
+    return len(listing) * (settings.dimension * vector_type(settings.dtype).itemsize + longest + ROW_BYTES)
 
 
 def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, states: np.ndarray) -> Job:
@@ -185,11 +195,12 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
             _require_seen(file, listing, plan)
             if base == output and not len(plan.todo) and _describes(file, listing):
                 return Job(output, listing, plan, base, 0, changes=False)
-    work_bytes = len(plan.todo) * record_type(settings.dimension).itemsize
+    work_bytes = len(plan.todo) * record_type(settings.dimension, settings.dtype).itemsize
     require_space(output, _bytes_of_output(listing, settings) + work_bytes)
     WorkFile.begin(work_file(output), {**described, "base": identity}, {
         "before": plan.before, "todo": plan.todo, "blob": listing.paths.blob.numpy(),
-        "offsets": listing.paths.offsets.numpy()}, len(plan.todo), settings.dimension, config.batch_size)
+        "offsets": listing.paths.offsets.numpy()}, len(plan.todo), config.batch_size,
+        record_type(settings.dimension, settings.dtype))
     return Job(output, listing, plan, base, 0, changes=True)
 
 
@@ -217,15 +228,11 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
 
     A collection that has `moved` may be elsewhere, if at least half of the pictures are there with the same sizes.
     """
-    for what, old, new in [("encoder", file.fingerprint[:12], settings.encoder["fingerprint"][:12]),
-                           ("features", file.features, settings.features),
-                           ("normalize", file.normalized, settings.normalized),
-                           ("precision", file.precision, settings.precision),
-                           ("full decode", file.full_decode, settings.full_decode),
-                           ("labels", file.labels_from, settings.labels)]:
-        if old != new:
-            raise MismatchError(f"{file.path} holds embeddings with another {what}: {old}, now {new}. Add --fresh to "
-                                "replace it, or give another --output.")
+    now = settings.required()
+    for what, old in file.required().items():
+        if old != now[what]:
+            raise MismatchError(f"{file.path} holds embeddings with another {what}: {str(old)[:12]}, now "
+                                f"{str(now[what])[:12]}. Add --fresh to replace it, or give another --output.")
     if file.source == listing.source:
         return
     another = (f"{file.path} holds embeddings with another folder: {_shown(file.source)}, now "

@@ -105,6 +105,12 @@ class Rows:
         _, first, group = np.unique(digests, return_index=True, return_inverse=True)
         self.place[mine] = self.place[mine[first[group]]]
 
+    def fall_back(self):
+        """Give a picture without a row the one that its path had, if it had one."""
+        rows = np.flatnonzero((self.status != EMBEDDED) & (self.plan.before >= 0))
+        before = self.plan.before[rows]
+        self.status[rows], self.place[rows], self.facts[rows] = EMBEDDED, -1 - before, self.base_facts[before]
+
     def same_as_base(self) -> bool:
         """Whether the embeddings that there were say just what would be written."""
         base, rows, embedded = self.base, np.flatnonzero(self.status == EMBEDDED), self.status == EMBEDDED
@@ -125,7 +131,7 @@ class Rows:
         places = self.place[self.status == EMBEDDED]
         for start in range(0, len(places), BLOCK):
             some = places[start:start + BLOCK]
-            piece = np.empty((len(some), self.work.dimension), np.float32)
+            piece = np.empty((len(some), self.work.dimension), np.float32)  # which holds float16 exactly, too
             here = some >= 0
             piece[here] = _gather(self._of_work, some[here], piece)
             piece[~here] = _gather(self._of_base, -1 - some[~here], piece)

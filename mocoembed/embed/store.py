@@ -156,6 +156,17 @@ class EmbeddingFile:
         return bool(self._file.attrs.get("full_decode", False))
 
     @property
+    def dtype(self) -> str:
+        """Of the vectors in the file, `float32` or `float16`; `embeddings` gives them in float32."""
+        return self._file["embeddings"].dtype.name
+
+    def required(self) -> dict:
+        """What must be equal for vectors to stand in one file, as `Settings.required` tells it."""
+        return {"encoder": self.fingerprint, "features": self.features, "normalize": self.normalized,
+                "precision": self.precision, "full_decode": self.full_decode, "labels": self.labels_from,
+                "dtype": self.dtype}
+
+    @property
     def labels_from(self) -> str:
         """Where the labels come from: `parent`, `first` or `none`."""
         return str(self._file.attrs["labels_from"])
@@ -232,7 +243,7 @@ class EmbeddingFile:
     def describe(self) -> dict:
         """Everything the file knows about itself, as plain JSON types."""
         return {"kind": KIND, "format": int(self._file.attrs["format_version"]), "count": len(self),
-                "dimension": self.dimension, "listed": int(self._file.attrs["listed"]),
+                "dimension": self.dimension, "dtype": self.dtype, "listed": int(self._file.attrs["listed"]),
                 "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
                            for one in self.failed()],
                 "features": self.features, "normalized": self.normalized, "precision": self.precision,

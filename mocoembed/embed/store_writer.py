@@ -31,6 +31,14 @@ class Settings(NamedTuple):
     precision: str
     labels: str
     full_decode: bool = False
+    dtype: str = "float32"
+    """Of the vectors in the file: `float32` or `float16`."""
+
+    def required(self) -> dict:
+        """What must be equal for vectors to stand in one file, as `EmbeddingFile.required` tells it."""
+        return {"encoder": self.encoder["fingerprint"], "features": self.features, "normalize": self.normalized,
+                "precision": self.precision, "full_decode": self.full_decode, "labels": self.labels,
+                "dtype": self.dtype}
 
 
 def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarray, facts: np.ndarray,
@@ -38,7 +46,7 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
     """Replace `path` by the embeddings file of a listing.
 
     `done` (N,) bool marks the pictures that have a row; `facts` (N,) are the loader's records; `blocks` are the
-    rows' vectors in order, in pieces of any size (n, D) float32; `failed` are the other pictures.
+    rows' vectors in order, in pieces of any size (n, D), stored as `settings.dtype`; `failed` are the other pictures.
 
     HDF5 makes its part in memory and says where each dataset lies; everything reaches the disk by plain writes, because
     HDF5 does not survive a disk that refuses one.
@@ -49,7 +57,7 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
     with replacing(path) as temporary, h5py.File(image, "w", userblock_size=SEAL) as file:
         for name, value in columns.items():
             _reserve(file, name, value.shape, value.dtype)
-        _reserve(file, "embeddings", (len(rows), settings.dimension), np.dtype("<f4"))
+        _reserve(file, "embeddings", (len(rows), settings.dimension), vector_type(settings.dtype))
         _describe(file, listing, settings, failed)
         file.flush()
         places = {name: (file[name].id.get_offset() or 0, file[name].shape) for name in ROW_DATASETS}
@@ -57,11 +65,17 @@ def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarra
         size = file.id.get_filesize()
         with open(temporary, "w+b") as disk:
             reserve(disk.fileno(), size, path)
-            file.attrs.modify("rows_sha256", _write_rows(disk.fileno(), columns, blocks, places, path))
+            stored = (block.astype(vector_type(settings.dtype), copy=False) for block in blocks)
+            file.attrs.modify("rows_sha256", _write_rows(disk.fileno(), columns, stored, places, path))
             file.close()
             for first, end in outside(extents, size):
                 write_at(disk.fileno(), image.part(first, end), first, path)
             write_at(disk.fileno(), make_seal(disk.fileno(), extents), 0, path)
+
+
+def vector_type(name: str) -> np.dtype:
+    """Of stored vectors: `float32` or `float16`, little-endian."""
+    return np.dtype(name).newbyteorder("<")
 
 
 def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from mocoembed.data.loader import FACTS, Failure
 from mocoembed.errors import FormatError
 from mocoembed.files import read_at, replacing, reserve, sha256_json, write_at, write_error
 
-FORMAT = 2
+FORMAT = 3
 PAGE = 4096
 PARTS = 256  # at most: enough to share out, few enough to count
 EMBEDDED, FAILED, COPIED = 1, 2, 3
@@ -47,8 +47,8 @@ class WorkFile:
         self.path = pathlib.Path(path)
         self.header = read_header(self.path)
         self.slots, self.part_slots = self.header["slots"], self.header["part_slots"]
-        self.dimension = self.header["dimension"]
-        self.record = record_type(self.dimension)
+        self.dimension, self.dtype = self.header["dimension"], self.header["dtype"]
+        self.record = record_type(self.dimension, self.dtype)
         self.parts = -(-self.slots // self.part_slots)
         self._first, self._stride = self.header["parts_at"], stride(self.slots, self.part_slots, self.record)
         if self.path.stat().st_size < self._first + self.parts * self._stride:
@@ -56,21 +56,23 @@ class WorkFile:
         self._descriptor = os.open(self.path, os.O_RDWR if writing else os.O_RDONLY)
 
     @staticmethod
-    def begin(path, described: dict, arrays: dict[str, np.ndarray], slots: int, dimension: int, batch_size: int):
-        """Make the file at `path`, with room for all records: `MocoembedError` when the disk has none.
+    def begin(path, described: dict, arrays: dict[str, np.ndarray], slots: int, batch_size: int, record: np.dtype):
+        """Make the file at `path`, with room for all records (`record_type`): `MocoembedError` when the disk has none.
 
         `described` (JSON types) is what `read_header` gives back, beside what this adds.
         """
         path = pathlib.Path(path)
         size = part_slots(slots, batch_size)
+        vector, (dimension,) = record["vector"].subdtype
         header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
+                  "dtype": vector.name,
                   "arrays": [[name, array.dtype.str, array.shape, _digest(array)] for name, array in arrays.items()]}
         arrays_at = pages(len(json.dumps(header)) + 256)  # with room for what is still to come
         parts_at = pages(arrays_at + sum(-(-array.nbytes // 8) * 8 for array in arrays.values()))
         header.update(arrays_at=arrays_at, parts_at=parts_at)
         text = json.dumps({**header, "sha256": sha256_json(header)}).encode() + b"\n"
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            reserve(file.fileno(), parts_at + -(-slots // size) * stride(slots, size, record_type(dimension)), path)
+            reserve(file.fileno(), parts_at + -(-slots // size) * stride(slots, size, record), path)
             write_at(file.fileno(), text, 0, path)
             for array in arrays.values():
                 write_at(file.fileno(), np.ascontiguousarray(array).reshape(-1).view(np.uint8), arrays_at, path)
@@ -179,10 +181,10 @@ def _sums(records: np.ndarray) -> list[int]:
     return [zlib.crc32(row) for row in records.view(np.uint8).reshape(len(records), -1)[:, 4:]]
 
 
-def record_type(dimension: int) -> np.dtype:
-    """The record of a slot whose vector has `dimension` numbers."""
+def record_type(dimension: int, dtype: str) -> np.dtype:
+    """The record of a slot whose vector has `dimension` numbers, `float32` or `float16`."""
     return np.dtype([("crc", "<u4"), ("status", "u1"), ("error", "S64"), ("reason", f"S{REASON_BYTES}"),
-                     ("facts", FACTS), ("vector", "<f4", (dimension,))])
+                     ("facts", FACTS), ("vector", np.dtype(dtype).newbyteorder("<"), (dimension,))])
 
 
 def read_header(path) -> dict:

@@ -4,8 +4,10 @@ A global batch of B pictures is cut into contiguous slices: rank r of W has pict
 process (the default) nothing is sent and every function below is its plain meaning.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 from mocoembed.errors import MocoembedError
+
+AT_WORK, DONE = 0, 1
+SECONDS_BETWEEN_SIGNS = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,26 @@ class Ranks:
         return values
 
     def from_first(self, function: Callable[[], Any]) -> Any:
-        """What `function()` gives on rank 0, on all ranks; also the `MocoembedError` that it raises there."""
+        """What `function()` gives on rank 0, on all ranks; also the `MocoembedError` that it raises there.
+
+        It may take longer than the group's timeout, and must not talk to the other ranks.
+        """
         if self.size == 1:
             return function()
-        message: list[Any] = [None, None]
+        message: list[Any] = [AT_WORK, None, None]
         if self.first:
-            try:
-                message = [function(), None]
-            except MocoembedError as error:
-                message = [None, error]
-        dist.broadcast_object_list(message, device=torch.device("cpu"))
-        if message[1] is not None:
-            raise self.agreed(message[1])
-        return message[0]
+            with _signs_of_life():
+                try:
+                    message = [DONE, function(), None]
+                except MocoembedError as error:
+                    message = [DONE, None, error]
+            _broadcast(message)
+        while message[0] == AT_WORK:
+            _broadcast(message)
+        _, result, error = message
+        if error is not None:
+            raise self.agreed(error)
+        return result
 
     def agreed(self, error: MocoembedError) -> MocoembedError:
         """The error, which all ranks are about to raise and rank 0 alone has to print."""
@@ -117,6 +129,30 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _broadcast(message: list[Any]):
+    """Send a message of rank 0's, or fill it with the one that comes."""
+    dist.broadcast_object_list(message, device=torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _signs_of_life() -> Iterator[None]:
+    """On rank 0, while the block runs: tell the others, who would give up after a time, that it is at work."""
+    over = threading.Event()
+
+    def tell():
+        with contextlib.suppress(RuntimeError):  # another has ended: the next broadcast says so
+            while not over.wait(SECONDS_BETWEEN_SIGNS):
+                _broadcast([AT_WORK, None, None])
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Gather(torch.autograd.Function):

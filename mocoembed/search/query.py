@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mocoembed.config import SearchConfig
-from mocoembed.data.images import NO_LABEL
+from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.data.loader import Failure
 from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path, split_at_shard
@@ -105,7 +105,8 @@ class Searcher:
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing):
         workspace = Workspace(config.workspace)
-        Compute.of(config.device, "fp32")  # a wrong device is refused before anything is read
+        Compute.of(config.device, "fp32")  # a wrong device is refused before anything is read, and so is a root
+        require_root(config.root)
         self.index = SearchIndex.open(workspace.index_file(config.index))
         self.root, manifest = config.root, self.index.manifest
         frozen = find_encoder(workspace, config.encoder, self.index, note)
