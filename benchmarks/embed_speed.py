@@ -7,11 +7,11 @@
     python -m benchmarks.embed_speed SCRATCH --writing
     python -m benchmarks.embed_speed SCRATCH --report
 
-A ResNet-50 (or --arch) with random weights at 224 pixels. The collections are made in SCRATCH: photographs as they are (`usual`) or
-enlarged to a longer side of 4,000 pixels (`large`; the same 40, with other bytes after their end). Every contender
-embeds a smaller and a larger collection in full, start and end included, and the figure is the difference of pictures
-by the difference of seconds (and of seconds of processor, of all processes): the steady state, without what is done
-once or loaded ahead. Each is measured in a process of its own, as ours has its process keep freed memory. In each
+A ResNet-50 (or --arch) with random weights at 224 pixels. The collections are made in SCRATCH: photographs as they are
+(`usual`) or enlarged to a longer side of 4,000 pixels (`large`; the same 40, with other bytes after their end). Every
+contender embeds a smaller and a larger collection in full, start and end included, and the figure is the difference of
+pictures by the difference of seconds (and of seconds of processor, of all processes): the steady state, without what is
+done once or loaded ahead. Each is measured in a process of its own, as ours has its process keep freed memory. In each
 round the contenders take turns; ratios are within a round. Rounds add up in SCRATCH/measured.jsonl, and the table tells
 all of them.
 
@@ -156,8 +156,8 @@ def report(lines: list[dict]):
             both = [1 / (1 / line["work"] + 1 / line["publish"]) / line["raw"] for line in rounds]
             print(f"work and publish against numpy.save: {spread(both, 2)}")
             continue
-        print(f"\n| {key[0]} files, {key[1]}, batch {key[2]} | pictures/s, median (lowest to highest) | ms of processor a "
-              "picture | n |\n| --- | --- | --- | --- |")
+        print(f"\n| {key[0]} files, {key[1]}, batch {key[2]} | pictures/s, median (lowest to highest) | "
+              "ms of processor a picture | n |\n| --- | --- | --- | --- |")
         for name in CONTENDERS:
             if found := [line["found"][name] for line in rounds if name in line["found"]]:
                 rates, used = zip(*found)
