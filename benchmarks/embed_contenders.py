@@ -16,7 +16,6 @@ from mocoembed.config import EmbedConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.embed.extract import embed_images
-from mocoembed.memory import keep_freed_memory
 from mocoembed.model.batchnorm import fold
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder
@@ -81,22 +80,23 @@ def model(lab: Lab, folder: pathlib.Path):
 
 def kept(lab: Lab, folder: pathlib.Path):
     """The bare network in a process that keeps freed memory."""
-    keep_freed_memory()
-    model(lab, folder)
+    with lab.compute.keeping_memory():
+        model(lab, folder)
 
 
 def folded(lab: Lab, folder: pathlib.Path):
     """The same with BatchNorm folded."""
-    keep_freed_memory()
     x, network = lab.ready(torch.float32) / 255, fold(copy.deepcopy(lab.network).requires_grad_(False), print)
     network = network.to(memory_format=torch.channels_last)
-    _repeat(lab, folder, lambda: network(x))
+    with lab.compute.keeping_memory():
+        _repeat(lab, folder, lambda: network(x))
 
 
 def embedder(lab: Lab, folder: pathlib.Path):
     """Our `Embedder` on ready pixels."""
     x, network = lab.ready(torch.uint8).cpu(), Embedder(lab.frozen, lab.compute, "backbone", True)
-    _repeat(lab, folder, lambda: network(x))
+    with lab.compute.keeping_memory():
+        _repeat(lab, folder, lambda: network(x))
 
 
 def ours(lab: Lab, folder: pathlib.Path, compiled: bool = False):

@@ -34,7 +34,7 @@ def replacing(path):
     On an exception the temporary file is removed and `path` stays as it was. A full disk or a refused write
     becomes a `MocoembedError` that names the file and the free space.
     """
-    path = pathlib.Path(os.path.realpath(path))  # through a link, the file that it names is replaced
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_what_killed_writers_left(path)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -51,6 +51,12 @@ def replacing(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def through_link(path) -> pathlib.Path:
+    """The file that a link at `path` names; `path` itself when it is no link. Renaming would replace the link."""
+    path = pathlib.Path(path)
+    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _remove_what_killed_writers_left(path: pathlib.Path):

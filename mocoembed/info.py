@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from typing import Any
 
 from mocoembed.config import InfoConfig
@@ -10,6 +11,7 @@ from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
+from mocoembed.files import through_link
 from mocoembed.model.encoder_file import load_encoder, read_metadata
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.trailer import MAGIC, read_manifest
@@ -22,7 +24,7 @@ def describe(config: InfoConfig) -> dict[str, Any]:
     With `verify`, every hash is recomputed: `FormatError` when one differs or there is none to compare with, else
     `verified` is true. Raises `UsageError` when there is no such file and `FormatError` when it is none of ours.
     """
-    path = pathlib.Path(config.path)
+    path = through_link(config.path)
     unfinished = work_file(path)
     with contextlib.suppress(FileNotFoundError):  # none, or published this moment
         if not path.exists():
@@ -48,7 +50,7 @@ def kind_of(path: pathlib.Path) -> str:
         return "checkpoint"
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         return "encoder"
-    if head.startswith(b'{"format": 2, "key"'):
+    if re.match(rb'\{"format": \d+, "key": ', head):
         return "work"
     raise FormatError(f"{path} is not a file of mocoembed: neither checkpoint, encoder, embeddings nor index.")
 

@@ -9,6 +9,7 @@ import resource
 from mocoembed.errors import MocoembedError
 
 GIB, MIB = 1 << 30, 1 << 20
+LARGEST_KEPT = 32 * MIB  # that glibc comes to keep by itself, of what a program frees
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
@@ -85,17 +86,33 @@ def within_memory(what: str, needed: int):
                              "Free some, or use a machine with more.") from error
 
 
-def keep_freed_memory(blocks: int = GIB):
-    """Have the C library keep freed memory for the next allocation, in blocks of up to so many bytes.
+@contextlib.contextmanager
+def freed_memory_kept():
+    """While the block runs, the C library keeps freed memory for the next allocation; then it gives it back.
 
     By itself glibc gives every block over 32 MiB back to the system and has it filled with zeros again for the next
-    tensor, which is a quarter of the time of a large batch on a CPU. Does nothing with another C library.
+    tensor, which is a quarter of the time of an encoder on a CPU. It holds for the whole process. Does nothing with
+    another C library.
     """
+    keep_freed_blocks(GIB)
     try:
-        is_glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (AttributeError, OSError, ValueError):
-        return
-    if is_glibc:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, min(blocks, GIB))
-        libc.mallopt(M_TRIM_THRESHOLD, min(2 * blocks, 2 * GIB - 1))  # an int
+        yield
+    finally:
+        keep_freed_blocks(LARGEST_KEPT)
+        if (libc := _glibc()) is not None:
+            libc.malloc_trim(0)
+
+
+def keep_freed_blocks(size: int):
+    """Have glibc keep freed blocks of up to so many bytes; larger ones that it has not kept yet it gives back."""
+    # Older versions refuse more than 32 MiB. The second setting alone would make it keep less than by itself.
+    if (libc := _glibc()) is not None and libc.mallopt(M_MMAP_THRESHOLD, size):
+        libc.mallopt(M_TRIM_THRESHOLD, min(2 * size, 2 * GIB - 1))  # an int
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+            return ctypes.CDLL(None)
+    return None

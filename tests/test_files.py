@@ -19,6 +19,7 @@ from mocoembed.files import (
     require_file,
     require_space,
     sha256_file,
+    through_link,
     write_bytes,
     write_json,
 )
@@ -31,13 +32,18 @@ def test_replaces_whole_files_and_leaves_no_trace(tmp_path):
     assert os.listdir(tmp_path / "new") == ["a"]
 
 
-def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+def test_a_link_is_replaced_unless_it_is_followed(tmp_path):
+    """A link to a kept encoder must not let the next one be written into it."""
     write_bytes(tmp_path / "there" / "a", b"one")
     (tmp_path / "b").symlink_to("there/a")
-    write_bytes(tmp_path / "b", b"two")
+    assert through_link(tmp_path / "b") == (tmp_path / "there" / "a").resolve()
+    write_bytes(through_link(tmp_path / "b"), b"two")
     assert (tmp_path / "b").is_symlink()
     assert (tmp_path / "there" / "a").read_bytes() == b"two"
-    assert sorted(os.listdir(tmp_path)) == ["b", "there"]
+    write_bytes(tmp_path / "b", b"three")
+    assert not (tmp_path / "b").is_symlink()
+    assert (tmp_path / "there" / "a").read_bytes() == b"two"
+    assert through_link(tmp_path / "b") == tmp_path / "b"
 
 
 def test_a_file_system_whose_folders_cannot_be_synced(tmp_path, monkeypatch):

@@ -8,13 +8,14 @@ import signal
 import numpy as np
 import pytest
 
-from mocoembed.config import EmbedConfig
+from mocoembed.config import EmbedConfig, InfoConfig
 from mocoembed.data.images import scan
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Counts
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, Interrupted, MismatchError, UsageError
+from mocoembed.info import describe
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.workspace import Workspace
@@ -259,6 +260,8 @@ def test_the_output_may_be_a_link(embed, folder, tmp_path):
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10), output=str(link))
     assert (tmp_path / "disk" / "big.h5.work").exists()
+    for path in (link, tmp_path / "disk" / "big.h5.work"):
+        assert describe(InfoConfig(str(path)))["committed"] == 15
     assert embed(folder, output=str(link)).resumed_from == 15
     assert link.is_symlink()
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["big.h5"]
@@ -279,17 +282,75 @@ def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder,
     assert embed(folder).resumed_from == 15
 
 
-def test_killed_between_publishing_and_cleaning_up(embed, folder, monkeypatch):
+def test_killed_between_salvaging_and_the_new_work(embed, folder, encoded, monkeypatch, tmp_path):
+    """The second time what was salvaged first, on which the work built, has been replaced."""
+    for number in range(2):
+        with pytest.raises(Interrupted):
+            embed(folder, stop_at(5 + 10 * number))
+        shutil.copy(folder / "red" / "001.jpg", folder / "red" / f"new{number}.jpg")
+        with (folder / "red" / f"new{number}.jpg").open("ab") as file:
+            file.write(b"%d" % number)
+    real = pathlib.Path.unlink
+
+    def die(path, **more):
+        if path.suffix == ".work":
+            raise ZeroDivisionError
+        real(path, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "unlink", die)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    result = embed(folder)
+    assert (result.embedded, sum(encoded)) == (26, 26)
+    assert content(result.path).keys() == content(embed(folder, output=str(tmp_path / "whole.h5")).path).keys()
+
+
+def test_the_old_output_may_be_deleted_to_make_room(embed, folder, encoded, monkeypatch, tmp_path):
+    """After a disk was too full to publish; what the run had done itself is not lost."""
+    first = embed(folder)
+    for path in sorted((folder / "red").iterdir()):
+        path.write_bytes(path.read_bytes() + b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    first.path.unlink()
+    encoded.clear()
+    assert embed(folder).embedded == 24
+    assert sum(encoded) == 16
+
+
+def test_a_fresh_start_stays_one_when_the_collection_changes(embed, folder, encoded, monkeypatch):
+    embed(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.extract.Share.fill", lambda share, embedder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder, fresh=True)
+    shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
+    encoded.clear()
+    assert embed(folder).embedded == 25
+    assert sum(encoded) == 24
+
+
+@pytest.mark.parametrize("salvaged", [False, True])
+def test_killed_between_publishing_and_cleaning_up(embed, folder, encoded, monkeypatch, salvaged):
     """The output is new, the finished work is still there: the next run notices and only cleans up."""
     first = embed(folder)
+    if salvaged:
+        (folder / "green" / "001.jpg").write_bytes((folder / "green" / "001.jpg").read_bytes() + b"x")
+        with pytest.raises(Interrupted):
+            embed(folder, stop_at(1))
     (folder / "red" / "000.png").unlink()
     (folder / "red" / "001.jpg").write_bytes((folder / "red" / "001.jpg").read_bytes() + b"x")
     with monkeypatch.context() as patched:
         patched.setattr("mocoembed.embed.extract.remove_unfinished", lambda output: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embed(folder)
-    published = first.path.read_bytes()
+    assert first.path.with_name("embeddings.h5.salvaged").exists() == salvaged
+    published, number = first.path.read_bytes(), sum(encoded)
     again = embed(folder)
+    assert sum(encoded) == number
     assert again.counts.unchanged == 23
     assert again.path.read_bytes() == published
     assert not list(first.path.parent.glob("*.work"))

@@ -102,7 +102,7 @@ def test_damage_is_noticed(tmp_path):
 
 def test_what_is_written_is_committed_in_time_though_no_batch_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(fill, "COMMIT_SECONDS", 0.05)
-    path = begin(tmp_path / "w")
+    path = begin(tmp_path / "w", slots=12)
 
     def batch(first):
         return EvaluationBatch(first, None, facts(2), np.zeros(2, bool), [])
@@ -116,7 +116,9 @@ def test_what_is_written_is_committed_in_time_though_no_batch_comes(tmp_path, mo
             assert other.committed(first // 4) == first + 2
 
         monkeypatch.setattr(work, "commit", lambda end: 1 / 0)
-        writer.put(batch(2), np.ones(2, bool), lambda: torch.ones(2, 3))
+        writer.put(batch(8), np.ones(2, bool), lambda: torch.ones(2, 3))
+        while not writer._failed and time.monotonic() < deadline:
+            time.sleep(0.01)
         with pytest.raises(ZeroDivisionError):
             writer.close()
 

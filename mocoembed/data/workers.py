@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mocoembed.data.listing import Listing, Origin
 from mocoembed.errors import MocoembedError
-from mocoembed.memory import MIB, keep_freed_memory
+from mocoembed.memory import LARGEST_KEPT, keep_freed_blocks
 
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
@@ -247,13 +247,11 @@ def _as_it_is(batch):
 
 
 def _begin_worker(worker: int):
-    """In a worker: memory of large pictures is given back, as the parent may keep its own for the encoder.
-
-    A signal to the whole process group is for the parent, which first saves its work.
+    """In a worker: a signal to the whole process group is for the parent, which first saves its work.
 
     SIGTERM is also how a parent ends its workers, so it does end them, some time later.
     """
-    keep_freed_memory(MIB << 5)
+    keep_freed_blocks(LARGEST_KEPT)  # the parent may keep larger ones, for its encoder
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))

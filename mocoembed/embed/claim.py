@@ -7,14 +7,13 @@ import threading
 from collections.abc import Iterator
 
 from mocoembed.config import EmbedConfig
-from mocoembed.files import locked
+from mocoembed.files import locked, through_link
 from mocoembed.workspace import Workspace
 
 
 def output_file(config: EmbedConfig) -> pathlib.Path:
     """`--output`, or the workspace's embeddings file; of a link, what it names, so that all lies beside that."""
-    output = pathlib.Path(config.output) if config.output else Workspace(config.workspace).embeddings
-    return pathlib.Path(os.path.realpath(output)) if output.is_symlink() else output
+    return through_link(config.output or Workspace(config.workspace).embeddings)
 
 
 _held: dict[tuple[str, int], int] = {}  # (lock file, thread) -> descriptor

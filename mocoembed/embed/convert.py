@@ -21,7 +21,7 @@ from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import vector_type
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import StopRequest, replacing, require_file, require_space, sync_folder
+from mocoembed.files import StopRequest, replacing, require_file, require_space, sync_folder, through_link
 from mocoembed.notes import say_nothing
 from mocoembed.workspace import Workspace
 
@@ -107,7 +107,7 @@ def _from_embeddings(config: ConvertConfig, source: pathlib.Path, watch: _Watch,
     require_root(config.root)
     if config.to == "parquet":
         require_pyarrow()
-    output = pathlib.Path(config.output) if config.output else source.with_suffix(f".{config.to}")
+    output = through_link(config.output or source.with_suffix(f".{config.to}"))
     files = (output, paths_beside(output)) if config.to == "npy" else (output,)
     _require_new(files, source, config.fresh)
     with EmbeddingFile(source) as file:
@@ -203,7 +203,7 @@ def _from_npy(config: ConvertConfig, source: pathlib.Path, watch: _Watch, note) 
     if config.to not in (None, "h5"):
         raise UsageError(f"--to {config.to}: {source} is a .npy file, which can become an embeddings file only. "
                          "Give --to h5, or leave it out.")
-    output = pathlib.Path(config.output) if config.output else source.with_suffix(".h5")
+    output = through_link(config.output or source.with_suffix(".h5"))
     list_file = pathlib.Path(config.paths) if config.paths else paths_beside(source)
     if not list_file.is_file():
         raise UsageError(f"The list {str(list_file)!r} does not exist. Give a .txt, .csv or .jsonl file with the path, "

@@ -99,9 +99,11 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
         return prepare(config, scan(config.collections, config.labels, note=say, root=config.root), settings, say)
 
     job = ranks.from_first(first_job)
-    embedder = Embedder(frozen, compute, config.features, config.normalize, config.compile, watcher.note)
-    share = Share(job, config, ranks, watcher)
-    seconds = share.fill(embedder) if job.todo else 0.0
+    seconds = 0.0
+    if job.todo:
+        embedder = Embedder(frozen, compute, config.features, config.normalize, config.compile, watcher.note)
+        with compute.keeping_memory():
+            seconds = Share(job, config, ranks, watcher).fill(embedder)
     if not ranks.first:
         return None
     result = finish(job, settings, seconds)

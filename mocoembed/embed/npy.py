@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mocoembed.config import ConvertConfig
-from mocoembed.data.images import Listing, PathTable, require_root
+from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.list_file import READERS, find_in_list
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.store_writer import Settings, write_embeddings
@@ -44,7 +44,6 @@ def read_vectors(config: ConvertConfig, source: pathlib.Path, list_file: pathlib
     `watch(done, total)` is called after every block. Raises `FormatError` for anything else than a matrix of finite
     floats with a path for every row, each path once.
     """
-    require_root(config.root)
     vectors = open_vectors(source)
     listing, order = read_list(list_file, config.root)
     if len(order) != len(vectors):

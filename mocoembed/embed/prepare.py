@@ -6,10 +6,13 @@ since, what was done is first saved as an embeddings file of its own (`.salvaged
 
 import contextlib
 import hashlib
+import heapq
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -21,7 +24,7 @@ from mocoembed.embed.publish import Rows
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, vector_type, write_embeddings
 from mocoembed.embed.work import EMBEDDED, WorkFile, read_header, record_type
-from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
+from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.files import require_space, sha256_json, sync_folder
 
 ROW_BYTES = 80  # of an embeddings file, beside vector and path
@@ -92,14 +95,13 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
         "pictures": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
         "output": _identity(output)}
     if work_file(output).exists():
-        job = _go_on(config, listing, settings, described, note)
-        if job is not None:
-            return job
-    return _begin(config, listing, settings, described, states)
+        return _go_on(config, listing, settings, described, states, note)
+    return _begin(config, listing, settings, described, states, config.fresh)
 
 
-def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, note) -> Job | None:
-    """The job of the work that is there; `None` when there is no going on, after saving what was done."""
+def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, states: np.ndarray,
+           note) -> Job:
+    """The job of the work that is there; when there is no going on, that which builds on what it had done."""
     output = output_file(config)
     header = read_header(work_file(output))
     other = [name for name, value in described["key"].items() if header["key"].get(name) != value]
@@ -110,28 +112,38 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
                          "Add --fresh to drop it, or give another --output.")
     with WorkFile(work_file(output)) as work:
         done = work.done()
-        plan = Plan(work.array("before"), work.array("todo"))
-        if header["output"] != described["output"]:
+        if described["output"] not in (None, header["output"]):
             if done < work.slots:
                 raise UsageError(f"{output} has been replaced since {work.path} was begun. Add --fresh to drop the "
                                  "unfinished work, or give another --output.")
+            remove_unfinished(output)  # killed after publishing it
+            return _begin(config, listing, settings, described, states, fresh=False)
+        base = _with_identity(header["base"], output)
+        base_is_gone = base is None and header["base"] is not None
+        if not base_is_gone and all(header[name] == described[name] for name in ("pictures", "batch_size")):
+            require_space(output, _bytes_of_output(listing, settings))
+            return Job(output, listing, Plan(work.array("before"), work.array("todo")), base, done, changes=True)
+        if base_is_gone and _salvaged_file(output).exists():
+            note("what the interrupted run had done is kept")  # killed after salvaging, which replaced the base
         else:
-            base = _with_identity(header["base"], output)
-            if [header[name] for name in ("pictures", "batch_size")] == [
-                    described[name] for name in ("pictures", "batch_size")]:
-                require_space(output, _bytes_of_output(listing, settings))
-                return Job(output, listing, plan, base, done, changes=True)
-            saved = _salvage(work, plan, base, output, settings)
-            note(f"the collection or --batch-size has changed since the interrupted run; {saved} pictures of it are "
-                 "kept")
+            saved = _salvage(work, base, output, settings)
+            what = f"{output}, on which it was to build, is gone" if base_is_gone else (
+                "the collection or --batch-size has changed since the interrupted run")
+            note(f"{what}; {saved} pictures of it are kept")
     work_file(output).unlink()
-    return None
+    fresh = header["base"] is None and header["output"] is not None  # the output is to be replaced, not built on
+    return _begin(config, listing, settings, described, states, fresh)
 
 
-def _salvage(work: WorkFile, plan: Plan, base_path: pathlib.Path | None, output: pathlib.Path,
-             settings: Settings) -> int:
-    """Write as embeddings what an interrupted run had done, and what it built on; how many pictures it had done."""
+def _salvage(work: WorkFile, base_path: pathlib.Path | None, output: pathlib.Path, settings: Settings) -> int:
+    """Write as embeddings what an interrupted run had done, and what it built on; how many pictures it had done.
+
+    Without its base, what that run had kept of it is lost.
+    """
     paths = PathTable.of_arrays(work.array("blob"), work.array("offsets"))
+    plan = Plan(work.array("before"), work.array("todo"))
+    if base_path is None:
+        paths, plan = PathTable(paths.take(plan.todo)), Plan(np.full(work.slots, -1), np.arange(work.slots))
     with EmbeddingFile(base_path) if base_path else contextlib.nullcontext() as base:
         if base is not None:
             base.verify()
@@ -149,11 +161,16 @@ def _salvage(work: WorkFile, plan: Plan, base_path: pathlib.Path | None, output:
 
 def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[PathTable, Plan]:
     """A plan's pictures and those that only its base has, whose bytes may yet be found under other paths."""
-    ours, theirs = np.array(list(paths), object), np.array(base.paths(), object)
-    every = np.union1d(ours, theirs)
-    before = np.full(len(every), -1)
-    before[np.searchsorted(every, theirs)] = np.arange(len(theirs))
-    return PathTable(every.tolist()), Plan(before, np.searchsorted(every, ours)[plan.todo])
+    every, places, before = [], [], []
+    of_listing = ((path, True, -1) for path in paths)
+    of_base = ((path, False, row) for row, path in enumerate(base.paths()))
+    for path, found in itertools.groupby(heapq.merge(of_listing, of_base), key=itemgetter(0)):
+        _, listed, rows = zip(*found)
+        if any(listed):
+            places.append(len(every))
+        every.append(path)
+        before.append(max(rows))
+    return PathTable(every), Plan(np.array(before, np.int64), np.array(places, np.int64)[plan.todo])
 
 
 def _identity(path: pathlib.Path) -> str | None:
@@ -165,14 +182,9 @@ def _identity(path: pathlib.Path) -> str | None:
 
 
 def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path | None:
-    """Of salvaged embeddings and output, the file that has these rows; `FormatError` when none has."""
-    if identity is None:
-        return None
-    for path in (_salvaged_file(output), output):
-        if _identity(path) == identity:
-            return path
-    raise FormatError(f"{_salvaged_file(output)}, on which the unfinished work builds, is gone. Run the same command "
-                      "with --fresh.")
+    """Of salvaged embeddings and output, the file that has these rows; `None` when none has."""
+    return next((path for path in (_salvaged_file(output), output)
+                 if identity is not None and _identity(path) == identity), None)
 
 
 def _bytes_of_output(listing: Listing, settings: Settings) -> int:
@@ -181,9 +193,11 @@ def _bytes_of_output(listing: Listing, settings: Settings) -> int:
     return len(listing) * (settings.dimension * vector_type(settings.dtype).itemsize + longest + ROW_BYTES)
 
 
-def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, states: np.ndarray) -> Job:
+def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described: dict, states: np.ndarray,
+           fresh: bool) -> Job:
+    """A new job, built on salvaged embeddings or, unless it starts `fresh`, on the output."""
     output = output_file(config)
-    candidates = [_salvaged_file(output), *([] if config.fresh else [output])]
+    candidates = [_salvaged_file(output), *([] if fresh else [output])]
     base = next((path for path in candidates if path.exists()), None)
     identity = None
     if base is None:

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import MocoembedError
-from mocoembed.memory import keep_freed_memory
 from mocoembed.model.batchnorm import fold
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute, to_host
@@ -34,8 +33,6 @@ class Embedder:
 
     def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool,
                  compile: bool = False, note: Callable[[str], None] = lambda text: None):
-        if compute.device.type == "cpu":
-            keep_freed_memory()
         network = copy.deepcopy(frozen.encoder if features == "projection" else frozen.encoder.backbone)
         network = fold(network.to(compute.dtype).eval().requires_grad_(False), note)
         self.frozen, self.compute, self.note = frozen, compute, note

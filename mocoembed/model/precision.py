@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mocoembed.errors import UsageError
-from mocoembed.memory import keep_freed_memory
+from mocoembed.memory import freed_memory_kept
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class Compute:
         """The context in which fp32 on a GPU is float32 throughout, not TF32: for embeddings, which are compared."""
         return _no_tf32() if self.device.type == "cuda" and self.precision == "fp32" else contextlib.nullcontext()
 
+    def keeping_memory(self):
+        """The context in which a CPU keeps the memory of one batch for the next."""
+        return freed_memory_kept() if self.device.type == "cpu" else contextlib.nullcontext()
+
     def tune(self):
-        """For training: a GPU multiplies as the precision allows and chooses its fastest convolutions, a CPU keeps
-        the memory of one step for the next."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        """Let a GPU multiply as the precision allows and choose its fastest convolutions: for training."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True

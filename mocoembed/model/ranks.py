@@ -152,7 +152,7 @@ def _signs_of_life() -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+    thread.join()  # not after an error: a rank that hangs would delay the end of the job
 
 
 class _Gather(torch.autograd.Function):

@@ -98,6 +98,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         resume(training, run, listing, say)
         if ranks.first:
             write_json(run / "config.json", to_dict(config))
+        held.enter_context(compute.keeping_memory())
         return Session(training, listing, run, watcher).train(workers, monitor)
 
 
