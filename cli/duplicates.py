@@ -19,8 +19,8 @@ def _rows(groups):
         for one in group.members:
             keep = "*" if one is group.keeper else " "
             same = "" if one.identical is None else chr(ord("a") + (one.identical - 1) % 26)
-            pixels = f"{one.width} x {one.height}" if one.width else "-"
-            yield [f"{number}{keep}", f"{one.similarity:.4f}", pixels, str(one.size or "-"), same, one_line(one.path)]
+            yield [f"{number}{keep}", f"{one.similarity:.4f}", one.pixels or "-", str(one.size or "-"), same,
+                   one_line(one.path)]
 
 
 def _summary(result) -> str:

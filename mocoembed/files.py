@@ -54,9 +54,8 @@ def replacing(path):
 
 
 def through_link(path) -> pathlib.Path:
-    """The file that a link at `path` names; `path` itself when it is no link. Renaming would replace the link."""
-    path = pathlib.Path(path)
-    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    """The file that a link at `path` names, or `path` itself; writing it by renaming would replace the link."""
+    return pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _remove_what_killed_writers_left(path: pathlib.Path):
@@ -284,6 +283,15 @@ class StopRequest:
             raise Interrupted(message, self.signal_number)
 
 
+def require_place(path: pathlib.Path):
+    """Raise `UsageError` unless a file can be made at the `--output` path."""
+    if path.is_dir():
+        raise UsageError(f"--output {path}: is a folder. Give the name of a file.")
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise UsageError(f"--output {path}: {above} is a file, not a folder.")
+
+
 def require_file(path, what: str, make_it: str) -> pathlib.Path:
     """`path` as a Path; `UsageError` unless it is a file. `make_it` is the command that makes one."""
     path = pathlib.Path(path)
@@ -291,38 +299,3 @@ def require_file(path, what: str, make_it: str) -> pathlib.Path:
         problem = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise UsageError(f"{what} {str(path)!r} {problem}. Make one with: {make_it}")
     return path
-
-
-class JsonLines:
-    """A file of one JSON object a line, appended to as the work goes on."""
-
-    def __init__(self, path):
-        self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (closed by close)
-
-    def keep(self, wanted):
-        """Drop the lines for which `wanted(object)` is false, and a last one that was cut off."""
-        kept = []
-        for line in self.path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                if wanted(json.loads(line)):
-                    kept.append(line + "\n")
-        self._file.close()
-        write_bytes(self.path, "".join(kept).encode())
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
-
-    def read(self) -> list[dict]:
-        """All objects in it."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
-    def append(self, value: dict):
-        """Add one object; `MocoembedError` when the disk refuses it."""
-        try:
-            self._file.write(json.dumps(value) + "\n")
-        except OSError as error:
-            raise write_error(self.path, error) from error
-
-    def close(self):
-        """Close the file."""
-        self._file.close()

@@ -29,7 +29,8 @@ class Workspace:
 
     def encoder(self, given: str | None) -> pathlib.Path:
         """The encoder file `given`, or the newest of the workspace; `UsageError` when there is none."""
-        return require_file(given or self.newest_encoder, "The encoder", "mocoembed pretrain IMAGES")
+        make_it = "mocoembed pretrain IMAGES" + ("" if given else ", or give a file or a name with --encoder")
+        return require_file(given or self.newest_encoder, "The encoder", make_it)
 
     def encoder_of(self, fingerprint: str) -> pathlib.Path:
         """Where the encoder with that fingerprint is kept."""

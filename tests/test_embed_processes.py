@@ -144,7 +144,9 @@ def test_killed_launcher_keeps_the_lock_until_the_processes_are_gone(config, tmp
         os.link(f"{many}/red/000.png", f"{many}/red/{number:05d}-link.png")
     launcher = subprocess.Popen([sys.executable, str(path), many, config.workspace], stdout=subprocess.PIPE, text=True)
     launcher.stdout.readline()
-    processes = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    processes = [one for one in children if b"spawn_main" in pathlib.Path(f"/proc/{one}/cmdline").read_bytes()]
+    assert len(processes) == 2
     launcher.kill()
     launcher.wait()
     launcher.stdout.close()

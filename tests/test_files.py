@@ -11,7 +11,6 @@ import pytest
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 from mocoembed.files import (
-    JsonLines,
     StopRequest,
     locked,
     read_json,
@@ -172,20 +171,6 @@ def test_a_signal_waits_for_a_safe_point(number, status):
             stop.raise_if_set("saved")
     assert leaving.value.status == status
     assert signal.getsignal(number) is before
-
-
-def test_json_lines_are_cut(tmp_path):
-    lines = JsonLines(tmp_path / "m.jsonl")
-    for step in range(4):
-        lines.append({"step": step})
-    lines.close()
-    with open(tmp_path / "m.jsonl", "a") as file:
-        file.write('{"step": 4, "lo')
-    lines = JsonLines(tmp_path / "m.jsonl")
-    lines.keep(lambda line: line["step"] <= 2)
-    lines.append({"step": 9})
-    lines.close()
-    assert (tmp_path / "m.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 9}\n'
 
 
 def test_paths_that_are_not_there_or_of_the_other_kind(tmp_path):

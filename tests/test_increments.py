@@ -418,6 +418,32 @@ def test_damaged_embeddings_are_not_built_on(embed, folder):
     assert embed(folder, fresh=True).embedded == 23
 
 
+@pytest.mark.parametrize("damage", ["seal", "begin of HDF5", "empty", "cut off"])
+def test_fresh_replaces_what_is_damaged(embed, folder, damage):
+    whole = embed(folder)
+    data = bytearray(whole.path.read_bytes())
+    if damage in ("seal", "begin of HDF5"):
+        data[30 if damage == "seal" else 520] ^= 1
+    whole.path.write_bytes(data[:{"empty": 0, "cut off": 1000}.get(damage, len(data))])
+    with pytest.raises(FormatError, match=r"embed COLLECTION|--fresh|embed FOLDER"):
+        embed(folder)
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10), fresh=True)
+    again = embed(folder)
+    assert (again.embedded, again.resumed_from) == (24, 15)
+    assert embed(folder).counts.unchanged == 24
+
+
+def test_fresh_does_not_replace_a_file_of_others(embed, folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("my thesis")
+    with pytest.raises(FormatError, match="is not an embeddings file"):
+        embed(folder, output=str(tmp_path / "mine.txt"), fresh=True)
+    for output in (tmp_path, tmp_path / "mine.txt" / "e.h5"):
+        with pytest.raises(UsageError, match=r"--output .* is a (folder|file)"):
+            embed(folder, output=str(output))
+    assert (tmp_path / "mine.txt").read_text() == "my thesis"
+
+
 def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):
     shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
     begin = Embedder.begin

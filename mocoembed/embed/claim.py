@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from mocoembed.config import EmbedConfig
-from mocoembed.files import locked, through_link
+from mocoembed.files import locked, require_place, through_link
 from mocoembed.workspace import Workspace
 
 
@@ -26,7 +26,7 @@ def output_lock(config: EmbedConfig) -> Iterator[int | None]:
     The same thread may enter again: the command line locks before it loads what takes seconds, and who comes second
     leaves at once.
 
-    Raises `UsageError` when there is no encoder at all, before a lock file is made.
+    Raises `UsageError` when there is no encoder at all, or the output cannot be a file, before a lock file is made.
     """
     if config.encoder is None:
         Workspace(config.workspace).encoder(None)
@@ -36,6 +36,7 @@ def output_lock(config: EmbedConfig) -> Iterator[int | None]:
         yield None
         return
     output = output_file(config)
+    require_place(output)
     path = output.with_name(f".{output.name}.lock")
     mine = os.path.abspath(path), threading.get_ident()
     if mine in _held:

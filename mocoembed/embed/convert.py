@@ -21,7 +21,15 @@ from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import vector_type
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.files import StopRequest, replacing, require_file, require_space, sync_folder, through_link
+from mocoembed.files import (
+    StopRequest,
+    replacing,
+    require_file,
+    require_place,
+    require_space,
+    sync_folder,
+    through_link,
+)
 from mocoembed.notes import say_nothing
 from mocoembed.workspace import Workspace
 
@@ -65,7 +73,8 @@ def convert_embeddings(config: ConvertConfig, progress: Callable[[int, int], Non
             return _from_embeddings(config, source, _Watch(progress, stop), note)
         if head.startswith(NPY):
             return _from_npy(config, source, _Watch(progress, stop), note)
-    raise FormatError(f"{source} is neither an embeddings file nor a .npy file.")
+    raise FormatError(f"{source} is neither an embeddings file nor a .npy file. Give vectors of other tools as a .npy "
+                      "file and a list of their paths: mocoembed convert vectors.npy --paths list.csv")
 
 
 class _Watch:
@@ -84,11 +93,7 @@ def _require_new(paths: tuple[pathlib.Path, ...], source: pathlib.Path, fresh: b
     for path in paths:
         if path.exists() and path.samefile(source):
             raise UsageError(f"--output {path}: is the source itself. Give another name.")
-        if path.is_dir():
-            raise UsageError(f"--output {path}: is a folder. Give the name of a file.")
-        above = next(one for one in path.absolute().parents if one.exists())
-        if not above.is_dir():
-            raise UsageError(f"--output {path}: {above} is a file, not a folder.")
+        require_place(path)
         if path.exists() and not fresh:
             raise UsageError(f"{path} exists. Add --fresh to replace it, or give another --output.")
 

@@ -22,7 +22,7 @@ from mocoembed.embed.prepare import Job, prepare, remove_unfinished
 from mocoembed.embed.publish import Counts, Rows, publish
 from mocoembed.embed.store import EmbeddingFile, FailedPicture
 from mocoembed.embed.store_writer import Settings
-from mocoembed.embed.work import WorkFile
+from mocoembed.embed.work import WorkFile, part_count
 from mocoembed.errors import CollectionError, Interrupted, MismatchError, ProcessError
 from mocoembed.files import StopRequest
 from mocoembed.model.embedder import Embedder
@@ -100,7 +100,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
 
     job = ranks.from_first(first_job)
     seconds = 0.0
-    if job.todo:
+    if job.todo and ranks.rank < part_count(len(job.plan.todo), config.batch_size):
         embedder = Embedder(frozen, compute, config.features, config.normalize, config.compile, watcher.note)
         with compute.keeping_memory():
             seconds = Share(job, config, ranks, watcher).fill(embedder)

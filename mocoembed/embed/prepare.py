@@ -21,10 +21,11 @@ from mocoembed.data.images import NO_LABEL, Listing, PathTable
 from mocoembed.embed.claim import output_file
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Rows
+from mocoembed.embed.seal import MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, vector_type, write_embeddings
 from mocoembed.embed.work import EMBEDDED, WorkFile, read_header, record_type
-from mocoembed.errors import CollectionError, MismatchError, UsageError
+from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.files import require_space, sha256_json, sync_folder
 
 ROW_BYTES = 80  # of an embeddings file, beside vector and path
@@ -85,7 +86,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     output = output_file(config)
     if config.fresh:
         if output.exists():
-            EmbeddingFile(output).close()  # what is not ours is not replaced
+            _require_ours(output)
         if output.parent.exists():
             remove_unfinished(output)
     states = listing.states()
@@ -173,12 +174,23 @@ def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[Pat
     return PathTable(every), Plan(np.array(before, np.int64), np.array(places, np.int64)[plan.todo])
 
 
+def _require_ours(output: pathlib.Path):
+    """Raise `FormatError` unless the file is an embeddings file, be it damaged, or empty, as HDF5 may leave one."""
+    with open(output, "rb") as file:
+        begin = file.read(len(MARK))
+    if begin not in (b"", MARK):
+        EmbeddingFile(output).close()
+
+
 def _identity(path: pathlib.Path) -> str | None:
     """Which rows an embeddings file has; `None` when there is no file."""
-    if not path.exists():
+    try:
+        with EmbeddingFile(path) as file:
+            return file.identity
+    except FileNotFoundError:
         return None
-    with EmbeddingFile(path) as file:
-        return file.identity
+    except FormatError:
+        return "damaged"
 
 
 def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path | None:
@@ -245,8 +257,9 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
     now = settings.required()
     for what, old in file.required().items():
         if old != now[what]:
-            raise MismatchError(f"{file.path} holds embeddings with another {what}: {str(old)[:12]}, now "
-                                f"{str(now[what])[:12]}. Add --fresh to replace it, or give another --output.")
+            name, was, wanted = what.replace("_", " "), str(old)[:12], str(now[what])[:12]
+            raise MismatchError(f"{file.path} holds embeddings with another {name}: {was}, now {wanted}. Add --fresh "
+                                "to replace it, or give another --output.")
     if file.source == listing.source:
         return
     another = (f"{file.path} holds embeddings with another folder: {_shown(file.source)}, now "

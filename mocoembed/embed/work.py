@@ -34,6 +34,11 @@ def part_slots(slots: int, batch_size: int) -> int:
     return batch_size * max(1, -(-batches // PARTS))
 
 
+def part_count(slots: int, batch_size: int) -> int:
+    """Parts of so many slots."""
+    return -(-slots // part_slots(slots, batch_size))
+
+
 def pages(size: int) -> int:
     """`size` rounded up to whole pages."""
     return -(-size // PAGE) * PAGE
@@ -62,7 +67,7 @@ class WorkFile:
         `described` (JSON types) is what `read_header` gives back, beside what this adds.
         """
         path = pathlib.Path(path)
-        size = part_slots(slots, batch_size)
+        size, parts = part_slots(slots, batch_size), part_count(slots, batch_size)
         vector, (dimension,) = record["vector"].subdtype
         header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
                   "dtype": vector.name,
@@ -72,7 +77,7 @@ class WorkFile:
         header.update(arrays_at=arrays_at, parts_at=parts_at)
         text = json.dumps({**header, "sha256": sha256_json(header)}).encode() + b"\n"
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            reserve(file.fileno(), parts_at + -(-slots // size) * stride(slots, size, record), path)
+            reserve(file.fileno(), parts_at + parts * stride(slots, size, record), path)
             write_at(file.fileno(), text, 0, path)
             for array in arrays.values():
                 write_at(file.fileno(), np.ascontiguousarray(array).reshape(-1).view(np.uint8), arrays_at, path)

@@ -50,6 +50,11 @@ class Member:
     identical: int | None
     """Members of the group with the same number have the same bytes; `None`: no other has these."""
 
+    @property
+    def pixels(self) -> str:
+        """`640 x 480`; empty where unknown."""
+        return f"{self.width} x {self.height}" if self.width else ""
+
 
 @dataclass(frozen=True)
 class Group:

@@ -89,7 +89,7 @@ def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
     identical = {one.row for group in result.groups for one in group.members[1:]
                  if one.identical is not None and one.identical == group.keeper.identical}
     rows = [QueryResult(group.keeper.path, [
-        Hit(rank, one.similarity, one.path, f"{one.width} x {one.height}  {os.path.basename(one.path)}", one.row)
+        Hit(rank, one.similarity, one.path, f"{one.pixels}  {os.path.basename(one.path)}".lstrip(), one.row)
         for rank, one in enumerate(group.members[1:], 1)]) for group in result.groups]
     return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "same bytes as the framed one",
                                            lambda row, hit: hit.row in identical, ""))

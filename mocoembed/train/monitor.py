@@ -1,5 +1,7 @@
 """Watching a run: what each step and each evaluation gave, for people, scripts and TensorBoard."""
 
+import contextlib
+import json
 import pathlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,7 +11,7 @@ import torch
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError
-from mocoembed.files import JsonLines
+from mocoembed.files import write_bytes, write_error
 from mocoembed.knn import knn_accuracy_of
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder
@@ -58,6 +60,41 @@ class KnnReport:
     knn_k: int
     knn_T: float
     pictures: int
+
+
+class JsonLines:
+    """A file of one JSON object a line, appended to as the work goes on."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+
+    def keep(self, wanted):
+        """Drop the lines for which `wanted(object)` is false, and a last one that was cut off."""
+        kept = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if wanted(json.loads(line)):
+                    kept.append(line + "\n")
+        self._file.close()
+        write_bytes(self.path, "".join(kept).encode())
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
+
+    def read(self) -> list[dict]:
+        """All objects in it."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def append(self, value: dict):
+        """Add one object; `MocoembedError` when the disk refuses it."""
+        try:
+            self._file.write(json.dumps(value) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
 
 
 class Recorder:
