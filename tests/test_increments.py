@@ -14,6 +14,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Counts
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.embed.work import WorkFile
 from mocoembed.errors import CollectionError, FormatError, Interrupted, MismatchError, UsageError
 from mocoembed.info import describe
 from mocoembed.model.embedder import Embedder
@@ -44,9 +45,10 @@ def embed(tmp_path, make_encoder):
     """`embed(folder, progress=None, **settings)` in a workspace that has an encoder."""
     save_encoder(Workspace(tmp_path / "ws").newest_encoder, make_encoder())
 
-    def run(folder, progress=lambda done, total: None, **values):
-        return embed_images(EmbedConfig(str(folder), **{
-            "workspace": str(tmp_path / "ws"), "workers": 0, "device": "cpu", "batch_size": 5, **values}), progress)
+    def run(folder, progress=lambda done, total: None, note=lambda text: None, **values):
+        config = EmbedConfig(str(folder), **{
+            "workspace": str(tmp_path / "ws"), "workers": 0, "device": "cpu", "batch_size": 5, **values})
+        return embed_images(config, progress, note)
 
     return run
 
@@ -442,6 +444,29 @@ def test_fresh_does_not_replace_a_file_of_others(embed, folder, tmp_path):
         with pytest.raises(UsageError, match=r"--output .* is a (folder|file)"):
             embed(folder, output=str(output))
     assert (tmp_path / "mine.txt").read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("damage", ["a record", "a counter", "many"])
+def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, monkeypatch, tmp_path, damage):
+    monkeypatch.setattr("mocoembed.embed.work.PARTS", 2)  # of 15 and 9 slots
+    whole = embed(folder, output=str(tmp_path / "whole.h5")).path.read_bytes()
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(15))
+    path = tmp_path / "ws" / "embeddings.h5.work"
+    with WorkFile(path) as work:
+        places = {"a record": [work._place(7) + 300], "a counter": [work._first + 3],
+                  "many": [work._place(14) + 400, work._place(17) + 2]}[damage]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place] ^= 4
+    path.write_bytes(data)
+    encoded.clear()
+    notes = []
+    result = embed(folder, note=notes.append)
+    lost = {"a record": 10, "a counter": 15, "many": 10}[damage]
+    assert f"is damaged; {lost} pictures in it are done again" in notes[0]
+    assert sum(encoded) == 4 + lost
+    assert result.path.read_bytes() == whole
 
 
 def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):

@@ -112,6 +112,8 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
         raise UsageError(f"{work_file(output)} holds unfinished work with other settings ({', '.join(other)}). "
                          "Add --fresh to drop it, or give another --output.")
     with WorkFile(work_file(output)) as work:
+        if lost := work.take_back_damaged(header["batch_size"]):
+            note(f"{work.path} is damaged; {lost} pictures in it are done again")
         done = work.done()
         if described["output"] not in (None, header["output"]):
             if done < work.slots:

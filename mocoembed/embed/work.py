@@ -110,10 +110,29 @@ class WorkFile:
     def committed(self, part: int) -> int:
         """The first slot of a part that is not committed; `FormatError` when the file says nonsense."""
         first, end = self.range_of(part)
-        count = int.from_bytes(os.pread(self._descriptor, 8, self._first + part * self._stride), "little")
-        if count > end - first:
+        if (count := self._count(part)) > end - first:
             raise self._damaged()
         return first + count
+
+    def _count(self, part: int) -> int:
+        return int.from_bytes(os.pread(self._descriptor, 8, self._first + part * self._stride), "little")
+
+    def take_back_damaged(self, batch_size: int) -> int:
+        """Count no longer as done, in every part, the batch of the first damaged record and all after it.
+
+        How many slots these are; of a part whose counter is damaged, all.
+        """
+        taken = 0
+        for part in range(self.parts):
+            first, end = self.range_of(part)
+            count = self._count(part)
+            at, stop = (first, first + count) if count <= end - first else (first, first)
+            while at < stop and _are_whole(self._read(at, min(at + batch_size, stop))):
+                at += batch_size
+            if at < stop or stop != first + count:
+                self._commit(part, at - first)
+                taken += min(first + count, end) - at
+        return taken
 
     def _damaged(self) -> FormatError:
         return FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
@@ -140,7 +159,9 @@ class WorkFile:
     def commit(self, end: int):
         """Flush what was written and count the slots of a part up to `end` as done; `end` is its last or below."""
         part = (end - 1) // self.part_slots
-        count = end - part * self.part_slots
+        self._commit(part, end - part * self.part_slots)
+
+    def _commit(self, part: int, count: int):
         try:
             os.fsync(self._descriptor)
             write_at(self._descriptor, count.to_bytes(8, "little"), self._first + part * self._stride, self.path)
@@ -157,12 +178,16 @@ class WorkFile:
         pieces, at = [np.zeros(0, self.record)], first
         while at < end:
             stop = min(end, self.range_of(at // self.part_slots)[1])
-            data = read_at(self._descriptor, (stop - at) * self.record.itemsize, self._place(at), self.path)
-            pieces.append(np.frombuffer(data, self.record))
-            if (pieces[-1]["crc"] != _sums(pieces[-1])).any():
+            pieces.append(self._read(at, stop))
+            if not _are_whole(pieces[-1]):
                 raise self._damaged()
             at = stop
         return np.concatenate(pieces)
+
+    def _read(self, first: int, end: int) -> np.ndarray:
+        """Slots of one part, whatever they hold."""
+        data = read_at(self._descriptor, (end - first) * self.record.itemsize, self._place(first), self.path)
+        return np.frombuffer(data, self.record)
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[int, np.ndarray]]:
         """The first slot and the records of pieces of at most `size` slots: of all that are committed, in order."""
@@ -179,6 +204,10 @@ def stride(slots: int, part_slots: int, record: np.dtype) -> int:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _are_whole(records: np.ndarray) -> bool:
+    return bool((records["crc"] == _sums(records)).all())
 
 
 def _sums(records: np.ndarray) -> list[int]:
