@@ -285,8 +285,9 @@ class StopRequest:
 
 def require_place(path: pathlib.Path):
     """Raise `UsageError` unless a file can be made at the `--output` path."""
-    if path.is_dir():
-        raise UsageError(f"--output {path}: is a folder. Give the name of a file.")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise UsageError(f"--output {path}: is {what}. Give the name of a file.")
     above = next(one for one in path.absolute().parents if one.exists())
     if not above.is_dir():
         raise UsageError(f"--output {path}: {above} is a file, not a folder.")

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from mocoembed.config import EmbedConfig, InfoConfig
-from mocoembed.data.images import scan
+from mocoembed.data.images import Listing, scan
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.plan import Plan, rows_by_path
 from mocoembed.embed.publish import Counts
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.work import WorkFile
-from mocoembed.errors import CollectionError, FormatError, Interrupted, MismatchError, UsageError
+from mocoembed.errors import (
+    CollectionError,
+    FormatError,
+    Interrupted,
+    MismatchError,
+    MocoembedError,
+    UsageError,
+)
+from mocoembed.files import write_error
 from mocoembed.info import describe
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import save_encoder
@@ -467,6 +475,171 @@ def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, m
     assert f"is damaged; {lost} pictures in it are done again" in notes[0]
     assert sum(encoded) == 4 + lost
     assert result.path.read_bytes() == whole
+
+
+def change(path, text=b"x"):
+    path.write_bytes(path.read_bytes() + text)
+
+
+def test_pictures_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path, encoded):
+    """A disk that is not mounted after an interruption: all that is listed fails."""
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(sorted(map(str, folder.rglob("*.*")))))
+    with pytest.raises(Interrupted):
+        embed(listed, stop_at(10))
+    folder.rename(tmp_path / "away")
+    with pytest.raises(CollectionError, match="None of the 24 pictures can be read"):
+        embed(listed)
+    (tmp_path / "away").rename(folder)
+    encoded.clear()
+    assert embed(listed).embedded == 24
+    assert sum(encoded) == 9
+
+
+def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_path, monkeypatch, make_pictures):
+    """Salvaged embeddings with and without work beside them do not excuse it."""
+    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path.read_bytes()
+    output = tmp_path / "ws" / "embeddings.h5"
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(10))
+    change(folder / "red" / "001.jpg")
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.prepare.WorkFile.begin", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    for content_then, error in ((other, UsageError), (b"my thesis", UsageError), (b"", UsageError)):
+        output.write_bytes(content_then)
+        with pytest.raises(error, match="has been replaced since"):
+            embed(folder)
+        assert output.read_bytes() == content_then
+    output.with_name("embeddings.h5.work").unlink()
+    for content_then in (other, b"my thesis"):
+        output.write_bytes(content_then)
+        with pytest.raises((MismatchError, FormatError)):
+            embed(folder)
+        assert output.read_bytes() == content_then
+    output.unlink()
+    assert embed(folder).counts.unchanged == 15
+
+
+def test_embeddings_that_are_swapped_while_others_build_on_them(embed, folder, tmp_path, make_pictures):
+    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path
+    first = embed(folder)
+    kept = first.path.read_bytes()
+    change(folder / "red" / "001.jpg")
+    with pytest.raises(MismatchError, match=r"has been replaced while new embeddings were to build on it"):
+        embed(folder, lambda done, total: shutil.copy(other, first.path))
+    assert first.path.read_bytes() == other.read_bytes()
+    first.path.write_bytes(kept)
+    assert embed(folder).resumed_from == 24
+    with pytest.raises(MismatchError, match=r"has been replaced while the pictures were embedded"):
+        embed(folder, lambda done, total: shutil.copy(other, tmp_path / "new.h5"), output=str(tmp_path / "new.h5"))
+    assert (tmp_path / "new.h5").read_bytes() == other.read_bytes()
+
+
+def test_damaged_salvaged_embeddings_do_not_take_the_work_with_them(embed, folder, tmp_path, encoded):
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(5))
+    change(folder / "red" / "007.jpg")
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(15))
+    salvaged = tmp_path / "ws" / "embeddings.h5.salvaged"
+    data = bytearray(salvaged.read_bytes())
+    data[40] ^= 1
+    salvaged.write_bytes(data)
+    done = sum(encoded)
+    assert done == 20
+    assert embed(folder).embedded == 24
+    assert sum(encoded) == done + 14  # the ten that were salvaged, and the rest
+
+
+def test_finished_work_stays_beside_a_file_that_it_did_not_become(embed, folder, monkeypatch, encoded):
+    first = embed(folder)
+    backup = first.path.read_bytes()
+    for name in ("001", "003"):
+        change(folder / "red" / f"{name}.jpg")
+    embed(folder)
+    newer = first.path.read_bytes()
+    change(folder / "red" / "001.jpg")
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    first.path.write_bytes(backup)
+    with pytest.raises(UsageError, match="has been replaced since"):
+        embed(folder)
+    first.path.write_bytes(newer)
+    encoded.clear()
+    assert embed(folder).embedded == 24
+    assert not encoded
+
+
+def test_a_part_of_the_work_that_cannot_be_read_is_done_again(embed, folder, monkeypatch, tmp_path):
+    with pytest.raises(Interrupted):
+        embed(folder, stop_at(15))
+    real, asked = os.preadv, []
+
+    def broken(descriptor, buffers, offset):
+        if "embeddings.h5.work" in os.readlink(f"/proc/self/fd/{descriptor}") and len(buffers[0]) > 2000 and not asked:
+            asked.append(offset)
+            raise OSError(5, "Input/output error")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", broken)
+    notes = []
+    assert embed(folder, note=notes.append).embedded == 24
+    assert asked
+    assert "pictures in it are done again" in notes[0]
+
+
+def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("mocoembed.embed.work.PARTS", 2)
+    first, copy = folder / "blue" / "001.jpg", folder / "red" / "007.jpg"
+    shutil.copy(first, copy)
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed(folder)
+    path = tmp_path / "ws" / "embeddings.h5.work"
+    with WorkFile(path) as work:
+        place = work._place(1) + 300
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+    real = Listing.read
+
+    def gone(listing, row):
+        if listing.paths[row] == b"blue/001.jpg":
+            raise OSError(5, "Input/output error")
+        return real(listing, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Listing, "read", gone)
+        assert [one.path for one in embed(folder).failed] == [b"blue/001.jpg", b"red/007.jpg"]
+    assert embed(folder).embedded == 24
+
+
+def test_a_failed_picture_that_is_gone_is_not_listed_any_more(embed, folder):
+    (folder / "red" / "bad.jpg").write_text("no picture")
+    assert embed(folder).listed == 25
+    (folder / "red" / "bad.jpg").unlink()
+    with EmbeddingFile(embed(folder).path) as file:
+        assert file.describe()["listed"] == 24
+        assert not file.failed()
+
+
+def test_after_an_error_of_a_fresh_start_it_is_said_how_to_go_on(embed, folder, monkeypatch):
+    notes = []
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.embed.publish.write_embeddings", full)
+        with pytest.raises(MocoembedError, match="No space left"):
+            embed(folder, fresh=True, note=notes.append)
+    assert notes == ["what was saved is kept by the same command without --fresh"]
+    assert embed(folder).resumed_from == 24
+
+
+def full(path, *arguments):
+    raise write_error(path, OSError(28, "No space left on device"))
 
 
 def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):

@@ -87,7 +87,7 @@ def test_damage_is_noticed(tmp_path):
         counter = work.header["parts_at"]
     data[counter] = 200
     path.write_bytes(data)
-    with WorkFile(path) as work, pytest.raises(FormatError, match=r"damaged.*--fresh"):
+    with WorkFile(path) as work, pytest.raises(FormatError, match=r"damaged.*same command again"):
         work.done()
     path.write_bytes(data[:-1])
     with pytest.raises(FormatError, match=r"cut off.*--fresh"):

@@ -16,15 +16,15 @@ from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import scan
 from mocoembed.data.loader import EvaluationPictures, worker_count
 from mocoembed.data.workers import Batches
-from mocoembed.embed.claim import output_lock
+from mocoembed.embed.claim import output_file, output_lock
 from mocoembed.embed.fill import fill, slices
-from mocoembed.embed.prepare import Job, prepare, remove_unfinished
+from mocoembed.embed.prepare import Job, prepare, remove_unfinished, work_file
 from mocoembed.embed.publish import Counts, Rows, publish
-from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store import FailedPicture
 from mocoembed.embed.store_writer import Settings
 from mocoembed.embed.work import WorkFile, part_count
-from mocoembed.errors import CollectionError, Interrupted, MismatchError, ProcessError
-from mocoembed.files import StopRequest
+from mocoembed.errors import CollectionError, Interrupted, MismatchError, MocoembedError, ProcessError
+from mocoembed.files import StopRequest, sync_folder
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder
 from mocoembed.model.precision import Compute
@@ -83,7 +83,12 @@ def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lam
     `ProcessError` when one of several processes dies, `Interrupted` after a signal.
     """
     with output_lock(config) as lock:
-        return run_on_ranks(embed_rank, config, Watcher(progress, note), lock)
+        try:
+            return run_on_ranks(embed_rank, config, Watcher(progress, note), lock)
+        except MocoembedError as error:
+            if config.fresh and work_file(output_file(config)).exists() and not isinstance(error, Interrupted):
+                note("what was saved is kept by the same command without --fresh")
+            raise
 
 
 def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResult | None:
@@ -140,7 +145,7 @@ class Share:
         begun, job = time.monotonic(), self.job
         with (WorkFile(job.work) as self.work, StopRequest(patient=self.ranks.size > 1) as self.stop,
               contextlib.ExitStack() as held):
-            base = held.enter_context(EmbeddingFile(job.base)) if job.base else None
+            base = held.enter_context(job.open_base(self.work.header))
             known = DigestTable(base.facts()["digest"]) if base else None
             self.own = range(self.ranks.rank, self.work.parts, self.ranks.size)
             self.others = [part for part in range(self.work.parts) if part not in self.own]
@@ -193,24 +198,25 @@ def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
     listing, failed, read = job.listing, [], 0
     counts = Counts(0, 0, len(listing), 0, 0, 0)
     if job.changes:
-        with (WorkFile(job.work) as work,
-              EmbeddingFile(job.base) if job.base else contextlib.nullcontext() as base):
+        with WorkFile(job.work) as work, job.open_base(work.header) as base:
             rows = Rows(listing, job.plan, work, base)
             failed, counts, read = rows.failed(), rows.counts(), work.slots - job.resumed_from
             if job.base != job.output or not rows.same_as_base():
                 if base is not None:
                     base.verify()  # what is damaged is not to be sealed again
+                job.require_same_output(work.header)
                 _publish_or_clear(job, rows, settings)
-        remove_unfinished(job.output)
+    remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
     return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
 
 
 def _publish_or_clear(job: Job, rows: Rows, settings: Settings):
-    """`publish`; when there is nothing that can be read, no unfinished work is left behind."""
+    """`publish`; when there is nothing that can be read, no unfinished work is left behind, but what was salvaged."""
     try:
         publish(job.output, rows, settings)
     except CollectionError:
-        remove_unfinished(job.output)
+        job.work.unlink()
+        sync_folder(job.output.parent)
         raise

@@ -6,28 +6,26 @@ since, what was done is first saved as an embeddings file of its own (`.salvaged
 
 import contextlib
 import hashlib
-import heapq
-import itertools
 import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 
 import numpy as np
 
 from mocoembed.config import EmbedConfig
-from mocoembed.data.images import NO_LABEL, Listing, PathTable
+from mocoembed.data.images import Listing
 from mocoembed.embed.claim import output_file
 from mocoembed.embed.plan import Plan, rows_by_path
-from mocoembed.embed.publish import Rows
+from mocoembed.embed.salvage import is_published, salvage
 from mocoembed.embed.seal import MARK
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.embed.store_writer import Settings, vector_type, write_embeddings
-from mocoembed.embed.work import EMBEDDED, WorkFile, read_header, record_type
+from mocoembed.embed.store_writer import Settings, vector_type
+from mocoembed.embed.work import WorkFile, read_header, record_type
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.files import require_space, sha256_json, sync_folder
 
+NO_IDENTITY = ("of others", "damaged")
 ROW_BYTES = 80  # of an embeddings file, beside vector and path
 
 
@@ -54,6 +52,23 @@ class Job:
     def todo(self) -> bool:
         """Whether there is anything to read."""
         return len(self.plan.todo) > 0
+
+    def open_base(self, header: dict):
+        """A context with the embeddings that are used again, or `None`; `MismatchError` when others are there now."""
+        if self.base is None:
+            return contextlib.nullcontext()
+        file = EmbeddingFile(self.base)
+        if file.identity != header["base"]:
+            file.close()
+            raise MismatchError(f"{self.base} has been replaced while new embeddings were to build on it. What was "
+                                "done is kept; put the file back, or add --fresh to embed everything.")
+        return file
+
+    def require_same_output(self, header: dict):
+        """Raise `MismatchError` when the output is not what it was when the work was begun."""
+        if _identity(self.output) not in (None, header["output"]):
+            raise MismatchError(f"{self.output} has been replaced while the pictures were embedded. What was done is "
+                                "kept; move that file away, or add --fresh to replace it.")
 
     def pictures(self) -> Listing:
         """The pictures to read: slot -> picture."""
@@ -112,87 +127,54 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
         raise UsageError(f"{work_file(output)} holds unfinished work with other settings ({', '.join(other)}). "
                          "Add --fresh to drop it, or give another --output.")
     with WorkFile(work_file(output)) as work:
-        if lost := work.take_back_damaged(header["batch_size"]):
-            note(f"{work.path} is damaged; {lost} pictures in it are done again")
-        done = work.done()
         if described["output"] not in (None, header["output"]):
-            if done < work.slots:
+            if not is_published(work, output):
                 raise UsageError(f"{output} has been replaced since {work.path} was begun. Add --fresh to drop the "
                                  "unfinished work, or give another --output.")
             remove_unfinished(output)  # killed after publishing it
             return _begin(config, listing, settings, described, states, fresh=False)
-        base = _with_identity(header["base"], output)
+        if lost := work.take_back_damaged(header["batch_size"]):
+            note(f"{work.path} is damaged; {lost} pictures in it are done again")
+        base, salvaged = _with_identity(header["base"], output), _salvaged_file(output)
         base_is_gone = base is None and header["base"] is not None
         if not base_is_gone and all(header[name] == described[name] for name in ("pictures", "batch_size")):
             require_space(output, _bytes_of_output(listing, settings))
-            return Job(output, listing, Plan(work.array("before"), work.array("todo")), base, done, changes=True)
-        if base_is_gone and _salvaged_file(output).exists():
+            if base != salvaged:  # killed while salvaging, and then the collection was again as before
+                salvaged.unlink(missing_ok=True)
+            return Job(output, listing, Plan(work.array("before"), work.array("todo")), base, work.done(),
+                       changes=True)
+        if base_is_gone and _identity(salvaged) not in (None, *NO_IDENTITY):
             note("what the interrupted run had done is kept")  # killed after salvaging, which replaced the base
         else:
-            saved = _salvage(work, base, output, settings)
-            what = f"{output}, on which it was to build, is gone" if base_is_gone else (
+            saved = salvage(work, base, salvaged, settings)
+            what = "the embeddings on which it was to build are gone" if base_is_gone else (
                 "the collection or --batch-size has changed since the interrupted run")
             note(f"{what}; {saved} pictures of it are kept")
-    work_file(output).unlink()
-    fresh = header["base"] is None and header["output"] is not None  # the output is to be replaced, not built on
+    # The old work stays until the new one takes its place: it tells what may be done to the output.
+    fresh = header["base"] is None and header["output"] is not None
     return _begin(config, listing, settings, described, states, fresh)
-
-
-def _salvage(work: WorkFile, base_path: pathlib.Path | None, output: pathlib.Path, settings: Settings) -> int:
-    """Write as embeddings what an interrupted run had done, and what it built on; how many pictures it had done.
-
-    Without its base, what that run had kept of it is lost.
-    """
-    paths = PathTable.of_arrays(work.array("blob"), work.array("offsets"))
-    plan = Plan(work.array("before"), work.array("todo"))
-    if base_path is None:
-        paths, plan = PathTable(paths.take(plan.todo)), Plan(np.full(work.slots, -1), np.arange(work.slots))
-    with EmbeddingFile(base_path) if base_path else contextlib.nullcontext() as base:
-        if base is not None:
-            base.verify()
-            paths, plan = _with_all_of(base, paths, plan)
-        listing = Listing(os.fsencode(work.header["root"]), paths, np.full(len(paths), NO_LABEL, np.int32), (), 0,
-                          source=os.fsencode(work.header["key"]["source"]))
-        rows = Rows(listing, plan, work, base, whole=False)
-        read = int((rows.status[plan.todo] == EMBEDDED).sum())
-        if read:
-            rows.fall_back()
-            done = rows.status == EMBEDDED
-            write_embeddings(_salvaged_file(output), listing, settings, done, rows.facts, rows.vectors(), [])
-    return read
-
-
-def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[PathTable, Plan]:
-    """A plan's pictures and those that only its base has, whose bytes may yet be found under other paths."""
-    every, places, before = [], [], []
-    of_listing = ((path, True, -1) for path in paths)
-    of_base = ((path, False, row) for row, path in enumerate(base.paths()))
-    for path, found in itertools.groupby(heapq.merge(of_listing, of_base), key=itemgetter(0)):
-        _, listed, rows = zip(*found)
-        if any(listed):
-            places.append(len(every))
-        every.append(path)
-        before.append(max(rows))
-    return PathTable(every), Plan(np.array(before, np.int64), np.array(places, np.int64)[plan.todo])
 
 
 def _require_ours(output: pathlib.Path):
     """Raise `FormatError` unless the file is an embeddings file, be it damaged, or empty, as HDF5 may leave one."""
-    with open(output, "rb") as file:
-        begin = file.read(len(MARK))
-    if begin not in (b"", MARK):
+    if not _may_be_ours(output):
         EmbeddingFile(output).close()
 
 
+def _may_be_ours(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        return MARK.startswith(file.read(len(MARK)))
+
+
 def _identity(path: pathlib.Path) -> str | None:
-    """Which rows an embeddings file has; `None` when there is no file."""
+    """Which rows an embeddings file has; `None` when there is no file, one of `NO_IDENTITY` when it has none."""
     try:
         with EmbeddingFile(path) as file:
             return file.identity
     except FileNotFoundError:
         return None
     except FormatError:
-        return "damaged"
+        return NO_IDENTITY[_may_be_ours(path)]
 
 
 def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path | None:
@@ -212,17 +194,20 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
     """A new job, built on salvaged embeddings or, unless it starts `fresh`, on the output."""
     output = output_file(config)
     candidates = [_salvaged_file(output), *([] if fresh else [output])]
-    base = next((path for path in candidates if path.exists()), None)
-    identity = None
+    there = [path for path in candidates if path.exists()]
+    for path in there:
+        with EmbeddingFile(path) as file:
+            require_replaceable(file, listing, settings, states, moved=config.root is not None)
+    base, identity = next(iter(there), None), None
     if base is None:
         plan = Plan.of(listing, None, states)
     else:
         with EmbeddingFile(base) as file:
-            require_replaceable(file, listing, settings, states, moved=config.root is not None)
             plan, identity = Plan.of(listing, file, states), file.identity
             _require_seen(file, listing, plan)
             if base == output and not len(plan.todo) and _describes(file, listing):
                 return Job(output, listing, plan, base, 0, changes=False)
+            file.verify()  # before hours are spent on what would have to build on it
     work_bytes = len(plan.todo) * record_type(settings.dimension, settings.dtype).itemsize
     require_space(output, _bytes_of_output(listing, settings) + work_bytes)
     WorkFile.begin(work_file(output), {**described, "base": identity}, {
@@ -234,8 +219,9 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
 
 def _describes(file: EmbeddingFile, listing: Listing) -> bool:
     """Whether a file with a row for each of its pictures says of the listing what there is to say."""
-    return (len(file) == len(listing) and file.root == listing.root and file.source == (listing.source or listing.root)
-            and file.label_names == list(listing.label_names) and bool((file.labels() == listing.labels).all()))
+    return (len(file) == len(listing) and not file.failed() and file.root == listing.root
+            and file.source == (listing.source or listing.root) and file.label_names == list(listing.label_names)
+            and bool((file.labels() == listing.labels).all()))
 
 
 def _require_seen(file: EmbeddingFile, listing: Listing, plan: Plan):

@@ -92,8 +92,9 @@ class Rows:
             elif not self.whole:
                 self.status[row] = MISSING
                 continue
-            else:
-                raise FormatError(f"{self.work.path} is damaged. Run the same command with --fresh.")
+            else:  # the original was damaged in the work and cannot be read any more; the next run tries again
+                self.status[row], self.reasons[row] = FAILED, ("LookupError", "the picture with these bytes is gone")
+                continue
             self.facts["width"][row], self.facts["height"][row] = source["width"], source["height"]
             self.status[row] = EMBEDDED
         return repeated

@@ -98,7 +98,7 @@ class WorkFile:
                 data = read_at(self._descriptor, count * kind.itemsize, at, self.path)
                 array = np.frombuffer(data, kind).reshape(shape)
                 if _digest(array) != digest:
-                    raise self._damaged()
+                    raise self._damaged("Run the same command with --fresh.")
                 return array
             at += -(-count * kind.itemsize // 8) * 8
         raise KeyError(name)
@@ -127,15 +127,15 @@ class WorkFile:
             first, end = self.range_of(part)
             count = self._count(part)
             at, stop = (first, first + count) if count <= end - first else (first, first)
-            while at < stop and _are_whole(self._read(at, min(at + batch_size, stop))):
+            while at < stop and self._is_whole(at, min(at + batch_size, stop)):
                 at += batch_size
             if at < stop or stop != first + count:
                 self._commit(part, at - first)
                 taken += min(first + count, end) - at
         return taken
 
-    def _damaged(self) -> FormatError:
-        return FormatError(f"{self.path} is damaged. Run the same command with --fresh.")
+    def _damaged(self, remedy: str = "It is mended by running the same command again.") -> FormatError:
+        return FormatError(f"{self.path} is damaged. {remedy}")
 
     def done(self, parts=None) -> int:
         """How many slots are committed, of some parts or of all."""
@@ -183,6 +183,13 @@ class WorkFile:
                 raise self._damaged()
             at = stop
         return np.concatenate(pieces)
+
+    def _is_whole(self, first: int, end: int) -> bool:
+        """Whether some slots of one part can be read and hold what was written."""
+        try:
+            return _are_whole(self._read(first, end))
+        except OSError:  # a bad sector
+            return False
 
     def _read(self, first: int, end: int) -> np.ndarray:
         """Slots of one part, whatever they hold."""
