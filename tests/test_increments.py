@@ -343,6 +343,19 @@ def test_a_fresh_start_stays_one_when_the_collection_changes(embed, folder, enco
     assert sum(encoded) == 24
 
 
+def test_a_fresh_start_that_is_interrupted_again_and_again(embed, folder, tmp_path, make_pictures, encoded):
+    """What stands at the output is another collection's all the time, and replaced at the end as was asked."""
+    embed(make_pictures(tmp_path / "other", seed=3))
+    encoded.clear()
+    for number, options in enumerate(({"fresh": True}, {}, {})):
+        with pytest.raises(Interrupted):
+            embed(folder, stop_at(1), **options)
+        shutil.copy(folder / "red" / "001.jpg", folder / "red" / f"zz{number}.jpg")
+        change(folder / "red" / f"zz{number}.jpg", b"%d" % number)
+    assert embed(folder).embedded == 27
+    assert sum(encoded) == 27
+
+
 @pytest.mark.parametrize("salvaged", [False, True])
 def test_killed_between_publishing_and_cleaning_up(embed, folder, encoded, monkeypatch, salvaged):
     """The output is new, the finished work is still there: the next run notices and only cleans up."""

@@ -151,8 +151,7 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
                 "the collection or --batch-size has changed since the interrupted run")
             note(f"{what}; {saved} pictures of it are kept")
     # The old work stays until the new one takes its place: it tells what may be done to the output.
-    fresh = header["base"] is None and header["output"] is not None
-    return _begin(config, listing, settings, described, states, fresh)
+    return _begin(config, listing, settings, described, states, header["fresh"])
 
 
 def _require_ours(output: pathlib.Path):
@@ -210,7 +209,7 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
             file.verify()  # before hours are spent on what would have to build on it
     work_bytes = len(plan.todo) * record_type(settings.dimension, settings.dtype).itemsize
     require_space(output, _bytes_of_output(listing, settings) + work_bytes)
-    WorkFile.begin(work_file(output), {**described, "base": identity}, {
+    WorkFile.begin(work_file(output), {**described, "base": identity, "fresh": fresh}, {
         "before": plan.before, "todo": plan.todo, "blob": listing.paths.blob.numpy(),
         "offsets": listing.paths.offsets.numpy()}, len(plan.todo), config.batch_size,
         record_type(settings.dimension, settings.dtype))
