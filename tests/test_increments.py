@@ -461,9 +461,10 @@ def test_fresh_does_not_replace_a_file_of_others(embed, folder, tmp_path):
     (tmp_path / "mine.txt").write_text("my thesis")
     with pytest.raises(FormatError, match="is not an embeddings file"):
         embed(folder, output=str(tmp_path / "mine.txt"), fresh=True)
-    for output in (tmp_path, tmp_path / "mine.txt" / "e.h5"):
-        with pytest.raises(UsageError, match=r"--output .* is a (folder|file)"):
-            embed(folder, output=str(output))
+    os.mkfifo(tmp_path / "pipe")
+    for output in (tmp_path, tmp_path / "mine.txt" / "e.h5", tmp_path / "pipe"):
+        with pytest.raises(UsageError, match=r"--output .* is (a folder|a file|no regular file)"):
+            embed(folder, output=str(output), fresh=True)
     assert (tmp_path / "mine.txt").read_text() == "my thesis"
 
 
