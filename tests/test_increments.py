@@ -1,5 +1,6 @@
 """A second run over a changed collection: only what is new or changed is encoded, the rest stays bit for bit."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -61,6 +62,32 @@ def embed(tmp_path, make_encoder):
     return run
 
 
+def change(path, text=b"x"):
+    """Give a picture other bytes."""
+    path.write_bytes(path.read_bytes() + text)
+
+
+def flip(path, *places):
+    """Damage a bit of each of these bytes."""
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def dies_in(monkeypatch):
+    """`with dies_in(name):` what is run in the block ends where it would call the function of that name."""
+    @contextlib.contextmanager
+    def dying(name):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, lambda *arguments, **more: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                yield
+
+    return dying
+
+
 def content(path):
     """{path: (vector, everything else)} of an embeddings file."""
     with EmbeddingFile(path) as file:
@@ -76,7 +103,7 @@ def test_only_new_and_changed_pictures_are_encoded(embed, folder, encoded):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")       # a copy: bytes that are known
     (folder / "green" / "001.jpg").rename(folder / "blue" / "moved.jpg")         # a move
     shutil.copy(folder / "blue" / "001.jpg", folder / "blue" / "003.jpg")       # changed, to bytes that are known
-    (folder / "blue" / "005.jpg").write_bytes((folder / "blue" / "005.jpg").read_bytes() + b"x")  # changed
+    change(folder / "blue" / "005.jpg")  # changed
     os.utime(folder / "blue" / "007.jpg", ns=(1, 1))                              # touched only
     (folder / "red" / "002.png").unlink()                                        # dropped
     new = (folder / "red" / "new.jpg", folder / "red" / "again.jpg")             # new, twice the same bytes
@@ -212,8 +239,7 @@ def test_what_moves_while_a_run_is_interrupted_is_recognised(embed, folder, enco
     shutil.copy(tmp_path / "replaced.jpg", folder / "red" / "007.jpg")
     for number in range(12):
         (folder / "blue" / f"new{number}.jpg").write_bytes((folder / "blue" / "001.jpg").read_bytes() + b"%d" % number)
-    with (folder / "red" / "007.jpg").open("ab") as file:
-        file.write(b"changed")
+    change(folder / "red" / "007.jpg", b"changed")
     encoded.clear()
     with pytest.raises(Interrupted):
         embed(folder, stop_at(23))
@@ -292,51 +318,37 @@ def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder,
     assert embed(folder).resumed_from == 15
 
 
-def test_killed_between_salvaging_and_the_new_work(embed, folder, encoded, monkeypatch, tmp_path):
+def test_killed_between_salvaging_and_the_new_work(embed, folder, encoded, dies_in, tmp_path):
     """The second time what was salvaged first, on which the work built, has been replaced."""
     for number in range(2):
         with pytest.raises(Interrupted):
             embed(folder, stop_at(5 + 10 * number))
         shutil.copy(folder / "red" / "001.jpg", folder / "red" / f"new{number}.jpg")
-        with (folder / "red" / f"new{number}.jpg").open("ab") as file:
-            file.write(b"%d" % number)
-    real = pathlib.Path.unlink
-
-    def die(path, **more):
-        if path.suffix == ".work":
-            raise ZeroDivisionError
-        real(path, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pathlib.Path, "unlink", die)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+        change(folder / "red" / f"new{number}.jpg", b"%d" % number)
+    with dies_in("mocoembed.embed.prepare.WorkFile.begin"):
+        embed(folder)
     result = embed(folder)
     assert (result.embedded, sum(encoded)) == (26, 26)
     assert content(result.path).keys() == content(embed(folder, output=str(tmp_path / "whole.h5")).path).keys()
 
 
-def test_the_old_output_may_be_deleted_to_make_room(embed, folder, encoded, monkeypatch, tmp_path):
+def test_the_old_output_may_be_deleted_to_make_room(embed, folder, encoded, dies_in, tmp_path):
     """After a disk was too full to publish; what the run had done itself is not lost."""
     first = embed(folder)
     for path in sorted((folder / "red").iterdir()):
-        path.write_bytes(path.read_bytes() + b"x")
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+        change(path)
+    with dies_in("mocoembed.embed.extract.publish"):
+        embed(folder)
     first.path.unlink()
     encoded.clear()
     assert embed(folder).embedded == 24
     assert sum(encoded) == 16
 
 
-def test_a_fresh_start_stays_one_when_the_collection_changes(embed, folder, encoded, monkeypatch):
+def test_a_fresh_start_stays_one_when_the_collection_changes(embed, folder, encoded, dies_in):
     embed(folder)
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.extract.Share.fill", lambda share, embedder: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder, fresh=True)
+    with dies_in("mocoembed.embed.extract.Share.fill"):
+        embed(folder, fresh=True)
     shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
     encoded.clear()
     assert embed(folder).embedded == 25
@@ -357,19 +369,17 @@ def test_a_fresh_start_that_is_interrupted_again_and_again(embed, folder, tmp_pa
 
 
 @pytest.mark.parametrize("salvaged", [False, True])
-def test_killed_between_publishing_and_cleaning_up(embed, folder, encoded, monkeypatch, salvaged):
+def test_killed_between_publishing_and_cleaning_up(embed, folder, encoded, dies_in, salvaged):
     """The output is new, the finished work is still there: the next run notices and only cleans up."""
     first = embed(folder)
     if salvaged:
-        (folder / "green" / "001.jpg").write_bytes((folder / "green" / "001.jpg").read_bytes() + b"x")
+        change(folder / "green" / "001.jpg")
         with pytest.raises(Interrupted):
             embed(folder, stop_at(1))
     (folder / "red" / "000.png").unlink()
-    (folder / "red" / "001.jpg").write_bytes((folder / "red" / "001.jpg").read_bytes() + b"x")
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.extract.remove_unfinished", lambda output: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+    change(folder / "red" / "001.jpg")
+    with dies_in("mocoembed.embed.extract.remove_unfinished"):
+        embed(folder)
     assert first.path.with_name("embeddings.h5.salvaged").exists() == salvaged
     published, number = first.path.read_bytes(), sum(encoded)
     again = embed(folder)
@@ -478,10 +488,7 @@ def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, m
     with WorkFile(path) as work:
         places = {"a record": [work._place(7) + 300], "a counter": [work._first + 3],
                   "many": [work._place(14) + 400, work._place(17) + 2]}[damage]
-    data = bytearray(path.read_bytes())
-    for place in places:
-        data[place] ^= 4
-    path.write_bytes(data)
+    flip(path, *places)
     encoded.clear()
     notes = []
     result = embed(folder, note=notes.append)
@@ -489,10 +496,6 @@ def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, m
     assert f"is damaged; {lost} pictures in it are done again" in notes[0]
     assert sum(encoded) == 4 + lost
     assert result.path.read_bytes() == whole
-
-
-def change(path, text=b"x"):
-    path.write_bytes(path.read_bytes() + text)
 
 
 def test_pictures_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path, encoded):
@@ -510,17 +513,15 @@ def test_pictures_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path
     assert sum(encoded) == 9
 
 
-def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_path, monkeypatch, make_pictures):
+def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_path, dies_in, make_pictures):
     """Salvaged embeddings with and without work beside them do not excuse it."""
     other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path.read_bytes()
     output = tmp_path / "ws" / "embeddings.h5"
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))
     change(folder / "red" / "001.jpg")
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.prepare.WorkFile.begin", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+    with dies_in("mocoembed.embed.prepare.WorkFile.begin"):
+        embed(folder)
     for content_then, error in ((other, UsageError), (b"my thesis", UsageError), (b"", UsageError)):
         output.write_bytes(content_then)
         with pytest.raises(error, match="has been replaced since"):
@@ -557,17 +558,14 @@ def test_damaged_salvaged_embeddings_do_not_take_the_work_with_them(embed, folde
     change(folder / "red" / "007.jpg")
     with pytest.raises(Interrupted):
         embed(folder, stop_at(15))
-    salvaged = tmp_path / "ws" / "embeddings.h5.salvaged"
-    data = bytearray(salvaged.read_bytes())
-    data[40] ^= 1
-    salvaged.write_bytes(data)
+    flip(tmp_path / "ws" / "embeddings.h5.salvaged", 40)
     done = sum(encoded)
     assert done == 20
     assert embed(folder).embedded == 24
     assert sum(encoded) == done + 14  # the ten that were salvaged, and the rest
 
 
-def test_finished_work_stays_beside_a_file_that_it_did_not_become(embed, folder, monkeypatch, encoded):
+def test_finished_work_stays_beside_a_file_that_it_did_not_become(embed, folder, dies_in, encoded):
     first = embed(folder)
     backup = first.path.read_bytes()
     for name in ("001", "003"):
@@ -575,10 +573,8 @@ def test_finished_work_stays_beside_a_file_that_it_did_not_become(embed, folder,
     embed(folder)
     newer = first.path.read_bytes()
     change(folder / "red" / "001.jpg")
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+    with dies_in("mocoembed.embed.extract.publish"):
+        embed(folder)
     first.path.write_bytes(backup)
     with pytest.raises(UsageError, match="has been replaced since"):
         embed(folder)
@@ -606,20 +602,16 @@ def test_a_part_of_the_work_that_cannot_be_read_is_done_again(embed, folder, mon
     assert "pictures in it are done again" in notes[0]
 
 
-def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, monkeypatch, tmp_path):
+def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, monkeypatch, tmp_path, dies_in):
     monkeypatch.setattr("mocoembed.embed.work.PARTS", 2)
     first, copy = folder / "blue" / "001.jpg", folder / "red" / "007.jpg"
     shutil.copy(first, copy)
-    with monkeypatch.context() as patched:
-        patched.setattr("mocoembed.embed.extract.publish", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(folder)
+    with dies_in("mocoembed.embed.extract.publish"):
+        embed(folder)
     path = tmp_path / "ws" / "embeddings.h5.work"
     with WorkFile(path) as work:
         place = work._place(1) + 300
-    data = bytearray(path.read_bytes())
-    data[place] ^= 4
-    path.write_bytes(data)
+    flip(path, place)
     real = Listing.read
 
     def gone(listing, row):

@@ -105,7 +105,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
 
     job = ranks.from_first(first_job)
     seconds = 0.0
-    if job.todo and ranks.rank < part_count(len(job.plan.todo), config.batch_size):
+    if ranks.rank < part_count(len(job.plan.todo), config.batch_size):
         embedder = Embedder(frozen, compute, config.features, config.normalize, config.compile, watcher.note)
         with compute.keeping_memory():
             seconds = Share(job, config, ranks, watcher).fill(embedder)

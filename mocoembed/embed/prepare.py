@@ -25,7 +25,7 @@ from mocoembed.embed.work import WorkFile, read_header, record_type
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.files import require_space, sha256_json, sync_folder
 
-NO_IDENTITY = ("of others", "damaged")
+DAMAGED, OF_OTHERS = "damaged", "of others"
 ROW_BYTES = 80  # of an embeddings file, beside vector and path
 
 
@@ -47,11 +47,6 @@ class Job:
     def work(self) -> pathlib.Path:
         """The work file."""
         return work_file(self.output)
-
-    @property
-    def todo(self) -> bool:
-        """Whether there is anything to read."""
-        return len(self.plan.todo) > 0
 
     def open_base(self, header: dict):
         """A context with the embeddings that are used again, or `None`; `MismatchError` when others are there now."""
@@ -143,7 +138,7 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
                 salvaged.unlink(missing_ok=True)
             return Job(output, listing, Plan(work.array("before"), work.array("todo")), base, work.done(),
                        changes=True)
-        if base_is_gone and _identity(salvaged) not in (None, *NO_IDENTITY):
+        if base_is_gone and _identity(salvaged) not in (None, DAMAGED, OF_OTHERS):
             note("what the interrupted run had done is kept")  # killed after salvaging, which replaced the base
         else:
             saved = salvage(work, base, salvaged, settings)
@@ -166,14 +161,14 @@ def _may_be_ours(path: pathlib.Path) -> bool:
 
 
 def _identity(path: pathlib.Path) -> str | None:
-    """Which rows an embeddings file has; `None` when there is no file, one of `NO_IDENTITY` when it has none."""
+    """Which rows an embeddings file has; `None` when there is no file, `DAMAGED` or `OF_OTHERS` when it has none."""
     try:
         with EmbeddingFile(path) as file:
             return file.identity
     except FileNotFoundError:
         return None
     except FormatError:
-        return NO_IDENTITY[_may_be_ours(path)]
+        return DAMAGED if _may_be_ours(path) else OF_OTHERS
 
 
 def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path | None:
