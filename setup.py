@@ -11,7 +11,7 @@ exec((here / "mocoembed" / "version.py").read_text(), version)
 setup(
     name="mocoembed",
     version=version["__version__"],
-    description="Pretrain image encoders with Momentum Contrast; embed, index and search pictures with them",
+    description="Pretrain image encoders with Momentum Contrast; embed, index and search images with them",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,7 +1,7 @@
 """Does the shape of the paper's ablations show in minutes on a CPU? Momentum, dictionary and BatchNorm.
 
-In: CIFAR-10 as pictures in class folders. Each cell is one `mocoembed pretrain` in a workspace of its own below
---output, with a narrow ResNet-18 and 10,000 pictures; what it gave is kept there as one JSON file. A cell whose file is
+In: CIFAR-10 as images in class folders. Each cell is one `mocoembed pretrain` in a workspace of its own below
+--output, with a narrow ResNet-18 and 10,000 images; what it gave is kept there as one JSON file. A cell whose file is
 there is not run again, and one that was interrupted goes on where it stopped. Runs and --report can be mixed.
 
     python benchmarks/ablations.py cifar/train cifar/test                         # everything, seed 0
@@ -82,7 +82,7 @@ def result_of(metrics: pathlib.Path) -> dict:
     last, epochs = steps[-LAST_STEPS:], sorted({step["epoch"] for step in steps})
     rate = statistics.median(step["images_per_second"] for step in steps)
     return {
-        "knn_top1": knn["knn_top1"], "knn_pictures": knn["pictures"], "steps": steps[-1]["step"],
+        "knn_top1": knn["knn_top1"], "knn_images": knn["images"], "steps": steps[-1]["step"],
         **{name: statistics.mean(step[name] for step in last) for name in ("loss", "top1", "top5")},
         "chance": last[-1]["chance"],
         "images_per_second": rate, "minutes": len(steps) * BATCH / rate / 60,
@@ -199,16 +199,16 @@ def report(output: pathlib.Path, epochs: int, plots: pathlib.Path):
               help="Folder of the results and workspaces.")
 @click.option("--study", "studies", multiple=True, type=click.Choice(list(STUDIES)), help="Only this; repeatable.")
 @click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)), help="Only this; repeatable.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, order, views and the 10,000 pictures.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, order, views and the 10,000 images.")
 @click.option("--epochs", default=12, show_default=True, help="Of every cell.")
 @click.option("--report", "plots", type=click.Path(path_type=pathlib.Path, exists=True), metavar="FOLDER",
               help="Run nothing: print tables of what is there, and draw the plots into this folder.")
 def main(folders, output, studies, cells, seed, epochs, plots):
-    """Run the cells on FOLDERS (pictures to learn from, pictures to measure on), or report."""
+    """Run the cells on FOLDERS (images to learn from, images to measure on), or report."""
     if plots:
         return report(output, epochs, plots)
     if len(folders) != 2:
-        raise click.UsageError("Give two folders: pictures to learn from, and pictures to measure on.")
+        raise click.UsageError("Give two folders: images to learn from, and images to measure on.")
     wanted = cells or dict.fromkeys(cell for study in studies or STUDIES for cell in STUDIES[study])
     for cell in wanted:
         run_cell(cell, seed, epochs, folders, output)

@@ -1,11 +1,11 @@
-"""How long it takes to begin with a million pictures, and how much memory they take, against torchvision's ImageFolder.
+"""How long it takes to begin with a million images, and how much memory they take, against torchvision's ImageFolder.
 
-    python benchmarks/collection_scale.py FOLDER [--pictures 1000000]
+    python benchmarks/collection_scale.py FOLDER [--images 1000000]
 
-makes in FOLDER a tree of 1,000 folders (hard links to 64 small pictures), a list of the same files and 100 tar shards,
-then measures each in a fresh process: seconds until the first picture is read (and seconds of processor), the memory
+makes in FOLDER a tree of 1,000 folders (hard links to 64 small images), a list of the same files and 100 tar shards,
+then measures each in a fresh process: seconds until the first image is read (and seconds of processor), the memory
 that this adds, at its peak and after it, and what a loading process, forked or spawned, has to itself before and after
-reading 20,000 pictures by number (JPEG files of 32 pixels: bytes only, nothing is decoded). The first scan finds our
+reading 20,000 images by number (JPEG files of 32 pixels: bytes only, nothing is decoded). The first scan finds our
 cache folder empty, and of the file system whatever the operating system has in memory, as every scan does.
 """
 
@@ -28,7 +28,7 @@ FOLDERS, ORIGINALS, SHARDS, READ = 1000, 64, 100, 20_000
 WHAT = ("ours-tree", "ours-list", "ours-shards", "imagefolder-tree")
 
 
-def make(folder: pathlib.Path, pictures: int):
+def make(folder: pathlib.Path, images: int):
     """The tree, the list and the shards."""
     if (folder / "list.txt").exists():
         return
@@ -38,14 +38,14 @@ def make(folder: pathlib.Path, pictures: int):
     for number in range(ORIGINALS):
         Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(originals / f"{number}.jpg")
     data = [(originals / f"{number}.jpg").read_bytes() for number in range(ORIGINALS)]
-    names = [f"class-{number % FOLDERS:04d}/{number:07d}.jpg" for number in range(pictures)]
+    names = [f"class-{number % FOLDERS:04d}/{number:07d}.jpg" for number in range(images)]
     for number in range(FOLDERS):
         (folder / "tree" / f"class-{number:04d}").mkdir(parents=True)
     for number, name in enumerate(names):
         os.link(originals / f"{number % ORIGINALS}.jpg", folder / "tree" / name)
     for shard in range(SHARDS):
         with tarfile.open(folder / f"shard-{shard:03d}.tar", "w") as tar:
-            for number in range(shard, pictures, SHARDS):
+            for number in range(shard, images, SHARDS):
                 info = tarfile.TarInfo(f"{number:07d}.jpg")
                 info.size = len(data[number % ORIGINALS])
                 tar.addfile(info, io.BytesIO(data[number % ORIGINALS]))
@@ -65,7 +65,7 @@ def private_megabytes() -> float:
 
 
 class Probe:
-    """A dataset: numbers of pictures -> what its process has to itself after reading them."""
+    """A dataset: numbers of images -> what its process has to itself after reading them."""
 
     def __init__(self, read):
         self.read = read
@@ -77,7 +77,7 @@ class Probe:
 
 
 class FolderReader:
-    """Reads pictures of an ImageFolder."""
+    """Reads images of an ImageFolder."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -87,7 +87,7 @@ class FolderReader:
 
 
 class ListingReader:
-    """Reads pictures of a listing."""
+    """Reads images of a listing."""
 
     def __init__(self, listing):
         self.listing = listing
@@ -115,7 +115,7 @@ def measure(what: str, folder: pathlib.Path) -> dict:
         collection = ImageFolder(str(place))
         reader = FolderReader(collection.samples)
     reader(0)
-    result = {"pictures": len(collection), "seconds": time.perf_counter() - begun,
+    result = {"images": len(collection), "seconds": time.perf_counter() - begun,
               "cpu": time.process_time() - worked,
               "peak MB": status_megabytes("VmHWM") - before, "kept MB": status_megabytes("VmRSS") - before}
     rows = np.random.default_rng(0).integers(0, len(collection), READ).tolist()
@@ -130,13 +130,13 @@ def main():
     """Make the collections, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--measure", choices=WHAT, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.folder)))
         return
-    make(arguments.folder, arguments.pictures)
+    make(arguments.folder, arguments.images)
     time.sleep(4)  # what has just changed is not kept
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}")
     for what in WHAT:
@@ -147,7 +147,7 @@ def main():
             result = json.loads(run.stdout)
             workers = "  ".join("{} worker {:.0f} -> {:.0f} MB".format(start, *result[f"{start} MB"])
                                 for start in ("fork", "spawn"))
-            print(f"{what:16} {'again' if again else 'first'}  {result['pictures']:8d} pictures "
+            print(f"{what:16} {'again' if again else 'first'}  {result['images']:8d} images "
                   f"{result['seconds']:7.2f} s ({result['cpu']:.2f} s of processor)  "
                   f"peak +{result['peak MB']:4.0f}, then +{result['kept MB']:4.0f} MB  {workers}", flush=True)
 

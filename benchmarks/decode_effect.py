@@ -4,7 +4,7 @@
 
 The photographs are enlarged to a longer side of 4,000 pixels (bicubic, quality 90) and embedded (backbone, length 1)
 from the smallest of the decoder's scales that covers the resize, from one at least twice as large (`reserve`), and from
-the full decode; the vectors are compared picture by picture, for the given weights and for untrained ones of the same
+the full decode; the vectors are compared image by image, for the given weights and for untrained ones of the same
 architecture (running statistics of BatchNorm at their start). Beside them the milliseconds of processor for each way.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.decoders import chosen, enlarged
-from mocoembed.data.picture import Picture
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import Embedder, FrozenEncoder
@@ -28,18 +28,18 @@ from mocoembed.workspace import Workspace
 BATCH = 8
 
 
-class Reserve(Picture):
-    """A picture decoded at twice the scale that is asked."""
+class Reserve(EncodedImage):
+    """An image decoded at twice the scale that is asked."""
 
     def rgb(self, shrink: float = 1.0):
-        """As `Picture.rgb`, at least 2/`shrink` of full size."""
+        """As `EncodedImage.rgb`, at least 2/`shrink` of full size."""
         return super().rgb(shrink / 2)
 
 
-def decoded(data: list[bytes], open_picture, transform: EvaluationTransform) -> tuple[torch.Tensor, float]:
-    """(N, 3, S, S) uint8, and milliseconds of processor a picture."""
+def decoded(data: list[bytes], open_image, transform: EvaluationTransform) -> tuple[torch.Tensor, float]:
+    """(N, 3, S, S) uint8, and milliseconds of processor an image."""
     begun = time.process_time()
-    pixels = np.stack([transform.pixels(open_picture(one)) for one in data])
+    pixels = np.stack([transform.pixels(open_image(one)) for one in data])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), 1000 * (time.process_time() - begun) / len(data)
 
 
@@ -53,7 +53,7 @@ def compare(name: str, frozen: FrozenEncoder, pixels: dict[str, torch.Tensor]):
         low, median = np.percentile(cosines, [5, 50])
         print(f"{name:10} {way:8} median {median:.5f}, 5 % {low:.5f}, lowest {cosines.min():.5f}, n {len(cosines)}")
     others = (full @ full.T)[~torch.eye(len(full), dtype=torch.bool)]
-    print(f"{name:10} of two different pictures: median {others.median():.5f}")
+    print(f"{name:10} of two different images: median {others.median():.5f}")
 
 
 def main():
@@ -62,18 +62,18 @@ def main():
     parser.add_argument("--photographs", type=pathlib.Path, required=True)
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--image-size", type=int, help="Side of the pictures given to the encoder, if not its own.")
+    parser.add_argument("--image-size", type=int, help="Side of the images given to the encoder, if not its own.")
     arguments = parser.parse_args()
     frozen = open_encoder(arguments.encoder, Workspace("mocoembed-workspace"), print)
     if arguments.image_size:
         transform = EvaluationTransform.of(arguments.image_size, frozen.transform.mean, frozen.transform.std)
         frozen = dataclasses.replace(frozen, transform=transform)
     data = [bytes(enlarged(one)) for one in chosen(arguments.photographs, arguments.count)]
-    ways = {"scaled": Picture, "reserve": Reserve, "full": lambda one: Picture(one, full=True)}
+    ways = {"scaled": EncodedImage, "reserve": Reserve, "full": lambda one: EncodedImage(one, full=True)}
     pixels = {}
-    for way, open_picture in ways.items():
-        pixels[way], milliseconds = decoded(data, open_picture, frozen.transform)
-        print(f"{way:8} {milliseconds:.1f} ms a picture")
+    for way, open_image in ways.items():
+        pixels[way], milliseconds = decoded(data, open_image, frozen.transform)
+        print(f"{way:8} {milliseconds:.1f} ms an image")
     compare("trained", frozen, pixels)
     torch.manual_seed(0)
     compare("untrained", dataclasses.replace(frozen, encoder=Encoder(frozen.encoder.spec).eval()), pixels)

@@ -1,4 +1,4 @@
-"""Which decoder for JPEG files: milliseconds a picture for Pillow, torchvision.io and simplejpeg, one thread.
+"""Which decoder for JPEG files: milliseconds an image for Pillow, torchvision.io and simplejpeg, one thread.
 
     pip install simplejpeg
     python benchmarks/decoders.py --small cifar/test --usual flowers
@@ -6,7 +6,7 @@
 `full` is bytes -> RGB uint8 at full size; `for 256` is the smallest of the decoder's own scales whose shorter side has
 256 pixels or more (torchvision.io has none, so it decodes in full), resized by Pillow to a shorter side of 256. The
 12-megapixel files are the usual ones enlarged to a longer side of 4,000 pixels (bicubic, quality 90). The decoders take
-turns, picture by picture; the figure is the median over the pictures, of the fastest of three rounds for each.
+turns, image by image; the figure is the median over the images, of the fastest of three rounds for each.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from mocoembed.data.picture import Picture
+from mocoembed.data.decode import EncodedImage
 
 try:
     import simplejpeg
@@ -53,9 +53,9 @@ def _resize(image: Image.Image):
 
 
 def ours_256(data):
-    """Our `Picture`: every check, Pillow's draft decoding."""
-    picture = Picture(data)
-    return _resize(picture.rgb(min(picture.width, picture.height) / SIDE))
+    """Our `EncodedImage`: every check, Pillow's draft decoding."""
+    image = EncodedImage(data)
+    return _resize(image.rgb(min(image.width, image.height) / SIDE))
 
 
 def torchvision_256(data):
@@ -75,18 +75,18 @@ def chosen(folder: pathlib.Path, count: int) -> list[bytearray]:
 
 
 def enlarged(data: bytes) -> bytearray:
-    """The picture with a longer side of `LARGE` pixels."""
+    """The image with a longer side of `LARGE` pixels."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     factor, buffer = LARGE / max(image.size), io.BytesIO()
     image.resize([round(side * factor) for side in image.size]).save(buffer, "JPEG", quality=90)
     return bytearray(buffer.getvalue())
 
 
-def milliseconds(decoders, pictures) -> list[tuple[float, float, float]]:
-    """For each decoder the median and the 5th and 95th percentile over the pictures of its fastest round."""
-    seconds = np.full((len(decoders), len(pictures)), np.inf)
+def milliseconds(decoders, images) -> list[tuple[float, float, float]]:
+    """For each decoder the median and the 5th and 95th percentile over the images of its fastest round."""
+    seconds = np.full((len(decoders), len(images)), np.inf)
     for _ in range(ROUNDS):
-        for column, data in enumerate(pictures):
+        for column, data in enumerate(images):
             for row, decode in enumerate(decoders):
                 begun = time.perf_counter()
                 decode(data)
@@ -107,9 +107,9 @@ def main():
     sets = {"small": (chosen(arguments.small, 1000), full), "usual": (usual, full + scaled),
             "12 megapixels": ([enlarged(data) for data in usual[::10]], full + scaled)}
     print(f"Python {sys.version.split()[0]}, Pillow {pillow_version}, torchvision {torchvision.__version__}")
-    for name, (pictures, decoders) in sets.items():
-        for decode, (median, low, high) in zip(decoders, milliseconds(decoders, pictures)):
-            print(f"{name:14} {decode.__name__:17} {median:8.3f} ms ({low:.3f} to {high:.3f}), n {len(pictures)}")
+    for name, (images, decoders) in sets.items():
+        for decode, (median, low, high) in zip(decoders, milliseconds(decoders, images)):
+            print(f"{name:14} {decode.__name__:17} {median:8.3f} ms ({low:.3f} to {high:.3f}), n {len(images)}")
 
 
 if __name__ == "__main__":

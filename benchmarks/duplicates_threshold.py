@@ -1,8 +1,8 @@
-"""Which similarity tells near-duplicates from other pictures, with a given encoder?
+"""Which similarity tells near-duplicates from other images, with a given encoder?
 
     python -m benchmarks.duplicates_threshold photos SCRATCH --encoder encoder.safetensors
 
-Copies of PICTURES photographs, changed in ways that people change them, are embedded together with all originals. For
+Copies of IMAGES photographs, changed in ways that people change them, are embedded together with all originals. For
 each threshold: the share of changed copies at least that similar to their original, and how many of the other originals
 are at least that similar to some original, which `mocoembed duplicates` would take for duplicates.
 """
@@ -20,7 +20,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 
 THRESHOLDS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
-CHANGES = {  # name -> (picture -> picture, JPEG quality)
+CHANGES = {  # name -> (image -> image, JPEG quality)
     "saved at quality 60": (lambda image: image, 60),
     "half the size": (lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS), 90),
     "5 % cut off at each side": (lambda image: image.crop(
@@ -47,12 +47,12 @@ def main():
     parser.add_argument("photographs", type=pathlib.Path)
     parser.add_argument("scratch", type=pathlib.Path, metavar="SCRATCH")
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--pictures", type=int, default=200, help="Photographs of which changed copies are made.")
+    parser.add_argument("--images", type=int, default=200, help="Photographs of which changed copies are made.")
     parser.add_argument("--all", type=int, default=800, help="Photographs that are embedded.")
     arguments = parser.parse_args()
-    folder = arguments.scratch / "pictures"
+    folder = arguments.scratch / "images"
     if not folder.exists():
-        lay(arguments.photographs, folder, arguments.pictures, arguments.all)
+        lay(arguments.photographs, folder, arguments.images, arguments.all)
     result = embed_images(EmbedConfig(str(folder), str(arguments.scratch), arguments.encoder))
     with EmbeddingFile.open(result.path) as file:
         names = np.array([file.label_names[label] for label in file.labels()])

@@ -1,4 +1,4 @@
-"""The contenders of `embed_speed.py`: each takes a `Lab` and a folder, and embeds (or loads) the folder's pictures."""
+"""The contenders of `embed_speed.py`: each takes a `Lab` and a folder, and embeds (or loads) the folder's images."""
 
 import copy
 import functools
@@ -67,7 +67,7 @@ class Lab:
 def _repeat(lab: Lab, folder: pathlib.Path, work: Callable[[], object]):
     """Do the work of one batch as often as the folder has batches."""
     with torch.inference_mode():
-        for _ in range(len(os.listdir(folder / "pictures")) // lab.batch_size):
+        for _ in range(len(os.listdir(folder / "images")) // lab.batch_size):
             work()
     lab.finish()
 

@@ -10,7 +10,7 @@
 A ResNet-50 (or --arch) with random weights at 224 pixels. The collections are made in SCRATCH: photographs as they are
 (`usual`) or enlarged to a longer side of 4,000 pixels (`large`; the same 40, with other bytes after their end). Every
 contender embeds a smaller and a larger collection in full, start and end included, and the figure is the difference of
-pictures by the difference of seconds (and of seconds of processor, of all processes): the steady state, without what is
+images by the difference of seconds (and of seconds of processor, of all processes): the steady state, without what is
 done once or loaded ahead. Each is measured in a process of its own, as ours has its process keep freed memory. In each
 round the contenders take turns; ratios are within a round. Rounds add up in SCRATCH/measured.jsonl, and the table tells
 all of them.
@@ -54,7 +54,7 @@ from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 
 DISTINCT = 40  # photographs that are enlarged
 DIMENSION, COMMIT = 2048, 1024
-# kind -> (pictures in the smaller and the larger collection, pictures in a batch); more than are loaded ahead
+# kind -> (images in the smaller and the larger collection, images in a batch); more than are loaded ahead
 SIZES = {"usual": ("160,480", 32), "large": ("80,176", 16)}
 AGAINST = [("kept", "model"), ("ours", "model"), ("ours", "kept"), ("ours", "folded"), ("ours", "plain"),
            ("ours", "lightly"), ("ours-compiled", "plain"), ("ours-compiled", "lightly"),
@@ -69,9 +69,9 @@ def collection(lab: Lab, photographs: pathlib.Path, kind: str, count: int) -> pa
         some = [enlarged(data) for data in some] if kind == "large" else some
         making = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(making, ignore_errors=True)
-        (making / "pictures").mkdir(parents=True)
+        (making / "images").mkdir(parents=True)
         for i in range(count):
-            (making / "pictures" / f"{i:05d}.jpg").write_bytes(some[i % len(some)] + i.to_bytes(4, "big"))
+            (making / "images" / f"{i:05d}.jpg").write_bytes(some[i % len(some)] + i.to_bytes(4, "big"))
         making.rename(folder)
     return folder
 
@@ -93,8 +93,8 @@ def contend(lab: Lab, name: str, folder: pathlib.Path) -> tuple[float, float]:
 
 
 def measure(lab: Lab, name: str, folders: list[pathlib.Path]) -> tuple[float, float]:
-    """(pictures per second, milliseconds of processor a picture) in the steady state."""
-    small, large = (len(os.listdir(folder / "pictures")) for folder in folders)
+    """(images per second, milliseconds of processor an image) in the steady state."""
+    small, large = (len(os.listdir(folder / "images")) for folder in folders)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as apart:
         if name == "ours-compiled":
             apart.submit(contend, lab, name, folders[0]).result()  # fills the compiler's cache
@@ -158,8 +158,8 @@ def report(lines: list[dict]):
             both = [1 / (1 / line["work"] + 1 / line["publish"]) / line["raw"] for line in rounds]
             print(f"work and publish against numpy.save: {spread(both, 2)}")
             continue
-        print(f"\n| {key[0]} files, {key[1]}, batch {key[2]} | pictures/s, median (lowest to highest) | "
-              "ms of processor a picture | n |\n| --- | --- | --- | --- |")
+        print(f"\n| {key[0]} files, {key[1]}, batch {key[2]} | images/s, median (lowest to highest) | "
+              "ms of processor an image | n |\n| --- | --- | --- | --- |")
         for name in CONTENDERS:
             if found := [line["found"][name] for line in rounds if name in line["found"]]:
                 rates, used = zip(*found)
@@ -190,7 +190,7 @@ def main():
     parser.add_argument("--kind", choices=tuple(SIZES), default="usual")
     parser.add_argument("--arch", choices=("resnet18", "resnet50"), default="resnet50")
     parser.add_argument("--only", default="model,kept,ours,plain,lightly", help=", ".join(CONTENDERS))
-    parser.add_argument("--sizes", help="Pictures in both collections; by default as many as the kind needs.")
+    parser.add_argument("--sizes", help="Images in both collections; by default as many as the kind needs.")
     parser.add_argument("--batch-size", type=int, help="By default 32, or 16 for large files.")
     parser.add_argument("--workers", type=int, help="Loading processes of each; by default as many as ours has.")
     parser.add_argument("--device", default="auto")

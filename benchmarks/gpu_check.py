@@ -5,7 +5,7 @@
 
 First the checks, each against the CPU, a formula or a run that was not interrupted; `--only` names some of them. Then,
 unless `--no-speed`: images per second of `training_step` on ready tensors against the bare encoders (see
-`pretrain_speed.py`), peak memory, and pictures per second of the loader. What would begin or end after `--seconds` is
+`pretrain_speed.py`), peak memory, and images per second of the loader. What would begin or end after `--seconds` is
 left out, and said to be. Prints a table and, as the last line, all of it as one JSON object. Exit status 1 when a
 check or a measurement failed.
 """
@@ -34,7 +34,7 @@ from pretrain_speed import bare_step, our_step, timed
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, cores, view_batches, worker_count
-from mocoembed.data.sample import draw_picture
+from mocoembed.data.sample import draw_image
 from mocoembed.model.precision import Compute
 
 ROUNDS, WARM_UP = 12, 4
@@ -135,16 +135,16 @@ def measure_speed(lab: Lab, end: float, show: Callable[[str], None]) -> list[dic
 
 
 def write_photographs(folder: pathlib.Path, count: int):
-    """Generated pictures as 500 x 400 JPEG files with the noise, and so about the size in bytes, of photographs."""
+    """Generated images as 500 x 400 JPEG files with the noise, and so about the size in bytes, of photographs."""
     folder.mkdir()
     for i in range(count):
-        pixels = np.asarray(Image.fromarray(draw_picture(1, i)[0]).resize((500, 400), Image.Resampling.BICUBIC))
+        pixels = np.asarray(Image.fromarray(draw_image(1, i)[0]).resize((500, 400), Image.Resampling.BICUBIC))
         noise = np.random.default_rng(i).normal(0, 8, pixels.shape)
         Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
 def measure_loader(lab: Lab, show: Callable[[str], None]) -> dict:
-    """Pictures per second, two crops of 224 pixels of each, as pretraining loads them."""
+    """Images per second, two crops of 224 pixels of each, as pretraining loads them."""
     folder = lab.folder / "photographs"
     write_photographs(folder, 32 if lab.quick else 256)
     listing = scan(folder)
@@ -163,9 +163,9 @@ def measure_loader(lab: Lab, show: Callable[[str], None]) -> dict:
             break
     rate = done / (time.monotonic() - begun)
     size = statistics.mean(file.stat().st_size for file in folder.iterdir())
-    show(f"loader: {rate:.0f} pictures/s (500 x 400 JPEG of {size / 1e3:.0f} kB, two crops of 224 pixels), {workers} "
+    show(f"loader: {rate:.0f} images/s (500 x 400 JPEG of {size / 1e3:.0f} kB, two crops of 224 pixels), {workers} "
          f"workers, {cores()} cores")
-    return {"pictures_per_second": round(rate, 1), "workers": workers, "file_kb": round(size / 1e3)}
+    return {"images_per_second": round(rate, 1), "workers": workers, "file_kb": round(size / 1e3)}
 
 
 @click.command()

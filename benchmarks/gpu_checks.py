@@ -26,7 +26,7 @@ from mocoembed.train.monitor import Watcher
 from mocoembed.train.run import frozen_encoder, run_folder, set_up
 from mocoembed.train.step import make_views, training_step
 
-PICTURES = 64
+IMAGES = 64
 VARIANTS = {"queue": {}, "symmetric": {"symmetric": True}, "sync": {"batchnorm": "sync", "bn_groups": 1},
             "end-to-end": {"dictionary": "end-to-end"}, "memory-bank": {"dictionary": "memory-bank"}}
 # How far a loss of about 3 may be from that of float64 within three steps.
@@ -46,7 +46,7 @@ class Lab:
 
 def tiny(lab: Lab, changes: dict) -> PretrainConfig:
     """A pretraining of seconds, with every operation on views, and these settings changed."""
-    return PretrainConfig.of("small", str(lab.folder / "pictures"), **{
+    return PretrainConfig.of("small", str(lab.folder / "images"), **{
         "workspace": str(lab.folder / "workspace"), "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 32,
         "batch_size": 16, "bn_groups": 2, "image_size": 32, "lr": 0.003, "warmup_epochs": 0.0, "epochs": 2,
         "blur_probability": 0.5, "solarize_probability": 0.2, "mask_same_image": False, "device": lab.device,
@@ -54,12 +54,12 @@ def tiny(lab: Lab, changes: dict) -> PretrainConfig:
 
 
 def made_up_batch(config: PretrainConfig, step: int) -> ViewBatch:
-    """Two noisy crops each of pictures in large blocks of colour, and all that is to be done to them."""
+    """Two noisy crops each of images in large blocks of colour, and all that is to be done to them."""
     n, size, random = config.batch_size, config.image_size, np.random.default_rng(step)
     blocks = random.integers(30, 226, (n, 8, 8, 3)).repeat(size // 8, axis=1).repeat(size // 8, axis=2)
     crops = tuple(torch.from_numpy((blocks + random.integers(-30, 30, blocks.shape)).astype(np.uint8))
                   .permute(0, 3, 1, 2) for _ in range(2))
-    rows = np.arange(n * step, n * (step + 1)) % PICTURES
+    rows = np.arange(n * step, n * (step + 1)) % IMAGES
     order = shuffle_order(config.seed, step, n) if config.shuffles_keys else None
 
     def parameters(of_rows, view: int) -> ViewParameters:
@@ -76,7 +76,7 @@ def losses(config: PretrainConfig, device: str, steps: int = 3) -> list[float]:
     """Losses of the first steps, as pretraining makes them."""
     compute = Compute.of(device, config.precision)
     compute.tune()
-    training, found = set_up(config, compute, PICTURES), []
+    training, found = set_up(config, compute, IMAGES), []
     for step in range(steps):
         views = make_views(made_up_batch(config, step), training)
         found.append(float(training_step(training, views, (), lambda numbers: None)[0, 0]))
@@ -129,7 +129,7 @@ def check_scaler(lab: Lab) -> str:
     if lab.device == "cpu":
         return "not on a CPU, which has no fp16"
     config = tiny(lab, {"precision": "fp16"})
-    training = set_up(config, Compute.of(lab.device, "fp16"), PICTURES)
+    training = set_up(config, Compute.of(lab.device, "fp16"), IMAGES)
     training.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, growth_interval=1000)
     moved = []
     for step in range(40):
@@ -146,7 +146,7 @@ def check_layout(lab: Lab) -> str:
     """Channels-last weights and outputs against the other layout's."""
     compute = Compute.of(lab.device, "fp32")
     compute.tune()
-    encoder = set_up(tiny(lab, {"precision": "fp32"}), compute, PICTURES).method.encoder_q.eval()
+    encoder = set_up(tiny(lab, {"precision": "fp32"}), compute, IMAGES).method.encoder_q.eval()
     weight = encoder.backbone.layer1[0].conv1.weight
     require(weight.is_contiguous(memory_format=torch.channels_last), "weights are not channels-last")
     x = torch.randn(16, 3, 32, 32, device=lab.device)
@@ -176,7 +176,7 @@ def check_groups(lab: Lab) -> str:
 
 def check_resume(lab: Lab) -> str:
     """A pretraining stopped by SIGTERM and resumed, against one that was not, in float64."""
-    write_collection(lab.folder / "pictures", PICTURES)
+    write_collection(lab.folder / "images", IMAGES)
     curves, stopped = [], []
     for run, stop in (("whole", None), ("stopped", 3)):
         config = tiny(lab, {"run": run, "precision": "fp64"})
@@ -196,7 +196,7 @@ def check_resume(lab: Lab) -> str:
 
 def check_not_finite(lab: Lab) -> str:
     """A loss that is not finite ends the run, and no checkpoint holds such numbers."""
-    write_collection(lab.folder / "pictures", PICTURES)
+    write_collection(lab.folder / "images", IMAGES)
     config = tiny(lab, {"run": "diverging", "precision": "fp32", "lr": 1e30, "checkpoint_every": 1})
     try:
         pretrain(config)
@@ -212,14 +212,14 @@ def check_not_finite(lab: Lab) -> str:
 def check_embedding(lab: Lab) -> str:
     """Embeddings against the CPU's."""
     config = PretrainConfig.of("cifar10", "none", width=0.125 if lab.quick else 1.0)
-    weights = set_up(config, Compute.of("cpu", "fp32"), PICTURES).method.encoder_q.state_dict()
+    weights = set_up(config, Compute.of("cpu", "fp32"), IMAGES).method.encoder_q.state_dict()
     pixels = made_up_batch(dataclasses.replace(config, batch_size=64), 0).crops[0]
     worst = 1.0
     for features in ("backbone", "projection"):
         vectors = [Embedder(frozen_encoder(weights, config, {}), Compute.of(device, "fp32"), features, True)(pixels)
                    for device in (lab.device, "cpu")]
         worst = min(worst, float((vectors[0] * vectors[1]).sum(dim=1).min()))
-    return require(worst > 0.99999, f"64 pictures: cosines with the CPU's vectors at least {worst:.7f}")
+    return require(worst > 0.99999, f"64 images: cosines with the CPU's vectors at least {worst:.7f}")
 
 
 def check_compile(lab: Lab) -> str:

@@ -1,4 +1,4 @@
-"""Pictures per second and core of the input side, ours against what others use.
+"""Images per second and core of the input side, ours against what others use.
 
     pip install lightly
     python benchmarks/loader_speed.py FOLDER --photographs flowers --small cifar/test [--lightly]
@@ -9,7 +9,7 @@ copies of the small ones. Then, in one process with one thread, the contenders t
 
 Two views for pretraining
     ours       `view_batches`: what one of our loading processes does, from file to two uint8 crops
-    official   the same from the transforms of the authors' MoCo v2 recipe: ImageFolder, torchvision on Pillow pictures
+    official   the same from the transforms of the authors' MoCo v2 recipe: ImageFolder, torchvision on Pillow images
     lightly    its MoCoV2Transform in place of that
     decode     ImageFolder's reading and full decoding alone: what no pipeline that decodes in full can beat
     device     `apply_views` on our crops, which in `pretrain` the training's device does (here: this core)
@@ -68,7 +68,7 @@ def make(folder: pathlib.Path, photographs: pathlib.Path, count: int, size: tupl
 
 
 def copy_small(folder: pathlib.Path, small: pathlib.Path, count: int):
-    """`count` of the small pictures in `folder`/class."""
+    """`count` of the small images in `folder`/class."""
     if not folder.exists():
         (folder / "class").mkdir(parents=True)
         paths = sorted(small.rglob("*.jpg"))
@@ -84,7 +84,7 @@ class Blur:
 
 
 class Twice:
-    """Two views of a picture, each through the whole chain."""
+    """Two views of an image, each through the whole chain."""
 
     def __init__(self, chain):
         self.chain = chain
@@ -172,7 +172,7 @@ class OurEvaluation:
 
 
 def timed(contenders: dict, batch_size: int, rounds: int) -> dict[str, list[float]]:
-    """Pictures per second of processor for each contender in each round, after one that does not count."""
+    """Images per second of processor for each contender in each round, after one that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, work in contenders.items():
@@ -191,11 +191,11 @@ def spread(values: list[float]) -> str:
 
 def report(title: str, rates: dict[str, list[float]], rounds: int, batch_size: int):
     """One block of the table: each contender, and ours against it."""
-    print(f"\n{title}; {rounds} rounds of {batch_size} pictures")
+    print(f"\n{title}; {rounds} rounds of {batch_size} images")
     for name, values in rates.items():
         ratio = spread([ours / theirs for ours, theirs in zip(rates["ours"], values)]).strip()
         milliseconds = 1000 / statistics.median(values)
-        print(f"  {name:9} {spread(values):30} pictures/s  {milliseconds:8.2f} ms   ours is {ratio}")
+        print(f"  {name:9} {spread(values):30} images/s  {milliseconds:8.2f} ms   ours is {ratio}")
 
 
 def pretraining(folder: pathlib.Path, title: str, config: PretrainConfig, rounds: int, lightly: bool):
@@ -218,9 +218,9 @@ def evaluation(folder: pathlib.Path, title: str, batch_size: int, rounds: int):
 
 
 def main():
-    """Make the pictures, measure, print."""
+    """Make the images, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, help="Scratch folder for the pictures.")
+    parser.add_argument("folder", type=pathlib.Path, help="Scratch folder for the images.")
     parser.add_argument("--photographs", type=pathlib.Path, required=True, help="Folder of JPEG photographs.")
     parser.add_argument("--small", type=pathlib.Path, required=True, help="Folder of JPEG files of 32 pixels.")
     parser.add_argument("--lightly", action="store_true", help="Measure lightly's transform, too.")

@@ -33,7 +33,7 @@ from mocoembed.train.optim import build_optimizer
 from mocoembed.train.run import set_up
 from mocoembed.train.step import training_step
 
-PICTURES = 50_000
+IMAGES = 50_000
 MODEL_CELLS = ("class SplitBatchNorm", "class ModelMoCo")
 
 
@@ -63,7 +63,7 @@ def official_step(notebook: str, config: PretrainConfig, compute: Compute):
 
 def our_step(config: PretrainConfig, compute: Compute):
     """`training_step` on ready views."""
-    training = set_up(config, compute, PICTURES)
+    training = set_up(config, compute, IMAGES)
     rows = torch.arange(config.batch_size, device=compute.device)
     order = torch.from_numpy(shuffle_order(0, 0, config.batch_size)) if config.shuffles_keys else None
 
@@ -77,7 +77,7 @@ def our_step(config: PretrainConfig, compute: Compute):
 
 def bare_step(config: PretrainConfig, compute: Compute):
     """Forward of both encoders, backward of one."""
-    moco = set_up(config, compute, PICTURES).method
+    moco = set_up(config, compute, IMAGES).method
 
     def step(views):
         with compute.autocast():
@@ -103,7 +103,7 @@ def timed(step, views, device: torch.device) -> float:
 
 @click.command()
 @click.option("--official", type=click.Path(exists=True, dir_okay=False), help="The authors' notebook.")
-@click.option("--batch-size", default=64, show_default=True, help="Pictures in a step.")
+@click.option("--batch-size", default=64, show_default=True, help="Images in a step.")
 @click.option("--bn-groups", default=1, show_default=True, help="BatchNorm groups.")
 @click.option("--rounds", default=9, show_default=True, help="Steps of each that count, after two that do not.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

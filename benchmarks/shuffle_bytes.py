@@ -119,7 +119,7 @@ def received_bytes(take_steps, steps: int, config: PretrainConfig, ranks: Ranks,
 @click.command()
 @click.option("--official", type=click.Path(exists=True, file_okay=False), help="A checkout of the authors' code.")
 @click.option("--processes", default="2,4", show_default=True, help="Numbers of processes, separated by commas.")
-@click.option("--batch-size", default=256, show_default=True, help="Pictures in a step, over all processes.")
+@click.option("--batch-size", default=256, show_default=True, help="Images in a step, over all processes.")
 @click.option("--image-size", default=224, show_default=True, help="Side of a view in pixels.")
 @click.option("--steps", default=3, show_default=True, help="Steps that are counted.")
 def main(official, processes, batch_size, image_size, steps):

@@ -20,12 +20,12 @@ def convert(as_json, **values):
     npy gives the vectors (N x D, in the type of the file) and, in NAME-paths.csv beside them, id, path and label of
     every row; parquet (one column of vectors of fixed size) and csv hold all in one file. Paths are full ones. A
     SOURCE that is a .npy file becomes an embeddings file, which can be indexed, measured by knn and searched for
-    duplicates; to search by picture, the encoder itself is needed.
+    duplicates; to search by image, the encoder itself is needed.
 
     \b
       mocoembed convert --to npy
       mocoembed convert photos.h5 --to parquet --output photos.parquet
-      mocoembed convert vectors.npy --paths pictures.csv --made-by clip-vit-b-32
+      mocoembed convert vectors.npy --paths images.csv --made-by clip-vit-b-32
     """
     from mocoembed.embed.convert import convert_embeddings
 

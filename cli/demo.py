@@ -1,4 +1,4 @@
-"""`mocoembed demo`: the whole pipeline on generated pictures."""
+"""`mocoembed demo`: the whole pipeline on generated images."""
 
 import sys
 
@@ -13,7 +13,7 @@ from mocoembed.config import DemoConfig
 @click.command()
 @options_of(DemoConfig)
 def demo(**values):
-    """Generate pictures, learn from them without labels, embed, index, search and measure: minutes on two cores.
+    """Generate images, learn from them without labels, embed, index, search and measure: minutes on two cores.
 
     Prints the commands that it stands for, then the kNN accuracy of the learned encoder beside that of the raw
     pixels and of the untrained encoder, and draws a contact sheet to look at.

@@ -1,4 +1,4 @@
-"""`mocoembed duplicates`: embeddings.h5 -> groups of pictures that are there more than once."""
+"""`mocoembed duplicates`: embeddings.h5 -> groups of images that are there more than once."""
 
 import json
 
@@ -14,7 +14,7 @@ HEADER = ("group", "similarity", "pixels", "bytes", "same", "path")
 
 
 def _rows(groups):
-    """A line for every picture: the one to keep first, with a star; equal letters in a group are equal bytes."""
+    """A line for every image: the one to keep first, with a star; equal letters in a group are equal bytes."""
     for number, group in enumerate(groups, 1):
         for one in group.members:
             keep = "*" if one is group.keeper else " "
@@ -27,7 +27,7 @@ def _summary(result) -> str:
     found = f"cosine {result.threshold:g} or more, {result.compared}" if result.threshold else "equal bytes"
     if not result.bytes_known:
         found += "; bytes unknown"
-    among = f"among {counted(result.count, 'picture')} ({found})"
+    among = f"among {counted(result.count, 'image')} ({found})"
     if not result.groups:
         return f"no duplicates {among}"
     keepers = "the one" if len(result.groups) == 1 else "the ones"
@@ -43,10 +43,10 @@ def _summary(result) -> str:
 @json_option
 @click.option("--sheet", metavar="FILE", help="Draw the groups into this PNG file, too.")
 def duplicates(as_json, sheet, **values):
-    """Find groups of near-duplicates among the pictures of the embeddings file EMBEDDINGS; nothing is deleted.
+    """Find groups of near-duplicates among the images of the embeddings file EMBEDDINGS; nothing is deleted.
 
-    Pictures whose vectors have a cosine of --threshold or more belong together, and so does what they are connected
-    with: in a long chain the ends may be less alike, as the similarity to the first one tells. The largest picture is
+    Images whose vectors have a cosine of --threshold or more belong together, and so does what they are connected
+    with: in a long chain the ends may be less alike, as the similarity to the first one tells. The largest image is
     the one suggested to keep. The same letter marks files that are equal byte for byte.
 
     \b
@@ -58,7 +58,7 @@ def duplicates(as_json, sheet, **values):
     from mocoembed.search.sheet import duplicates_sheet, require_sheet
 
     require_sheet(sheet)
-    with counter("duplicates", "pictures") as progress:
+    with counter("duplicates", "images") as progress:
         result = find_duplicates(DuplicatesConfig(**values), progress)
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))

@@ -1,4 +1,4 @@
-"""`mocoembed embed`: pictures -> embeddings.h5."""
+"""`mocoembed embed`: images -> embeddings.h5."""
 
 import dataclasses
 import json
@@ -19,10 +19,10 @@ SHOWN_FAILURES = 10
 @options_of(EmbedConfig, leave_out=("collections",))
 @json_option
 def embed(as_json, **values):
-    """Embed every picture of each COLLECTION into one HDF5 file.
+    """Embed every image of each COLLECTION into one HDF5 file.
 
     A COLLECTION is a folder of any depth, a list of paths (.txt, or .csv and .jsonl with path and label), tar shards
-    ('shard-{000..009}.tar') or one picture; docs/collections.md tells more. A file with a picture's name is either
+    ('shard-{000..009}.tar') or one image; docs/collections.md tells more. A file with an image's name is either
     embedded or reported as failed, with the reason.
 
     Given again, the command embeds what is new or has changed, drops what is gone and keeps the rest as it is. After
@@ -33,13 +33,13 @@ def embed(as_json, **values):
       mocoembed embed photos more-photos 'shards/train-{000..009}.tar' --output all.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
-      mocoembed embed list.txt --root /where/the/pictures/are/now
+      mocoembed embed list.txt --root /where/the/images/are/now
       mocoembed embed photos --encoder torchvision:resnet50
     """
     from mocoembed.embed.claim import output_lock
 
     config = EmbedConfig(**values)
-    with output_lock(config), counter("embed", "pictures") as progress:  # locked before torch is loaded
+    with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
         from mocoembed.embed.extract import embed_images
 
         result = embed_images(config, progress, note)
@@ -52,14 +52,14 @@ def embed(as_json, **values):
     for folder in result.closed:
         note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
     if result.left_out:
-        note(f"left out: {result.left_out} files that are hidden or have no picture's name")
+        note(f"left out: {result.left_out} files that are hidden or have no image's name")
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
                                "left_out": result.left_out, "closed": list(map(os.fsdecode, result.closed)),
                                "resumed_from": result.resumed_from}))
     else:
-        speed = f", {result.images_per_second:.0f} pictures/s" if result.images_per_second else ""
+        speed = f", {result.images_per_second:.0f} images/s" if result.images_per_second else ""
         put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed{speed}")
 
 

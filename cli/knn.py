@@ -18,9 +18,9 @@ SHOWN_CLASSES = 20
 @options_of(KnnConfig, leave_out=("bank", "queries"))
 @json_option
 def knn(as_json, **values):
-    """Measure the kNN accuracy: the share of pictures whose nearest neighbours vote for their label.
+    """Measure the kNN accuracy: the share of images whose nearest neighbours vote for their label.
 
-    The labelled pictures of the embeddings file BANK vote on those of QUERIES; without QUERIES, each picture of BANK
+    The labelled images of the embeddings file BANK vote on those of QUERIES; without QUERIES, each image of BANK
     is classified by all the others. Every k is tried with every temperature. Accuracies are in percent; up to twenty
     classes are listed one by one, for the first k and temperature, and --json has all of them.
 
@@ -31,7 +31,7 @@ def knn(as_json, **values):
     """
     from mocoembed.evaluate.accuracy import knn_accuracy
 
-    with counter("knn", "pictures") as progress:
+    with counter("knn", "images") as progress:
         result = knn_accuracy(KnnConfig(**values), progress)
     for line in result.notes():
         note(line)
@@ -43,4 +43,4 @@ def knn(as_json, **values):
     put(result.summary())
     if len(result.per_class) <= SHOWN_CLASSES:
         rows = [[one_line(name), str(count), f"{top1:.2f}"] for name, (count, top1) in result.per_class.items()]
-        put("\n" + table(["class", "pictures", "top-1"], rows, "pictures top-1"))
+        put("\n" + table(["class", "images", "top-1"], rows, "images top-1"))

@@ -39,15 +39,15 @@ def cli(debug):
     Everything lands in one workspace folder, and each command finds there what the one before it left:
 
     \b
-      mocoembed pretrain PICTURES     learn an encoder from unlabelled pictures
-      mocoembed embed PICTURES        one vector for every picture
+      mocoembed pretrain IMAGES     learn an encoder from unlabelled images
+      mocoembed embed IMAGES        one vector for every image
       mocoembed index                 make them searchable
-      mocoembed search PICTURE        find similar ones
+      mocoembed search IMAGE        find similar ones
       mocoembed knn                   measure: how often do neighbours share a label?
-      mocoembed duplicates            find pictures that are there more than once
+      mocoembed duplicates            find images that are there more than once
       mocoembed convert --to parquet  give the vectors to other tools
 
-    Start with `mocoembed demo`: all of it on generated pictures, in minutes on two CPU cores.
+    Start with `mocoembed demo`: all of it on generated images, in minutes on two CPU cores.
     """
 
 

@@ -1,4 +1,4 @@
-"""`mocoembed pretrain`: pictures -> runs/<run>/ and encoder.safetensors."""
+"""`mocoembed pretrain`: images -> runs/<run>/ and encoder.safetensors."""
 
 import sys
 
@@ -16,7 +16,7 @@ from mocoembed.recipes import RECIPES
 @click.argument("images", metavar="COLLECTION")
 @options_of(PretrainConfig, leave_out=("images",), presets=tuple(RECIPES.values()))
 def pretrain(images, recipe, **values):
-    """Learn an encoder from the pictures of COLLECTION with Momentum Contrast. Labels are not used.
+    """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
 
     A COLLECTION is a folder of any depth, a list of paths (.txt, .csv, .jsonl) or tar shards ('shard-{000..009}.tar').
 
@@ -37,7 +37,7 @@ def pretrain(images, recipe, **values):
     if result is None:  # another rank's to tell
         return
     if result.failed:
-        note(f"{counted(result.failed, 'picture')} could not be read and had to be replaced; named above")
+        note(f"{counted(result.failed, 'image')} could not be read and had to be replaced; named above")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
-    waiting = f", {result.waiting:.0%} of the time waiting for pictures" if result.last else ""
+    waiting = f", {result.waiting:.0%} of the time waiting for images" if result.last else ""
     put(f"{result.encoder}: {result.steps} steps{loss}{waiting}; run {result.run}")

@@ -1,4 +1,4 @@
-"""`mocoembed search`: query pictures -> similar pictures of the collection."""
+"""`mocoembed search`: query images -> similar images of the collection."""
 
 import csv
 import io
@@ -44,16 +44,16 @@ FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 
 
 @click.command()
-@click.argument("images", nargs=-1, metavar="PICTURE...")
+@click.argument("images", nargs=-1, metavar="IMAGE...")
 @options_of(SearchConfig, leave_out=("images",))
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True,
               help="How to print the hits; paths gives one hit's path a line and nothing else.")
 @json_option
 @click.option("--sheet", metavar="FILE", help="Draw queries and hits into this PNG file, too.")
 def search(images, form, as_json, sheet, **values):
-    """Find the pictures of the collection that are most similar to each PICTURE.
+    """Find the images of the collection that are most similar to each IMAGE.
 
-    A PICTURE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities, 1 at
+    An IMAGE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities, 1 at
     most; of vectors that do not have length 1, minus the squared distance.
 
     \b
@@ -65,7 +65,7 @@ def search(images, form, as_json, sheet, **values):
     from mocoembed.search.sheet import contact_sheet, require_sheet
 
     require_sheet(sheet)
-    with counter("search", "pictures") as progress:
+    with counter("search", "images") as progress:
         results = search_images(SearchConfig(images=images, **values), progress, note)
     put(FORMATS["json" if as_json else form](results))
     if sheet:

@@ -1,10 +1,10 @@
 """mocoembed: pretrain image encoders with Momentum Contrast, and put them to work.
 
-    pictures -> decode -> two random crops -> [device] flip, jitter, grey, blur, normalise -> x_q, x_k
+    images -> decode -> two random crops -> [device] flip, jitter, grey, blur, normalise -> x_q, x_k
     x_q -> encoder_q -> q          x_k -> shuffle -> encoder_k -> unshuffle -> k
     (q, k, queue, T) -> InfoNCE -> backward on encoder_q -> step; encoder_k <- m encoder_k + (1 - m) encoder_q
     checkpoint -> encoder.safetensors (frozen query encoder, preprocessing and provenance inside)
-    pictures x encoder -> embeddings.h5 -> embeddings.faiss -> hits (rank, score, path, label)
+    images x encoder -> embeddings.h5 -> embeddings.faiss -> hits (rank, score, path, label)
     embeddings.h5 x labels -> kNN accuracy
 
 Every command is a function of its config: `mocoembed.knn_accuracy(mocoembed.KnnConfig(bank="embeddings.h5"))`.

@@ -1,4 +1,4 @@
-"""The whole pipeline on generated pictures: what `mocoembed demo` does, step by step, with its own measure."""
+"""The whole pipeline on generated images: what `mocoembed demo` does, step by step, with its own measure."""
 
 import pathlib
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from mocoembed.workspace import Workspace
 
 K, TEMPERATURE = 20, 0.1
 QUERIES_ON_THE_SHEET = 6
-PICTURES = "generated-pictures"
+IMAGES = "generated-images"
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class DemoResult:
     """What the demo measured and left."""
 
     knn: KnnResult
-    """Of the trained encoder: held-out pictures against those learned from."""
+    """Of the trained encoder: held-out images against those learned from."""
     raw_pixels: float
     """kNN accuracy of the centred pixels themselves, in percent, by the same protocol."""
     untrained: float
     """kNN accuracy of the encoder before its first step, in percent, by the same protocol."""
     sheet: pathlib.Path
-    """Contact sheet: held-out pictures and their nearest neighbours."""
+    """Contact sheet: held-out images and their nearest neighbours."""
     classes: int
     """Number of classes; chance is 100 / classes percent."""
 
@@ -60,8 +60,8 @@ class Demo:
     def __init__(self, config: DemoConfig, say: Callable[[str], None]):
         self.config, self.say = config, say
         self.places = Workspace(config.workspace)
-        pictures = self.places.root / PICTURES / f"{config.pictures}-seed{config.seed}"
-        self.train, self.test = pictures / "train", pictures / "test"
+        images = self.places.root / IMAGES / f"{config.images}-seed{config.seed}"
+        self.train, self.test = images / "train", images / "test"
         self.queries = self.places.root / "test.h5"
 
     def run(self, watcher: Watcher) -> DemoResult:
@@ -70,12 +70,12 @@ class Demo:
         Raises `UsageError` when the workspace holds anything but an earlier demo, which would be overwritten.
         """
         root = self.places.root
-        if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / PICTURES).is_dir())):
+        if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / IMAGES).is_dir())):
             raise UsageError(f"--workspace {root}: is in use for something else. Give a new folder.")
-        held_out = self.config.pictures // 6
-        self.say(f"# {self.config.pictures} generated pictures to learn from, {held_out} held out")
-        write_collection(self.train, self.config.pictures, self.config.seed)
-        write_collection(self.test, held_out, self.config.seed, first=self.config.pictures)
+        held_out = self.config.images // 6
+        self.say(f"# {self.config.images} generated images to learn from, {held_out} held out")
+        write_collection(self.train, self.config.images, self.config.seed)
+        write_collection(self.test, held_out, self.config.seed, first=self.config.images)
         training = self._pretrain(watcher)
         self._embed(self.train, None)
         self._embed(self.test, self.queries)

@@ -2,7 +2,7 @@
 
     MocoembedError              exit status 1: the work failed
     ├── UsageError              exit status 2: the call was wrong (a value, a path, a combination)
-    ├── CollectionError         pictures: none found, too many unreadable
+    ├── CollectionError         images: none found, too many unreadable
     ├── FormatError             a file is not what it should be, is damaged or is of a newer version
     ├── MismatchError           two files do not belong together (encoder, features, stale index)
     ├── LockedError             another process is writing the same thing
@@ -29,7 +29,7 @@ class UsageError(MocoembedError):
 
 
 class CollectionError(MocoembedError):
-    """The pictures cannot be used: none were found or none could be read."""
+    """The images cannot be used: none were found or none could be read."""
 
 
 class FormatError(MocoembedError):

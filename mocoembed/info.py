@@ -80,7 +80,7 @@ def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     state = load_checkpoint(path)  # compares the SHA-256 with the manifest's
     if verify and not state["verified"]:
         raise FormatError(f"{path} cannot be verified: no {MANIFEST} beside it names it.")
-    names = ("format", "step", "epoch", "pictures", "listing", "versions", "config", "sha256")
+    names = ("format", "step", "epoch", "images", "listing", "versions", "config", "sha256")
     return {"kind": "mocoembed checkpoint", **{name: state.get(name) for name in names}, **_verified(verify)}
 
 

@@ -134,7 +134,7 @@ def knn_accuracy_of(features: torch.Tensor, labels: torch.Tensor, k: int, temper
     """
     known = labels >= 0
     if (count := int(known.sum())) < 2:
-        raise CollectionError(f"{count} labelled pictures are too few for a kNN accuracy; it takes two or more.")
+        raise CollectionError(f"{count} labelled images are too few for a kNN accuracy; it takes two or more.")
     features = functional.normalize(features[known].float(), dim=1)
     numbers = labels[known].unique(return_inverse=True)[1].to(features.device)
     predicted, = classify(features, features, numbers, [(k, temperature)], leave_one_out=True)

@@ -19,8 +19,8 @@ RECIPES: dict[str, dict] = {
     "cifar10": {"arch": "resnet18", "stem": "3x3s1", "head": "linear", "queue_size": 4096, "momentum": 0.99,
                 "temperature": 0.1, "batch_size": 512, "lr": 0.06, "weight_decay": 5e-4, "image_size": 32,
                 "crop_scale": (0.08, 1.0), "blur_probability": 0.0, "mean": CIFAR_MEAN, "std": CIFAR_STD},
-    # Minutes on two CPU cores, for pictures of about 64 pixels: what `mocoembed demo` runs. The strong jitter of the
-    # hue, the mild crops and the warm-up were tried out on the generated pictures (benchmarks/README.md).
+    # Minutes on two CPU cores, for images of about 64 pixels: what `mocoembed demo` runs. The strong jitter of the
+    # hue, the mild crops and the warm-up were tried out on the generated images (benchmarks/README.md).
     "small": {"arch": "resnet18", "width": 0.25, "queue_size": 512, "momentum": 0.99, "batch_size": 64, "bn_groups": 1,
               "lr": 0.06, "warmup_epochs": 3.0, "weight_decay": 5e-4, "image_size": 64, "crop_scale": (0.4, 1.0),
               "jitter": (0.4, 0.4, 0.4, 0.5), "blur_probability": 0.0, "epochs": 30},

@@ -1,4 +1,4 @@
-"""What several tests need: little pictures, a little encoder, a workspace with their embeddings.
+"""What several tests need: little images, a little encoder, a workspace with their embeddings.
 
 Session-scoped fixtures are for reading only; `fresh_workspace` is a copy to write into.
 """
@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from embed_runs import MANY, Work, embed, files_of, lay, put_picture, whole
+from embed_runs import MANY, Work, embed, files_of, lay, put_image, whole
 from PIL import Image
 
 from mocoembed.config import EmbedConfig, IndexConfig
@@ -35,7 +35,7 @@ def _no_workspace_from_outside(monkeypatch):
     monkeypatch.delenv("MOCOEMBED_WORKSPACE", raising=False)
 
 
-def _picture(seed: int, channel: int) -> Image.Image:
+def _image(seed: int, channel: int) -> Image.Image:
     """Coarse noise of one colour, on a canvas whose size depends on the seed."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 120, (6, 6, 3), np.uint8)
@@ -44,14 +44,14 @@ def _picture(seed: int, channel: int) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def make_pictures():
-    """`make_pictures(folder, per_class=8, seed=0)` fills `folder/<class>/` with pictures, JPEG and PNG in turn."""
+def make_images():
+    """`make_images(folder, per_class=8, seed=0)` fills `folder/<class>/` with images, JPEG and PNG in turn."""
     def make(folder, per_class: int = PER_CLASS, seed: int = 0) -> pathlib.Path:
         for channel, name in enumerate(reversed(CLASSES)):
             (pathlib.Path(folder) / name).mkdir(parents=True, exist_ok=True)
             for i in range(per_class):
                 path = pathlib.Path(folder) / name / f"{i:03d}.{'jpg' if i % 2 else 'png'}"
-                _picture(1000 * seed + 100 * channel + i, channel).save(path)
+                _image(1000 * seed + 100 * channel + i, channel).save(path)
         return pathlib.Path(folder)
 
     return make
@@ -59,7 +59,7 @@ def make_pictures():
 
 @pytest.fixture(scope="session")
 def make_encoder():
-    """`make_encoder(seed=0)` gives an untrained `FrozenEncoder`: 64 features, 16 projected, pictures of 32 pixels."""
+    """`make_encoder(seed=0)` gives an untrained `FrozenEncoder`: 64 features, 16 projected, images of 32 pixels."""
     def make(seed: int = 0) -> FrozenEncoder:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -72,19 +72,19 @@ def make_encoder():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory, make_pictures) -> pathlib.Path:
-    """24 pictures in the folders blue, green and red."""
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory, make_images) -> pathlib.Path:
+    """24 images in the folders blue, green and red."""
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory, make_encoder, pictures) -> pathlib.Path:
-    """A workspace with `encoder.safetensors` (also under its fingerprint) and `embeddings.h5` of `pictures`."""
+def workspace(tmp_path_factory, make_encoder, images) -> pathlib.Path:
+    """A workspace with `encoder.safetensors` (also under its fingerprint) and `embeddings.h5` of `images`."""
     root = tmp_path_factory.mktemp("workspace")
     frozen, places = make_encoder(), Workspace(root)
     save_encoder(places.newest_encoder, frozen)
     save_encoder(places.encoder_of(frozen.fingerprint()), frozen)
-    embed_images(EmbedConfig(str(pictures), workspace=str(root), workers=0, device="cpu"))
+    embed_images(EmbedConfig(str(images), workspace=str(root), workers=0, device="cpu"))
     return root
 
 
@@ -102,10 +102,10 @@ def indexed_workspace(tmp_path_factory, workspace) -> pathlib.Path:
 def make_embeddings(tmp_path):
     """`make_embeddings(name, vectors, classes)` writes `<tmp_path>/<name>.h5` with vectors made up; its path.
 
-    `classes` has one letter for each vector; those of class `?` are unlabelled. There are no pictures.
+    `classes` has one letter for each vector; those of class `?` are unlabelled. There are no images.
     """
     def make(name: str, vectors, classes: str, *, fingerprint="f" * 64, features="backbone", normalized=False) -> str:
-        folder = tmp_path / f"{name}-pictures"
+        folder = tmp_path / f"{name}-images"
         for row, label in enumerate(classes):
             (folder / label).mkdir(parents=True, exist_ok=True)
             (folder / label / f"{row:04d}.png").touch()
@@ -154,41 +154,41 @@ def encoder_files(tmp_path_factory, make_encoder) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory, encoder_files) -> Work:
-    """To embed a folder of 13 pictures, of which two have equal bytes, and a broken one."""
+    """To embed a folder of 13 images, of which two have equal bytes, and a broken one."""
     root = tmp_path_factory.mktemp("first")
     for i in range(12):
-        put_picture(root / "pictures" / "ab"[i % 2] / f"{i:02}.png", i)
-    shutil.copy(root / "pictures" / "a" / "00.png", root / "pictures" / "b" / "copy.png")
-    (root / "pictures" / "b" / "broken.jpg").write_bytes(b"no picture")
-    work = Work(root / "pictures", encoder_files, {})
+        put_image(root / "images" / "ab"[i % 2] / f"{i:02}.png", i)
+    shutil.copy(root / "images" / "a" / "00.png", root / "images" / "b" / "copy.png")
+    (root / "images" / "b" / "broken.jpg").write_bytes(b"no image")
+    work = Work(root / "images", encoder_files, {})
     return dataclasses.replace(work, after=whole(work, root / "ws"))
 
 
 @pytest.fixture(scope="session")
 def second(tmp_path_factory, encoder_files) -> Work:
-    """To embed a folder again in which pictures are new, changed, moved and gone."""
+    """To embed a folder again in which images are new, changed, moved and gone."""
     root = tmp_path_factory.mktemp("second")
-    folder = root / "pictures"
+    folder = root / "images"
     for i in range(12):
-        put_picture(folder / "ab"[i % 2] / f"{i:02}.png", i)
+        put_image(folder / "ab"[i % 2] / f"{i:02}.png", i)
     before = whole(Work(folder, encoder_files, {}), root / "before")
     for i in range(20, 26):
-        put_picture(folder / "c" / f"{i}.png", i)
-    put_picture(folder / "a" / "00.png", 100)
+        put_image(folder / "c" / f"{i}.png", i)
+    put_image(folder / "a" / "00.png", 100)
     (folder / "a" / "02.png").rename(folder / "b" / "moved.png")
     (folder / "b" / "01.png").unlink()
-    (folder / "b" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "b" / "broken.jpg").write_bytes(b"no image")
     work = Work(folder, before, {})
     return dataclasses.replace(work, after=whole(work, root / "after"))
 
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory, encoder_files) -> Work:
-    """To embed `MANY` pictures with two workers."""
+    """To embed `MANY` images with two workers."""
     root = tmp_path_factory.mktemp("many")
     for i in range(MANY):
-        put_picture(root / "pictures" / f"{i % 7}" / f"{i:04}.png", i)
-    work = Work(root / "pictures", encoder_files, {})
+        put_image(root / "images" / f"{i % 7}" / f"{i:04}.png", i)
+    work = Work(root / "images", encoder_files, {})
     run = embed(work, lay(encoder_files, root / "ws")).go()
     assert run.wait() == 0, run.stderr
     return dataclasses.replace(work, after=files_of(root / "ws"))

@@ -16,7 +16,7 @@ from PIL import Image
 import mocoembed
 from mocoembed.config import InfoConfig
 
-COMMIT = 4  # pictures, where there are only a dozen
+COMMIT = 4  # images, where there are only a dozen
 MANY, MANY_COMMIT = 1200, 256
 BATCH = ("--batch-size", 4, "--workers", 0)
 
@@ -65,19 +65,19 @@ def commit_often():
     from mocoembed.embed import fill, work
 
     assert work.PARTS > 2
-    assert fill.COMMIT_PICTURES > COMMIT
-    work.PARTS, fill.COMMIT_PICTURES = 2, COMMIT
+    assert fill.COMMIT_IMAGES > COMMIT
+    work.PARTS, fill.COMMIT_IMAGES = 2, COMMIT
 
 
 def tell_every_batch():
-    """In a run: two parts, a commit after every `MANY_COMMIT` pictures, a line about the progress after every batch."""
+    """In a run: two parts, a commit after every `MANY_COMMIT` images, a line about the progress after every batch."""
     from mocoembed.cli import progress
     from mocoembed.embed import fill, work
 
     assert work.PARTS > 2
     assert progress.SECONDS_BETWEEN_LINES > 0
-    assert fill.COMMIT_PICTURES > MANY_COMMIT
-    work.PARTS, progress.SECONDS_BETWEEN_LINES, fill.COMMIT_PICTURES = 2, 0.0, MANY_COMMIT
+    assert fill.COMMIT_IMAGES > MANY_COMMIT
+    work.PARTS, progress.SECONDS_BETWEEN_LINES, fill.COMMIT_IMAGES = 2, 0.0, MANY_COMMIT
 
 
 def whole(work: Work, workspace) -> dict[str, bytes]:
@@ -88,7 +88,7 @@ def whole(work: Work, workspace) -> dict[str, bytes]:
 
 
 def committed(workspace) -> int:
-    """Pictures that an unfinished embedding has committed, as `mocoembed info` says; 0 when it has only begun."""
+    """Images that an unfinished embedding has committed, as `mocoembed info` says; 0 when it has only begun."""
     work = workspace / "embeddings.h5.work"
     if not work.exists():
         return 0
@@ -113,14 +113,14 @@ def require_recovery(work: Work, workspace, *options):
     assert files_of(workspace) == work.after
 
 
-def put_picture(path, seed: int):
-    """A little picture of noise; with another seed another one."""
+def put_image(path, seed: int):
+    """A little image of noise; with another seed another one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def done(run: Run) -> int:
-    """Pictures that a run that tells every batch has said to be done."""
-    lines = re.findall(r"^embed: (\d+) of \d+ pictures$", run.stderr, re.MULTILINE)
+    """Images that a run that tells every batch has said to be done."""
+    lines = re.findall(r"^embed: (\d+) of \d+ images$", run.stderr, re.MULTILINE)
     return int(lines[-1]) if lines else 0

@@ -1,6 +1,6 @@
 """The command line in processes that a test kills, stops, traces, or lets fail at a chosen operation.
 
-They are forked from a server that has loaded what the commands need, so that embedding a dozen pictures takes a
+They are forked from a server that has loaded what the commands need, so that embedding a dozen images takes a
 fraction of a second. All else is as in a process of its own: the process group, what is printed, the exit.
 """
 

@@ -68,7 +68,7 @@ def test_one_file_leaves_each_row_out_and_the_unlabelled_away(make_embeddings):
     assert "6 rows" in result.notes()[0]
 
 
-def test_one_picture_and_two_classes(make_embeddings):
+def test_one_image_and_two_classes(make_embeddings):
     bank, queries = make_embeddings("bank", [[1, 0], [0, 1]], "ab"), make_embeddings("queries", [[9, 1]], "a")
     result = knn_accuracy(KnnConfig(bank=bank, queries=queries))
     assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, 100.0, 2)
@@ -135,7 +135,7 @@ def test_command_on_a_workspace(workspace, run_cli):
     status, out, err = run_cli("knn", "--workspace", workspace, "-k", "3,200")
     assert status == 0
     assert [line.split()[:2] for line in out.splitlines()[:3]] == [["k", "T"], ["3", "0.1"], ["23", "0.1"]]
-    assert "only 23 pictures can vote" in err
+    assert "only 23 images can vote" in err
     status, out, _ = run_cli("knn", "--workspace", workspace, "--json")
     value = json.loads(out)
     assert set(value) == {"preset", "features", "leave_one_out", "bank", "queries", "results", "per_class", "encoder"}
@@ -144,9 +144,9 @@ def test_command_on_a_workspace(workspace, run_cli):
     assert {name: one["count"] for name, one in value["per_class"].items()} == {"blue": 8, "green": 8, "red": 8}
 
 
-def test_command_with_two_files_of_pictures(fresh_workspace, make_pictures, make_encoder, run_cli, tmp_path):
-    """Held-out pictures of the same colours are recognised even by an untrained encoder, unlike by another one."""
-    held_out = make_pictures(tmp_path / "held-out", per_class=4, seed=7)
+def test_command_with_two_files_of_images(fresh_workspace, make_images, make_encoder, run_cli, tmp_path):
+    """Held-out images of the same colours are recognised even by an untrained encoder, unlike by another one."""
+    held_out = make_images(tmp_path / "held-out", per_class=4, seed=7)
     embed_images(EmbedConfig(str(held_out), workspace=str(fresh_workspace), output=str(tmp_path / "q.h5"), workers=0,
                              device="cpu"))
     arguments = ("knn", fresh_workspace / "embeddings.h5", tmp_path / "q.h5", "-k", "5", "--json")

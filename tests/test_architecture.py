@@ -20,7 +20,7 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
           "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
-          "PIL": {"mocoembed/data/picture.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",
+          "PIL": {"mocoembed/data/decode.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",
                   "mocoembed/data/sample.py", "mocoembed/search/sheet.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Pictures kept in memory: the same views as without, to the bit; refused when they do not fit; nothing left behind."""
+"""Images kept in memory: the same views as without, to the bit; refused when they do not fit; nothing left behind."""
 
 import dataclasses
 import multiprocessing
@@ -18,10 +18,10 @@ from mocoembed.data import cache as cache_module
 from mocoembed.data import resident, workers
 from mocoembed.data.cache import SharedBytes
 from mocoembed.data.crop import crop
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, view_batches
-from mocoembed.data.picture import Picture
-from mocoembed.data.resident import ResidentPictures, crops_on_device
+from mocoembed.data.resident import ResidentImages, crops_on_device
 from mocoembed.errors import Interrupted, MocoembedError
 from mocoembed.model.ranks import ALONE
 from mocoembed.train import filling
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def config(**overrides):
-    return PretrainConfig.of("small", "pictures", **{"batch_size": 8, "bn_groups": 2, "image_size": 32, "epochs": 2,
+    return PretrainConfig.of("small", "images", **{"batch_size": 8, "bn_groups": 2, "image_size": 32, "epochs": 2,
                                                      "cache": "ram", "device": "cpu", **overrides})
 
 
@@ -45,7 +45,7 @@ def batches_of(listing, settings, cache, workers=0):
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    """20 pictures of noise, 24 pixels wide and 20 high."""
+    """20 images of noise, 24 pixels wide and 20 high."""
     folder, random = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
     for i in range(20):
         Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i:02d}.png")
@@ -53,8 +53,8 @@ def squares(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_crops_from_the_cache_are_those_of_the_files(pictures, number):
-    listing, settings = scan(pictures), config()
+def test_crops_from_the_cache_are_those_of_the_files(images, number):
+    listing, settings = scan(images), config()
     cache = filled(listing, settings, number)
     assert not cache.cropped_on_device  # they are of three sizes
     for ours, theirs in zip(batches_of(listing, settings, cache, number), batches_of(listing, settings, None)):
@@ -100,7 +100,7 @@ def test_crops_on_the_device_are_pillows_to_the_bit(width, height, size):
     boxes = [(left, top, left + w, top + h) for w in (1, 2, 5, 13, width - 1, width) for h in (1, 3, 7, 18, height)
              for left in {0, (width - w) // 2, width - w} for top in {0, (height - h) // 3, height - h}]
     rows = torch.arange(len(boxes)) % 5
-    ours = ResidentPictures(stack(pixels), size, CPU).crops(rows, torch.tensor(boxes))
+    ours = ResidentImages(stack(pixels), size, CPU).crops(rows, torch.tensor(boxes))
     assert ours.shape == (len(boxes), 3, size, size)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     for one, row, box in zip(ours, rows, boxes):
@@ -114,7 +114,7 @@ def test_crops_on_a_gpu_are_those_of_the_cpu(monkeypatch, share):
     monkeypatch.setattr(resident, "SHARE_OF_GPU", share)
     pixels, device = np.random.default_rng(1).integers(0, 256, (50, 32, 32, 3), np.uint8), torch.device("cuda")
     boxes = torch.tensor([(i % 7, i % 5, 20 + i % 12, 9 + i % 23) for i in range(300)])
-    ours, expected = (ResidentPictures(stack(pixels), 32, where).crops(torch.arange(300) % 50, boxes)
+    ours, expected = (ResidentImages(stack(pixels), 32, where).crops(torch.arange(300) % 50, boxes)
                       for where in (device, CPU))
     assert torch.equal(ours.cpu(), expected)
 
@@ -124,18 +124,18 @@ def stack(pixels):
     return type("Stack", (), {"stacked": lambda self: torch.from_numpy(pixels)})()
 
 
-def test_small_pictures_of_one_size_are_cropped_on_the_device(squares):
+def test_small_images_of_one_size_are_cropped_on_the_device(squares):
     notes, listing, settings = [], scan(squares), config()
     cache = filled(listing, settings, note=notes.append)
     assert cache.cropped_on_device
     assert notes[0].startswith("--cache ram: 0.0 MiB of ")
     assert notes[1].endswith("crops are made in batches on the device")
-    pictures = ResidentPictures(cache, 32, CPU)
+    images = ResidentImages(cache, 32, CPU)
     for number in (0, 1):
         for ours, theirs in zip(batches_of(listing, settings, cache, number), batches_of(listing, settings, None)):
             assert torch.equal(ours.rows, theirs.rows)
             for boxes, crops in zip(ours.crops, theirs.crops):
-                assert torch.equal(pictures.crops(ours.rows, boxes), crops)
+                assert torch.equal(images.crops(ours.rows, boxes), crops)
 
 
 @pytest.mark.parametrize(("size", "image_size", "device", "expected"), [
@@ -147,35 +147,35 @@ def test_what_is_small(size, image_size, device, expected):
 
 
 @pytest.mark.parametrize("one_size", [False, True])
-def test_unreadable_pictures_are_replaced_and_named_as_without(tmp_path, squares, pictures, one_size):
-    for i, path in enumerate(sorted((squares if one_size else pictures).rglob("*.png"))):
+def test_unreadable_images_are_replaced_and_named_as_without(tmp_path, squares, images, one_size):
+    for i, path in enumerate(sorted((squares if one_size else images).rglob("*.png"))):
         (tmp_path / f"{i:02d}.png").write_bytes(path.read_bytes())
-    (tmp_path / "03.png").write_bytes(b"not a picture")
+    (tmp_path / "03.png").write_bytes(b"not an image")
     (tmp_path / "05.png").write_bytes((tmp_path / "05.png").read_bytes()[:-700])  # found only when it is decoded
     notes, listing, settings = [], scan(tmp_path), config()
     cache = filled(listing, settings, 1, notes.append)
     assert set(cache.aside) == {3, 5}
     assert cache.cropped_on_device is one_size
-    assert notes[-1].startswith("2 pictures could not be read")
+    assert notes[-1].startswith("2 images could not be read")
     ours, theirs = batches_of(listing, settings, cache, 1), batches_of(listing, settings, None)
     assert [batch.failures for batch in ours] == [batch.failures for batch in theirs]
     assert [batch.rows.tolist() for batch in ours] == [batch.rows.tolist() for batch in theirs]
 
 
 @pytest.mark.parametrize("what", ["die", "hang"])
-def test_a_picture_that_kills_its_decoder_is_set_aside(pictures, monkeypatch, what):
+def test_an_image_that_kills_its_decoder_is_set_aside(images, monkeypatch, what):
     monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.5)
-    listing = scan(pictures)
+    monkeypatch.setattr(workers, "SECONDS_FOR_AN_IMAGE", 0.5)
+    listing = scan(images)
     victim = listing.read(13)[0]
 
-    class Deadly(Picture):
+    class Deadly(EncodedImage):
         def rgb(self, *shrink):
             if self._data == victim:
                 os.kill(os.getpid(), signal.SIGKILL) if what == "die" else time.sleep(600)
             return super().rgb(*shrink)
 
-    monkeypatch.setattr(cache_module, "Picture", Deadly)
+    monkeypatch.setattr(cache_module, "EncodedImage", Deadly)
     cache = filled(listing, config(), 2)
     assert {row: failure.error for row, failure in cache.aside.items()} == {
         13: "WorkerDied" if what == "die" else "WorkerHung"}
@@ -183,8 +183,8 @@ def test_a_picture_that_kills_its_decoder_is_set_aside(pictures, monkeypatch, wh
     assert {failure.row for batch in batches for failure in batch.failures} == {13}
 
 
-def test_a_picture_that_changes_meanwhile_is_set_aside(tmp_path, make_pictures):
-    listing, settings = scan(make_pictures(tmp_path)), config()
+def test_an_image_that_changes_meanwhile_is_set_aside(tmp_path, make_images):
+    listing, settings = scan(make_images(tmp_path)), config()
     sizes, aside = Filling(listing, settings, 0, ALONE, print, lambda: None)._sizes([np.arange(24)], "")
     Image.new("RGB", (9, 9)).save(tmp_path / "blue" / "000.png")
     cache = Filling(listing, settings, 0, ALONE, print, lambda: None)._decoded(sizes, aside)
@@ -192,14 +192,14 @@ def test_a_picture_that_changes_meanwhile_is_set_aside(tmp_path, make_pictures):
 
 
 @pytest.mark.parametrize("sample", [1024, 4])
-def test_pictures_that_do_not_fit_are_refused_with_the_figures(pictures, monkeypatch, sample):
+def test_images_that_do_not_fit_are_refused_with_the_figures(images, monkeypatch, sample):
     """With the small sample, from an estimate."""
     monkeypatch.setattr(filling, "available_memory", lambda: 60_000)
     monkeypatch.setattr(filling, "SAMPLE", sample)
     needed = "more than 0.1 MiB" if sample == 4 else "0.1 MiB"
-    with pytest.raises(MocoembedError, match=rf"24 decoded pictures need {needed}, and of the 0.1 MiB available at "
+    with pytest.raises(MocoembedError, match=rf"24 decoded images need {needed}, and of the 0.1 MiB available at "
                                              r"most 80% may be taken. Leave --cache out"):
-        filled(scan(pictures), config())
+        filled(scan(images), config())
 
 
 def test_shared_bytes_are_seen_by_spawned_processes_and_go_with_the_last_user():
@@ -219,12 +219,12 @@ def double(memory):
     return total
 
 
-def test_a_stop_ends_the_filling_and_its_processes(pictures):
+def test_a_stop_ends_the_filling_and_its_processes(images):
     def stop():
         raise Interrupted("stopped", signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        filled(scan(pictures), config(), 2, stop=stop)
+        filled(scan(images), config(), 2, stop=stop)
     assert not multiprocessing.active_children()
 
 
@@ -233,19 +233,19 @@ import sys, time
 from mocoembed.cli import main
 from mocoembed.data import cache
 from mocoembed.train import filling
-class Slow(cache.Picture):
+class Slow(cache.EncodedImage):
     def rgb(self, shrink):
         print("decoding", file=sys.stderr, flush=True)
         time.sleep(0.5)
         return super().rgb(shrink)
-cache.Picture = Slow
+cache.Image = Slow
 filling.AT_A_TIME = 2
 main.main(sys.argv[1:])
 """
 
 
-def test_ctrl_c_while_filling_says_so_and_leaves_nothing(pictures, tmp_path):
-    command = [sys.executable, "-c", SLOW_FILLING, "pretrain", str(pictures), "--workspace", str(tmp_path), "--recipe",
+def test_ctrl_c_while_filling_says_so_and_leaves_nothing(images, tmp_path):
+    command = [sys.executable, "-c", SLOW_FILLING, "pretrain", str(images), "--workspace", str(tmp_path), "--recipe",
                "small", "--batch-size", "8", "--bn-groups", "2", "--cache", "ram", "--workers", "1", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
@@ -254,7 +254,7 @@ def test_ctrl_c_while_filling_says_so_and_leaves_nothing(pictures, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert "mocoembed: Stopped while pictures were read into memory. Run the same command again to go on." in rest
+    assert "mocoembed: Stopped while images were read into memory. Run the same command again to go on." in rest
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -17,18 +17,18 @@ def snapshot(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def test_pictures_to_hits_without_any_path(tmp_path, pictures, run_cli, monkeypatch):
+def test_images_to_hits_without_any_path(tmp_path, images, run_cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run_cli("pretrain", pictures, *TINY, "--val", pictures)
+    status, out, err = run_cli("pretrain", images, *TINY, "--val", images)
     assert status == 0
     assert "encoders" in out
     assert "ln(K+1) = 3.045" in err
     assert "kNN accuracy" in err
-    status, out, _ = run_cli("embed", pictures, "--json")
+    status, out, _ = run_cli("embed", images, "--json")
     assert status == 0
     assert json.loads(out)["embedded"] == 24
     assert run_cli("index")[0] == 0
-    query = pictures / "red" / "001.jpg"
+    query = images / "red" / "001.jpg"
     status, out, _ = run_cli("search", query, "-k", "3", "--format", "json", "--sheet", "hits.png")
     (found,) = json.loads(out)
     assert set(found) == {"query", "hits"}
@@ -54,37 +54,37 @@ def test_pictures_to_hits_without_any_path(tmp_path, pictures, run_cli, monkeypa
 
 @pytest.fixture
 def bad(tmp_path, fresh_workspace):
-    """A folder of wrong things to give: empty/, text/ (a text file with a picture's name), text.txt."""
+    """A folder of wrong things to give: empty/, text/ (a text file with an image's name), text.txt."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "not-a-picture.jpg").write_text("hello")
+    (tmp_path / "text" / "not-a-image.jpg").write_text("hello")
     (tmp_path / "text.txt").write_text("hello")
     return tmp_path
 
 
-# (arguments, with {bad}, {ws} and {pictures} filled in; exit status; a part of the message)
+# (arguments, with {bad}, {ws} and {images} filled in; exit status; a part of the message)
 WRONG_CALLS = [
     ("pretrain {bad}/nowhere", 2, "does not exist"),
-    ("pretrain {bad}/text.txt", 1, "1 pictures do not fill one batch"),
-    ("pretrain {ws}/embeddings.h5", 2, "is a file that holds no pictures. Give a folder, a list"),
+    ("pretrain {bad}/text.txt", 1, "1 images do not fill one batch"),
+    ("pretrain {ws}/embeddings.h5", 2, "is a file that holds no images. Give a folder, a list"),
     ("embed {bad}/shard-{{0..3}}.tar", 2, "shard-0.tar' does not exist or is no file (4 of 4"),
-    ("pretrain {bad}/empty", 1, "holds no pictures"),
+    ("pretrain {bad}/empty", 1, "holds no images"),
     ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "do not fill one batch"),
-    ("pretrain {pictures}", 1, "24 pictures do not fill one batch of 256"),
-    ("pretrain {pictures} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, moco-v2-plus, cifar10, small"),
-    ("pretrain {pictures} --epochs many", 2, "many"),
-    ("pretrain {pictures} --epochs 0", 2, "--epochs 0: must be 1 or more"),
-    ("pretrain {pictures} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),
-    ("pretrain {pictures} --device tpu", 2, "--device tpu"),
-    ("pretrain {pictures} --device cuda:99", 2, "--device cuda:99: not on this machine"),
-    ("pretrain {pictures} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),
-    ("pretrain {pictures} --width 0.3 --batch-size 16", 2, "--width 0.3"),
-    ("pretrain {pictures} --batch-size 16 --val {bad}/nowhere", 2, "The collection of --val"),
-    ("pretrain {pictures} --workspace {bad}/text.txt --batch-size 16", 1, "text.txt"),
-    ("pretrain {pictures} --seed 99999999999999999999999", 2, "--seed"),
-    ("pretrain {pictures} --width inf --batch-size 16", 2, "--width inf"),
-    ("pretrain {pictures} --std 0,0,0", 2, "--std 0.0,0.0,0.0"),
-    ("pretrain {pictures} --queue-size 100000000000000 --batch-size 16", 1, "--queue-size"),
+    ("pretrain {images}", 1, "24 images do not fill one batch of 256"),
+    ("pretrain {images} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, moco-v2-plus, cifar10, small"),
+    ("pretrain {images} --epochs many", 2, "many"),
+    ("pretrain {images} --epochs 0", 2, "--epochs 0: must be 1 or more"),
+    ("pretrain {images} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),
+    ("pretrain {images} --device tpu", 2, "--device tpu"),
+    ("pretrain {images} --device cuda:99", 2, "--device cuda:99: not on this machine"),
+    ("pretrain {images} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),
+    ("pretrain {images} --width 0.3 --batch-size 16", 2, "--width 0.3"),
+    ("pretrain {images} --batch-size 16 --val {bad}/nowhere", 2, "The collection of --val"),
+    ("pretrain {images} --workspace {bad}/text.txt --batch-size 16", 1, "text.txt"),
+    ("pretrain {images} --seed 99999999999999999999999", 2, "--seed"),
+    ("pretrain {images} --width inf --batch-size 16", 2, "--width inf"),
+    ("pretrain {images} --std 0,0,0", 2, "--std 0.0,0.0,0.0"),
+    ("pretrain {images} --queue-size 100000000000000 --batch-size 16", 1, "--queue-size"),
     ("pretrain", 2, "Missing argument"),
     ("export {bad}/nowhere.pt", 2, "does not exist"),
     ("export {bad}/text.txt", 1, "not a checkpoint"),
@@ -92,26 +92,26 @@ WRONG_CALLS = [
     ("export --format keras", 2, "must be one of encoder, torchvision, detectron2, onnx"),
     ("export --workspace {bad}", 2, "No run with a checkpoint"),
     ("embed {bad}/nowhere", 2, "does not exist"),
-    ("embed {bad}/empty", 1, "holds no pictures"),
-    ("embed {pictures} --output {bad}/text.txt --fresh", 1, "not an embeddings file"),
+    ("embed {bad}/empty", 1, "holds no images"),
+    ("embed {images} --output {bad}/text.txt --fresh", 1, "not an embeddings file"),
     ("index {ws}/embeddings.h5 --output {bad}/text.txt", 2, "not an index of mocoembed"),
-    ("embed {bad}/text --output {bad}/text.h5", 1, "None of the 1 pictures can be read"),
-    ("embed {pictures} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
-    ("embed {pictures} --encoder {ws}/embeddings.h5", 1, "is not a checkpoint"),
-    ("embed {pictures} --encoder moco-v9", 2, "moco-v1-200ep, moco-v2-200ep, moco-v2-800ep"),
+    ("embed {bad}/text --output {bad}/text.h5", 1, "None of the 1 images can be read"),
+    ("embed {images} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
+    ("embed {images} --encoder {ws}/embeddings.h5", 1, "is not a checkpoint"),
+    ("embed {images} --encoder moco-v9", 2, "moco-v1-200ep, moco-v2-200ep, moco-v2-800ep"),
     ("export {ws}/encoder.safetensors --image-size 64", 2, "are for weights of others"),
     ("export --std 1,2", 2, "--std 1.0,2.0: must be three numbers above 0"),
-    ("embed {pictures} --features head", 2, "--features head: must be one of backbone, projection"),
-    ("embed {pictures} --features projection", 1, "--fresh"),
+    ("embed {images} --features head", 2, "--features head: must be one of backbone, projection"),
+    ("embed {images} --features projection", 1, "--fresh"),
     ("embed {bad}/text", 1, "another folder"),
     ("index {bad}/nowhere.h5", 2, "Make one with: mocoembed embed"),
     ("index {bad}/text.txt", 1, "not an embeddings file"),
     ("index {ws}/encoder.safetensors", 1, "not an embeddings file"),
     ("index --type hnsw", 2, "--type hnsw: must be one of auto, flat"),
-    ("search {pictures}/red/001.jpg --index {ws}/embeddings.h5", 1, "embeddings"),
-    ("search {pictures}/red/001.jpg --index {bad}/nowhere", 2, "Make one with: mocoembed index"),
-    ("search {pictures}/red/001.jpg -k 0", 2, "must be 1 or more"),
-    ("search", 2, "PICTURE"),
+    ("search {images}/red/001.jpg --index {ws}/embeddings.h5", 1, "embeddings"),
+    ("search {images}/red/001.jpg --index {bad}/nowhere", 2, "Make one with: mocoembed index"),
+    ("search {images}/red/001.jpg -k 0", 2, "must be 1 or more"),
+    ("search", 2, "IMAGE"),
     ("knn {bad}/nowhere.h5", 2, "does not exist"),
     ("knn {bad}/text.txt", 1, "not an embeddings file"),
     ("knn --preset moco", 1, "projection"),
@@ -120,16 +120,16 @@ WRONG_CALLS = [
     ("info {bad}/nowhere", 2, "does not exist"),
     ("info {bad}/text.txt", 1, "not a file of mocoembed"),
     ("info {bad}/empty", 1, "holds no checkpoint"),
-    ("demo --pictures 3", 2, "--pictures 3: must be 160 or more"),
+    ("demo --images 3", 2, "--images 3: must be 160 or more"),
     ("nonsense", 2, "No such command"),
 ]
 
 
 @pytest.mark.parametrize(("call", "status", "message"), WRONG_CALLS)
-def test_wrong_input_says_what_is_wrong_and_changes_nothing(call, status, message, bad, fresh_workspace, pictures,
+def test_wrong_input_says_what_is_wrong_and_changes_nothing(call, status, message, bad, fresh_workspace, images,
                                                             run_cli, monkeypatch):
     monkeypatch.chdir(bad)
-    arguments = [part.format(bad=bad, ws=fresh_workspace, pictures=pictures) for part in call.split()]
+    arguments = [part.format(bad=bad, ws=fresh_workspace, images=images) for part in call.split()]
     monkeypatch.setenv("MOCOEMBED_WORKSPACE", str(fresh_workspace))
     before = snapshot(bad)
     got, out, err = run_cli(*arguments)
@@ -142,9 +142,9 @@ def test_wrong_input_says_what_is_wrong_and_changes_nothing(call, status, messag
     assert snapshot(bad) == before
 
 
-def test_search_for_what_is_no_picture(bad, fresh_workspace, run_cli):
+def test_search_for_what_is_no_image(bad, fresh_workspace, run_cli):
     assert run_cli("index", "--workspace", fresh_workspace)[0] == 0
-    for name, status in [("text/not-a-picture.jpg", 1), ("nowhere.jpg", 2), ("empty", 2)]:
+    for name, status in [("text/not-a-image.jpg", 1), ("nowhere.jpg", 2), ("empty", 2)]:
         got, out, err = run_cli("search", bad / name, "--workspace", fresh_workspace)
         assert (got, out) == (status, ""), err
         assert name in err
@@ -160,8 +160,8 @@ def test_a_traceback_only_with_debug(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, pictures, number, status):
-    command = [sys.executable, "-m", "mocoembed", "pretrain", str(pictures), *TINY, "--epochs", "400", "--workers", "1",
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, images, number, status):
+    command = [sys.executable, "-m", "mocoembed", "pretrain", str(images), *TINY, "--epochs", "400", "--workers", "1",
                "--workspace", str(tmp_path)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in child.stderr:

@@ -1,4 +1,4 @@
-"""List files, tar shards, single pictures, and listings that are kept: one interface for all."""
+"""List files, tar shards, single images, and listings that are kept: one interface for all."""
 
 import io
 import json
@@ -13,9 +13,9 @@ import torch
 
 from mocoembed.config import EmbedConfig, IndexConfig, PretrainConfig, SearchConfig
 from mocoembed.data import listing_cache
+from mocoembed.data.decode import UnreadableImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
-from mocoembed.data.picture import UnreadablePicture
 from mocoembed.data.shards import read_path, shard_paths
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
@@ -38,7 +38,7 @@ def labels(listing):
 
 
 def equal(one, other, row=1):
-    """Whether two listings are the same in all, and picture `row` as it is read."""
+    """Whether two listings are the same in all, and image `row` as it is read."""
     return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one), one.closed,
             one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
                                other.repeated, labels(other), other.closed, other.read(row))
@@ -124,18 +124,18 @@ def test_a_line_that_is_none_is_named(tmp_path, name, text, message):
         scan(tmp_path / name)
 
 
-def test_a_picture_with_two_labels_and_an_empty_list(tmp_path):
+def test_an_image_with_two_labels_and_an_empty_list(tmp_path):
     (tmp_path / "a.csv").write_text("x.jpg,cat\nx.jpg,dog\n")
     with pytest.raises(CollectionError, match=r"'x.jpg' has two labels in .*'cat' and 'dog'"):
         scan(tmp_path / "a.csv")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(CollectionError, match="holds no pictures"):
+    with pytest.raises(CollectionError, match="holds no images"):
         scan(tmp_path / "a.txt")
 
 
-def test_a_single_picture(pictures):
-    listing = scan(pictures / "red" / "001.jpg")
-    assert (listing.root, paths(listing), labels(listing)) == (os.fsencode(pictures / "red"), [b"001.jpg"], ["red"])
+def test_a_single_image(images):
+    listing = scan(images / "red" / "001.jpg")
+    assert (listing.root, paths(listing), labels(listing)) == (os.fsencode(images / "red"), [b"001.jpg"], ["red"])
 
 
 # ---------------------------------------------------------------------------------------------- shards
@@ -171,21 +171,21 @@ def test_shards_give_path_label_and_bytes(tmp_path, form):
     assert [part.read(row)[0] for row in range(2)] == [b"raw", b"two"]
     for row in range(7):
         assert read_path(listing.full_path(row)) == listing.read(row)[0]
-    with pytest.raises(FileNotFoundError, match="no such picture"):
+    with pytest.raises(FileNotFoundError, match="no such image"):
         read_path(tmp_path / "s" / "0.tar" / "9.jpg")
 
 
 def test_links_in_a_shard_are_listed_and_fail(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.jpg", b"")], tarfile.SYMTYPE)
-    with pytest.raises(UnreadablePicture, match="a link"):
+    with pytest.raises(UnreadableImage, match="a link"):
         scan(tmp_path / "a.tar").read(0)
 
 
-def test_a_shard_that_changes_after_the_scan_costs_its_pictures(tmp_path):
+def test_a_shard_that_changes_after_the_scan_costs_its_images(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
     listing = scan(tmp_path / "a.tar")
     write_tar(tmp_path / "a.tar", [("x.jpg", b"2")])
-    with pytest.raises(UnreadablePicture, match="has changed"):
+    with pytest.raises(UnreadableImage, match="has changed"):
         listing.read(0)
 
 
@@ -240,7 +240,7 @@ def pets(tmp_path):
     return tmp_path / "pets"
 
 
-def test_folders_lists_shards_and_pictures_are_one_collection(pets, tmp_path):
+def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
     several = [pets / "dogs", tmp_path / "list.csv", str(pets / "{a,b}.tar"), pets / "cats" / "1.jpg",
                pets / "cats" / "young"]
     notes = []
@@ -251,7 +251,7 @@ def test_folders_lists_shards_and_pictures_are_one_collection(pets, tmp_path):
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
     assert (listing.repeated, listing.left_out) == (1, 1)
-    assert notes == ["named more than once and used once: 1 pictures"]
+    assert notes == ["named more than once and used once: 1 images"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
     with pytest.raises(FileNotFoundError):
@@ -269,7 +269,7 @@ def test_a_folder_and_one_within_it_are_the_folder(pets):
                                                                      whole.digest())
     assert both.repeated == 2
     assert both.sources == (whole.source, os.fsencode(pets / "cats"))
-    first = scan([pets, pets / "cats" / "1.jpg"], "first")  # a picture by itself has no first folder
+    first = scan([pets, pets / "cats" / "1.jpg"], "first")  # an image by itself has no first folder
     assert labels(first) == ["cats", "cats", "dogs"]
     with pytest.raises(CollectionError, match=r"'cats/young/2.jpg' has two labels in '.*/pets' and '.*/pets/cats': "
                                               "'cats' and 'young'"):
@@ -288,12 +288,12 @@ def test_several_of_which_some_are_empty_missing_or_closed(pets, tmp_path, monke
     put(tmp_path, "none/a.md", "nil/b.md")
     notes = []
     assert len(scan([pets, tmp_path / "none"], note=notes.append)) == 3
-    assert notes == [f"{str(tmp_path / 'none')!r} holds no pictures"]
+    assert notes == [f"{str(tmp_path / 'none')!r} holds no images"]
     with pytest.raises(UsageError, match=r"'.*nowhere' does not exist"):
         scan([pets, tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="No collection"):
         scan([])
-    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no pictures \(2 other files\)"):
+    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no images \(2 other files\)"):
         scan([tmp_path / "none", tmp_path / "nil"])
     real = os.scandir
 
@@ -327,7 +327,7 @@ def test_the_file_systems_order_does_not_matter(pets, tmp_path, monkeypatch, sev
     assert len(listings[0]) >= 11
 
 
-def test_every_file_with_a_pictures_name_is_listed_and_the_others_are_counted(tmp_path):
+def test_every_file_with_an_images_name_is_listed_and_the_others_are_counted(tmp_path):
     put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.heic", "b/.git/7.jpg")
     os.mkfifo(tmp_path / "b" / "8.png")
     (tmp_path / "b" / "9.gif").symlink_to("nowhere")
@@ -338,16 +338,16 @@ def test_every_file_with_a_pictures_name_is_listed_and_the_others_are_counted(tm
         assert paths(listing) == listed
         assert listing.left_out == 4
         for row in (3, 4):
-            with pytest.raises((OSError, UnreadablePicture)):
+            with pytest.raises((OSError, UnreadableImage)):
                 listing.read(row)
 
 
-def test_batches_of_several_are_those_of_the_folder_that_holds_them(tmp_path, pictures):
-    (tmp_path / "list.txt").write_text(f"{pictures}/red/001.jpg\n{pictures}/green/000.png\n")
-    both = scan([pictures / "blue", pictures / "red", tmp_path / "list.txt"])
-    whole = {path: batch.pixels[row] for batch in evaluation_batches(scan(pictures), TRANSFORM, 24, 0)
-             for row, path in enumerate(scan(pictures).paths)}
-    assert both.root == os.fsencode(pictures)
+def test_batches_of_several_are_those_of_the_folder_that_holds_them(tmp_path, images):
+    (tmp_path / "list.txt").write_text(f"{images}/red/001.jpg\n{images}/green/000.png\n")
+    both = scan([images / "blue", images / "red", tmp_path / "list.txt"])
+    whole = {path: batch.pixels[row] for batch in evaluation_batches(scan(images), TRANSFORM, 24, 0)
+             for row, path in enumerate(scan(images).paths)}
+    assert both.root == os.fsencode(images)
     for batch in evaluation_batches(both, TRANSFORM, 7, 2):
         for row, pixels in enumerate(batch.pixels, batch.first):
             assert torch.equal(pixels, whole[both.paths[row]])
@@ -356,7 +356,7 @@ def test_batches_of_several_are_those_of_the_folder_that_holds_them(tmp_path, pi
 # ---------------------------------------------------------------------------------------------- moved
 
 
-def test_a_list_whose_pictures_have_moved(pets, tmp_path):
+def test_a_list_whose_images_have_moved(pets, tmp_path):
     (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n/old/pets/gone.jpg\n")
     (tmp_path / "other.txt").write_text("/old/far/9.jpg\n")
     before, now = scan(tmp_path / "old.txt"), scan(tmp_path / "old.txt", root=pets)
@@ -397,7 +397,7 @@ def test_a_root_that_cannot_be(pets, tmp_path):
     with pytest.raises(UsageError, match=r"'.*cats' does not lie in the root '.*dogs'"):
         scan([pets / "dogs", pets / "cats"], root=pets / "dogs")
     (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n")
-    with pytest.raises(CollectionError, match=r"Nothing was found in the root '.*far' of 2 pictures looked for, such "
+    with pytest.raises(CollectionError, match=r"Nothing was found in the root '.*far' of 2 images looked for, such "
                                               r"as '.*far/cats/1.jpg'. The root stands for '/old/pets'"):
         scan(tmp_path / "old.txt", root=tmp_path / "far")
 
@@ -406,13 +406,13 @@ def test_a_root_that_cannot_be(pets, tmp_path):
 
 
 def require_states_as_read(listing):
-    """`states` says of every picture what `read` does, and -1 of those that it cannot read."""
+    """`states` says of every image what `read` does, and -1 of those that it cannot read."""
     states = listing.states()
     assert states.shape == (len(listing),)
     for row, state in enumerate(states.tolist()):
         try:
             expected = listing.read(row)[1]
-        except (OSError, UnreadablePicture, ValueError):
+        except (OSError, UnreadableImage, ValueError):
             expected = (-1, -1)
         assert state == tuple(expected), listing.paths[row]
     rows = list(range(len(listing)))[::-2]
@@ -460,9 +460,9 @@ def test_states_in_shards_that_changed_or_went(pets, tmp_path):
 
 
 @pytest.fixture
-def shards(tmp_path, pictures):
-    """The pictures of `pictures` in two shards, labelled by .cls; as a person would give them."""
-    files = sorted(pictures.rglob("*.*"))
+def shards(tmp_path, images):
+    """The images of `images` in two shards, labelled by .cls; as a person would give them."""
+    files = sorted(images.rglob("*.*"))
     for number in range(2):
         members = []
         for path in files[number::2]:
@@ -473,21 +473,21 @@ def shards(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_shards_and_lists_are_those_of_the_folder(tmp_path, pictures, shards, workers):
-    files = sorted(os.fsencode(path) for path in pictures.rglob("*.*"))
+def test_batches_of_shards_and_lists_are_those_of_the_folder(tmp_path, images, shards, workers):
+    files = sorted(os.fsencode(path) for path in images.rglob("*.*"))
     (tmp_path / "list.txt").write_bytes(b"\n".join(files[::-1]))
-    whole = {path: pixels for batch in evaluation_batches(scan(pictures), TRANSFORM, 24, 0)
+    whole = {path: pixels for batch in evaluation_batches(scan(images), TRANSFORM, 24, 0)
              for path, pixels in zip(files, batch.pixels)}
     listed = scan(tmp_path / "list.txt")
-    assert paths(listed) == paths(scan(pictures))
+    assert paths(listed) == paths(scan(images))
     for listing in (listed, scan(shards)):
         for batch in evaluation_batches(listing, TRANSFORM, 7, workers):
             for row, pixels in enumerate(batch.pixels, batch.first):
                 name = listing.paths[row].split(b".tar/")[-1]
-                assert torch.equal(pixels, whole[os.path.join(os.fsencode(pictures), name)])
+                assert torch.equal(pixels, whole[os.path.join(os.fsencode(images), name)])
 
 
-def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_path, run_cli, pictures):
+def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_path, run_cli, images):
     workspace = str(fresh_workspace)
     with pytest.raises(MismatchError, match="another folder"):
         embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu"))
@@ -501,35 +501,35 @@ def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_pat
     (found,) = results = search_images(SearchConfig((inside,), workspace=workspace, k=3, device="cpu"))
     assert (found.hits[0].path, found.hits[0].label) == (inside, "red")
     contact_sheet(results, tmp_path / "hits.png")
-    status, out, _ = run_cli("search", pictures / "red" / "007.jpg", "-k", "1", "--format", "paths", "--workspace",
+    status, out, _ = run_cli("search", images / "red" / "007.jpg", "-k", "1", "--format", "paths", "--workspace",
                              workspace)
     assert (status, out.strip()) == (0, inside)
 
 
-def test_pretraining_on_a_list_is_that_on_its_folder_and_shards_do_too(tmp_path, pictures, shards):
-    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in sorted(pictures.rglob("*.*"))[::-1]))
+def test_pretraining_on_a_list_is_that_on_its_folder_and_shards_do_too(tmp_path, images, shards):
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in sorted(images.rglob("*.*"))[::-1]))
     results = [pretrain(PretrainConfig.of(
         "small", collection, workspace=str(tmp_path / str(number)), width=0.125, stem="3x3s2", dim=16, queue_size=20,
         batch_size=8, bn_groups=2, image_size=32, epochs=1, workers=0, device="cpu"))
-        for number, collection in enumerate((pictures, tmp_path / "list.csv", shards))]
+        for number, collection in enumerate((images, tmp_path / "list.csv", shards))]
     assert [result.steps for result in results] == [3, 3, 3]
     assert results[0].fingerprint == results[1].fingerprint
 
 
-def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, pictures):
+def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, images):
     for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text(f"{pictures}/red/001.jpg\n{pictures}/blue/001.jpg\n")
+        (tmp_path / name).write_text(f"{images}/red/001.jpg\n{images}/blue/001.jpg\n")
     settings = {"workspace": str(fresh_workspace), "workers": 0, "device": "cpu"}
     embed_images(EmbedConfig(str(tmp_path / "a.txt"), fresh=True, **settings))
     with pytest.raises(MismatchError, match="another folder"):
         embed_images(EmbedConfig(str(tmp_path / "b.txt"), **settings))
 
 
-def test_what_a_list_names_is_embedded_or_reported(fresh_workspace, tmp_path, pictures):
+def test_what_a_list_names_is_embedded_or_reported(fresh_workspace, tmp_path, images):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "text").write_text("hello")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"path": path}) + "\n" for path in (
-        str(pictures / "red" / "001.jpg"), str(tmp_path / "folder.jpg"), str(tmp_path / "text"), "missing.jpg")))
+        str(images / "red" / "001.jpg"), str(tmp_path / "folder.jpg"), str(tmp_path / "text"), "missing.jpg")))
     result = embed_images(EmbedConfig(str(tmp_path / "a.jsonl"), workspace=str(fresh_workspace), workers=0,
                                       device="cpu", fresh=True))
     assert (result.listed, result.embedded) == (4, 1)
@@ -558,9 +558,9 @@ def no_scan(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "shards"])
-def test_a_listing_is_kept_and_is_the_same(keeping, no_scan, tmp_path, pictures, shards, kind):
-    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(pictures.rglob("*.*")) * 2))
-    collection = {"folder": pictures, "list": tmp_path / "list.txt", "shards": shards}[kind]
+def test_a_listing_is_kept_and_is_the_same(keeping, no_scan, tmp_path, images, shards, kind):
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(images.rglob("*.*")) * 2))
+    collection = {"folder": images, "list": tmp_path / "list.txt", "shards": shards}[kind]
     time.sleep(0.02)
     first = scan(collection)
     assert len(list(keeping.iterdir())) == 1
@@ -568,8 +568,8 @@ def test_a_listing_is_kept_and_is_the_same(keeping, no_scan, tmp_path, pictures,
     assert equal(scan(collection), first)
 
 
-def test_a_kept_listing_sees_what_is_added_removed_and_renamed(keeping, make_pictures, tmp_path):
-    folder = make_pictures(tmp_path / "p")
+def test_a_kept_listing_sees_what_is_added_removed_and_renamed(keeping, make_images, tmp_path):
+    folder = make_images(tmp_path / "p")
     new, red = folder / "red" / "new.jpg", folder / "red"
     for change in (lambda: new.write_bytes(b"x"), new.unlink, lambda: (red / "001.jpg").rename(red / "1.jpg"),
                    (folder / "new").mkdir, lambda: (folder / "new").rename(folder / "newer"), (folder / "newer").rmdir):
@@ -585,35 +585,35 @@ def test_a_kept_listing_sees_what_is_added_removed_and_renamed(keeping, make_pic
         assert paths(scan(folder)) == seen
 
 
-def test_a_damaged_kept_listing_is_not_used(keeping, pictures):
+def test_a_damaged_kept_listing_is_not_used(keeping, images):
     time.sleep(0.02)
-    whole = scan(pictures)
+    whole = scan(images)
     (file,) = keeping.iterdir()
     data = file.read_bytes()
     body = data.index(b"\n") + 1
     for damaged in (b"", b"{}\n", data[:-1], data[:body + 9] + bytes([data[body + 9] ^ 1]) + data[body + 10:],
                     data.replace(b'"arrays"', b'"array"'), data.replace(b"mocoembed listing", b"mocoembed listinG")):
         file.write_bytes(damaged)
-        assert equal(scan(pictures), whole)
+        assert equal(scan(images), whole)
 
 
-def test_small_or_unsettled_listings_and_folders_that_cannot_be_written(keeping, pictures, tmp_path, monkeypatch):
+def test_small_or_unsettled_listings_and_folders_that_cannot_be_written(keeping, images, tmp_path, monkeypatch):
     monkeypatch.setattr(listing_cache, "SETTLED_NS", 10**18 * 3)
-    scan(pictures)
+    scan(images)
     assert not keeping.exists()
     monkeypatch.setattr(listing_cache, "SETTLED_NS", 0)
     (tmp_path / "cache").write_text("a file")
     notes = []
-    assert len(scan(pictures, note=notes.append)) == 24
+    assert len(scan(images, note=notes.append)) == 24
     assert "not kept for the next time" in notes[0]
 
 
-def test_a_long_scan_says_how_far_it_is(tmp_path, pictures, monkeypatch):
+def test_a_long_scan_says_how_far_it_is(tmp_path, images, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("mocoembed.data.images.time.monotonic", lambda: next(clock))
     notes = []
-    scan(pictures, note=notes.append)
-    assert notes[0] == f"listing {pictures}: 0 pictures so far"
+    scan(images, note=notes.append)
+    assert notes[0] == f"listing {images}: 0 images so far"
 
 
 def test_a_listing_is_shared_not_copied_when_it_is_sent_to_a_process(shards):

@@ -36,7 +36,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_recipes_are_the_published_ones(recipe):
-    config = PretrainConfig.of(recipe, "pictures")
+    config = PretrainConfig.of(recipe, "images")
     for name, value in PUBLISHED[recipe].items():
         assert getattr(config, name) == value, name
 
@@ -57,13 +57,13 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, run_cli):
     """One call with every option; the config that arrives has every value."""
-    preset = PretrainConfig.of(recipe, "pictures")
+    preset = PretrainConfig.of(recipe, "images")
     values = {**OTHER_VALUES, "head": {"mlp": "linear", "linear": "mlp"}[preset.head],
               "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first,
               "batchnorm": {"shuffled": "none", "sync": "none"}[preset.batchnorm],
               "zero_init_residual": not preset.zero_init_residual}
     assert {"images", "recipe", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
-    arguments = ["pretrain", "pictures", "--recipe", recipe]
+    arguments = ["pretrain", "images", "--recipe", recipe]
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
@@ -73,16 +73,16 @@ def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, 
     arrived = []
     monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
     run_cli(*arguments)
-    assert arrived == [PretrainConfig(images="pictures", recipe=recipe, **values)]
+    assert arrived == [PretrainConfig(images="images", recipe=recipe, **values)]
 
 
 def test_a_recipe_is_applied_by_of_and_not_just_named():
     with pytest.raises(UsageError, match=r"PretrainConfig.of"):
-        PretrainConfig("pictures", recipe="small")
+        PretrainConfig("images", recipe="small")
 
 
 def test_survives_json():
-    config = PretrainConfig.of("cifar10", "pictures", val="held-out")
+    config = PretrainConfig.of("cifar10", "images", val="held-out")
     assert from_dict(PretrainConfig, to_dict(config)) == config
     with pytest.raises(FormatError, match="newer"):
         from_dict(PretrainConfig, {**to_dict(config), "later": 1})

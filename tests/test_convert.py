@@ -130,7 +130,7 @@ def test_there_and_back(source, tmp_path):
     convert_embeddings(ConvertConfig(str(path), to="npy"))
     notes = []
     convert_embeddings(ConvertConfig(str(tmp_path / "e.npy"), output=str(tmp_path / "back.h5")), note=notes.append)
-    assert "search by picture needs the encoder" in notes[0]
+    assert "search by image needs the encoder" in notes[0]
     with EmbeddingFile(path) as file, EmbeddingFile(tmp_path / "back.h5") as back:
         assert np.array_equal(back.embeddings(), vectors)
         assert back.paths() == file.paths() == PATHS
@@ -177,7 +177,7 @@ def test_rows_in_any_order_and_of_any_float_type(tmp_path, dtype):
         assert [file.label_names[label] for label in file.labels()] == [name[6:7].decode() for name in sorted(names)]
 
 
-def test_others_vectors_are_indexed_measured_and_compared_but_not_searched(tmp_path, pictures):
+def test_others_vectors_are_indexed_measured_and_compared_but_not_searched(tmp_path, images):
     random = np.random.default_rng(0)
     names = [b"%s/%02d.jpg" % (b"ab"[row % 2:row % 2 + 1], row) for row in range(20)]
     vectors = np.where(np.arange(20)[:, None] % 2 == 0, [1, 0, 0], [0, 1, 0]) + 0.05 * random.standard_normal((20, 3))
@@ -194,7 +194,7 @@ def test_others_vectors_are_indexed_measured_and_compared_but_not_searched(tmp_p
     assert index.manifest["recall_at_10"] == 1
     for encoder in (None, "moco-v2-800ep"):
         with pytest.raises(UsageError, match=r"another tool made .*encoder is not here(?s:.*)mocoembed embed"):
-            search_images(SearchConfig((str(pictures / "red" / "000.png"),), str(tmp_path), str(index.path),
+            search_images(SearchConfig((str(images / "red" / "000.png"),), str(tmp_path), str(index.path),
                                        encoder=encoder, device="cpu"))
 
 

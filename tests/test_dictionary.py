@@ -17,11 +17,11 @@ from mocoembed.train.step import training_step
 CPU = Compute.of("cpu", "fp64")
 
 
-def built(dictionary, pictures=40, **changes):
-    config = PretrainConfig.of("small", "pictures", **{
+def built(dictionary, images=40, **changes):
+    config = PretrainConfig.of("small", "images", **{
         "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 20, "batch_size": 8, "bn_groups": 1, "lr": 0.1,
         "temperature": 0.1, "image_size": 16, "precision": "fp64", "dictionary": dictionary, **changes})
-    return set_up(config, CPU, pictures)
+    return set_up(config, CPU, images)
 
 
 def views(step, rows):
@@ -36,7 +36,7 @@ def step_of(training, one):
 
 
 def test_memory_bank_equals_its_definition():
-    """InstDisc's update with the momentum on the features; the positive is the picture's own stored feature."""
+    """InstDisc's update with the momentum on the features; the positive is the image's own stored feature."""
     training = built("memory-bank", bank_momentum=0.3)
     f_q = copy.deepcopy(training.method.encoder_q)
     bank = training.method.bank.clone()
@@ -72,7 +72,7 @@ def test_memory_bank_draws_anew_in_every_step_and_the_same_on_a_rerun():
     assert not torch.equal(first, other)
 
 
-def test_a_picture_twice_in_a_batch_moves_its_feature_once():
+def test_an_image_twice_in_a_batch_moves_its_feature_once():
     method = built("memory-bank", bank_momentum=0.0).method
     q = functional.normalize(torch.randn(3, 16, dtype=torch.float64), dim=1)
     method.remember([q], [], views(0, [5, 7, 5]))
@@ -80,7 +80,7 @@ def test_a_picture_twice_in_a_batch_moves_its_feature_once():
     torch.testing.assert_close(method.bank[7], q[1])
 
 
-def test_memory_bank_refuses_more_keys_than_pictures():
+def test_memory_bank_refuses_more_keys_than_images():
     with pytest.raises(UsageError, match=r"--queue-size 33: must be 32 or less with --dictionary memory-bank"):
         built("memory-bank", queue_size=33)
 
@@ -108,8 +108,8 @@ def test_end_to_end_equals_its_definition(key_encoder):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
 
 
-def test_end_to_end_compares_no_picture_with_its_own_double():
-    """A picture that stands in for an unreadable one is in the batch twice: neither is the other's negative."""
+def test_end_to_end_compares_no_image_with_its_own_double():
+    """An image that stands in for an unreadable one is in the batch twice: neither is the other's negative."""
     method = built("end-to-end").method
     one = views(0, [1, 2, 2, 3])
     with torch.no_grad():

@@ -39,8 +39,8 @@ VARIANTS = {
 }
 
 
-def little(pictures, **changes):
-    return PretrainConfig.of("small", str(pictures), **{
+def little(images, **changes):
+    return PretrainConfig.of("small", str(images), **{
         "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 20, "batch_size": 8, "bn_groups": 2, "image_size": 32,
         "epochs": 7, "workers": 0, "device": "cpu", "precision": "fp64", "lr": 0.003, "warmup_epochs": 0.0,
         "mask_same_image": False, "blur_probability": 0.3, "timeout": 60.0, **changes})
@@ -63,11 +63,11 @@ def each_variant(folder, config, ranks, watcher):
 
 
 @pytest.fixture(scope="module")
-def both(pictures, tmp_path_factory):
+def both(images, tmp_path_factory):
     """The folders of all variants' runs with one process and with two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    each_variant(one, little(pictures), ALONE, Watcher())
-    start(partial(each_variant, two), little(pictures), 2, Watcher())
+    each_variant(one, little(images), ALONE, Watcher())
+    start(partial(each_variant, two), little(images), 2, Watcher())
     return one, two
 
 
@@ -101,11 +101,11 @@ def with_and_without_cache(folder, config, ranks, watcher):
 
 
 @pytest.mark.parametrize("one_size", [False, True])  # of one size: crops are made on the device
-def test_two_processes_share_the_memory_of_a_cache(pictures, tmp_path, one_size):
-    for i, path in enumerate(sorted(pictures.rglob("*.png"))):
+def test_two_processes_share_the_memory_of_a_cache(images, tmp_path, one_size):
+    for i, path in enumerate(sorted(images.rglob("*.png"))):
         with Image.open(path) as image:
             image.resize((24 if one_size else 24 + i, 24)).save(tmp_path / f"{i:02d}.png")
-    (tmp_path / "03.png").write_bytes(b"not a picture")
+    (tmp_path / "03.png").write_bytes(b"not an image")
     notes = []
     start(partial(with_and_without_cache, tmp_path), little(tmp_path, epochs=2), 2, Watcher(note=notes.append))
     assert sum("crops are made in batches on the device" in note for note in notes) == one_size
@@ -135,8 +135,8 @@ def stopped_and_resumed(folder, config, ranks, watcher):
         pretrain_rank(config, ranks, watcher)
 
 
-def test_resuming_with_two_processes_is_exact(pictures, tmp_path):
-    start(partial(stopped_and_resumed, tmp_path), little(pictures, epochs=3), 2, Watcher())
+def test_resuming_with_two_processes_is_exact(images, tmp_path):
+    start(partial(stopped_and_resumed, tmp_path), little(images, epochs=3), 2, Watcher())
     whole = newest(tmp_path / "whole")
     assert len(flat(whole["optimizer"])) > 10
     for name in ("stopped-0", "stopped-2"):
@@ -146,8 +146,8 @@ def test_resuming_with_two_processes_is_exact(pictures, tmp_path):
         require_equal(whole, other)
 
 
-def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(pictures, tmp_path):
-    config = little(pictures, epochs=60, workspace=str(tmp_path), processes=2)
+def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(images, tmp_path):
+    config = little(images, epochs=60, workspace=str(tmp_path), processes=2)
 
     def stop(report, steps):
         if report.step == 3:
@@ -202,8 +202,8 @@ def die(contrast, *arguments):
     (sleep, r"Rank 1 did not answer within --timeout\. Rank 0 ", 4 + 45),
     (not_a_number, r"The loss is nan at step 3 on rank 1 ", 10),
 ])
-def test_one_bad_rank_ends_the_job(pictures, tmp_path, misdeed, message, seconds):
-    config = little(pictures, workspace=str(tmp_path), checkpoint_every=1, timeout=4.0,
+def test_one_bad_rank_ends_the_job(images, tmp_path, misdeed, message, seconds):
+    config = little(images, workspace=str(tmp_path), checkpoint_every=1, timeout=4.0,
                     workers=2 if misdeed is die else 0)
     begun = []
     with pytest.raises(TrainingError if misdeed is not_a_number else ProcessError, match=message):
@@ -215,8 +215,8 @@ def test_one_bad_rank_ends_the_job(pictures, tmp_path, misdeed, message, seconds
     assert pretrain(config).steps == 21  # and a restart goes on
 
 
-def test_ranks_that_differ_are_noticed(pictures, tmp_path):
-    config = little(pictures, workspace=str(tmp_path), check_ranks=True)
+def test_ranks_that_differ_are_noticed(images, tmp_path):
+    config = little(images, workspace=str(tmp_path), check_ranks=True)
     with pytest.raises(TrainingError, match=r"After step 3 .* of ranks 1 differ from those of rank 0"):
         start(partial(on_rank_1, shift_a_key), config, 2, Watcher())
 
@@ -231,21 +231,21 @@ def shift_a_key(contrast, q, k, queue, *more):
     ({"bn_groups": 3, "batch_size": 12}, r"--bn-groups 3: must be a multiple of the 2 processes"),
     ({"batchnorm": "sync"}, r"--batchnorm sync: across processes it needs GPUs"),
 ])
-def test_what_cannot_be_shared_is_refused(pictures, tmp_path, changes, message):
+def test_what_cannot_be_shared_is_refused(images, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        pretrain(little(pictures, workspace=str(tmp_path), processes=2, **changes))
+        pretrain(little(images, workspace=str(tmp_path), processes=2, **changes))
 
 
-def test_a_run_is_written_by_one_job_alone(pictures, tmp_path):
-    config = little(pictures, workspace=str(tmp_path), run="mine", processes=2)
+def test_a_run_is_written_by_one_job_alone(images, tmp_path):
+    config = little(images, workspace=str(tmp_path), run="mine", processes=2)
     with locked(tmp_path / "runs" / "mine" / ".lock", "Run 'mine'"), pytest.raises(LockedError, match=str(os.getpid())):
         pretrain(config)
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
-def test_ranks_die_with_the_launcher(pictures, tmp_path, whole_group):
+def test_ranks_die_with_the_launcher(images, tmp_path, whole_group):
     """kill -9 of the launcher alone: the ranks save, leave, and release the run; of its group: all are gone."""
-    command = [sys.executable, "-m", "mocoembed", "pretrain", str(pictures), "--recipe", "small", "--width", "0.125",
+    command = [sys.executable, "-m", "mocoembed", "pretrain", str(images), "--recipe", "small", "--width", "0.125",
                "--image-size", "32", "--batch-size", "8", "--workers", "0", "--device", "cpu", "--epochs", "100000",
                "--processes", "2", "--workspace", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as launcher:

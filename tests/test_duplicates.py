@@ -22,7 +22,7 @@ from mocoembed.search.sheet import SIGNATURE, duplicates_sheet
 
 
 def made(path, vectors, digests=None, areas=None) -> str:
-    """An embeddings file of these vectors; pictures are `areas` pixels wide and one high."""
+    """An embeddings file of these vectors; images are `areas` pixels wide and one high."""
     count = len(vectors)
     paths = PathTable([b"%05d.jpg" % row for row in range(count)])
     listing = Listing(b"/p", paths, np.full(count, -1, np.int32), (), 0)
@@ -109,9 +109,9 @@ def test_the_keeper_is_the_largest_and_equal_bytes_are_numbered(tmp_path):
 def test_without_digests_nothing_is_said_about_bytes(tmp_path, run_cli):
     path = made(tmp_path / "e.h5", np.array([[1.0, 0], [1, 0], [0, 1]]))
     status, out, err = run_cli("duplicates", path, "--exact-only")
-    assert (status, out, "e.h5 does not know the bytes of its pictures" in err) == (2, "", True)
+    assert (status, out, "e.h5 does not know the bytes of its images" in err) == (2, "", True)
     status, out, _ = run_cli("duplicates", path)
-    assert out.splitlines()[-1] == ("1 group among 3 pictures (cosine 0.98 or more, all pairs; bytes unknown): "
+    assert out.splitlines()[-1] == ("1 group among 3 images (cosine 0.98 or more, all pairs; bytes unknown): "
                                     "1 besides the one to keep (*)")
     status, out, _ = run_cli("duplicates", path, "--json")
     value = json.loads(out)
@@ -165,7 +165,7 @@ def test_union_find_against_sets():
 def test_a_signal_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_ROWS", 10)
     path = made(tmp_path / "e.h5", np.random.default_rng(0).standard_normal((40, 4)))
-    with pytest.raises(Interrupted, match="Stopped after 10 of 40 pictures"):
+    with pytest.raises(Interrupted, match="Stopped after 10 of 40 images"):
         find_duplicates(DuplicatesConfig(path), lambda *counts: signal.raise_signal(signal.SIGINT))
 
 
@@ -176,9 +176,9 @@ def test_thresholds_that_mean_nothing(threshold):
 
 
 @pytest.fixture
-def collection(tmp_path, pictures, fresh_workspace):
-    """(workspace, folder) of some pictures, a copy, a smaller one and one saved again; the folder has moved."""
-    folder = shutil.copytree(pictures / "red", tmp_path / "old" / "red")
+def collection(tmp_path, images, fresh_workspace):
+    """(workspace, folder) of some images, a copy, a smaller one and one saved again; the folder has moved."""
+    folder = shutil.copytree(images / "red", tmp_path / "old" / "red")
     shutil.copy(folder / "000.png", folder / "copy\n.png")
     with Image.open(folder / "002.png") as image:
         image.resize((image.width * 3, image.height * 3), Image.Resampling.BICUBIC).save(folder / "larger.png")
@@ -201,7 +201,7 @@ def test_command(collection, tmp_path, run_cli):
     with Image.open(tmp_path / "s.png") as image:
         assert image.info["Software"] == SIGNATURE
         blank = image.crop((28, 64, 180, 216)).getcolors(1 << 16)
-        assert max(blank)[1] != (230, 231, 234)  # the pictures were found where the collection is now
+        assert max(blank)[1] != (230, 231, 234)  # the images were found where the collection is now
     status, out, _ = run_cli(*arguments)
     assert status == 0
     assert "group  similarity" in out
@@ -214,7 +214,7 @@ def test_command(collection, tmp_path, run_cli):
 
 def test_command_without_duplicates_and_with_wrong_calls(workspace, tmp_path, run_cli):
     status, out, err = run_cli("duplicates", "--workspace", workspace, "--exact-only", "--sheet", tmp_path / "s.png")
-    assert (status, out) == (0, "no duplicates among 24 pictures (equal bytes)\n")
+    assert (status, out) == (0, "no duplicates among 24 images (equal bytes)\n")
     assert err == "sheet: none drawn, as there are no groups\n"
     for arguments, message in [(("none.h5",), "none.h5"), (("--threshold", 2), "--threshold 2.0: must be above 0"),
                                (("--sheet", "s.jpg"), "must end in .png")]:

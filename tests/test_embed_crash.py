@@ -86,7 +86,7 @@ def test_killed_at_every_system_call(work, tmp_path, name):
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("again", [False, True])
 def test_killed_at_random_instants(many, tmp_path, times, again):
-    """With its workers, and the second time during the resume: at most the pictures since a commit are done again."""
+    """With its workers, and the second time during the resume: at most the images since a commit are done again."""
     instants = random.Random(times)
     for number in range(times):
         workspace = lay(many.before, tmp_path / str(number))
@@ -118,7 +118,7 @@ def test_a_signal_stops_it_after_a_batch(many, tmp_path, number, status):
         time.sleep(0.002)
     run.signal(number)
     assert run.wait() == status
-    stopped = re.fullmatch(r"mocoembed: Stopped after (\d+) of 1200 pictures; they are kept\. "
+    stopped = re.fullmatch(r"mocoembed: Stopped after (\d+) of 1200 images; they are kept\. "
                            r"Run the same command again to go on\.", run.stderr.splitlines()[-1])
     assert stopped, run.stderr
     assert 0 < int(stopped[1]) < MANY

@@ -27,10 +27,10 @@ from mocoembed.workspace import Workspace
 
 
 @pytest.fixture
-def config(tmp_path, make_encoder, make_pictures):
-    """Of 24 pictures, one of which cannot be read and three of which have the same bytes."""
-    folder = make_pictures(tmp_path / "p")
-    (folder / "green" / "text.jpg").write_text("not a picture")
+def config(tmp_path, make_encoder, make_images):
+    """Of 24 images, one of which cannot be read and three of which have the same bytes."""
+    folder = make_images(tmp_path / "p")
+    (folder / "green" / "text.jpg").write_text("not an image")
     for name in ("blue/again.png", "red/again.png"):
         (folder / name).write_bytes((folder / "green" / "000.png").read_bytes())
     save_encoder(Workspace(tmp_path / "ws").newest_encoder, make_encoder())
@@ -97,7 +97,7 @@ def test_one_bad_process_ends_the_job_and_the_rest_is_kept(config, misdeed, mess
 
 
 def slow_to_prepare(config, ranks, watcher):
-    """`embed_rank` that finds the pictures only after more than the others' patience."""
+    """`embed_rank` that finds the images only after more than the others' patience."""
     real = extract.scan
 
     def slow(*arguments, **more):
@@ -120,7 +120,7 @@ def test_a_signal_stops_all_processes_and_keeps_what_they_did(config):
         if done >= 6 and not asked:
             asked.append(os.kill(os.getpid(), signal.SIGINT))
 
-    with pytest.raises(Interrupted, match=r"Stopped after \d+ of 27 pictures; they are kept") as stopped:
+    with pytest.raises(Interrupted, match=r"Stopped after \d+ of 27 images; they are kept") as stopped:
         embed_images(replace(config, processes=2), progress)
     assert stopped.value.status == 130
     assert not multiprocessing.active_children()

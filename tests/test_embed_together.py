@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from embed_runs import BATCH, MANY, Work, embed, files_of, lay, put_picture, require_recovery, tell_every_batch
+from embed_runs import BATCH, MANY, Work, embed, files_of, lay, put_image, require_recovery, tell_every_batch
 from PIL import Image
 
 import mocoembed
@@ -89,17 +89,17 @@ def test_a_second_start_leaves_before_it_loads_torch(first, tmp_path):
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory, encoder_files) -> Work:
-    """To embed `MANY` pictures when there is a file of 40 of them, and an index of it."""
+    """To embed `MANY` images when there is a file of 40 of them, and an index of it."""
     root = tmp_path_factory.mktemp("grown")
-    work = Work(root / "pictures", encoder_files, {})
+    work = Work(root / "images", encoder_files, {})
     for number in range(40):
-        put_picture(work.folder / f"{number:04}.png", number)
+        put_image(work.folder / f"{number:04}.png", number)
     run = embed(work, lay(encoder_files, root / "ws")).go()
     assert run.wait() == 0, run.stderr
     build_index(IndexConfig(workspace=str(root / "ws")))
     work = dataclasses.replace(work, before=files_of(root / "ws"))
     for number in range(40, MANY):
-        put_picture(work.folder / f"{number:04}.png", number)
+        put_image(work.folder / f"{number:04}.png", number)
     run = embed(work, root / "ws").go()
     assert run.wait() == 0, run.stderr
     return dataclasses.replace(work, after=files_of(root / "ws"))
@@ -131,13 +131,13 @@ def load(workspace) -> str:
         return "rows"
 
 
-def search(workspace, picture) -> str:
-    """Look for a picture: it is found, or the index is said to be of another file."""
+def search(workspace, image) -> str:
+    """Look for an image: it is found, or the index is said to be of another file."""
     try:
-        (result,) = mocoembed.search_images(SearchConfig((str(picture),), str(workspace), k=1, device="cpu"))
+        (result,) = mocoembed.search_images(SearchConfig((str(image),), str(workspace), k=1, device="cpu"))
     except MismatchError:
         return "stale"
-    assert result.hits[0].path == str(picture)
+    assert result.hits[0].path == str(image)
     return "hits"
 
 
@@ -145,7 +145,7 @@ def search(workspace, picture) -> str:
 @pytest.mark.parametrize("name", ["many", "grown"])
 def test_readers_see_the_old_file_or_the_new_one_or_how_far_it_is(request, tmp_path, name, reads):
     work, seen = request.getfixturevalue(name), collections.Counter()
-    picture = sorted(work.folder.rglob("*.png"))[0]
+    image = sorted(work.folder.rglob("*.png"))[0]
     for attempt in itertools.count():
         workspace = lay(work.before, tmp_path / str(attempt))
         run = embed(work, workspace, prepare=tell_every_batch).go()
@@ -154,7 +154,7 @@ def test_readers_see_the_old_file_or_the_new_one_or_how_far_it_is(request, tmp_p
             if now in ("old", "new"):
                 seen[load(workspace)] += 1
             if name == "grown" and seen.total() % 7 == 0:
-                seen[found := search(workspace, picture)] += 1
+                seen[found := search(workspace, image)] += 1
                 assert found == "hits" or (workspace / "embeddings.h5").read_bytes() == work.new
         assert run.wait() == 0, run.stderr
         assert ask(workspace, work) == "new"
@@ -177,8 +177,8 @@ def tell_memory(path):
     atexit.register(write)
 
 
-def put_tiny_pictures(folder, numbers: range):
-    """Pictures of 4 x 4 pixels, no two with the same bytes."""
+def put_tiny_images(folder, numbers: range):
+    """Images of 4 x 4 pixels, no two with the same bytes."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "BMP")
     head = buffer.getvalue()[:-48]
@@ -189,9 +189,9 @@ def put_tiny_pictures(folder, numbers: range):
 
 @pytest.mark.slow
 def test_memory_hardly_grows_with_the_collection(encoder_files, tmp_path):
-    work, memory = Work(tmp_path / "pictures", encoder_files, {}), []
+    work, memory = Work(tmp_path / "images", encoder_files, {}), []
     for count, before in ((10_000, 0), (100_000, 10_000)):
-        put_tiny_pictures(work.folder, range(before, count))
+        put_tiny_images(work.folder, range(before, count))
         workspace = lay(encoder_files, tmp_path / str(count))
         told = tmp_path / f"memory-{count}"
         run = embed(work, workspace, "--workers", 2, prepare=partial(tell_memory, told)).go()

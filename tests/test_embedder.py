@@ -160,7 +160,7 @@ def test_what_cannot_be_folded_is_left(kind, said):
 
 
 def limited(embedder, limit, error):
-    """Let the embedder's network fail with `error` above `limit` pictures; the list of batch sizes that it saw."""
+    """Let the embedder's network fail with `error` above `limit` images; the list of batch sizes that it saw."""
     forward, seen = embedder._inference.forward, []
 
     def network(x):
@@ -185,13 +185,13 @@ def test_when_memory_runs_out_smaller_pieces_are_computed_and_that_is_said_once(
     del seen[:]
     torch.testing.assert_close(embedder(x[:12]), expected[:12])
     assert seen == [5, 5, 2]
-    assert notes == ["memory ran out; batches are computed 5 pictures at a time from now on"]
+    assert notes == ["memory ran out; batches are computed 5 images at a time from now on"]
 
 
-def test_a_single_picture_that_does_not_fit_is_an_error(make_encoder):
+def test_a_single_image_that_does_not_fit_is_an_error(make_encoder):
     embedder = Embedder(make_encoder(), compute(), "backbone", True)
     seen = limited(embedder, 0, torch.OutOfMemoryError())
-    with pytest.raises(MocoembedError, match="single picture of 32 x 32 pixels"):
+    with pytest.raises(MocoembedError, match="single image of 32 x 32 pixels"):
         embedder(pixels(4))
     assert seen == [4, 2, 1]
 

@@ -162,7 +162,7 @@ def test_training_draws_no_random_numbers(arch):
     assert torch.equal(backbone(x), backbone(x))
 
 
-def test_picture_sizes_are_tried_and_missing_batchnorm_is_told():
+def test_image_sizes_are_tried_and_missing_batchnorm_is_told():
     check_backbone(Encoder(EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16)), 32)
     transformer = Encoder(EncoderSpec("vit_b_32", 1, STEM, "mlp", 16))
     with pytest.raises(UsageError, match=r"--image-size 96: does not go with --arch vit_b_32 \(Wrong image.*224"):
@@ -217,7 +217,7 @@ def test_onnx_of_another_classifier(tmp_path):
     encoder = Encoder(EncoderSpec("mobilenet_v3_small", 1, STEM, "mlp", 16)).eval().requires_grad_(False)
     write_onnx(tmp_path / "b.onnx", FrozenEncoder(encoder, EvaluationTransform.of(64, (0.5,) * 3, (0.5,) * 3), {}))
     session, x = onnxruntime.InferenceSession(str(tmp_path / "b.onnx")), torch.randn(3, 3, 64, 64)
-    (features,) = session.run(["features"], {"pictures": x.numpy()})
+    (features,) = session.run(["features"], {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(features), encoder.backbone(x), rtol=1e-3, atol=1e-5)
 
 

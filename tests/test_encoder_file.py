@@ -1,4 +1,4 @@
-"""The encoder's file: its round trip, its fingerprint, and that its vectors depend on the picture alone."""
+"""The encoder's file: its round trip, its fingerprint, and that its vectors depend on the image alone."""
 
 import dataclasses
 import json

@@ -23,10 +23,10 @@ from mocoembed.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, pictures):
+def trained(tmp_path_factory, images):
     """(workspace, result) of one epoch of a ResNet-18 of full width."""
     root = tmp_path_factory.mktemp("export")
-    config = PretrainConfig.of("small", str(pictures), workspace=str(root), width=1.0, stem="7x7s2-pool", dim=16,
+    config = PretrainConfig.of("small", str(images), workspace=str(root), width=1.0, stem="7x7s2-pool", dim=16,
                                queue_size=20, batch_size=8, bn_groups=2, image_size=32, epochs=1, workers=0,
                                device="cpu")
     return root, pretrain(config)
@@ -100,7 +100,7 @@ def test_onnx_gives_the_same_features(trained, export, tmp_path):
     backbone = load_encoder(trained[1].encoder).encoder.backbone
     for n in (1, 3):
         x = torch.randn(n, 3, 32, 32)
-        (features,) = session.run(["features"], {"pictures": x.numpy()})
+        (features,) = session.run(["features"], {"images": x.numpy()})
         expected = backbone(x).numpy()  # of one epoch's training: far from unit size, so compared relatively
         assert np.abs(features - expected).max() < 1e-4 * np.abs(expected).max()
 

@@ -31,9 +31,9 @@ def embed(tmp_path, make_encoder):
     return run
 
 
-def test_every_picture_is_embedded_or_reported(embed, tmp_path, make_pictures):
-    folder = make_pictures(tmp_path / "p")
-    (folder / "blue" / "text.jpg").write_text("not a picture")
+def test_every_image_is_embedded_or_reported(embed, tmp_path, make_images):
+    folder = make_images(tmp_path / "p")
+    (folder / "blue" / "text.jpg").write_text("not an image")
     (folder / "red" / "empty.png").write_bytes(b"")
     os.mkfifo(folder / "red" / "pipe.png")
     (folder / "notes.txt").write_text("left out")
@@ -41,7 +41,7 @@ def test_every_picture_is_embedded_or_reported(embed, tmp_path, make_pictures):
     assert (result.listed, result.embedded, result.left_out) == (27, 24, 1)
     assert [(one.path, one.error) for one in result.failed] == [
         (b"blue/text.jpg", "UnidentifiedImageError"), (b"red/empty.png", "UnidentifiedImageError"),
-        (b"red/pipe.png", "UnreadablePicture")]
+        (b"red/pipe.png", "UnreadableImage")]
     with EmbeddingFile(result.path) as file:
         assert len(file) == 24
         assert file.failed() == result.failed
@@ -51,32 +51,32 @@ def test_every_picture_is_embedded_or_reported(embed, tmp_path, make_pictures):
     assert not list(result.path.parent.glob("*.work"))
 
 
-def test_the_file_does_not_depend_on_workers(embed, pictures, tmp_path):
-    embed(pictures, output=str(tmp_path / "a.h5"))
-    embed(pictures, output=str(tmp_path / "b.h5"), workers=2)
+def test_the_file_does_not_depend_on_workers(embed, images, tmp_path):
+    embed(images, output=str(tmp_path / "a.h5"))
+    embed(images, output=str(tmp_path / "b.h5"), workers=2)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(embed, pictures, tmp_path):
-    whole = embed(pictures, output=str(tmp_path / "whole.h5"))
+def test_a_stopped_run_goes_on_to_the_same_bytes(embed, images, tmp_path):
+    whole = embed(images, output=str(tmp_path / "whole.h5"))
 
     def stop(done, total):
         if done == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"Stopped after 15 of 24 pictures; they are kept.") as stopped:
-        embed(pictures, stop)
+    with pytest.raises(Interrupted, match=r"Stopped after 15 of 24 images; they are kept.") as stopped:
+        embed(images, stop)
     assert stopped.value.status == 130
-    result = embed(pictures)
+    result = embed(images)
     assert result.resumed_from == 15
     assert result.path.read_bytes() == whole.path.read_bytes()
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
-def test_kill_9_loses_nothing_committed(embed, tmp_path, make_pictures, pause):
-    folder = make_pictures(tmp_path / "many", per_class=200)
+def test_kill_9_loses_nothing_committed(embed, tmp_path, make_images, pause):
+    folder = make_images(tmp_path / "many", per_class=200)
     whole = embed(folder, output=str(tmp_path / "whole.h5"), batch_size=4)
-    script = ("import sys; from mocoembed.embed import extract, fill; fill.COMMIT_PICTURES = 4\n"
+    script = ("import sys; from mocoembed.embed import extract, fill; fill.COMMIT_IMAGES = 4\n"
               "from mocoembed.config import EmbedConfig\n"
               "extract.embed_images(EmbedConfig(sys.argv[1], workspace=sys.argv[2], workers=0, device='cpu', "
               "batch_size=4), lambda done, total: print(done, flush=True))")
@@ -95,67 +95,67 @@ def test_kill_9_loses_nothing_committed(embed, tmp_path, make_pictures, pause):
     assert result.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_other_folders_and_settings_never_replace_a_file_unasked(embed, pictures, tmp_path, make_pictures):
-    first = embed(pictures)
+def test_other_folders_and_settings_never_replace_a_file_unasked(embed, images, tmp_path, make_images):
+    first = embed(images)
     before = first.path.read_bytes()
-    other = make_pictures(tmp_path / "other", seed=1)
-    for folder, values, what in [(other, {}, "folder"), (pictures, {"features": "projection"}, "features"),
-                                 (pictures, {"normalize": False}, "normalize"),
-                                 (pictures, {"precision": "bf16"}, "precision"),
-                                 (pictures, {"labels": "none"}, "labels"),
-                                 (pictures, {"full_decode": True}, "full decode")]:
+    other = make_images(tmp_path / "other", seed=1)
+    for folder, values, what in [(other, {}, "folder"), (images, {"features": "projection"}, "features"),
+                                 (images, {"normalize": False}, "normalize"),
+                                 (images, {"precision": "bf16"}, "precision"),
+                                 (images, {"labels": "none"}, "labels"),
+                                 (images, {"full_decode": True}, "full decode")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before
-    assert embed(pictures).path.read_bytes() == before
+    assert embed(images).path.read_bytes() == before
     assert embed(other, fresh=True).embedded == 24
 
 
-def test_a_file_that_is_not_ours_is_never_replaced(embed, pictures, tmp_path):
+def test_a_file_that_is_not_ours_is_never_replaced(embed, images, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for fresh in (False, True):
         with pytest.raises(FormatError, match="not an embeddings file"):
-            embed(pictures, output=str(tmp_path / "thesis.txt"), fresh=fresh)
+            embed(images, output=str(tmp_path / "thesis.txt"), fresh=fresh)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_a_vector_that_is_not_finite_is_a_failure(embed, pictures, tmp_path, make_encoder):
+def test_a_vector_that_is_not_finite_is_a_failure(embed, images, tmp_path, make_encoder):
     broken = make_encoder()
     broken.encoder.backbone.layer4[1].bn2.bias[3] = float("inf")
     save_encoder(tmp_path / "broken.safetensors", broken)
     with pytest.raises(CollectionError, match="FloatingPointError: the vector is not finite"):
-        embed(pictures, encoder=str(tmp_path / "broken.safetensors"))
+        embed(images, encoder=str(tmp_path / "broken.safetensors"))
 
 
-def test_another_encoder_is_noticed(embed, pictures, tmp_path, make_encoder):
-    embed(pictures)
+def test_another_encoder_is_noticed(embed, images, tmp_path, make_encoder):
+    embed(images)
     save_encoder(tmp_path / "other.safetensors", make_encoder(seed=1))
     with pytest.raises(MismatchError, match="another encoder"):
-        embed(pictures, encoder=str(tmp_path / "other.safetensors"))
+        embed(images, encoder=str(tmp_path / "other.safetensors"))
 
 
-def test_an_encoder_from_elsewhere_is_kept_for_searching(embed, pictures, tmp_path, make_encoder):
+def test_an_encoder_from_elsewhere_is_kept_for_searching(embed, images, tmp_path, make_encoder):
     frozen = make_encoder(seed=2)
     save_encoder(tmp_path / "other.safetensors", frozen)
-    embed(pictures, encoder=str(tmp_path / "other.safetensors"))
+    embed(images, encoder=str(tmp_path / "other.safetensors"))
     assert Workspace(tmp_path / "ws").encoder_of(frozen.fingerprint()).exists()
 
 
-def test_one_writer_at_a_time(embed, pictures, tmp_path):
+def test_one_writer_at_a_time(embed, images, tmp_path):
     with locked(tmp_path / "ws" / ".embeddings.h5.lock", "x"), pytest.raises(LockedError, match=r"h5 is being written"):
-        embed(pictures)
+        embed(images)
 
 
 def test_nothing_readable_publishes_nothing(embed, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("x")
-    with pytest.raises(CollectionError, match="None of the 1 pictures can be read"):
+    with pytest.raises(CollectionError, match="None of the 1 images can be read"):
         embed(tmp_path / "bad")
     assert [path.name for path in (tmp_path / "ws").iterdir()] == ["encoder.safetensors"]
 
 
-def test_missing_encoder_and_folder(embed, pictures, tmp_path):
+def test_missing_encoder_and_folder(embed, images, tmp_path):
     with pytest.raises(UsageError, match=r"encoder.*does not exist. Make one with: mocoembed pretrain"):
-        embed(pictures, encoder=str(tmp_path / "no.safetensors"))
+        embed(images, encoder=str(tmp_path / "no.safetensors"))
     with pytest.raises(UsageError, match="does not exist"):
         embed(tmp_path / "nowhere")

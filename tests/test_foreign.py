@@ -250,15 +250,15 @@ def test_safetensors_and_half_precision(tmp_path):
         opened(tmp_path / "c.safetensors", tmp_path)
 
 
-def test_embed_and_search_take_the_same_encoders_as_export(tmp_path, pictures, run_cli):
+def test_embed_and_search_take_the_same_encoders_as_export(tmp_path, images, run_cli):
     torch.save(moco(network().state_dict(), head("fc.0", "fc.2")), tmp_path / "c.pth")
     torch.save(moco(network(seed=1).state_dict(), head("fc.0", "fc.2")), tmp_path / "d.pth")
     workspace = ["--workspace", tmp_path / "ws"]
-    status, _, err = run_cli("embed", pictures, "--encoder", tmp_path / "c.pth", "--workers", 0, *workspace)
+    status, _, err = run_cli("embed", images, "--encoder", tmp_path / "c.pth", "--workers", 0, *workspace)
     assert status == 0
-    assert "c.pth: layout MoCo, resnet18, pictures of 224 pixels" in err
+    assert "c.pth: layout MoCo, resnet18, images of 224 pixels" in err
     assert run_cli("index", *workspace)[0] == 0
-    config = SearchConfig((str(pictures / "red" / "001.jpg"),), workspace=str(tmp_path / "ws"), k=1)
+    config = SearchConfig((str(images / "red" / "001.jpg"),), workspace=str(tmp_path / "ws"), k=1)
     assert search_images(config)[0].hits[0].score == pytest.approx(1, abs=1e-5)  # the encoder was kept
     status, out, _ = run_cli("search", config.images[0], "--encoder", tmp_path / "c.pth", "-k", 1, *workspace)
     assert (status, "001.jpg" in out) == (0, True)
@@ -266,6 +266,6 @@ def test_embed_and_search_take_the_same_encoders_as_export(tmp_path, pictures, r
         search_images(SearchConfig(config.images, workspace=config.workspace, encoder=str(tmp_path / "d.pth")))
     torch.save(network().state_dict(), tmp_path / "bare.pth")
     with pytest.raises(UsageError, match="--features projection: this encoder came without a projection head"):
-        embed_images(EmbedConfig(str(pictures), workspace=str(tmp_path / "ws2"), encoder=str(tmp_path / "bare.pth"),
+        embed_images(EmbedConfig(str(images), workspace=str(tmp_path / "ws2"), encoder=str(tmp_path / "bare.pth"),
                                  features="projection"))
     assert not (tmp_path / "ws2").exists()

@@ -21,7 +21,7 @@ def notes():
 
 @pytest.fixture
 def guard(notes):
-    training = types.SimpleNamespace(config=PretrainConfig.of("small", "pictures"), ranks=Ranks(1, 2), step=9)
+    training = types.SimpleNamespace(config=PretrainConfig.of("small", "images"), ranks=Ranks(1, 2), step=9)
     rows = np.arange(40)
     paths = PathTable([b"%d.jpg" % row for row in rows])
     return Guard(training, Listing(b"/", paths, rows, (), 0), notes.append)
@@ -66,7 +66,7 @@ def test_ordinary_steps_pass(guard, notes):
     assert (guard.unreadable, guard.signal_number, notes) == ({}, 15, [])
 
 
-def test_a_picture_that_several_ranks_cannot_read_is_named_and_counted_once(guard, notes):
+def test_an_image_that_several_ranks_cannot_read_is_named_and_counted_once(guard, notes):
     theirs = [Failure(row, "OSError", "gone") for row in (3, 8)]
     guard.training.ranks = types.SimpleNamespace(first=True, objects=lambda mine: [mine, theirs],
                                                  agreed=lambda error: error)
@@ -77,7 +77,7 @@ def test_a_picture_that_several_ranks_cannot_read_is_named_and_counted_once(guar
     assert [note.split(": ")[1] for note in notes] == ["'3.jpg'", "'8.jpg'"]
     assert guard.told(batch, None) == (0, 0, False)
     theirs += [Failure(row, "OSError", "gone") for row in (9, 10, 11)]
-    with pytest.raises(CollectionError, match="5 of 40 pictures so far cannot be read, more than 10%"):
+    with pytest.raises(CollectionError, match="5 of 40 images so far cannot be read, more than 10%"):
         guard.check(numbers(unreadable=3))
 
 

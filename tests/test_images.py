@@ -1,4 +1,4 @@
-"""Finding pictures in any folder, and the right pixels from odd files."""
+"""Finding images in any folder, and the right pixels from odd files."""
 
 import io
 import os
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mocoembed.data.decode import EncodedImage, UnreadableImage, read_file
 from mocoembed.data.images import PathTable, scan
-from mocoembed.data.picture import Picture, UnreadablePicture, read_file
 from mocoembed.errors import CollectionError, UsageError
 
 
@@ -29,7 +29,7 @@ def encoded(image, form="PNG", **more):
 
 
 def pixels(data, shrink=1.0):
-    return np.asarray(Picture(data).rgb(shrink))
+    return np.asarray(EncodedImage(data).rgb(shrink))
 
 
 def test_lists_any_depth_sorted_and_counts_what_it_leaves_out(tmp_path):
@@ -86,9 +86,9 @@ def test_missing_and_empty_folders(tmp_path):
         scan(tmp_path / "nowhere")
     touch(tmp_path, "a.txt")
     (tmp_path / "a.tgz").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"a file that holds no pictures. Give a folder, a list"):
+    with pytest.raises(UsageError, match=r"a file that holds no images. Give a folder, a list"):
         scan(tmp_path / "a.tgz")
-    with pytest.raises(CollectionError, match=r"no pictures \(2 other files\)"):
+    with pytest.raises(CollectionError, match=r"no images \(2 other files\)"):
         scan(tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_path_table():
 
 def test_refuses_what_is_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UnreadablePicture, match="regular"):
+    with pytest.raises(UnreadableImage, match="regular"):
         read_file(tmp_path / "pipe.jpg")
 
 
@@ -120,13 +120,13 @@ def test_devices_and_vanished_files_are_refused(tmp_path):
     (tmp_path / "gone.jpg").unlink()
     with pytest.raises(FileNotFoundError):
         listing.read(0)
-    with pytest.raises(UnreadablePicture, match="not a regular file"):
+    with pytest.raises(UnreadableImage, match="not a regular file"):
         listing.read(1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_exif_orientation_gives_the_upright_picture(orientation, shrink):
+def test_exif_orientation_gives_the_upright_image(orientation, shrink):
     upright = Image.fromarray(np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20, np.ones((16, 16), np.uint8)))
     undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
             4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
@@ -135,8 +135,8 @@ def test_exif_orientation_gives_the_upright_picture(orientation, shrink):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(stored.convert("RGB"), "JPEG", quality=98, exif=exif)
-    picture = Picture(data)
-    assert (picture.width, picture.height) == upright.size
+    image = EncodedImage(data)
+    assert (image.width, image.height) == upright.size
     expected = upright.convert("RGB").resize((64 // shrink, 48 // shrink), Image.Resampling.BOX)
     assert np.abs(pixels(data, shrink).astype(int) - np.asarray(expected)).max() <= 6
 
@@ -156,24 +156,24 @@ def test_the_size_of_a_png_is_upright_before_it_is_decoded(before):
     stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Picture(with_chunk(encoded(stored), chunk(b"eXIf", exif.tobytes()[6:]), before))
-    assert (picture.width, picture.height) == picture.reduce(1.0) == (6, 9)
-    assert picture._image._im is None
+    image = EncodedImage(with_chunk(encoded(stored), chunk(b"eXIf", exif.tobytes()[6:]), before))
+    assert (image.width, image.height) == image.reduce(1.0) == (6, 9)
+    assert image._image._im is None
     turned = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
-    assert np.array_equal(np.asarray(picture.rgb()), turned)
+    assert np.array_equal(np.asarray(image.rgb()), turned)
     text = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>')
     for place, size in (b"IDAT", (6, 9)), (b"IEND", (9, 6)):
-        picture = Picture(with_chunk(encoded(stored), text, place))
-        assert (picture.width, picture.height) == picture.rgb().size == size
+        image = EncodedImage(with_chunk(encoded(stored), text, place))
+        assert (image.width, image.height) == image.rgb().size == size
 
 
 def test_no_png_is_decoded_before_its_memory_is_known(monkeypatch):
-    picture = Picture(encoded(Image.new("RGB", (64, 64))))
-    assert picture._image._im is None
-    monkeypatch.setattr("mocoembed.data.picture.MOST_MEMORY", 1 << 10)
-    with pytest.raises(UnreadablePicture, match="64 x 64 pixels"):
-        picture.rgb()
-    assert picture._image._im is None
+    image = EncodedImage(encoded(Image.new("RGB", (64, 64))))
+    assert image._image._im is None
+    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", 1 << 10)
+    with pytest.raises(UnreadableImage, match="64 x 64 pixels"):
+        image.rgb()
+    assert image._image._im is None
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
@@ -217,13 +217,13 @@ def test_other_modes_and_first_frame():
 
 def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers():
     data = encoded(Image.new("RGB", (800, 600), "green"), "JPEG")
-    assert Picture(data, full=True).rgb(100).size == (800, 600)
-    assert [Picture(data).rgb(shrink).size for shrink in (1, 1.9, 2, 5, 100)] == [
+    assert EncodedImage(data, full=True).rgb(100).size == (800, 600)
+    assert [EncodedImage(data).rgb(shrink).size for shrink in (1, 1.9, 2, 5, 100)] == [
         (800, 600), (800, 600), (400, 300), (200, 150), (100, 75)]
 
 
 @pytest.mark.parametrize("cut", [10, 100, 400, 700])
-def test_a_truncated_picture_is_an_error(cut):
+def test_a_truncated_image_is_an_error(cut):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
     for form in ("JPEG", "PNG"):
         with pytest.raises(Exception, match=r"\w"):
@@ -232,8 +232,8 @@ def test_a_truncated_picture_is_an_error(cut):
 
 def test_refuses_formats_off_the_list_and_bombs():
     with pytest.raises(Exception, match="cannot identify"):
-        Picture(encoded(Image.new("RGB", (8, 8)), "EPS"))
-    with pytest.raises(UnreadablePicture, match="take 686 MiB to decode; at most 272 MiB"):
+        EncodedImage(encoded(Image.new("RGB", (8, 8)), "EPS"))
+    with pytest.raises(UnreadableImage, match="take 686 MiB to decode; at most 272 MiB"):
         pixels(encoded(Image.new("1", (12_000, 12_000))))
 
 
@@ -243,14 +243,14 @@ def test_a_jpeg_in_several_scans_counts_at_full_size():
     files = {name: encoded(image, "JPEG", **more) for name, more in {
         "baseline": {"subsampling": 0}, "progressive": {"subsampling": 0, "progressive": True},
         "4:2:0": {"subsampling": 2, "progressive": True}}.items()}
-    bytes_of_scans = {name: Picture(data)._bytes_of_scans() for name, data in files.items()}
+    bytes_of_scans = {name: EncodedImage(data)._bytes_of_scans() for name, data in files.items()}
     assert bytes_of_scans == {"baseline": 0, "progressive": 6, "4:2:0": 3}
-    assert Picture(encoded(image.convert("L"), "JPEG"))._bytes_of_scans() == 0
+    assert EncodedImage(encoded(image.convert("L"), "JPEG"))._bytes_of_scans() == 0
 
 
 def test_a_progressive_bomb_is_refused_at_any_scale(monkeypatch):
-    monkeypatch.setattr("mocoembed.data.picture.MOST_MEMORY", 4 << 20)
+    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", 4 << 20)
     image = Image.new("RGB", (1600, 1600))
-    assert Picture(encoded(image, "JPEG")).rgb(8).size == (200, 200)
-    with pytest.raises(UnreadablePicture, match=r"\(JPEG, RGB\) take 7 MiB"):
-        Picture(encoded(image, "JPEG", progressive=True)).rgb(8)
+    assert EncodedImage(encoded(image, "JPEG")).rgb(8).size == (200, 200)
+    with pytest.raises(UnreadableImage, match=r"\(JPEG, RGB\) take 7 MiB"):
+        EncodedImage(encoded(image, "JPEG", progressive=True)).rgb(8)

@@ -32,13 +32,13 @@ from mocoembed.workspace import Workspace
 
 
 @pytest.fixture
-def folder(tmp_path, make_pictures):
-    return make_pictures(tmp_path / "p")
+def folder(tmp_path, make_images):
+    return make_images(tmp_path / "p")
 
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The number of pictures that went through the encoder, in each batch."""
+    """The number of images that went through the encoder, in each batch."""
     numbers, begin = [], Embedder.begin
 
     def counting(embedder, pixels):
@@ -63,7 +63,7 @@ def embed(tmp_path, make_encoder):
 
 
 def change(path, text=b"x"):
-    """Give a picture other bytes."""
+    """Give an image other bytes."""
     path.write_bytes(path.read_bytes() + text)
 
 
@@ -96,7 +96,7 @@ def content(path):
             file.paths(), np.asarray(file.embeddings()), file.facts(), file.ids().tolist())}
 
 
-def test_only_new_and_changed_pictures_are_encoded(embed, folder, encoded):
+def test_only_new_and_changed_images_are_encoded(embed, folder, encoded):
     first = embed(folder)
     assert first.counts == Counts(new=24, changed=0, unchanged=0, recognised=0, dropped=0, repeated=0)
     before = content(first.path)
@@ -142,7 +142,7 @@ def test_nothing_changed_leaves_the_file_alone(embed, folder, encoded):
         "embeddings.h5"]
 
 
-def test_pictures_only_dropped(embed, folder, encoded):
+def test_images_only_dropped(embed, folder, encoded):
     first = embed(folder)
     before, number = content(first.path), sum(encoded)
     shutil.rmtree(folder / "green")
@@ -178,7 +178,7 @@ def test_other_settings_refuse_to_mix(embed, folder, tmp_path, make_encoder):
 
 
 def stop_at(number):
-    """A `progress` that asks once to stop, when so many pictures are done; one more batch is finished."""
+    """A `progress` that asks once to stop, when so many images are done; one more batch is finished."""
     asked = []
 
     def progress(done, total):
@@ -188,12 +188,12 @@ def stop_at(number):
     return progress
 
 
-def test_an_interrupted_increment_goes_on_to_the_same_bytes(embed, folder, tmp_path, make_pictures):
+def test_an_interrupted_increment_goes_on_to_the_same_bytes(embed, folder, tmp_path, make_images):
     first = embed(folder)
     shutil.copy(first.path, tmp_path / "other.h5")
-    shutil.copytree(make_pictures(tmp_path / "q", seed=5), folder / "more")
+    shutil.copytree(make_images(tmp_path / "q", seed=5), folder / "more")
     before = first.path.read_bytes()
-    with pytest.raises(Interrupted, match="Stopped after 39 of 48 pictures"):
+    with pytest.raises(Interrupted, match="Stopped after 39 of 48 images"):
         embed(folder, stop_at(34))
     assert first.path.read_bytes() == before
     resumed = embed(folder)
@@ -206,7 +206,7 @@ def test_an_interrupted_increment_goes_on_to_the_same_bytes(embed, folder, tmp_p
 @pytest.mark.parametrize("change", ["added", "removed", "batch size"])
 @pytest.mark.parametrize("with_output", [False, True])
 def test_a_collection_that_changes_after_an_interruption_costs_nothing(embed, folder, encoded, change, with_output,
-                                                                       make_pictures, tmp_path):
+                                                                       make_images, tmp_path):
     if with_output:
         shutil.move(folder / "green", tmp_path / "aside")
         embed(folder)
@@ -216,7 +216,7 @@ def test_a_collection_that_changes_after_an_interruption_costs_nothing(embed, fo
         embed(folder, stop_at(20 if with_output else 10))
     done = sum(encoded)
     if change == "added":
-        shutil.copy(make_pictures(tmp_path / "q", seed=5) / "red" / "000.png", folder / "blue" / "000a.png")
+        shutil.copy(make_images(tmp_path / "q", seed=5) / "red" / "000.png", folder / "blue" / "000a.png")
     elif change == "removed":
         (folder / "red" / "007.jpg").unlink()
     result = embed(folder, **({"batch_size": 4} if change == "batch size" else {}))
@@ -311,8 +311,8 @@ def test_unfinished_work_of_other_settings_is_refused(embed, folder):
     assert embed(folder, features="projection", fresh=True).resumed_from == 0
 
 
-def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder, tmp_path, make_pictures):
-    embed(make_pictures(tmp_path / "other", seed=3))
+def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder, tmp_path, make_images):
+    embed(make_images(tmp_path / "other", seed=3))
     with pytest.raises(Interrupted, match="again, without --fresh, to go on"):
         embed(folder, stop_at(10), fresh=True)
     assert embed(folder).resumed_from == 15
@@ -355,9 +355,9 @@ def test_a_fresh_start_stays_one_when_the_collection_changes(embed, folder, enco
     assert sum(encoded) == 24
 
 
-def test_a_fresh_start_that_is_interrupted_again_and_again(embed, folder, tmp_path, make_pictures, encoded):
+def test_a_fresh_start_that_is_interrupted_again_and_again(embed, folder, tmp_path, make_images, encoded):
     """What stands at the output is another collection's all the time, and replaced at the end as was asked."""
-    embed(make_pictures(tmp_path / "other", seed=3))
+    embed(make_images(tmp_path / "other", seed=3))
     encoded.clear()
     for number, options in enumerate(({"fresh": True}, {}, {})):
         with pytest.raises(Interrupted):
@@ -403,20 +403,20 @@ def test_a_moved_collection_goes_on_with_root(embed, folder, tmp_path, encoded):
     assert embed(moved).counts.unchanged == 24
 
 
-def test_root_does_not_let_another_collection_in(embed, folder, tmp_path, make_pictures):
+def test_root_does_not_let_another_collection_in(embed, folder, tmp_path, make_images):
     before = embed(folder).path.read_bytes()
-    other = make_pictures(tmp_path / "other", seed=9)
+    other = make_images(tmp_path / "other", seed=9)
     for path in other.rglob("*.*"):
         path.rename(path.with_name(f"x{path.name}"))
-    with pytest.raises(MismatchError, match=r"another folder.*Only 0 of its 24 pictures are there"):
+    with pytest.raises(MismatchError, match=r"another folder.*Only 0 of its 24 images are there"):
         embed(other, root=str(other))
     assert (tmp_path / "ws" / "embeddings.h5").read_bytes() == before
 
 
-def test_a_list_that_names_other_files_on_resuming(embed, tmp_path, make_pictures):
-    """The same relative paths below another folder are other pictures."""
+def test_a_list_that_names_other_files_on_resuming(embed, tmp_path, make_images):
+    """The same relative paths below another folder are other images."""
     for name, seed in (("a", 1), ("b", 2)):
-        make_pictures(tmp_path / name, seed=seed)
+        make_images(tmp_path / name, seed=seed)
     lines = sorted(str(path) for path in (tmp_path / "a").rglob("*.*"))
     (tmp_path / "l" ).mkdir()
     listed = tmp_path / "l" / "list.txt"
@@ -431,7 +431,7 @@ def test_a_list_that_names_other_files_on_resuming(embed, tmp_path, make_picture
         np.testing.assert_allclose(*(np.frombuffer(one[0], np.float32) for one in (row, mine[name])), atol=1e-6)
 
 
-def test_a_picture_that_changes_after_an_interruption_is_read_again(embed, folder, tmp_path):
+def test_an_image_that_changes_after_an_interruption_is_read_again(embed, folder, tmp_path):
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))
     shutil.copy(folder / "red" / "001.jpg", folder / "blue" / "001.jpg")
@@ -493,19 +493,19 @@ def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, m
     notes = []
     result = embed(folder, note=notes.append)
     lost = {"a record": 10, "a counter": 15, "many": 10}[damage]
-    assert f"is damaged; {lost} pictures in it are done again" in notes[0]
+    assert f"is damaged; {lost} images in it are done again" in notes[0]
     assert sum(encoded) == 4 + lost
     assert result.path.read_bytes() == whole
 
 
-def test_pictures_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path, encoded):
+def test_images_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path, encoded):
     """A disk that is not mounted after an interruption: all that is listed fails."""
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(sorted(map(str, folder.rglob("*.*")))))
     with pytest.raises(Interrupted):
         embed(listed, stop_at(10))
     folder.rename(tmp_path / "away")
-    with pytest.raises(CollectionError, match="None of the 24 pictures can be read"):
+    with pytest.raises(CollectionError, match="None of the 24 images can be read"):
         embed(listed)
     (tmp_path / "away").rename(folder)
     encoded.clear()
@@ -513,9 +513,9 @@ def test_pictures_that_are_away_for_a_while_lose_nothing(embed, folder, tmp_path
     assert sum(encoded) == 9
 
 
-def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_path, dies_in, make_pictures):
+def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_path, dies_in, make_images):
     """Salvaged embeddings with and without work beside them do not excuse it."""
-    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path.read_bytes()
+    other = embed(make_images(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path.read_bytes()
     output = tmp_path / "ws" / "embeddings.h5"
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))
@@ -537,8 +537,8 @@ def test_whatever_is_at_the_output_by_then_is_not_replaced(embed, folder, tmp_pa
     assert embed(folder).counts.unchanged == 15
 
 
-def test_embeddings_that_are_swapped_while_others_build_on_them(embed, folder, tmp_path, make_pictures):
-    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path
+def test_embeddings_that_are_swapped_while_others_build_on_them(embed, folder, tmp_path, make_images):
+    other = embed(make_images(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5")).path
     first = embed(folder)
     kept = first.path.read_bytes()
     change(folder / "red" / "001.jpg")
@@ -547,7 +547,7 @@ def test_embeddings_that_are_swapped_while_others_build_on_them(embed, folder, t
     assert first.path.read_bytes() == other.read_bytes()
     first.path.write_bytes(kept)
     assert embed(folder).resumed_from == 24
-    with pytest.raises(MismatchError, match=r"has been replaced while the pictures were embedded"):
+    with pytest.raises(MismatchError, match=r"has been replaced while the images were embedded"):
         embed(folder, lambda done, total: shutil.copy(other, tmp_path / "new.h5"), output=str(tmp_path / "new.h5"))
     assert (tmp_path / "new.h5").read_bytes() == other.read_bytes()
 
@@ -599,7 +599,7 @@ def test_a_part_of_the_work_that_cannot_be_read_is_done_again(embed, folder, mon
     notes = []
     assert embed(folder, note=notes.append).embedded == 24
     assert asked
-    assert "pictures in it are done again" in notes[0]
+    assert "images in it are done again" in notes[0]
 
 
 def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, monkeypatch, tmp_path, dies_in):
@@ -625,8 +625,8 @@ def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, m
     assert embed(folder).embedded == 24
 
 
-def test_a_failed_picture_that_is_gone_is_not_listed_any_more(embed, folder):
-    (folder / "red" / "bad.jpg").write_text("no picture")
+def test_a_failed_image_that_is_gone_is_not_listed_any_more(embed, folder):
+    (folder / "red" / "bad.jpg").write_text("no image")
     assert embed(folder).listed == 25
     (folder / "red" / "bad.jpg").unlink()
     with EmbeddingFile(embed(folder).path) as file:
@@ -648,7 +648,7 @@ def full(path, *arguments):
     raise write_error(path, OSError(28, "No space left on device"))
 
 
-def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):
+def test_copies_of_an_image_whose_vector_is_not_finite_fail_with_it(embed, folder, monkeypatch):
     shutil.copy(folder / "red" / "001.jpg", folder / "red" / "copy.jpg")
     begin = Embedder.begin
     calls = []
@@ -667,10 +667,10 @@ def test_copies_of_a_picture_whose_vector_is_not_finite_fail_with_it(embed, fold
         (b"red/001.jpg", "FloatingPointError"), (b"red/copy.jpg", "FloatingPointError")]
 
 
-def test_an_output_that_appeared_meanwhile_is_not_replaced(embed, folder, tmp_path, make_pictures):
+def test_an_output_that_appeared_meanwhile_is_not_replaced(embed, folder, tmp_path, make_images):
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))
-    other = embed(make_pictures(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5"))
+    other = embed(make_images(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5"))
     output = tmp_path / "ws" / "embeddings.h5"
     shutil.copy(other.path, output)
     with pytest.raises(UsageError, match=r"has been replaced since .*\.work was begun.*--fresh"):
@@ -688,13 +688,13 @@ def test_what_cannot_be_seen_is_not_dropped(embed, folder, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    with pytest.raises(CollectionError, match=r"'green' cannot be opened, and 8 pictures .* would be dropped"):
+    with pytest.raises(CollectionError, match=r"'green' cannot be opened, and 8 images .* would be dropped"):
         embed(folder)
     assert (Workspace(folder.parent / "ws").embeddings).read_bytes() == before
 
 
 def test_what_fails_again_leaves_the_file_alone(embed, folder):
-    (folder / "red" / "001.jpg").write_bytes(b"no picture")
+    (folder / "red" / "001.jpg").write_bytes(b"no image")
     first = embed(folder)
     state = first.path.stat()
     assert len(embed(folder).failed) == 1

@@ -184,8 +184,8 @@ def test_numbers_that_are_not_finite(make_embeddings):
     assert not pathlib.Path(path).with_suffix(".faiss").exists()
 
 
-def test_no_vectors(pictures, tmp_path):
-    listing = scan(pictures)
+def test_no_vectors(images, tmp_path):
+    listing = scan(images)
     settings = Settings({"fingerprint": "f"}, "backbone", True, 4, "fp32", "parent")
     write_embeddings(tmp_path / "empty.h5", listing, settings,
                      np.zeros(len(listing), bool), np.zeros(len(listing), FACTS), [], [])

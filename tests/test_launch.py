@@ -10,7 +10,7 @@ from mocoembed.errors import UsageError
 from mocoembed.model.ranks import Ranks
 from mocoembed.train.launch import first_host, joined_ranks, local_device, process_count
 
-CONFIG = PretrainConfig.of("moco-v2", "pictures")
+CONFIG = PretrainConfig.of("moco-v2", "images")
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
         "SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_STEP_NODELIST": "gpu[07-08,12]",

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from mocoembed.config import EmbedConfig, ExportConfig, IndexConfig, PretrainConfig, SearchConfig
-from mocoembed.data.picture import Picture
+from mocoembed.data.decode import EncodedImage
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MocoembedError, UsageError
@@ -73,16 +73,16 @@ def without_last_linear(network: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def photograph(tmp_path) -> Picture:
+def photograph(tmp_path) -> Image:
     """A PNG of 300 x 260 pixels."""
     pixels = np.random.default_rng(0).integers(0, 255, (26, 30, 3), np.uint8)
     Image.fromarray(pixels).resize((300, 260), Image.Resampling.BICUBIC).save(tmp_path / "p.png")
-    return Picture((tmp_path / "p.png").read_bytes())
+    return EncodedImage((tmp_path / "p.png").read_bytes())
 
 
-def vectors_of(frozen, picture: Picture) -> torch.Tensor:
+def vectors_of(frozen, image: EncodedImage) -> torch.Tensor:
     """What an embedding does: pixels, normalised, through the backbone."""
-    x = torch.from_numpy(frozen.transform.pixels(picture).copy()).permute(2, 0, 1)[None].float() / 255
+    x = torch.from_numpy(frozen.transform.pixels(image).copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(value)[:, None, None] for value in (frozen.transform.mean, frozen.transform.std))
     with torch.inference_mode():
         return frozen.encoder.backbone((x - mean) / std)
@@ -107,7 +107,7 @@ def test_torchvisions_own_model_and_transform_give_the_same(hub, photograph, arc
     assert found.shape == (1, frozen.dimension("backbone"))
     assert (found - expected).abs().max() < 2e-2 * expected.abs().max()  # theirs resizes floats, ours 8 bits
     assert nn.functional.cosine_similarity(found, expected).item() > 0.9999
-    if arch != "googlenet":  # which shifts its pictures inside
+    if arch != "googlenet":  # which shifts its images inside
         x = torch.randn(2, 3, 96, 96)
         torch.testing.assert_close(frozen.encoder.backbone(x), theirs(x), rtol=0, atol=0)
     assert frozen.provenance["name"] == f"torchvision:{arch}"
@@ -148,19 +148,19 @@ def test_a_library_without_a_name(given):
         library_encoder(given, print)
 
 
-def test_weights_for_pictures_of_another_size_are_refused(hub):
+def test_weights_for_images_of_another_size_are_refused(hub):
     hub("vit_b_16", lambda state: {**state, "encoder.pos_embedding": torch.zeros(1, 577, 768)})
     with pytest.raises(FormatError, match=r"encoder\.pos_embedding.*name other weights with @"):
         library_encoder("torchvision:vit_b_16", print)
 
 
-def test_embed_index_and_search_with_torchvisions_weights(hub, tmp_path, pictures, run_cli):
+def test_embed_index_and_search_with_torchvisions_weights(hub, tmp_path, images, run_cli):
     hub("resnet18")
     where = ("--workspace", tmp_path / "ws", "--device", "cpu")
-    status, out, _ = run_cli("embed", pictures, "--encoder", "torchvision:resnet18", "--workers", 0, *where)
+    status, out, _ = run_cli("embed", images, "--encoder", "torchvision:resnet18", "--workers", 0, *where)
     assert (status, "24 embedded" in out) == (0, True)
     build_index(IndexConfig(workspace=str(tmp_path / "ws")))
-    query = pictures / "red" / "000.png"
+    query = images / "red" / "000.png"
     status, out, _ = run_cli("search", query, "-k", 1, "--format", "paths", *where)  # the encoder is the kept one
     assert (status, out) == (0, f"{query}\n")
     with EmbeddingFile(tmp_path / "ws" / "embeddings.h5") as file:
@@ -215,7 +215,7 @@ def test_timms_own_model_and_transform_give_the_same(timm, timm_cache, photograp
     torch.testing.assert_close(vectors_of(again, photograph), found, rtol=0, atol=0)
 
 
-def test_a_timm_model_that_squashes_its_pictures(timm, photograph):
+def test_a_timm_model_that_squashes_its_images(timm, photograph):
     name = next(name for name in timm.list_models(pretrained=True)
                 if timm.get_pretrained_cfg(name).crop_mode == "squash")
     from mocoembed.model.timm_backbone import _transform
@@ -230,14 +230,14 @@ def test_a_timm_model_that_squashes_its_pictures(timm, photograph):
     torch.testing.assert_close((pixels - mean) / std, expected)
 
 
-def test_embed_and_search_with_a_timm_model(timm_cache, tmp_path, pictures):
+def test_embed_and_search_with_a_timm_model(timm_cache, tmp_path, images):
     timm_cache("test_resnet.r160_in1k")
     workspace = str(tmp_path / "ws")
-    embed_images(EmbedConfig(str(pictures), workspace, "timm:test_resnet", workers=0, device="cpu"))
+    embed_images(EmbedConfig(str(images), workspace, "timm:test_resnet", workers=0, device="cpu"))
     for path in (tmp_path / "cache" / "timm").iterdir():
         path.unlink()  # from here on the workspace's own copy must do
     build_index(IndexConfig(workspace=workspace))
-    query = str(pictures / "red" / "000.png")
+    query = str(images / "red" / "000.png")
     (found,) = search_images(SearchConfig((query,), workspace, k=1, device="cpu"))
     assert found.hits[0].path == query
     assert found.hits[0].score == pytest.approx(1, abs=1e-5)
@@ -295,9 +295,9 @@ def test_fingerprints_of_encoders_from_before_are_what_they_were(make_encoder):
     json.dumps(identity)
 
 
-def test_pretrain_refuses_timm_on_the_command_line(timm, pictures, tmp_path, run_cli):
-    status, _, err = run_cli("pretrain", pictures, "--recipe", "small", "--arch", "timm:test_resnet", "--width", 1,
+def test_pretrain_refuses_timm_on_the_command_line(timm, images, tmp_path, run_cli):
+    status, _, err = run_cli("pretrain", images, "--recipe", "small", "--arch", "timm:test_resnet", "--width", 1,
                              "--stem", "7x7s2-pool", "--workspace", tmp_path / "ws", "--device", "cpu",
                              "--queue-size", 16, "--batch-size", 8, "--processes", 1)
     assert (status, "not be pretrained" in err) == (2, True), err
-    assert PretrainConfig.of("small", str(pictures)).arch != "timm:test_resnet"
+    assert PretrainConfig.of("small", str(images)).arch != "timm:test_resnet"

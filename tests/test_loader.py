@@ -9,7 +9,7 @@ from mocoembed.config import PretrainConfig
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import scan
 from mocoembed.data.loader import (
-    EvaluationPictures,
+    EvaluationImages,
     Place,
     Places,
     TwoViews,
@@ -25,7 +25,7 @@ TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
 
 
 def config(**overrides):
-    return PretrainConfig.of("small", "pictures", **{"batch_size": 8, "bn_groups": 2, "image_size": 32, "epochs": 2,
+    return PretrainConfig.of("small", "images", **{"batch_size": 8, "bn_groups": 2, "image_size": 32, "epochs": 2,
                                                      "workers": 0, **overrides})
 
 
@@ -39,7 +39,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_every_picture_comes_once_an_epoch_in_another_order():
+def test_every_image_comes_once_an_epoch_in_another_order():
     places = list(Places(24, config(), 0))
     assert [place.step for place in places] == list(range(6))
     epochs = [np.concatenate([place.rows for place in places if place.epoch == epoch]) for epoch in range(2)]
@@ -56,15 +56,15 @@ def test_a_resumed_run_sees_the_same_batches():
         assert all(np.array_equal(a.rows, b.rows) and a.step == b.step for a, b in zip(rest, whole[start:]))
 
 
-def test_too_few_pictures_for_a_batch():
+def test_too_few_images_for_a_batch():
     assert steps_per_epoch(7, 8, drop_last=False) == 1
-    assert steps_per_epoch(17, 8, drop_last=False) == 2  # a last batch of one picture is left out
-    with pytest.raises(CollectionError, match="7 pictures do not fill one batch of 8"):
+    assert steps_per_epoch(17, 8, drop_last=False) == 2  # a last batch of one image is left out
+    with pytest.raises(CollectionError, match="7 images do not fill one batch of 8"):
         steps_per_epoch(7, 8, drop_last=True)
 
 
-def test_views_do_not_depend_on_workers_or_batch_size(pictures):
-    listing = scan(pictures)
+def test_views_do_not_depend_on_workers_or_batch_size(images):
+    listing = scan(images)
     alone = batches_of(listing)
     workers = batches_of(listing, workers=2)
     assert len(alone) == len(workers) == 6
@@ -80,8 +80,8 @@ def test_views_do_not_depend_on_workers_or_batch_size(pictures):
     assert torch.equal(large.keys[0].factors[large.order.argsort()], unshuffled)
 
 
-def test_two_processes_share_what_one_would_have(pictures):
-    listing = scan(pictures)
+def test_two_processes_share_what_one_would_have(images):
+    listing = scan(images)
     for settings in ({}, {"symmetric": True}, {"batchnorm": "none"}):
         (whole, *_), *halves = (batches_of(listing, rank=rank, size=size, **settings)
                                 for rank, size in ((0, 1), (0, 2), (1, 2)))
@@ -96,15 +96,15 @@ def test_two_processes_share_what_one_would_have(pictures):
         assert (whole.order is None) == ("batchnorm" in settings)
 
 
-def test_the_two_views_of_a_picture_differ(pictures):
-    batch = batches_of(scan(pictures))[0]
+def test_the_two_views_of_an_image_differ(images):
+    batch = batches_of(scan(images))[0]
     assert batch.crops[0].shape == (8, 3, 32, 32)
     assert batch.crops[0].dtype == torch.uint8
     assert not torch.equal(*batch.crops)
 
 
-def test_a_memory_bank_gets_one_view(pictures):
-    bank, queue = (batches_of(scan(pictures), dictionary=name)[0] for name in ("memory-bank", "queue"))
+def test_a_memory_bank_gets_one_view(images):
+    bank, queue = (batches_of(scan(images), dictionary=name)[0] for name in ("memory-bank", "queue"))
     assert (len(bank.crops), bank.keys) == (1, [])
     assert torch.equal(bank.crops[0], queue.crops[0])
     assert same(bank.queries[0], queue.queries[0])
@@ -125,15 +125,15 @@ def test_full_decode_is_at_full_size(tmp_path):
     assert not same(scaled.crops, whole.crops)
 
 
-@pytest.mark.parametrize(("given", "pictures", "available", "expected"), [
+@pytest.mark.parametrize(("given", "images", "available", "expected"), [
     (0, 9999, 8, 0), (5, 10, 1, 5), (None, 10, 8, 1), (None, 501, 8, 7), (None, 501, 1, 1), (None, 9999, 64, 16)])
-def test_there_is_a_loading_process_unless_none_is_asked_for(given, pictures, available, expected):
-    assert worker_count(given, pictures, available) == expected
+def test_there_is_a_loading_process_unless_none_is_asked_for(given, images, available, expected):
+    assert worker_count(given, images, available) == expected
 
 
-def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, make_pictures):
-    folder = make_pictures(tmp_path)
-    (folder / "blue" / "001.jpg").write_bytes(b"not a picture")
+def test_an_unreadable_image_is_replaced_by_the_next_one_and_named(tmp_path, make_images):
+    folder = make_images(tmp_path)
+    (folder / "blue" / "001.jpg").write_bytes(b"not an image")
     batches = batches_of(scan(folder), epochs=1)
     (failure,) = [failure for batch in batches for failure in batch.failures]
     assert (failure.row, failure.error) == (1, "UnidentifiedImageError")
@@ -141,7 +141,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_one_and_named(tmp_path, m
     assert sorted(rows) == sorted([2] + [row for row in range(24) if row != 1])
 
 
-def test_no_readable_picture_at_all(tmp_path):
+def test_no_readable_image_at_all(tmp_path):
     for i in range(8):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
     batch = batches_of(scan(tmp_path))[0]
@@ -149,9 +149,9 @@ def test_no_readable_picture_at_all(tmp_path):
     assert {failure.row for failure in batch.failures} == set(range(8))
 
 
-def test_a_long_run_of_unreadable_pictures_is_not_searched_to_its_end(tmp_path, make_pictures, monkeypatch):
+def test_a_long_run_of_unreadable_images_is_not_searched_to_its_end(tmp_path, make_images, monkeypatch):
     monkeypatch.setattr("mocoembed.data.loader.REPLACEMENTS", 2)
-    folder = make_pictures(tmp_path)
+    folder = make_images(tmp_path)
     for path in (folder / "blue").iterdir():
         path.write_bytes(b"x")
     rows = np.array([0, 4, 6])
@@ -161,8 +161,8 @@ def test_a_long_run_of_unreadable_pictures_is_not_searched_to_its_end(tmp_path, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_batches_are_fixed_slices_with_blanks(tmp_path, make_pictures, workers):
-    folder = make_pictures(tmp_path)
+def test_evaluation_batches_are_fixed_slices_with_blanks(tmp_path, make_images, workers):
+    folder = make_images(tmp_path)
     (folder / "blue" / "003.jpg").write_bytes(b"")
     batches = list(evaluation_batches(scan(folder), TRANSFORM, 7, workers))
     assert [batch.first for batch in batches] == [0, 7, 14, 21]
@@ -173,10 +173,10 @@ def test_evaluation_batches_are_fixed_slices_with_blanks(tmp_path, make_pictures
     assert not any(batch.known.any() for batch in batches)
 
 
-def test_pictures_with_known_bytes_are_not_decoded(tmp_path, make_pictures):
-    folder = make_pictures(tmp_path)
+def test_images_with_known_bytes_are_not_decoded(tmp_path, make_images):
+    folder = make_images(tmp_path)
     (batch,) = evaluation_batches(scan(folder), TRANSFORM, 24, 0)
-    dataset = EvaluationPictures(scan(folder), TRANSFORM, known=DigestTable(batch.facts["digest"][[3, 20]]))
+    dataset = EvaluationImages(scan(folder), TRANSFORM, known=DigestTable(batch.facts["digest"][[3, 20]]))
     again = dataset[0, 24]
     assert np.flatnonzero(again.known).tolist() == [3, 20]
     assert again.facts["digest"].tolist() == batch.facts["digest"].tolist()

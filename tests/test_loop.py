@@ -1,4 +1,4 @@
-"""Whole pretrainings on little pictures: resuming exactly, saving on signals, refusing what cannot go on."""
+"""Whole pretrainings on little images: resuming exactly, saving on signals, refusing what cannot go on."""
 
 import dataclasses
 import json
@@ -25,8 +25,8 @@ from mocoembed.train.run import limited
 
 
 @pytest.fixture
-def config(tmp_path, pictures):
-    return PretrainConfig.of("small", str(pictures), workspace=str(tmp_path), width=0.125, stem="3x3s2", dim=16,
+def config(tmp_path, images):
+    return PretrainConfig.of("small", str(images), workspace=str(tmp_path), width=0.125, stem="3x3s2", dim=16,
                              queue_size=20, batch_size=8, bn_groups=2, image_size=16, epochs=3, workers=0,
                              device="cpu", warmup_epochs=1.0)
 
@@ -167,8 +167,8 @@ def test_a_named_run_refuses_other_settings_by_name_but_takes_more_epochs(config
     assert pretrain(dataclasses.replace(named, epochs=4)).steps == 12
 
 
-def test_a_changed_collection_is_noticed(config, tmp_path, make_pictures):
-    folder = make_pictures(tmp_path / "growing")
+def test_a_changed_collection_is_noticed(config, tmp_path, make_images):
+    folder = make_images(tmp_path / "growing")
     config = dataclasses.replace(config, images=str(folder))
     with pytest.raises(Interrupted):
         pretrain(config, stop_at(2))
@@ -185,21 +185,21 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_is_never_saved(config):
     assert state is None or all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_too_many_unreadable_pictures_stop_the_run(config, tmp_path, make_pictures):
-    folder = make_pictures(tmp_path / "bad")
+def test_too_many_unreadable_images_stop_the_run(config, tmp_path, make_images):
+    folder = make_images(tmp_path / "bad")
     for path in sorted((folder / "red").iterdir())[:6]:
         path.write_bytes(b"x")
     notes = []
-    with pytest.raises(CollectionError, match=r"\d of 24 pictures so far cannot be read, more than 10%"):
+    with pytest.raises(CollectionError, match=r"\d of 24 images so far cannot be read, more than 10%"):
         pretrain(dataclasses.replace(config, images=str(folder)), Watcher(note=notes.append))
     assert any("UnidentifiedImageError" in note for note in notes)
 
 
-def test_a_run_of_unreadable_pictures_stops_it_with_workers_too(config, tmp_path):
+def test_a_run_of_unreadable_images_stops_it_with_workers_too(config, tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(20):
         (tmp_path / "bad" / f"{i}.jpg").write_text("x")
-    with pytest.raises(CollectionError, match=r"20 of 20 pictures so far cannot be read") as stopped:
+    with pytest.raises(CollectionError, match=r"20 of 20 images so far cannot be read") as stopped:
         pretrain(dataclasses.replace(config, images=str(tmp_path / "bad"), workers=1))
     assert "Traceback" not in str(stopped.value)
 
@@ -213,22 +213,22 @@ def test_running_a_finished_run_again_keeps_the_provenance(config):
     assert pretrain(config).encoder.read_bytes() == before
 
 
-def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_encoders(config, pictures):
-    result = pretrain(dataclasses.replace(config, val=str(pictures), val_every=2))
+def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_encoders(config, images):
+    result = pretrain(dataclasses.replace(config, val=str(images), val_every=2))
     lines = [line for line in metrics(result) if "knn_top1" in line]
     assert [line["epoch"] for line in lines] == [0, 1, 2]
-    assert all(0 <= line["knn_top1"] <= 100 and line["pictures"] == 24 for line in lines)
+    assert all(0 <= line["knn_top1"] <= 100 and line["images"] == 24 for line in lines)
     assert result.knn.knn_k == 23
     embedder = Embedder(load_encoder(result.encoder), Compute.of("cpu", "fp32"), "backbone", normalized=True)
-    listing = scan(pictures)
+    listing = scan(images)
     (batch,) = evaluation_batches(listing, embedder.frozen.transform, 24, 0)
     labels = torch.from_numpy(listing.labels).long()
     assert result.knn.knn_top1 == pytest.approx(knn_accuracy_of(embedder(batch.pixels), labels, 23, 0.1))
     assert result.fingerprint == pretrain(dataclasses.replace(config, workspace=config.workspace + "/2")).fingerprint
 
 
-def test_an_evaluation_that_was_due_when_the_run_stopped_is_made_up_for(config, pictures):
-    config = dataclasses.replace(config, val=str(pictures), val_every=1)
+def test_an_evaluation_that_was_due_when_the_run_stopped_is_made_up_for(config, images):
+    config = dataclasses.replace(config, val=str(images), val_every=1)
     with pytest.raises(Interrupted):
         pretrain(config, stop_at(6))  # an epoch's end: saved, not evaluated
     result = pretrain(config)
@@ -251,9 +251,9 @@ def test_symmetric_bf16_and_last_batches_run(config):
     assert metrics(result)[1]["queue_filled"] == 1.0
 
 
-def test_a_validation_folder_of_one_label_is_refused_before_training(config, pictures):
-    with pytest.raises(CollectionError, match=r"--val .* holds pictures of one label only \(red\)"):
-        pretrain(dataclasses.replace(config, val=str(pictures / "red")))
+def test_a_validation_folder_of_one_label_is_refused_before_training(config, images):
+    with pytest.raises(CollectionError, match=r"--val .* holds images of one label only \(red\)"):
+        pretrain(dataclasses.replace(config, val=str(images / "red")))
     assert not (pathlib.Path(config.workspace) / "runs").exists()
 
 
@@ -273,8 +273,8 @@ def test_runs_on_a_gpu(config, precision):
     assert len(metrics(result)) == 9
 
 
-def test_limit_is_drawn_by_the_seed(config, pictures):
-    listing = scan(pictures)
+def test_limit_is_drawn_by_the_seed(config, images):
+    listing = scan(images)
     one = limited(listing, dataclasses.replace(config, limit=9))
     other = limited(listing, dataclasses.replace(config, limit=9, seed=1))
     assert len(one) == 9

@@ -48,7 +48,7 @@ def test_small_temperature_does_not_overflow():
 def test_a_query_that_cannot_tell_pays_chance():
     q = functional.normalize(torch.ones(3, 4, dtype=torch.float64), dim=1)
     assert float(info_nce(q, q, q.T.repeat(1, 7), 0.1).loss) == pytest.approx(math.log(22))
-    config = PretrainConfig.of("moco-v2", "pictures")
+    config = PretrainConfig.of("moco-v2", "images")
     assert chance_loss(config) == pytest.approx(11.09, abs=0.005)
     assert chance_loss(dataclasses.replace(config, dictionary="end-to-end")) == pytest.approx(math.log(256))
 

@@ -1,4 +1,4 @@
-"""Four loading processes on the largest pictures that are decoded: the whole process group stays below 2 GiB."""
+"""Four loading processes on the largest images that are decoded: the whole process group stays below 2 GiB."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.data.picture import MOST_MEMORY, Picture, UnreadablePicture
+from mocoembed.data.decode import MOST_MEMORY, EncodedImage, UnreadableImage
 
 COPIES = 8
 KINDS = {  # mode, format, options, bytes for each pixel that decoding takes at its peak
@@ -29,7 +29,7 @@ KINDS = {  # mode, format, options, bytes for each pixel that decoding takes at 
 
 
 def save(path, kind: str, side: int):
-    """A picture of coarse noise of that side and kind."""
+    """An image of coarse noise of that side and kind."""
     mode, form, options, _ = KINDS[kind]
     options = dict(options)
     tile = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
@@ -46,7 +46,7 @@ def save(path, kind: str, side: int):
 
 
 def largest_side(kind: str, tmp_path) -> int:
-    """The side of the largest square picture of the kind that is decoded, within 3 %."""
+    """The side of the largest square image of the kind that is decoded, within 3 %."""
     save(tmp_path / "small", kind, 640)
     encoded = (tmp_path / "small").stat().st_size / 640**2
     return int(0.97 * math.sqrt(MOST_MEMORY / (KINDS[kind][3] + encoded)))
@@ -54,16 +54,16 @@ def largest_side(kind: str, tmp_path) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_decoding_takes_is_known_before(tmp_path, monkeypatch, kind):
-    """The limit is shrunk to that of little pictures."""
-    monkeypatch.setattr("mocoembed.data.picture.MOST_MEMORY", 1 << 20)
+    """The limit is shrunk to that of little images."""
+    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", 1 << 20)
     monkeypatch.setattr(sys.modules[__name__], "MOST_MEMORY", 1 << 20)
     side = largest_side(kind, tmp_path)
     save(tmp_path / "fits", kind, side)
-    Picture((tmp_path / "fits").read_bytes()).reduce(1.0)
+    EncodedImage((tmp_path / "fits").read_bytes()).reduce(1.0)
     save(tmp_path / "larger", kind, int(1.1 * side))
-    with pytest.raises(UnreadablePicture, match=rf"{int(1.1 * side)} x {int(1.1 * side)} pixels \({KINDS[kind][1]}, "
+    with pytest.raises(UnreadableImage, match=rf"{int(1.1 * side)} x {int(1.1 * side)} pixels \({KINDS[kind][1]}, "
                                                 r".* take 1 MiB to decode; at most 1 MiB are spent"):
-        Picture((tmp_path / "larger").read_bytes()).reduce(1.0)
+        EncodedImage((tmp_path / "larger").read_bytes()).reduce(1.0)
 
 
 def proportional_set_size(group: int) -> int:
@@ -83,7 +83,7 @@ def proportional_set_size(group: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("command", ["embed", "pretrain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_four_processes_on_the_largest_pictures_stay_below_two_gib(tmp_path, fresh_workspace, kind, command):
+def test_four_processes_on_the_largest_images_stay_below_two_gib(tmp_path, fresh_workspace, kind, command):
     folder = tmp_path / "large"
     folder.mkdir()
     save(folder / "0.png", kind, largest_side(kind, tmp_path))

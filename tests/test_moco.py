@@ -65,7 +65,7 @@ def test_queries_and_keys_have_length_one():
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4, dtype=torch.float64))
 
 
-def test_shuffling_moves_pictures_between_groups_and_brings_the_keys_back():
+def test_shuffling_moves_images_between_groups_and_brings_the_keys_back():
     moco = built(bn_groups=2)
     x = torch.randn(8, 3, 16, 16, dtype=torch.float64)
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # each group gets half of either half
@@ -79,7 +79,7 @@ def test_shuffling_moves_pictures_between_groups_and_brings_the_keys_back():
     assert not torch.allclose(shuffled, keys_of(built(bn_groups=2), x).positive)
 
 
-def test_keys_of_the_querys_own_picture_can_be_left_out():
+def test_keys_of_the_querys_own_image_can_be_left_out():
     moco = built(size=6, mask_same_image=True)
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     assert not keys_of(moco, x).excluded.any()  # nobody's keys at the start

@@ -10,7 +10,7 @@ from mocoembed.train.optim import build_optimizer, learning_rate, set_learning_r
 
 
 def curve(recipe, steps_per_epoch=3, **overrides):
-    config = PretrainConfig.of(recipe, "pictures", **overrides)
+    config = PretrainConfig.of(recipe, "images", **overrides)
     return config, [learning_rate(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
 
 
@@ -37,7 +37,7 @@ def test_warm_up_rises_linearly_and_the_cosine_takes_the_rest():
 
 
 def test_the_optimizer_is_plain_sgd_on_every_parameter():
-    config = PretrainConfig.of("cifar10", "pictures")
+    config = PretrainConfig.of("cifar10", "images")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     optimizer = build_optimizer(list(network.parameters()), config)
     (group,) = optimizer.param_groups

@@ -1,4 +1,4 @@
-"""Search by picture: hits, pairs that do not belong together, names of any bytes; and `mocoembed search`."""
+"""Search by image: hits, pairs that do not belong together, names of any bytes; and `mocoembed search`."""
 
 import csv
 import json
@@ -38,10 +38,10 @@ def fresh_index(tmp_path, indexed_workspace) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(indexed_workspace, tmp_path / "indexed"))
 
 
-def test_every_picture_finds_itself(indexed_workspace, pictures, monkeypatch):
+def test_every_image_finds_itself(indexed_workspace, images, monkeypatch):
     """In batches of five, with path, label and row of the embeddings file."""
     monkeypatch.setattr(module, "BATCH", 5)
-    paths, steps = sorted(str(path) for path in pictures.rglob("*.*")), []
+    paths, steps = sorted(str(path) for path in images.rglob("*.*")), []
     config = SearchConfig(tuple(paths), workspace=str(indexed_workspace), k=3, device="cpu")
     results = search_images(config, lambda *counts: steps.append(counts))
     assert steps == [(5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
@@ -54,7 +54,7 @@ def test_every_picture_finds_itself(indexed_workspace, pictures, monkeypatch):
 
 
 def test_queries_are_decoded_as_the_collection_was(fresh_workspace, tmp_path):
-    """Noise of 600 pixels, whose scaled decode is another picture."""
+    """Noise of 600 pixels, whose scaled decode is another image."""
     (tmp_path / "large").mkdir()
     for seed in range(3):
         noise = np.random.default_rng(seed).integers(0, 255, (600, 600, 3), np.uint8)
@@ -71,9 +71,9 @@ def test_queries_are_decoded_as_the_collection_was(fresh_workspace, tmp_path):
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-5
 
 
-def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_pictures, tmp_path):
-    """A picture from outside, compared by loops with the vector that embedding its folder gives."""
-    outside = make_pictures(tmp_path / "outside", per_class=1, seed=9)
+def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_images, tmp_path):
+    """An image from outside, compared by loops with the vector that embedding its folder gives."""
+    outside = make_images(tmp_path / "outside", per_class=1, seed=9)
     embed_images(EmbedConfig(str(outside), workspace=str(indexed_workspace), output=str(tmp_path / "outside.h5"),
                              workers=0, device="cpu"))
     with EmbeddingFile(tmp_path / "outside.h5") as file, EmbeddingFile(indexed_workspace / "embeddings.h5") as other:
@@ -86,9 +86,9 @@ def test_hits_are_the_nearest_of_the_embeddings_file(indexed_workspace, make_pic
 
 @pytest.mark.parametrize("more", [{"features": "projection"}, {"normalize": False}, {"labels": "none"},
                                   {"dtype": "float16"}])
-def test_other_kinds_of_vectors(fresh_workspace, pictures, more):
-    collection(pictures, fresh_workspace, **more)
-    query = pictures / "red" / "003.jpg"
+def test_other_kinds_of_vectors(fresh_workspace, images, more):
+    collection(images, fresh_workspace, **more)
+    query = images / "red" / "003.jpg"
     first, second = search(fresh_workspace, query, k=2)[0].hits
     assert first.path == str(query)
     assert first.label == (None if "labels" in more else "red")
@@ -96,34 +96,34 @@ def test_other_kinds_of_vectors(fresh_workspace, pictures, more):
     assert second.score < first.score - 1e-4
 
 
-def test_k_larger_than_the_collection(indexed_workspace, pictures):
-    hits = search(indexed_workspace, pictures / "red" / "000.png", k=500)[0].hits
+def test_k_larger_than_the_collection(indexed_workspace, images):
+    hits = search(indexed_workspace, images / "red" / "000.png", k=500)[0].hits
     assert sorted(hit.row for hit in hits) == list(range(24))
 
 
-def test_the_workspace_may_move(fresh_index, pictures, tmp_path, monkeypatch):
+def test_the_workspace_may_move(fresh_index, images, tmp_path, monkeypatch):
     """The index names the embeddings file relative to itself, not to the current folder."""
     monkeypatch.chdir(tmp_path)
     os.rename(fresh_index, tmp_path / "elsewhere")
-    assert search("elsewhere", pictures / "red" / "000.png")[0].hits[0].path == str(pictures / "red" / "000.png")
+    assert search("elsewhere", images / "red" / "000.png")[0].hits[0].path == str(images / "red" / "000.png")
 
 
-def test_the_pictures_may_move(indexed_workspace, pictures, tmp_path):
-    hit = search(indexed_workspace, pictures / "red" / "000.png", root=str(tmp_path))[0].hits[0]
+def test_the_images_may_move(indexed_workspace, images, tmp_path):
+    hit = search(indexed_workspace, images / "red" / "000.png", root=str(tmp_path))[0].hits[0]
     assert hit.path == str(tmp_path / "red" / "000.png")
 
 
-def test_the_embeddings_file_may_move(fresh_index, pictures):
-    query = pictures / "red" / "000.png"
+def test_the_embeddings_file_may_move(fresh_index, images):
+    query = images / "red" / "000.png"
     os.rename(fresh_index / "embeddings.h5", fresh_index / "moved.h5")
     with pytest.raises(UsageError, match=r"embeddings\.h5' of .*embeddings\.faiss does not exist.*--embeddings"):
         search(fresh_index, query)
     assert search(fresh_index, query, embeddings=str(fresh_index / "moved.h5"))[0].hits[0].path == str(query)
 
 
-def test_a_stale_pair_is_refused(fresh_index, make_pictures, tmp_path):
+def test_a_stale_pair_is_refused(fresh_index, make_images, tmp_path):
     query = tmp_path / "more" / "red" / "000.png"
-    make_pictures(tmp_path / "more", per_class=9)
+    make_images(tmp_path / "more", per_class=9)
     embed_images(EmbedConfig(str(tmp_path / "more"), workspace=str(fresh_index), workers=0, device="cpu", fresh=True))
     with pytest.raises(MismatchError, match=r"faiss was built from 24 rows \(\w{12}\), but .*h5 has 27 rows \(\w{12}\)"
                                             r".\nRun mocoembed index again"):
@@ -132,9 +132,9 @@ def test_a_stale_pair_is_refused(fresh_index, make_pictures, tmp_path):
     assert search(fresh_index, query)[0].hits[0].path == str(query)
 
 
-def test_encoders(fresh_index, pictures, make_encoder, tmp_path):
+def test_encoders(fresh_index, images, make_encoder, tmp_path):
     """Found by fingerprint; given; foreign; not there."""
-    query, places = pictures / "red" / "000.png", Workspace(fresh_index)
+    query, places = images / "red" / "000.png", Workspace(fresh_index)
     save_encoder(tmp_path / "foreign.safetensors", make_encoder(seed=5))
     with pytest.raises(MismatchError, match=r"made with the encoder \w{12}, but .*foreign\.safetensors is \w{12}"):
         search(fresh_index, query, encoder=str(tmp_path / "foreign.safetensors"))
@@ -147,27 +147,27 @@ def test_encoders(fresh_index, pictures, make_encoder, tmp_path):
     assert search(fresh_index, query, encoder=str(tmp_path / "own.safetensors"))[0].hits[0].path == str(query)
 
 
-def test_queries_that_cannot_be_used(indexed_workspace, pictures, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(next((pictures / "red").glob("*.jpg")).read_bytes()[:200])
+def test_queries_that_cannot_be_used(indexed_workspace, images, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(next((images / "red").glob("*.jpg")).read_bytes()[:200])
     os.mkfifo(tmp_path / "fifo.jpg")
     for name, error, message in [("absent.jpg", UsageError, r"absent\.jpg' does not exist"),
                                  (".", UsageError, "is a folder"),
                                  ("broken.jpg", CollectionError, r"broken\.jpg' cannot be read: \w+: "),
                                  ("fifo.jpg", CollectionError, "not a regular file")]:
         with pytest.raises(error, match=message):
-            search(indexed_workspace, pictures / "red" / "000.png", tmp_path / name)
+            search(indexed_workspace, images / "red" / "000.png", tmp_path / name)
 
 
-def test_an_embeddings_file_is_no_index(indexed_workspace, pictures):
+def test_an_embeddings_file_is_no_index(indexed_workspace, images):
     with pytest.raises(FormatError, match="it is an embeddings file"):
-        search(indexed_workspace, pictures / "red" / "000.png", index=str(indexed_workspace / "embeddings.h5"))
+        search(indexed_workspace, images / "red" / "000.png", index=str(indexed_workspace / "embeddings.h5"))
 
 
 # ------------------------------------------------------------------------------------------------- the command
 
 
-def test_command_formats(indexed_workspace, pictures, run_cli):
-    queries = [pictures / "red" / "000.png", pictures / "blue" / "001.jpg"]
+def test_command_formats(indexed_workspace, images, run_cli):
+    queries = [images / "red" / "000.png", images / "blue" / "001.jpg"]
     arguments = ("search", *queries, "--workspace", indexed_workspace, "-k", "2", "--format")
     status, out, err = run_cli(*arguments, "json")
     assert (status, err) == (0, "")
@@ -189,9 +189,9 @@ def test_command_formats(indexed_workspace, pictures, run_cli):
     assert lines[5] == str(queries[1])
 
 
-def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, pictures, run_cli, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    good, sheet = pictures / "red" / "000.png", tmp_path / "hits.png"
+def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, images, run_cli, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good, sheet = images / "red" / "000.png", tmp_path / "hits.png"
     for bad, expected in (("broken.png", 1), ("absent.png", 2)):
         status, out, err = run_cli("search", good, tmp_path / bad, "--workspace", indexed_workspace, "--sheet", sheet)
         assert (status, out) == (expected, "")
@@ -200,29 +200,29 @@ def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, 
     assert not sheet.exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((), "No picture"), (("PICTURE", "-k", "0"), "-k 0"),
-                                                    (("PICTURE", "--sheet", "hits.jpg"), ".png"),
-                                                    (("PICTURE", "--sheet", "PICTURE"), "not a contact sheet"),
-                                                    (("PICTURE", "--index", "absent.faiss"), "absent.faiss"),
-                                                    (("PICTURE", "--root", "absent"), "'absent' is no folder")])
-def test_command_with_a_wrong_call(indexed_workspace, pictures, run_cli, arguments, message):
-    picture = pictures / "red" / "000.png"
-    before = picture.read_bytes()
-    arguments = [picture if argument == "PICTURE" else argument for argument in arguments]
+@pytest.mark.parametrize(("arguments", "message"), [((), "No image"), (("IMAGE", "-k", "0"), "-k 0"),
+                                                    (("IMAGE", "--sheet", "hits.jpg"), ".png"),
+                                                    (("IMAGE", "--sheet", "IMAGE"), "not a contact sheet"),
+                                                    (("IMAGE", "--index", "absent.faiss"), "absent.faiss"),
+                                                    (("IMAGE", "--root", "absent"), "'absent' is no folder")])
+def test_command_with_a_wrong_call(indexed_workspace, images, run_cli, arguments, message):
+    image = images / "red" / "000.png"
+    before = image.read_bytes()
+    arguments = [image if argument == "IMAGE" else argument for argument in arguments]
     status, out, err = run_cli("search", *arguments, "--workspace", indexed_workspace)
     assert (status, out) == (2, "")
     assert message in err
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
 @pytest.fixture(params=[b"caf\xe9 \xff.png", "schön 猫.png".encode(), b"two\nlines\x1b[31m.png"])
-def odd_name(request, fresh_workspace, pictures, tmp_path):
-    """(workspace, path as bytes) of a collection with a picture of an odd name."""
+def odd_name(request, fresh_workspace, images, tmp_path):
+    """(workspace, path as bytes) of a collection with an image of an odd name."""
     folder = tmp_path / "odd"
-    shutil.copytree(pictures / "red", folder / "red")
+    shutil.copytree(images / "red", folder / "red")
     path = os.path.join(os.fsencode(folder), b"red", request.param)
     with open(path, "wb") as file:
-        file.write((pictures / "green" / "000.png").read_bytes())
+        file.write((images / "green" / "000.png").read_bytes())
     collection(folder, fresh_workspace)
     return fresh_workspace, path
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mocoembed.data import sample
-from mocoembed.data.sample import CLASSES, draw_picture, write_collection
+from mocoembed.data.sample import CLASSES, draw_image, write_collection
 
 BANK, QUERIES = 2000, 400
 CHANCE = 1 / len(CLASSES)
@@ -15,9 +15,9 @@ KNOWN_MEANS = [78.36, 109.72, 70.07, 100.3, 136.14, 147.51, 156.71, 161.05, 157.
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """(2400, 64, 64, 3) uint8 and (2400,) classes, of one seed."""
-    drawn = [draw_picture(seed=0, index=index) for index in range(BANK + QUERIES)]
+    drawn = [draw_image(seed=0, index=index) for index in range(BANK + QUERIES)]
     return np.stack([pixels for pixels, _ in drawn]), np.array([label for _, label in drawn])
 
 
@@ -45,41 +45,41 @@ def colour_statistics(pixels):
     flat = pixels.reshape(len(pixels), -1, 3).astype(np.float64)
     grey = flat.mean(2)
     histograms = [
-        [np.histogram(values, 16, (0, 256))[0] for values in (*picture.T, picture.mean(1))]
-        for picture in flat[:, ::4]
+        [np.histogram(values, 16, (0, 256))[0] for values in (*image.T, image.mean(1))]
+        for image in flat[:, ::4]
     ]
     quantiles = np.quantile(grey, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1).T
     return np.c_[flat.mean(1), flat.std(1), grey.std(1), quantiles, np.reshape(histograms, (len(flat), -1))]
 
 
-def test_a_picture_is_rgb_bytes_and_a_class():
-    pixels, label = draw_picture(seed=3, index=13)
+def test_an_image_is_rgb_bytes_and_a_class():
+    pixels, label = draw_image(seed=3, index=13)
     assert pixels.shape == (64, 64, 3)
     assert pixels.dtype == np.uint8
     assert CLASSES[label] == "ringed-crescent"
 
 
-def test_a_picture_depends_on_seed_and_index_alone():
-    forwards = [draw_picture(1, index)[0] for index in range(16)]
-    backwards = [draw_picture(1, index)[0] for index in reversed(range(16))][::-1]
+def test_an_image_depends_on_seed_and_index_alone():
+    forwards = [draw_image(1, index)[0] for index in range(16)]
+    backwards = [draw_image(1, index)[0] for index in reversed(range(16))][::-1]
     assert np.array_equal(forwards, backwards)
-    drawn = {draw_picture(seed, index)[0].tobytes() for seed in (1, 2) for index in range(16)}
+    drawn = {draw_image(seed, index)[0].tobytes() for seed in (1, 2) for index in range(16)}
     assert len(drawn) == 32
 
 
 def test_large_seeds_and_indices_work():
-    assert draw_picture(2**63 - 1, 10**9)[0].shape == (64, 64, 3)
+    assert draw_image(2**63 - 1, 10**9)[0].shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
 def test_negative_numbers_are_refused(seed, index):
     with pytest.raises(ValueError, match="0 or more"):
-        draw_picture(seed, index)
+        draw_image(seed, index)
 
 
-def test_pictures_are_the_known_ones():
-    """Block means of pictures drawn when this was written: a change makes all reported figures void."""
-    pixels = np.stack([draw_picture(0, index)[0] for index in (0, 1, 2399)])
+def test_images_are_the_known_ones():
+    """Block means of images drawn when this was written: a change makes all reported figures void."""
+    pixels = np.stack([draw_image(0, index)[0] for index in (0, 1, 2399)])
     means = pixels.reshape(3, 2, 32, 2, 32, 3).mean((2, 4, 5)).ravel()
     assert means == pytest.approx(KNOWN_MEANS, abs=0.05)
 
@@ -97,13 +97,13 @@ def test_files_are_the_same_however_they_are_written(tmp_path):
         assert (whole / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
-def test_files_hold_the_pictures_in_folders_of_their_class(tmp_path):
+def test_files_hold_the_images_in_folders_of_their_class(tmp_path):
     done = []
     folder = write_collection(tmp_path, count=8, seed=0, first=8, progress=done.append)
     assert folder == tmp_path
     assert done == list(range(1, 9))
     for index in range(8, 16):
-        pixels, label = draw_picture(0, index)
+        pixels, label = draw_image(0, index)
         with Image.open(tmp_path / CLASSES[label] / f"{index:05d}.jpg") as image:
             difference = np.asarray(image).astype(float) - pixels
         assert np.abs(difference.reshape(8, 8, 8, 8, 3).mean((1, 3))).max() < 6  # JPEG keeps blocks' means
@@ -126,8 +126,8 @@ def test_a_count_below_one_is_refused(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_classes_are_balanced(pictures):
-    _, labels = pictures
+def test_classes_are_balanced(images):
+    _, labels = images
     assert len(CLASSES) == len(set(CLASSES)) == 8
     assert np.bincount(labels).tolist() == [300] * 8
 
@@ -143,17 +143,17 @@ def test_shapes_cover_the_stated_area_and_patterns_half_of_theirs(name, shape, a
     assert (pattern(8 * x, 8 * y) < 0).mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_colour_and_brightness_do_not_tell_the_class(pictures):
+def test_colour_and_brightness_do_not_tell_the_class(images):
     """Chance is 0.125, with a standard error of 0.017; with areas left unequal the first reaches 0.29."""
-    pixels, labels = pictures
+    pixels, labels = images
     features = colour_statistics(pixels)
     assert ridge_accuracy(features, labels) < 0.22
     assert knn_accuracy(features - features[:BANK].mean(0), labels) < 0.22
 
 
 @pytest.mark.parametrize("centred", [False, True])
-def test_pixels_are_far_from_telling_the_class(pictures, centred):
-    pixels, labels = pictures
+def test_pixels_are_far_from_telling_the_class(images, centred):
+    pixels, labels = images
     features = pixels.reshape(len(pixels), -1).astype(np.float32)
     if centred:
         features = features - features[:BANK].mean(0)

@@ -18,7 +18,7 @@ FIRST_HIT = module.MARGIN + module.TILE + module.AFTER_QUERY
 
 @pytest.fixture
 def colours(tmp_path):
-    """`colours(*names)` gives hits whose pictures lie in a folder `red` and have one colour each."""
+    """`colours(*names)` gives hits whose images lie in a folder `red` and have one colour each."""
     (tmp_path / "red").mkdir()
 
     def make(*names: str) -> list[Hit]:
@@ -48,7 +48,7 @@ def has_dot(image, column: int) -> bool:
     return bool((caption[..., 1] > caption[..., 0] + 60).any())
 
 
-def test_tiles_are_the_pictures_in_order(colours, tmp_path):
+def test_tiles_are_the_images_in_order(colours, tmp_path):
     hits = colours("red", "lime", "blue")
     path = contact_sheet([QueryResult(hits[0].path, hits), QueryResult(hits[1].path, hits[::-1])], tmp_path / "s.png")
     with Image.open(path) as image:
@@ -69,14 +69,14 @@ def test_only_a_hit_of_the_query_s_folder_is_marked(colours):
 def test_what_cannot_be_shown_is_grey(colours, tmp_path):
     hits = colours("red", "lime", "blue")
     (tmp_path / "red" / "lime.png").unlink()
-    (tmp_path / "red" / "blue.png").write_bytes(b"no picture")
+    (tmp_path / "red" / "blue.png").write_bytes(b"no image")
     image = Sheet([QueryResult(hits[0].path, hits)], 1).image
     corner = [pixel(image, FIRST_HIT + column * STEP + 5, module.HEADER + 5) for column in range(3)]
     assert corner == [(255, 0, 0), (0xe6, 0xe7, 0xea), (0xe6, 0xe7, 0xea)]
     assert module._is_sheet(contact_sheet([QueryResult(str(tmp_path / "gone.png"), hits)], tmp_path / "s.png"))
 
 
-def test_long_pictures_keep_their_shape(colours, tmp_path):
+def test_long_images_keep_their_shape(colours, tmp_path):
     hits = colours("red")
     Image.new("RGB", (3000, 30), "red").save(tmp_path / "red" / "red.png")
     image = Sheet([QueryResult(hits[0].path, hits)], 1).image
@@ -104,7 +104,7 @@ def test_texts_fit():
     assert sheet._fit("short", 100, sheet.small) == "short"
     assert sheet._fit("wide", 1, sheet.small)
     assert readable("caf\udce9\n.png") == "caf??.png"
-    assert [counted(1, "query"), counted(2, "query"), counted(2, "picture")] == ["1 query", "2 queries", "2 pictures"]
+    assert [counted(1, "query"), counted(2, "query"), counted(2, "image")] == ["1 query", "2 queries", "2 images"]
 
 
 def test_only_a_sheet_is_replaced(colours, tmp_path):
@@ -122,9 +122,9 @@ def test_only_a_sheet_is_replaced(colours, tmp_path):
         contact_sheet([], tmp_path / "s.png")
 
 
-def test_command_draws_a_sheet(indexed_workspace, pictures, run_cli, tmp_path):
+def test_command_draws_a_sheet(indexed_workspace, images, run_cli, tmp_path):
     path = tmp_path / "deeper" / "hits.png"
-    status, out, err = run_cli("search", pictures / "red" / "000.png", "--workspace", indexed_workspace, "-k", "4",
+    status, out, err = run_cli("search", images / "red" / "000.png", "--workspace", indexed_workspace, "-k", "4",
                                "--sheet", path, "--format", "paths")
     assert (status, err) == (0, f"sheet: {path}\n")
     assert len(out.splitlines()) == 4

@@ -15,7 +15,7 @@ from mocoembed.train.run import set_up
 from mocoembed.train.step import training_step
 
 CPU = Compute.of("cpu", "fp64")
-# 20 steps of `built()` on synthetic pictures, float64, one CPU thread; to be changed only with a reason in the log.
+# 20 steps of `built()` on synthetic images, float64, one CPU thread; to be changed only with a reason in the log.
 GOLDEN = [
     1.5740792936, 1.5322231804, 1.0983405190, 1.6896944130, 2.1024993508, 2.3552054664, 2.5640585087,
     2.6582942853, 2.7264339457, 2.7819023150, 2.8217996428, 2.8576430577, 2.8818682651, 2.9056844468,
@@ -24,14 +24,14 @@ GOLDEN = [
 
 
 def built(**overrides):
-    config = PretrainConfig.of("small", "pictures", **{
+    config = PretrainConfig.of("small", "images", **{
         "width": 0.125, "stem": "3x3s2", "dim": 16, "queue_size": 20, "batch_size": 8, "bn_groups": 2, "lr": 0.1,
         "momentum": 0.9, "temperature": 0.1, "image_size": 16, "precision": "fp64", "mask_same_image": False,
         **overrides})
-    return config, set_up(config, CPU, pictures=40)
+    return config, set_up(config, CPU, images=40)
 
 
-def pictures(step, n=8):
+def images(step, n=8):
     """Two noisy versions of n random patterns: (x_q, x_k)."""
     random = generator(7, 0, step)
     patterns = random.standard_normal((n, 3, 16, 16))
@@ -42,7 +42,7 @@ def run(training, config, steps):
     losses = []
     for step in range(steps):
         order = torch.from_numpy(shuffle_order(config.seed, step, 8)) if config.shuffles_keys else None
-        x = pictures(step)
+        x = images(step)
         queries = x if config.symmetric else x[:1]
         keys = [x[1 - i] if order is None else x[1 - i][order] for i in range(len(queries))]
         rows = torch.arange(8 * step, 8 * step + 8) % 40
@@ -65,7 +65,7 @@ def test_equals_the_algorithm_written_out(symmetric):
     at, velocity = 0, [torch.zeros_like(p) for p in f_q.parameters()]
     ours = run(training, config, 5)
     for step in range(5):
-        x_1, x_2 = pictures(step)
+        x_1, x_2 = images(step)
         pairs = [(x_1, x_2), (x_2, x_1)] if symmetric else [(x_1, x_2)]
         q = [functional.normalize(f_q(pairs[0][0]), dim=1)]
         with torch.no_grad():

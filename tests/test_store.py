@@ -11,7 +11,7 @@ import pytest
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.seal import MARK, SEAL, make_seal
-from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store import EmbeddingFile, FailedImage
 from mocoembed.embed.store_writer import Settings, stable_ids, write_embeddings
 from mocoembed.errors import FormatError, MocoembedError
 
@@ -24,7 +24,7 @@ def written(path, dimension=5):
     facts = np.zeros(4, FACTS)
     facts["width"], facts["mtime_ns"], facts["digest"] = [1, 2, 0, 4], 2**60, b"\x00" * 31 + b"\x07"
     vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)
-    failed = [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
+    failed = [FailedImage(PATHS[2], "OSError", "broken \u00e4")]
     settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "fp32", "parent")
     write_embeddings(path, listing, settings, done, facts, iter([vectors[:1], vectors[1:]]), failed)
     return vectors
@@ -40,7 +40,7 @@ def test_round_trip(tmp_path):
         assert file.paths() == [PATHS[0], PATHS[1], PATHS[3]]
         assert file.labels().tolist() == [0, 1, -1]
         assert file.label_names == ["cat", "d\u00f6g"]
-        assert file.failed() == [FailedPicture(PATHS[2], "OSError", "broken \u00e4")]
+        assert file.failed() == [FailedImage(PATHS[2], "OSError", "broken \u00e4")]
         assert file.full_path(0) == b"/root/a/1.jpg"
         assert file.full_path(0, "/elsewhere") == b"/elsewhere/a/1.jpg"
         assert file.describe()["listed"] == 4

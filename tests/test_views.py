@@ -13,7 +13,7 @@ from mocoembed.config import PretrainConfig
 from mocoembed.data import crop as cropping
 from mocoembed.data import views
 from mocoembed.data.crop import crop
-from mocoembed.data.picture import Picture
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.views import (
     DRAWS,
     PURPOSE_VIEW,
@@ -34,7 +34,7 @@ TWO_LEVELS = 2 / 255
 
 
 def settings(**overrides):
-    return ViewSettings.of(PretrainConfig.of("moco-v2", "pictures", **overrides))
+    return ViewSettings.of(PretrainConfig.of("moco-v2", "images", **overrides))
 
 
 def many_draws(count, seed=0):
@@ -78,8 +78,8 @@ def test_crop_boxes_are_distributed_as_torchvisions(size):
     width, height = size
     ours = np.array([crop_box(u, width, height, (0.2, 1.0)) for u in many_draws(3000)])
     torch.manual_seed(0)
-    picture = torch.empty(3, height, width)
-    boxes = [transforms.RandomResizedCrop.get_params(picture, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]
+    image = torch.empty(3, height, width)
+    boxes = [transforms.RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]
     references = np.array([(left, top, left + w, top + h) for top, left, h, w in boxes])
     assert ours.min() >= 0
     assert (ours[:, 2] <= width).all()
@@ -138,8 +138,8 @@ def test_jitter_in_random_order_equals_torchvisions(crops):
 
 
 def test_grey_flip_and_solarize_equal_torchvisions(crops):
-    picture = crops.float() / 255
-    for name, expected in [("grey", theirs.rgb_to_grayscale(picture, 3)), ("flip", theirs.horizontal_flip(picture)),
+    image = crops.float() / 255
+    for name, expected in [("grey", theirs.rgb_to_grayscale(image, 3)), ("flip", theirs.horizontal_flip(image)),
                            ("solarize", theirs.solarize(crops, 128).float() / 255)]:
         values = parameters_of(colour_parameters(many_draws(6), settings(**PLAIN)))
         values = values._replace(**{name: torch.ones(6, dtype=torch.bool)})
@@ -148,16 +148,16 @@ def test_grey_flip_and_solarize_equal_torchvisions(crops):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_blur_equals_torchvisions(crops, sigma):
-    picture = crops.float() / 255
-    expected = theirs.gaussian_blur(picture, [23, 23], [sigma, sigma])
-    assert (blur(picture, torch.full((6,), sigma), 2.0) - expected).abs().max() < TWO_LEVELS
+    image = crops.float() / 255
+    expected = theirs.gaussian_blur(image, [23, 23], [sigma, sigma])
+    assert (blur(image, torch.full((6,), sigma), 2.0) - expected).abs().max() < TWO_LEVELS
 
 
 def test_blur_has_one_sigma_for_each_sample(crops):
-    picture = crops.float() / 255
+    image = crops.float() / 255
     sigmas = torch.tensor([0.1, 2.0, 0.7, 1.5, 0.3, 1.0])
-    together = blur(picture, sigmas, 2.0)
-    for one, part, sigma in zip(together, picture, sigmas):
+    together = blur(image, sigmas, 2.0)
+    for one, part, sigma in zip(together, image, sigmas):
         torch.testing.assert_close(one, blur(part[None], sigma[None], 2.0)[0], atol=1e-6, rtol=0)
 
 
@@ -190,9 +190,9 @@ def test_crop_of_a_photograph_is_a_level_from_pillows_at_most(size):
 
 
 def test_crop_equals_torchvisions_resized_crop():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
-    ours = crop(picture, (7, 11, 60, 50), 32)
-    expected = theirs.resized_crop(picture, 11, 7, 39, 53, [32, 32], theirs.InterpolationMode.BILINEAR)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+    ours = crop(image, (7, 11, 60, 50), 32)
+    expected = theirs.resized_crop(image, 11, 7, 39, 53, [32, 32], theirs.InterpolationMode.BILINEAR)
     assert np.array_equal(ours, np.asarray(expected))
 
 
@@ -214,14 +214,15 @@ def test_crops_in_strips_and_of_arrays_are_the_same(monkeypatch, box):
 @pytest.mark.parametrize(("resize", "crop"), [(32, 32), (37, 32)])
 def test_evaluation_transform_equals_torchvisions(tmp_path, size, resize, crop):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     transform = EvaluationTransform(resize, crop, (0.5,) * 3, (0.5,) * 3)
-    ours = transform.pixels(Picture((tmp_path / "picture.png").read_bytes()))
+    ours = transform.pixels(EncodedImage((tmp_path / "image.png").read_bytes()))
     expected = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop)])(Image.fromarray(pixels))
     assert np.abs(ours.astype(int) - np.asarray(expected).astype(int)).max() <= 2
 
 
-def test_a_very_long_picture_needs_no_more_memory(tmp_path):
+def test_a_very_long_image_needs_no_more_memory(tmp_path):
     Image.new("RGB", (60_000, 2), "red").save(tmp_path / "long.png")
-    pixels = EvaluationTransform(256, 224, (0.5,) * 3, (0.5,) * 3).pixels(Picture((tmp_path / "long.png").read_bytes()))
+    image = EncodedImage((tmp_path / "long.png").read_bytes())
+    pixels = EvaluationTransform(256, 224, (0.5,) * 3, (0.5,) * 3).pixels(image)
     assert pixels.shape == (224, 224, 3)

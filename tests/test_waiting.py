@@ -85,36 +85,36 @@ def test_cores_idle():
     assert idle_core_seconds() >= before
 
 
-def filling(pictures, workers=3, **changes):
-    config = PretrainConfig.of("moco-v2", str(pictures), image_size=16, **changes)
-    return Filling(scan(pictures), config, workers, ALONE, lambda text: None, lambda: None)
+def filling(images, workers=3, **changes):
+    config = PretrainConfig.of("moco-v2", str(images), image_size=16, **changes)
+    return Filling(scan(images), config, workers, ALONE, lambda text: None, lambda: None)
 
 
-def test_advice_has_the_numbers_at_hand(pictures, monkeypatch):
+def test_advice_has_the_numbers_at_hand(images, monkeypatch):
     monkeypatch.setattr(waiting, "available_memory", lambda: 3 << 30)
-    text = advice(0.43, 4.6, 16, dataclasses.replace(filling(pictures), workers=1))
-    assert text == ("43% of the last 60 s went into waiting for pictures. What helps: --workers 6 (5 of 16 cores have "
+    text = advice(0.43, 4.6, 16, dataclasses.replace(filling(images), workers=1))
+    assert text == ("43% of the last 60 s went into waiting for images. What helps: --workers 6 (5 of 16 cores have "
                     "no work); --cache ram (about 0.1 MiB, 3.00 GiB are available).")
 
 
 @pytest.mark.parametrize(("workers", "idle", "cores", "changes", "free", "expected"), [
-    (0, 5.0, 8, {"cache": "ram"}, 3 << 30, "--workers 1 or more (with 0, pictures are loaded between the steps)."),
+    (0, 5.0, 8, {"cache": "ram"}, 3 << 30, "--workers 1 or more (with 0, images are loaded between the steps)."),
     (1, 5.0, 3, {"cache": "ram"}, 3 << 30, "--workers 2 (1 of 3 cores have no work)."),
     (1, 5.0, 2, {}, 0, "a faster disk or more cores (1 loading processes, 2 cores)."),
     (1, 0.2, 8, {"cache": "ram"}, 3 << 30, "a faster disk or more cores (1 loading processes, 8 cores)."),
     (1, 0.2, 8, {"image_size": 8}, 0, "smaller files (shorter side 40 pixels in the median; 16 would do)."),
 ])
-def test_advice_in_other_cases(pictures, monkeypatch, workers, idle, cores, changes, free, expected):
+def test_advice_in_other_cases(images, monkeypatch, workers, idle, cores, changes, free, expected):
     monkeypatch.setattr(waiting, "available_memory", lambda: free)
-    one = filling(pictures, workers)
+    one = filling(images, workers)
     one = dataclasses.replace(one, config=dataclasses.replace(one.config, **changes))
     assert advice(0.5, idle, cores, one).split("What helps: ")[1] == expected
 
 
-def test_it_is_said_once_and_only_when_much_is_waited(pictures, clock, monkeypatch):
+def test_it_is_said_once_and_only_when_much_is_waited(images, clock, monkeypatch):
     monkeypatch.setattr(waiting, "STRETCH", 10.0)
     said = []
-    one = filling(pictures, 1)
+    one = filling(images, 1)
     session = types.SimpleNamespace(meter=Meter(), advised=False, ranks=ALONE, say=said.append,
                                     _filling=lambda *arguments: one)
     for share in (0.1, 0.19, 0.3, 0.9):

@@ -1,4 +1,4 @@
-"""Loading processes that are killed or hang: the batches are what they would be if one picture were unreadable."""
+"""Loading processes that are killed or hang: the batches are what they would be if one image were unreadable."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ import torch
 
 from mocoembed.config import EmbedConfig, PretrainConfig
 from mocoembed.data import loader, workers
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
-from mocoembed.data.picture import Picture
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
@@ -27,17 +27,17 @@ def _impatient(monkeypatch):
 
 
 @pytest.fixture
-def decode(monkeypatch, pictures):
-    """`decode(what)`: from now on `what()` is done before row 13 of `pictures` is decoded."""
-    victim = scan(pictures).read(VICTIM)[0]
+def decode(monkeypatch, images):
+    """`decode(what)`: from now on `what()` is done before row 13 of `images` is decoded."""
+    victim = scan(images).read(VICTIM)[0]
 
     def install(what):
-        def picture(data, *more):
+        def image(data, *more):
             if data == victim:
                 what()
-            return Picture(data, *more)
+            return EncodedImage(data, *more)
 
-        monkeypatch.setattr(loader, "Picture", picture)
+        monkeypatch.setattr(loader, "EncodedImage", image)
 
     return install
 
@@ -61,7 +61,7 @@ def evaluated(listing, number):
 
 
 def views(listing, number):
-    config = PretrainConfig.of("small", "pictures", batch_size=8, bn_groups=2, image_size=32, epochs=2)
+    config = PretrainConfig.of("small", "images", batch_size=8, bn_groups=2, image_size=32, epochs=2)
     return [(batch.step, *batch.crops, batch.rows, batch.order, [failure.row for failure in batch.failures])
             for batch in view_batches(listing, config, Places(len(listing), config, 0), number, pin=False)]
 
@@ -74,9 +74,9 @@ def same(one, other):
 @pytest.mark.parametrize("batches", [evaluated, views])
 @pytest.mark.parametrize("what", [die, hang])
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_process_that_dies_or_hangs_costs_its_picture(pictures, decode, batches, what, number, monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.5)
-    listing = scan(pictures)
+def test_a_process_that_dies_or_hangs_costs_its_image(images, decode, batches, what, number, monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_FOR_AN_IMAGE", 0.5)
+    listing = scan(images)
     decode(refuse)
     expected = batches(listing, 0)
     decode(what)
@@ -88,8 +88,8 @@ def test_a_process_that_dies_or_hangs_costs_its_picture(pictures, decode, batche
 
 
 @pytest.mark.parametrize("batches", [evaluated, views])
-def test_a_process_killed_once_costs_nothing(pictures, decode, batches, tmp_path):
-    listing = scan(pictures)
+def test_a_process_killed_once_costs_nothing(images, decode, batches, tmp_path):
+    listing = scan(images)
     expected = batches(listing, 0)
 
     def die_once():
@@ -101,10 +101,10 @@ def test_a_process_killed_once_costs_nothing(pictures, decode, batches, tmp_path
     assert same(batches(listing, 2), expected)
 
 
-def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(pictures, decode):
+def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(images, decode):
     """An error in the middle of a training step would leave it half done."""
     decode(die)
-    batches = iter(evaluation_batches(scan(pictures), TRANSFORM, 2, 1))
+    batches = iter(evaluation_batches(scan(images), TRANSFORM, 2, 1))
     got = [next(batches)]
     time.sleep(1)  # the process dies meanwhile
     got += list(batches)
@@ -113,67 +113,67 @@ def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(pictures, dec
         (VICTIM, "WorkerDied", "the process that read it died, 2 times")]
 
 
-def test_processes_killed_for_no_picture_are_an_error(pictures, monkeypatch):
-    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", lambda dataset, slots: die())
+def test_processes_killed_for_no_image_are_an_error(images, monkeypatch):
+    monkeypatch.setattr(loader.EvaluationImages, "__getitem__", lambda dataset, slots: die())
     with pytest.raises(MocoembedError, match=r"killed again and again.*fewer --workers"):
-        evaluated(scan(pictures), 2)
+        evaluated(scan(images), 2)
 
 
-def test_processes_that_hang_at_no_picture_are_an_error(pictures, monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.3)
+def test_processes_that_hang_at_no_image_are_an_error(images, monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_FOR_AN_IMAGE", 0.3)
     monkeypatch.setattr(workers, "RESTARTS", 1)
-    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", lambda dataset, slots: hang())
+    monkeypatch.setattr(loader.EvaluationImages, "__getitem__", lambda dataset, slots: hang())
     with pytest.raises(MocoembedError, match="did nothing any more"):
-        evaluated(scan(pictures), 2)
+        evaluated(scan(images), 2)
 
 
-def test_slow_pictures_in_a_batch_are_waited_for(pictures, monkeypatch):
-    """A batch may take longer than the seconds that a picture may."""
-    listing = scan(pictures)
+def test_slow_images_in_a_batch_are_waited_for(images, monkeypatch):
+    """A batch may take longer than the seconds that an image may."""
+    listing = scan(images)
     expected = evaluated(listing, 0)
 
     def slow(data, *more):
         time.sleep(0.2)
-        return Picture(data, *more)
+        return EncodedImage(data, *more)
 
-    monkeypatch.setattr(workers, "SECONDS_FOR_A_PICTURE", 0.7)
+    monkeypatch.setattr(workers, "SECONDS_FOR_AN_IMAGE", 0.7)
     monkeypatch.setattr(workers, "RESTARTS", -1)
-    monkeypatch.setattr(loader, "Picture", slow)
+    monkeypatch.setattr(loader, "EncodedImage", slow)
     assert same(evaluated(listing, 1), expected)
 
 
-def test_a_caller_may_end_the_waiting(pictures, decode):
+def test_a_caller_may_end_the_waiting(images, decode):
     """As a signal does while the cache of a pretraining is filled."""
     def end():
         raise KeyboardInterrupt
 
     decode(hang)
-    dataset = loader.EvaluationPictures(scan(pictures), TRANSFORM)
+    dataset = loader.EvaluationImages(scan(images), TRANSFORM)
     with pytest.raises(KeyboardInterrupt):
         list(workers.Batches(dataset, [(VICTIM, VICTIM + 1)], 1, False, end))
 
 
-def test_torch_does_not_warn_of_many_processes(pictures, recwarn):
-    iterator = iter(evaluation_batches(scan(pictures), TRANSFORM, 5, (os.cpu_count() or 1) + 1))
+def test_torch_does_not_warn_of_many_processes(images, recwarn):
+    iterator = iter(evaluation_batches(scan(images), TRANSFORM, 5, (os.cpu_count() or 1) + 1))
     next(iterator)
     iterator.close()
     assert not [one for one in recwarn if "worker processes" in str(one.message)]
 
 
-def test_an_error_that_is_no_pictures_comes_through(pictures, monkeypatch):
+def test_an_error_that_is_no_images_comes_through(images, monkeypatch):
     def broken(dataset, slots):
         raise RuntimeError("our own mistake")
 
-    monkeypatch.setattr(loader.EvaluationPictures, "__getitem__", broken)
+    monkeypatch.setattr(loader.EvaluationImages, "__getitem__", broken)
     with pytest.raises(RuntimeError, match="our own mistake"):
-        evaluated(scan(pictures), 2)
+        evaluated(scan(images), 2)
 
 
-def test_no_process_is_left_behind(pictures, decode, monkeypatch):
+def test_no_process_is_left_behind(images, decode, monkeypatch):
     import multiprocessing
 
     decode(hang)
-    batches = iter(evaluation_batches(scan(pictures), TRANSFORM, 4, 2))
+    batches = iter(evaluation_batches(scan(images), TRANSFORM, 4, 2))
     next(batches)
     begun = time.monotonic()
     batches.close()
@@ -181,11 +181,11 @@ def test_no_process_is_left_behind(pictures, decode, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def test_embedding_goes_on_and_names_the_picture(fresh_workspace, pictures, decode):
+def test_embedding_goes_on_and_names_the_image(fresh_workspace, images, decode):
     decode(die)
-    result = embed_images(EmbedConfig(str(pictures), workspace=str(fresh_workspace), workers=2, device="cpu",
+    result = embed_images(EmbedConfig(str(images), workspace=str(fresh_workspace), workers=2, device="cpu",
                                       batch_size=5, fresh=True))
     (failed,) = result.failed
-    assert (failed.path, failed.error) == (scan(pictures).paths[VICTIM], "WorkerDied")
+    assert (failed.path, failed.error) == (scan(images).paths[VICTIM], "WorkerDied")
     with EmbeddingFile(result.path) as file:
         assert len(file) == 23

@@ -1,9 +1,9 @@
 #!/bin/bash
 # A pretraining on two nodes of eight GPUs, one task for each GPU, that goes on by itself when its time is over:
 #
-#     sbatch docs/scripts/slurm.sh /data/pictures --recipe moco-v2 --workspace /shared/mocoembed
+#     sbatch docs/scripts/slurm.sh /data/images --recipe moco-v2 --workspace /shared/mocoembed
 #
-# Pictures and workspace must be on a disk that every node sees. Change the next lines to what your cluster has; options
+# Images and workspace must be on a disk that every node sees. Change the next lines to what your cluster has; options
 # given to sbatch override them. Without --batch-size and --lr the recipe's are for the whole batch.
 #
 #SBATCH --job-name=mocoembed

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A pretraining on several nodes without a scheduler. The same line on every node, FIRST being the name of one of them:
 #
-#     docs/scripts/torchrun.sh NODES FIRST /data/pictures --recipe moco-v2 --workspace /shared/mocoembed
+#     docs/scripts/torchrun.sh NODES FIRST /data/images --recipe moco-v2 --workspace /shared/mocoembed
 #
 # PROCESSES   on each node; by default one for each GPU
 # PORT        of FIRST, free and open to the others (29400)
@@ -9,7 +9,7 @@
 set -euo pipefail
 
 if [ "$#" -lt 3 ]; then
-    echo "usage: $0 NODES FIRST PICTURES [OPTIONS OF mocoembed pretrain]" >&2
+    echo "usage: $0 NODES FIRST IMAGES [OPTIONS OF mocoembed pretrain]" >&2
     exit 2
 fi
 nodes=$1

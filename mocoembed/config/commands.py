@@ -29,7 +29,7 @@ class ExportConfig:
     fresh: bool = False
     """Replace the file of --output if it exists."""
     image_size: int | None = None
-    """For weights of others: side of the pictures in pixels; by default 224 for a 7x7 stem, 32 for a 3x3 one."""
+    """For weights of others: side of the images in pixels; by default 224 for a 7x7 stem, 32 for a 3x3 one."""
     mean: tuple[float, ...] = ()
     """For weights of others: mean of the pixels (red, green, blue; 0 to 1); by default ImageNet's or CIFAR-10's."""
     std: tuple[float, ...] = ()
@@ -47,7 +47,7 @@ class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
     collections: tuple[str, ...]
-    """Folders of any depth, list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), pictures; one of
+    """Folders of any depth, list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), images; one of
     them may also be given as it is."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
@@ -65,12 +65,12 @@ class EmbedConfig:
     normalize: bool = True
     """Scale every vector to length 1, so that an inner product is the cosine similarity."""
     labels: str = "parent"
-    """Label of a picture: parent (its folder's name), first (the first folder below the root) or none. With the first
+    """Label of an image: parent (its folder's name), first (the first folder below the root) or none. With the first
     two, labels in a list file or in shards count before folders."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
     batch_size: int = 64
-    """Pictures in a batch."""
+    """Images in a batch."""
     workers: int | None = None
     """Processes that decode; by default chosen from the number of cores; 0: none."""
     device: str = "auto"
@@ -124,7 +124,7 @@ class SearchConfig:
     """Everything that `mocoembed search` needs."""
 
     images: tuple[str, ...]
-    """Pictures to look for."""
+    """Images to look for."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     index: str | None = None
@@ -134,16 +134,16 @@ class SearchConfig:
     encoder: str | None = None
     """Encoder, as for embed; by default the one in the workspace that made the embeddings."""
     k: int = 10
-    """Hits for each picture."""
+    """Hits for each image."""
     root: str | None = None
-    """Where the collection's pictures are now, if they have moved."""
+    """Where the collection's images are now, if they have moved."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
         at_least(self, 1, "k")
         if not self.images:
-            raise UsageError("No picture to look for. Give one or more: mocoembed search PICTURE...")
+            raise UsageError("No image to look for. Give one or more: mocoembed search IMAGE...")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class KnnConfig:
     """Everything that `mocoembed knn` needs."""
 
     bank: str | None = None
-    """Embeddings file whose labelled pictures vote; by default embeddings.h5 in the workspace."""
+    """Embeddings file whose labelled images vote; by default embeddings.h5 in the workspace."""
     queries: str | None = None
-    """Embeddings file of the pictures to classify; without it each of the bank's is classified by the others."""
+    """Embeddings file of the images to classify; without it each of the bank's is classified by the others."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     preset: str | None = None
@@ -187,7 +187,7 @@ class ConvertConfig:
     fresh: bool = False
     """Replace the output if it exists."""
     root: str | None = None
-    """Where the collection's pictures are now, if they have moved; for a .npy file the folder that the file's paths
+    """Where the collection's images are now, if they have moved; for a .npy file the folder that the file's paths
     are to be relative to."""
     paths: str | None = None
     """For a .npy file: list (.txt, .csv, .jsonl) with the path, and if wanted the label, of every vector in order; by
@@ -208,11 +208,11 @@ class DuplicatesConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     threshold: float = 0.98
-    """Least cosine similarity of two pictures that are near-duplicates; how alike that is depends on the encoder."""
+    """Least cosine similarity of two images that are near-duplicates; how alike that is depends on the encoder."""
     exact_only: bool = False
     """Files with the same bytes only; no vectors are compared."""
     root: str | None = None
-    """Where the collection's pictures are now, if they have moved."""
+    """Where the collection's images are now, if they have moved."""
 
     def __post_init__(self):
         require(self, "threshold", 0 < self.threshold <= 1, "above 0, 1 at most")
@@ -233,16 +233,16 @@ class DemoConfig:
     """Everything that `mocoembed demo` needs."""
 
     workspace: str = "demo-workspace"
-    """Folder for the generated pictures and all results; new, empty, or of an earlier demo."""
-    pictures: int = 2400
-    """Generated pictures to learn from; a sixth as many more are held out."""
+    """Folder for the generated images and all results; new, empty, or of an earlier demo."""
+    images: int = 2400
+    """Generated images to learn from; a sixth as many more are held out."""
     epochs: int | None = None
-    """Passes over the pictures; by default the recipe's."""
+    """Passes over the images; by default the recipe's."""
     seed: int = 0
-    """Seed of the pictures and of the pretraining."""
+    """Seed of the images and of the pretraining."""
 
     def __post_init__(self):
         at_least(self, 1, "epochs")
         at_least(self, 0, "seed")
         at_most(self, 2**63 - 1, "seed")
-        at_least(self, 160, "pictures")
+        at_least(self, 160, "images")

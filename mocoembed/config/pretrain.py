@@ -24,7 +24,7 @@ class PretrainConfig:
     """Everything that `mocoembed pretrain` needs. The defaults are the recipe `moco-v2`."""
 
     images: str
-    """Folder of pictures, list file, or tar shards to learn from; labels are not used."""
+    """Folder of images, list file, or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves and finds its results."""
     recipe: str = "moco-v2"
@@ -38,7 +38,7 @@ class PretrainConfig:
     width: float = 1.0
     """Multiplier of all channel counts: 0.25 for a laptop, 2 for R50w2x."""
     stem: str = "7x7s2-pool"
-    """First layers: 7x7s2-pool (ImageNet), 3x3s1 (32-pixel pictures) or 3x3s2 (the same, four times faster)."""
+    """First layers: 7x7s2-pool (ImageNet), 3x3s1 (32-pixel images) or 3x3s2 (the same, four times faster)."""
     head: str = "mlp"
     """Projection head: linear, or mlp (one hidden layer as wide as the features)."""
     dim: int = 128
@@ -46,7 +46,7 @@ class PretrainConfig:
     zero_init_residual: bool = False
     """Start every residual block as the identity: the last BatchNorm's weights are 0."""
     dictionary: str = "queue"
-    """Where negatives come from: queue (MoCo), memory-bank (one feature per picture) or end-to-end (the batch)."""
+    """Where negatives come from: queue (MoCo), memory-bank (one feature per image) or end-to-end (the batch)."""
     queue_size: int = 65536
     """Number K of negatives in the queue, or drawn from the memory bank; any number goes with any batch size."""
     key_encoder: str = "shared"
@@ -54,7 +54,7 @@ class PretrainConfig:
     bank_momentum: float = 0.5
     """Momentum of the memory bank's features."""
     mask_same_image: bool | None = None
-    """Keys of a query's own picture are no negatives of its; by default where K is over a tenth of the pictures."""
+    """Keys of a query's own image are no negatives of its; by default where K is over a tenth of the images."""
     momentum: float = 0.999
     """Momentum m of the key encoder's moving average."""
     temperature: float = 0.2
@@ -66,9 +66,9 @@ class PretrainConfig:
     bn_groups: int = 8
     """BatchNorm groups of the batch, shared out among the processes."""
     epochs: int = 200
-    """Passes over the pictures."""
+    """Passes over the images."""
     batch_size: int = 256
-    """Pictures in a step, over all processes."""
+    """Images in a step, over all processes."""
     drop_last: bool = True
     """Leave out the last, incomplete batch of an epoch."""
     lr: float = 0.03
@@ -86,7 +86,7 @@ class PretrainConfig:
     image_size: int = 224
     """Side of a view in pixels."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the picture's area that a random crop takes."""
+    """Smallest and largest share of the image's area that a random crop takes."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of the colour jitter: brightness, contrast, saturation, hue."""
     jitter_probability: float = 0.8
@@ -110,11 +110,11 @@ class PretrainConfig:
     seed: int = 0
     """Seed of weights, order and views."""
     limit: int | None = None
-    """Learn from this many pictures only, drawn at random by the seed."""
+    """Learn from this many images only, drawn at random by the seed."""
     workers: int | None = None
     """Processes that decode and crop; by default chosen from the number of cores; 0: none (see docs/pretraining.md)."""
     cache: str = "none"
-    """Where decoded pictures are kept: none, or ram (decoded once, in memory that all processes share)."""
+    """Where decoded images are kept: none, or ram (decoded once, in memory that all processes share)."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
     device: str = "auto"
@@ -130,7 +130,7 @@ class PretrainConfig:
     check_ranks: bool = False
     """After every step compare weights and queue of all processes (slow; for finding faults)."""
     val: str | None = None
-    """Collection of labelled pictures for a kNN accuracy every few epochs; never used to learn or to choose."""
+    """Collection of labelled images for a kNN accuracy every few epochs; never used to learn or to choose."""
     val_every: int = 10
     """Epochs between two kNN accuracies (also after the first epoch and at the end)."""
     checkpoint_every: int = 500
@@ -165,7 +165,7 @@ class PretrainConfig:
         require(self, "jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
                 "four numbers of 0 or more, the hue at most 0.5")
         require(self, "bn_groups", self.batch_size % self.bn_groups == 0 and self.batch_size > self.bn_groups,
-                f"a divisor of --batch-size {self.batch_size}, with two or more pictures to a group")
+                f"a divisor of --batch-size {self.batch_size}, with two or more images to a group")
         if self.run is not None:
             require(self, "run", self.run not in ("", ".", "..") and "/" not in self.run, "a plain name without '/'")
 

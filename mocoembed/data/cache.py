@@ -1,6 +1,6 @@
-"""`--cache ram`: a listing's pictures, decoded once -> uint8 pixels in memory that all processes of a machine share.
+"""`--cache ram`: a listing's images, decoded once -> uint8 pixels in memory that all processes of a machine share.
 
-`Sizes` reads how large the pictures are, from their headers; `Decoding` puts their pixels into a `PictureCache`. The
+`Sizes` reads how large the images are, from their headers; `Decoding` puts their pixels into a `ImageCache`. The
 memory has no name in the file system: it is gone with the last process, however that ends.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mocoembed.data.decode import EncodedImage, UnreadableImage, pixels_of
 from mocoembed.data.listing import Listing
-from mocoembed.data.picture import Picture, UnreadablePicture, pixels_of
-from mocoembed.data.workers import Failure, Pictures
+from mocoembed.data.workers import Failure, Images
 
 
 class SharedBytes:
@@ -41,11 +41,11 @@ class SharedBytes:
             os.close(self._descriptor)
 
 
-class CachedPicture(NamedTuple):
-    """A decoded picture, with the calls of `Picture`."""
+class CachedImage(NamedTuple):
+    """A decoded image, with the calls of `EncodedImage`."""
 
     width: int
-    """Of the upright picture at full size."""
+    """Of the upright image at full size."""
     height: int
     pixels: np.ndarray
     """(H, W, 3) uint8: as it was decoded, at full size or smaller."""
@@ -56,29 +56,29 @@ class CachedPicture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureCache:
-    """The decoded pictures of a listing."""
+class ImageCache:
+    """The decoded images of a listing."""
 
     sizes: torch.Tensor
-    """(N, 4) int64: width and height of the upright picture, at full size and as kept."""
+    """(N, 4) int64: width and height of the upright image, at full size and as kept."""
     offsets: torch.Tensor
     """(N + 1,) int64: where its pixels begin in `memory`."""
     memory: SharedBytes
     aside: dict[int, Failure]
     """Rows that cannot be read, with the reason."""
     cropped_on_device: bool
-    """Whether batches bring boxes, for the device to crop (see `ResidentPictures`), instead of crops."""
+    """Whether batches bring boxes, for the device to crop (see `ResidentImages`), instead of crops."""
 
     def __len__(self):
         return len(self.sizes)
 
-    def __getitem__(self, row: int) -> CachedPicture:
+    def __getitem__(self, row: int) -> CachedImage:
         width, height, kept_width, kept_height = self.sizes[row].tolist()
         first, end = self.offsets[row:row + 2].tolist()
-        return CachedPicture(width, height, self.memory.array[first:end].reshape(kept_height, kept_width, 3))
+        return CachedImage(width, height, self.memory.array[first:end].reshape(kept_height, kept_width, 3))
 
     def stacked(self) -> torch.Tensor:
-        """(N, H, W, 3) uint8: pictures that are all of one size; blanks for those set aside."""
+        """(N, H, W, 3) uint8: images that are all of one size; blanks for those set aside."""
         width, height = self.sizes[0, 2:].tolist()
         return torch.from_numpy(self.memory.array.reshape(len(self), height, width, 3))
 
@@ -92,12 +92,12 @@ def same_size(sizes: torch.Tensor) -> tuple[int, int] | None:
 
 
 def bytes_of(sizes: torch.Tensor) -> torch.Tensor:
-    """(N,) int64: bytes of each picture's pixels, from `sizes` (N, 4)."""
+    """(N,) int64: bytes of each image's pixels, from `sizes` (N, 4)."""
     return sizes[:, 2] * sizes[:, 3] * 3
 
 
 def smallest_shrink(width: int, height: int, config) -> float:
-    """By how much a picture may be reduced and still have a pixel for each of the smallest random crop's."""
+    """By how much an image may be reduced and still have a pixel for each of the smallest random crop's."""
     if config.full_decode:
         return 1.0
     side = min((width * height * config.crop_scale[0] * 3 / 4) ** 0.5 - 1, width, height)
@@ -105,38 +105,38 @@ def smallest_shrink(width: int, height: int, config) -> float:
 
 
 class Sizes(Dataset):
-    """Rows -> (their sizes (n, 4) as in `PictureCache`, zeros where a header cannot be read; failures)."""
+    """Rows -> (their sizes (n, 4) as in `ImageCache`, zeros where a header cannot be read; failures)."""
 
     def __init__(self, listing: Listing, config):
-        self.pictures, self.config = Pictures(listing), config
+        self.images, self.config = Images(listing), config
 
     def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, list[Failure]]:
         sizes, failures = np.zeros((len(rows), 4), np.int64), []
         for i, row in enumerate(rows.tolist()):
-            with self.pictures.at_picture(row, failures):
-                picture = Picture(self.pictures.read(row)[0], self.config.full_decode)
-                kept = picture.reduce(smallest_shrink(picture.width, picture.height, self.config))
-                sizes[i] = (picture.width, picture.height, *kept)
+            with self.images.at_image(row, failures):
+                image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+                kept = image.reduce(smallest_shrink(image.width, image.height, self.config))
+                sizes[i] = (image.width, image.height, *kept)
         return sizes, failures
 
 
 class Decoding(Dataset):
     """Rows -> (their number, failures); their pixels are put into the cache."""
 
-    def __init__(self, listing: Listing, config, cache: PictureCache):
-        self.pictures, self.config, self.cache = Pictures(listing), config, cache
+    def __init__(self, listing: Listing, config, cache: ImageCache):
+        self.images, self.config, self.cache = Images(listing), config, cache
 
     def __getitem__(self, rows: np.ndarray) -> tuple[int, list[Failure]]:
         failures = []
         for row in rows.tolist():
             if row not in self.cache.aside:
-                with self.pictures.at_picture(row, failures):
+                with self.images.at_image(row, failures):
                     self._keep(row)
         return len(rows), failures
 
     def _keep(self, row: int):
-        picture = Picture(self.pictures.read(row)[0], self.config.full_decode)
-        image = picture.rgb(smallest_shrink(picture.width, picture.height, self.config))
-        if [picture.width, picture.height, image.width, image.height] != self.cache.sizes[row].tolist():
-            raise UnreadablePicture("its size has changed while it was being read into memory")
-        pixels_of(image, self.cache[row].pixels)
+        image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+        decoded = image.rgb(smallest_shrink(image.width, image.height, self.config))
+        if [image.width, image.height, decoded.width, decoded.height] != self.cache.sizes[row].tolist():
+            raise UnreadableImage("its size has changed while it was being read into memory")
+        pixels_of(decoded, self.cache[row].pixels)

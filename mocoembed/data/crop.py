@@ -1,4 +1,4 @@
-"""Cutting and resizing pictures in the loading processes: `Image` or (H, W, 3) uint8 -> (height, width, 3) uint8."""
+"""Cutting and resizing images in the loading processes: `Image` or (H, W, 3) uint8 -> (height, width, 3) uint8."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ STRIP = 1 << 22  # pixels of a large crop that are cut out at a time
 
 
 def crop(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the box of a picture, `Image` or (H, W, 3) uint8, resized bilinearly with antialiasing."""
+    """(size, size, 3) uint8: the box of an image, `Image` or (H, W, 3) uint8, resized bilinearly with antialiasing."""
     left, top, right, bottom = box
     if by_torch((right - left) * (bottom - top), size * size):
         part = image[top:bottom, left:right] if isinstance(image, np.ndarray) else np.asarray(image.crop(box))
@@ -34,7 +34,7 @@ def by_torch(before: int, after: int) -> bool:
 
 
 def _crop_in_strips(image: Image.Image | np.ndarray, box, size: int) -> np.ndarray:
-    """As `crop`, by Pillow, in strips, so that there is no second copy of a large picture.
+    """As `crop`, by Pillow, in strips, so that there is no second copy of a large image.
 
     Along the rows first, then down the columns; Pillow itself chooses the order since version 13, and the views are not
     to depend on its version.

@@ -1,4 +1,4 @@
-"""Finding pictures with the same bytes by their SHA-256, in arrays that cost 16 bytes a picture beside the digests."""
+"""Finding images with the same bytes by their SHA-256, in arrays that cost 16 bytes an image beside the digests."""
 
 import numpy as np
 

@@ -1,13 +1,13 @@
-"""Pictures in a folder of any depth -> `Found`, in the order of a listing."""
+"""Images in a folder of any depth -> `Found`, in the order of a listing."""
 
 import bisect
 import os
 from typing import NamedTuple
 
+from mocoembed.data.decode import SUFFIXES
 from mocoembed.data.found import Found, State, folder_label
-from mocoembed.data.picture import SUFFIXES
 
-AT_A_TIME = 10_000  # pictures
+AT_A_TIME = 10_000  # images
 
 
 class _Folder(NamedTuple):
@@ -20,14 +20,14 @@ class _Folder(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """Pictures that have been found, of one folder."""
+    """Images that have been found, of one folder."""
 
     prefix: bytes
     names: list[bytes]
 
 
 def find_in_folder(root: bytes, labels: str, tell) -> Found:
-    """Every file below `root` with a picture's name; `tell(count)` is called now and then.
+    """Every file below `root` with an image's name; `tell(count)` is called now and then.
 
     Hidden files and folders are passed over. Symbolic links to folders are followed, never in a circle.
     """
@@ -38,7 +38,7 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
         if isinstance(step, _Folder):
             pending += reversed(_read(step, found))
         else:
-            label = folder_label(step.prefix + b"picture", root, labels)
+            label = folder_label(step.prefix + b"image", root, labels)
             for first in range(0, len(step.names), AT_A_TIME):
                 names = step.names[first:first + AT_A_TIME]
                 found.extend([step.prefix + name for name in names], [label] * len(names))

@@ -1,6 +1,6 @@
-"""What a source of pictures has found, in any order -> `Listing`.
+"""What a source of images has found, in any order -> `Listing`.
 
-It is kept in arrays from the start: a million pictures are at no time a million Python objects, unless they come out
+It is kept in arrays from the start: a million images are at no time a million Python objects, unless they come out
 of order and have to be sorted.
 """
 
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 class Found:
-    """The paths and labels of pictures, and what else a listing needs."""
+    """The paths and labels of images, and what else a listing needs."""
 
     def __init__(self, root: bytes = b""):
         self.root = root
@@ -54,7 +54,7 @@ class Found:
         return PathTable.of_arrays(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._ends, np.int64))
 
     def extend(self, paths: list[bytes], labels: Iterable[str | None]):
-        """More pictures; of a million some thousands at a time."""
+        """More images; of a million some thousands at a time."""
         numbers = self._numbers
         self._blob += b"".join(paths)
         self._ends.extend(itertools.accumulate(map(len, paths), initial=self._ends.pop()))
@@ -88,7 +88,7 @@ class Found:
             path, same, names = paths[two[0]], labels[group == group[two[0]]].tolist(), [*self._numbers][1:]
             one, other, *_ = (names[number] for number in dict.fromkeys(same) if number != NO_LABEL)
             where = " and ".join(repr(os.fsdecode(each)) for each in source.split(b"\0"))
-            raise CollectionError(f"The picture {os.fsdecode(path)!r} has two labels in {where}: {one!r} and "
+            raise CollectionError(f"The image {os.fsdecode(path)!r} has two labels in {where}: {one!r} and "
                                   f"{other!r}. Leave one of them.")
         return known
 

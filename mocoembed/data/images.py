@@ -1,4 +1,4 @@
-"""Find pictures: a folder, a list file, tar shards, one picture, or several of these -> `Listing`.
+"""Find images: a folder, a list file, tar shards, one image, or several of these -> `Listing`.
 
 The listing of a large collection is kept in the user's cache folder and used again as long as none of the folders, or
 the list file, or the shards that it was read from has changed.
@@ -11,37 +11,37 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mocoembed.data.decode import SUFFIXES
 from mocoembed.data.folder import find_in_folder
 from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable
 from mocoembed.data.listing_cache import cached_listing, keep_listing
-from mocoembed.data.picture import SUFFIXES
 from mocoembed.data.shards import find_in_shards
 from mocoembed.errors import CollectionError, UsageError
 
 __all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
 
-KINDS = ("a folder, a list (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or a picture")
-LOOKED_FOR = 100  # pictures of lists, when a root is given
+KINDS = ("a folder, a list (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or an image")
+LOOKED_FOR = 100  # images of lists, when a root is given
 
 
 def scan(collections, labels: str = "parent", what: str = "The collection",
          note: Callable[[str], None] = lambda text: None, root=None) -> Listing:
-    """List the pictures of a collection: a folder of any depth, a list file, tar shards (with braces), a picture.
+    """List the images of a collection: a folder of any depth, a list file, tar shards (with braces), an image.
 
-    Or of a sequence of several, as one: each picture once, by its path below the deepest folder that all lie in, with
+    Or of a sequence of several, as one: each image once, by its path below the deepest folder that all lie in, with
     the label that its own collection gives it.
 
-    `labels` names a picture by its own folder (`parent`), by the first folder below the root (`first`) or not at
+    `labels` names an image by its own folder (`parent`), by the first folder below the root (`first`) or not at
     all (`none`); with the first two, labels in a list file or in shards count before folders. `note(text)` tells how
-    far a long scan has come. `root` is the folder that paths are to be relative to: folders, shards and pictures must
+    far a long scan has come. `root` is the folder that paths are to be relative to: folders, shards and images must
     lie in it; for lists, it stands for the root that their listing has without it, which is how to say where the
-    pictures have been moved.
+    images have been moved.
 
     Raises `UsageError` when a collection or `root` does not exist, `FormatError` for a list or shard that is damaged
-    and `CollectionError` when there are no pictures.
+    and `CollectionError` when there are no images.
     """
     given = [collections] if isinstance(collections, str | bytes | os.PathLike) else list(collections)
     if not given:
@@ -51,13 +51,13 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     listing = _as_one(listings) if root is None else _below(os.path.abspath(os.fsencode(root)), listings)
     if not len(listing):
         where = ", ".join(repr(os.fsdecode(each)) for each in given)
-        raise CollectionError(f"{what} {where} holds no pictures ({listing.left_out} other files). Looked for "
+        raise CollectionError(f"{what} {where} holds no images ({listing.left_out} other files). Looked for "
                               f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
     for each in listings:
         if not len(each):
-            note(f"{os.fsdecode(each.source)!r} holds no pictures")
+            note(f"{os.fsdecode(each.source)!r} holds no images")
     if listing.repeated:
-        note(f"named more than once and used once: {listing.repeated} pictures")
+        note(f"named more than once and used once: {listing.repeated} images")
     return listing
 
 
@@ -80,7 +80,7 @@ def _as_one(listings: list[Listing]) -> Listing:
 def require_root(root):
     """Raise `UsageError` unless `root` (or `None`) is a folder."""
     if root is not None and not os.path.isdir(root):
-        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the pictures are in now.")
+        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the images are in now.")
 
 
 def _below(root: bytes, listings: list[Listing]) -> Listing:
@@ -102,10 +102,10 @@ def _below(root: bytes, listings: list[Listing]) -> Listing:
 
 
 def _require_some(listing: Listing, before: bytes):
-    """Raise `CollectionError` when none of the pictures of some lists, taken here and there, is below the new root."""
+    """Raise `CollectionError` when none of the images of some lists, taken here and there, is below the new root."""
     rows = np.unique(np.linspace(0, len(listing) - 1, LOOKED_FOR).astype(np.int64)) if len(listing) else []
     if len(rows) and (listing.states(rows)["size"] < 0).all():
-        raise CollectionError(f"Nothing was found in the root {os.fsdecode(listing.root)!r} of {len(rows)} pictures "
+        raise CollectionError(f"Nothing was found in the root {os.fsdecode(listing.root)!r} of {len(rows)} images "
                               f"looked for, such as {os.fsdecode(listing.full_path(int(rows[0])))!r}. The root stands "
                               f"for {os.fsdecode(before)!r}: give the folder that has that one's content now.")
 
@@ -124,11 +124,11 @@ def _finder(given: str | bytes, what: str):
         return source, lambda *how: find_in_list(source, *how)
     if suffix in SUFFIXES:
         return source, lambda *how: _one(source, *how)
-    raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no pictures. Give {KINDS}.")
+    raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no images. Give {KINDS}.")
 
 
 def _one(path: bytes, labels: str, tell) -> Found:
-    """A single picture."""
+    """A single image."""
     root, name = os.path.split(path)
     found = Found(root)
     found.extend([name], [folder_label(name, root, labels)])
@@ -137,11 +137,11 @@ def _one(path: bytes, labels: str, tell) -> Found:
 
 
 class Teller:
-    """Called with the number of pictures so far; says it after 1, 2, 4, ... seconds, then every half minute."""
+    """Called with the number of images so far; says it after 1, 2, 4, ... seconds, then every half minute."""
 
     def __init__(self, what: str, note: Callable[[str], None], total: int | None = None):
         self.what, self.note, self.pause = what, note, 1.0
-        self.end = "pictures so far" if total is None else f"of {total:,} pictures"
+        self.end = "images so far" if total is None else f"of {total:,} images"
         self.due = time.monotonic() + self.pause
 
     def __call__(self, count: int):

@@ -7,15 +7,15 @@ import torch
 from mocoembed.data.found import Found
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable, Shards
 
-AT_A_TIME = 10_000  # pictures
-IN_FILE = (-1, 0, 0)  # the place of a picture that is in no shard
+AT_A_TIME = 10_000  # images
+IN_FILE = (-1, 0, 0)  # the place of an image that is in no shard
 
 
 def joined(listings: list[Listing], root: bytes) -> Listing:
-    """The pictures of all, each once, by their paths below `root`, which is each listing's root or lies above it.
+    """The images of all, each once, by their paths below `root`, which is each listing's root or lies above it.
 
-    Every picture keeps the label that its own listing gives it, and a label counts before none. Raises
-    `CollectionError` when a picture has two labels.
+    Every image keeps the label that its own listing gives it, and a label counts before none. Raises
+    `CollectionError` when an image has two labels.
     """
     found = Found(root)
     starts = [_start(listing.root, root) for listing in listings]
@@ -40,7 +40,7 @@ def _start(folder: bytes, root: bytes) -> bytes:
 
 
 def _shards(starts: list[bytes], listings: list[Listing]) -> Shards:
-    """The shards of all, and of every picture its place in them or that it is in none."""
+    """The shards of all, and of every image its place in them or that it is in none."""
     names, states, places = [], [], []
     for start, listing in zip(starts, listings):
         if listing.shards is None:

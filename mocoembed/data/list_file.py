@@ -1,4 +1,4 @@
-"""Pictures named in a list file -> `Found`.
+"""Images named in a list file -> `Found`.
 
 - `.txt`: a path a line, as the bytes of its name; so a name with a line break in it needs one of the others.
 - `.csv`: columns `path` and, if wanted, `label`, in any order and beside others, named by the first line; or without
@@ -24,7 +24,7 @@ BY_FOLDER = object()  # the label of a line in a list that has no labels
 
 
 def find_in_list(file: bytes, labels: str, tell) -> Found:
-    """The pictures of a list file; `tell(count)` is called now and then.
+    """The images of a list file; `tell(count)` is called now and then.
 
     A label in the file counts before the folders' names. Raises `FormatError` naming the line that is none.
     """

@@ -1,7 +1,7 @@
-"""What a collection is to all that read it: `Listing`, picture `row` -> its path, its label, its bytes.
+"""What a collection is to all that read it: `Listing`, image `row` -> its path, its label, its bytes.
 
 Paths are bytes relative to the collection's root, sorted; those in tar shards go on inside: `0/shard-003.tar/0815.jpg`.
-A million pictures cost no Python objects, and processes share the tables, whether they are forked or spawned.
+A million images cost no Python objects, and processes share the tables, whether they are forked or spawned.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mocoembed.data.picture import UnreadablePicture, read_file
+from mocoembed.data.decode import UnreadableImage, read_file
 
 NO_LABEL = -1
 STATE = np.dtype([("size", np.int64), ("mtime_ns", np.int64)])
-UNKNOWN = -1  # both of them, of a picture that cannot be looked up
+UNKNOWN = -1  # both of them, of an image that cannot be looked up
 AT_A_TIME = 2000  # paths made Python objects, or files looked up
 SLOW_LOOK_UP = 50e-6  # seconds; a local file takes some 5 microseconds, one over a network 200 and more
 THREADS = 16  # that look up where it is slow
@@ -66,38 +66,38 @@ class PathTable:
 
 @dataclass(frozen=True)
 class Shards:
-    """Where the pictures of a listing lie in tar files."""
+    """Where the images of a listing lie in tar files."""
 
     names: PathTable
     """S shards, relative to the root."""
     states: torch.Tensor
     """(S, 2) int64: size in bytes and time of the last change in ns, when the shard was indexed."""
     places: torch.Tensor
-    """(N, 3) int64: shard, offset and size of each picture's bytes.
+    """(N, 3) int64: shard, offset and size of each image's bytes.
 
-    The shard is -1 for a picture in a file of its own, the size -1 for what is no regular file in its shard.
+    The shard is -1 for an image in a file of its own, the size -1 for what is no regular file in its shard.
     """
 
     def of_rows(self, rows) -> "Shards":
-        """Where the pictures of some rows lie, in the given order."""
+        """Where the images of some rows lie, in the given order."""
         return Shards(self.names, self.states, self.places[torch.as_tensor(rows, dtype=torch.int64)])
 
     def holds(self, row: int) -> bool:
-        """Whether picture `row` is in a shard."""
+        """Whether image `row` is in a shard."""
         return self.places[row, 0].item() >= 0
 
     def read(self, root: bytes, row: int) -> tuple[bytes, int]:
-        """The bytes of picture `row` and the time of the shard's last change in ns."""
+        """The bytes of image `row` and the time of the shard's last change in ns."""
         shard, offset, size = self.places[row].tolist()
         if size < 0:
-            raise UnreadablePicture("a link or another special member of its shard, not a file")
+            raise UnreadableImage("a link or another special member of its shard, not a file")
         data, status = read_file(os.path.join(root, self.names[shard]), offset, size)
         if [status.st_size, status.st_mtime_ns] != self.states[shard].tolist():
-            raise UnreadablePicture("its shard has changed since it was listed")
+            raise UnreadableImage("its shard has changed since it was listed")
         return data, status.st_mtime_ns
 
     def states_of(self, root: bytes, rows: np.ndarray) -> np.ndarray:
-        """STATE of the pictures `rows`, unknown also where the shard is not what it was; those in files are unknown."""
+        """STATE of the images `rows`, unknown also where the shard is not what it was; those in files are unknown."""
         shard, _, size = self.places.numpy()[rows].T
         now = np.full(len(self.names), UNKNOWN, np.int64)
         for number in np.unique(shard[shard >= 0]).tolist():
@@ -112,7 +112,7 @@ class Shards:
 
 
 class Origin(NamedTuple):
-    """What is known of a picture's bytes besides themselves."""
+    """What is known of an image's bytes besides themselves."""
 
     size: int
     mtime_ns: int
@@ -121,7 +121,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a collection, in an order that does not depend on the file system."""
+    """The images of a collection, in an order that does not depend on the file system."""
 
     root: bytes
     """Absolute path of the folder that all paths are relative to."""
@@ -132,18 +132,18 @@ class Listing:
     label_names: tuple[str, ...]
     """Sorted names of the labels."""
     left_out: int
-    """Files that were passed over: hidden ones and those without a picture's name."""
+    """Files that were passed over: hidden ones and those without an image's name."""
     closed: tuple[bytes, ...] = ()
     """Folders that could not be opened."""
     source: bytes = b""
-    """Absolute path of what was listed: the folder, the list file, the shards with their braces, the picture.
+    """Absolute path of what was listed: the folder, the list file, the shards with their braces, the image.
 
     Of several collections, their paths, sorted, with NUL bytes between them.
     """
     repeated: int = 0
-    """Lines of a list, members of a shard, or pictures of another collection that name a picture again."""
+    """Lines of a list, members of a shard, or images of another collection that name an image again."""
     shards: Shards | None = None
-    """Where the pictures are, when not all are in files of their own."""
+    """Where the images are, when not all are in files of their own."""
 
     def __len__(self):
         return len(self.paths)
@@ -154,11 +154,11 @@ class Listing:
         return tuple(self.source.split(b"\0"))
 
     def full_path(self, row: int) -> bytes:
-        """Absolute path of picture `row`; for one in a shard, the shard's path and the member's name."""
+        """Absolute path of image `row`; for one in a shard, the shard's path and the member's name."""
         return os.path.join(self.root, self.paths[row])
 
     def read(self, row: int) -> tuple[bytes, Origin]:
-        """The bytes of picture `row`; raises `OSError` or `UnreadablePicture`."""
+        """The bytes of image `row`; raises `OSError` or `UnreadableImage`."""
         if self.shards is None or not self.shards.holds(row):
             data, status = read_file(self.full_path(row))
             return data, Origin(status.st_size, status.st_mtime_ns)
@@ -166,7 +166,7 @@ class Listing:
         return data, Origin(len(data), mtime_ns)
 
     def states(self, rows=None) -> np.ndarray:
-        """Size and time of the last change of the pictures `rows` (all), as `read` would give them: (len(rows),) STATE.
+        """Size and time of the last change of the images `rows` (all), as `read` would give them: (len(rows),) STATE.
 
         Nothing is opened: -1 and -1 for what is missing or no regular file, or in a shard that has changed.
         """
@@ -179,7 +179,7 @@ class Listing:
         return states
 
     def digest(self) -> str:
-        """SHA-256 of the paths and their order (not of the pictures' bytes)."""
+        """SHA-256 of the paths and their order (not of the images' bytes)."""
         value = hashlib.sha256(self.paths.offsets.numpy().tobytes())
         value.update(self.paths.blob.numpy().tobytes())
         return value.hexdigest()
@@ -193,7 +193,7 @@ class Listing:
 
 
 def _states_of_files(listing: Listing, rows: np.ndarray) -> np.ndarray:
-    """STATE of pictures in files of their own; where looking up is slow, by several threads."""
+    """STATE of images in files of their own; where looking up is slow, by several threads."""
     prefix = os.path.join(listing.root, b"")
     parts = np.split(rows, range(AT_A_TIME, len(rows), AT_A_TIME))
 

@@ -2,7 +2,7 @@
 
 A kept listing is used when everything that it was read from is as it was: every folder (inode, size, times of the
 last change), or the list file, or every shard. That sees each file that is added, removed or renamed. It does not see
-what a scan would not have seen either (a picture's new content), nor a link to nowhere whose target appears, nor, on
+what a scan would not have seen either (an image's new content), nor a link to nowhere whose target appears, nor, on
 network file systems, what another machine did in the last seconds. A file that is damaged in any way is not used.
 
 The file: a line of JSON, then the arrays that it names, one after the other.
@@ -24,7 +24,7 @@ from mocoembed.files import replacing
 from mocoembed.version import __version__
 from mocoembed.workspace import cache_folder
 
-CACHED_FROM = 10_000  # pictures; fewer are listed in a moment
+CACHED_FROM = 10_000  # images; fewer are listed in a moment
 SETTLED_NS = 3_000_000_000  # what changed later before the scan may change again without its time showing it
 KIND = "mocoembed listing"
 

@@ -1,7 +1,7 @@
 """From a listing to batches: workers decode and crop, the caller's device does the rest.
 
-`view_batches` gives two uint8 crops per picture for pretraining; an unreadable picture is replaced by the next
-readable one and named. `evaluation_batches` gives one uint8 picture per slot for a frozen encoder; an unreadable
+`view_batches` gives two uint8 crops per image for pretraining; an unreadable image is replaced by the next
+readable one and named. `evaluation_batches` gives one uint8 image per slot for a frozen encoder; an unreadable
 one leaves a blank and its reason, so that batches never shift.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mocoembed.data.cache import CachedPicture, PictureCache
+from mocoembed.data.cache import CachedImage, ImageCache
 from mocoembed.data.crop import crop
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
-from mocoembed.data.picture import Picture
 from mocoembed.data.views import (
     PURPOSE_ORDER,
     PURPOSE_SHUFFLE,
@@ -30,10 +30,10 @@ from mocoembed.data.views import (
     crop_box,
     generator,
 )
-from mocoembed.data.workers import Batches, Failure, Pictures
+from mocoembed.data.workers import Batches, Failure, Images
 from mocoembed.errors import CollectionError
 
-REPLACEMENTS = 50  # pictures tried in the place of an unreadable one
+REPLACEMENTS = 50  # images tried in the place of an unreadable one
 
 
 def cores() -> int:
@@ -41,18 +41,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_count(given: int | None, pictures: int, available: int | None = None) -> int:
-    """Loading processes: as given; else one fewer than the `available` cores (1 to 16), and one for few pictures."""
+def worker_count(given: int | None, images: int, available: int | None = None) -> int:
+    """Loading processes: as given; else one fewer than the `available` cores (1 to 16), and one for few images."""
     if given is not None:
         return given
-    return min(16, max(1, (available or cores()) - 1)) if pictures > 500 else 1
+    return min(16, max(1, (available or cores()) - 1)) if images > 500 else 1
 
 
 # ---------------------------------------------------------------------------------------------- pretraining
 
 
 class Place(NamedTuple):
-    """A process's share of a batch before it is loaded: N of the global batch's B pictures."""
+    """A process's share of a batch before it is loaded: N of the global batch's B images."""
 
     step: int
     epoch: int
@@ -61,16 +61,16 @@ class Place(NamedTuple):
     order: np.ndarray | None
     """(B,) int64: the keys of the global batch are encoded in the order batch[order]; `None`: unshuffled."""
     key_rows: np.ndarray
-    """(N,) rows of the pictures whose keys this process encodes."""
+    """(N,) rows of the images whose keys this process encodes."""
 
 
 class ViewBatch(NamedTuple):
-    """Two crops of each of N pictures (for a memory bank one), and what is still to be done to them on the device."""
+    """Two crops of each of N images (for a memory bank one), and what is still to be done to them on the device."""
 
     step: int
     epoch: int
     rows: torch.Tensor
-    """(N,) int64: rows in the listing, after replacing unreadable pictures; -1 where no replacement was found."""
+    """(N,) int64: rows in the listing, after replacing unreadable images; -1 where no replacement was found."""
     order: torch.Tensor | None
     """As in `Place`."""
     crops: tuple[torch.Tensor, ...]
@@ -78,16 +78,16 @@ class ViewBatch(NamedTuple):
     queries: list[ViewParameters]
     """What `apply_views` does to the crops of the query view, or, for a symmetric loss, of both; as tensors."""
     keys: list[ViewParameters]
-    """And to the crops of the other view of each, in the pictures' shuffled order; none for a memory bank."""
+    """And to the crops of the other view of each, in the images' shuffled order; none for a memory bank."""
     failures: list[Failure]
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
     """Batches in an epoch; `CollectionError` when there is not one whole batch and `drop_last` is on."""
     whole, rest = divmod(count, batch_size)
-    steps = whole if drop_last or rest == 1 else -(-count // batch_size)  # BatchNorm cannot do with one picture
+    steps = whole if drop_last or rest == 1 else -(-count // batch_size)  # BatchNorm cannot do with one image
     if steps == 0:
-        raise CollectionError(f"{count} pictures do not fill one batch of {batch_size}. "
+        raise CollectionError(f"{count} images do not fill one batch of {batch_size}. "
                               f"Give --batch-size {count} or less that --bn-groups divides.")
     return steps
 
@@ -127,14 +127,14 @@ def shuffle_order(seed: int, step: int, n: int) -> np.ndarray:
 
 
 class TwoViews(Dataset):
-    """Loads a `Place` as a `ViewBatch`, from the pictures' files or from a cache; for a memory bank only one view."""
+    """Loads a `Place` as a `ViewBatch`, from the images' files or from a cache; for a memory bank only one view."""
 
-    def __init__(self, listing: Listing, config, cache: PictureCache | None = None):
-        self.pictures, self.settings, self.draws = Pictures(listing), ViewSettings.of(config), Draws(config.seed)
+    def __init__(self, listing: Listing, config, cache: ImageCache | None = None):
+        self.images, self.settings, self.draws = Images(listing), ViewSettings.of(config), Draws(config.seed)
         self.full_decode, self.cache = config.full_decode, cache
         self.boxes_only = cache is not None and cache.cropped_on_device
         if cache is not None:
-            self.pictures.aside.update(cache.aside)
+            self.images.aside.update(cache.aside)
         self.views = 1 if config.dictionary == "memory-bank" else 2
         self.query_views = (0, 1) if config.symmetric else (0,)
 
@@ -162,38 +162,38 @@ class TwoViews(Dataset):
                          failures)
 
     def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure]) -> int:
-        """Put the crops (V, ...) of picture `row`, or of the next readable one, and return its row, else -1."""
-        for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.pictures)))):
-            candidate %= len(self.pictures)
-            with self.pictures.at_picture(candidate, failures):
-                picture = self._picture(candidate)
-                boxes = [crop_box(u, picture.width, picture.height, self.settings.crop_scale) for u in draws]
+        """Put the crops (V, ...) of image `row`, or of the next readable one, and return its row, else -1."""
+        for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.images)))):
+            candidate %= len(self.images)
+            with self.images.at_image(candidate, failures):
+                image = self._image(candidate)
+                boxes = [crop_box(u, image.width, image.height, self.settings.crop_scale) for u in draws]
                 if self.boxes_only:
                     crops[:] = boxes
                 else:
-                    self._crop(crops, picture, boxes)
+                    self._crop(crops, image, boxes)
                 return candidate
         return -1
 
-    def _picture(self, row: int) -> Picture | CachedPicture:
+    def _image(self, row: int) -> EncodedImage | CachedImage:
         if self.cache is None:
-            return Picture(self.pictures.read(row)[0], self.full_decode)
-        self.pictures.require(row)
+            return EncodedImage(self.images.read(row)[0], self.full_decode)
+        self.images.require(row)
         return self.cache[row]
 
-    def _crop(self, crops: np.ndarray, picture: Picture | CachedPicture, boxes):
+    def _crop(self, crops: np.ndarray, image: EncodedImage | CachedImage, boxes):
         size = self.settings.image_size
         shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
-        image = picture.rgb(shrink)
-        height, width = image.shape[:2] if self.cache else (image.height, image.width)
-        across, down = width / picture.width, height / picture.height
+        decoded = image.rgb(shrink)
+        height, width = decoded.shape[:2] if self.cache else (decoded.height, decoded.width)
+        across, down = width / image.width, height / image.height
         for view, (left, top, right, bottom) in enumerate(boxes):
             box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
-            crops[view] = crop(image, box, size)
+            crops[view] = crop(decoded, box, size)
 
 
 def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool,
-                 cache: PictureCache | None = None) -> Batches:
+                 cache: ImageCache | None = None) -> Batches:
     """The `ViewBatch`es of a pretraining at `places`."""
     return Batches(TwoViews(listing, config, cache), places, workers, pin)
 
@@ -207,9 +207,9 @@ class EvaluationBatch:
 
     first: int
     pixels: torch.Tensor
-    """(N, 3, S, S) uint8, channels last in memory; zeros where a picture failed."""
+    """(N, 3, S, S) uint8, channels last in memory; zeros where an image failed."""
     facts: np.ndarray
-    """(N,) records of `FACTS`: what the embeddings file tells about each picture; zeros where one failed."""
+    """(N,) records of `FACTS`: what the embeddings file tells about each image; zeros where one failed."""
     known: np.ndarray
     """(N,) bool: not decoded, because its bytes are known; width and height are 0."""
     failures: list[Failure]
@@ -222,16 +222,16 @@ class EvaluationBatch:
 FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
 
 
-class EvaluationPictures(Dataset):
+class EvaluationImages(Dataset):
     """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`.
 
-    With `full_decode`, JPEG files are decoded at full size before they are made small. Pictures whose bytes are `known`
+    With `full_decode`, JPEG files are decoded at full size before they are made small. Images whose bytes are `known`
     are not decoded.
     """
 
     def __init__(self, listing: Listing, transform: EvaluationTransform, full_decode: bool = False,
                  known: DigestTable | None = None):
-        self.pictures, self.transform, self.full_decode, self.known = Pictures(listing), transform, full_decode, known
+        self.images, self.transform, self.full_decode, self.known = Images(listing), transform, full_decode, known
 
     def __getitem__(self, slots: tuple[int, int]) -> EvaluationBatch:
         first, end = slots
@@ -240,15 +240,15 @@ class EvaluationPictures(Dataset):
         facts, known = np.zeros(end - first, FACTS), np.zeros(end - first, bool)
         failures = []
         for i, row in enumerate(range(first, end)):
-            with self.pictures.at_picture(row, failures):
-                data, origin = self.pictures.read(row)
+            with self.images.at_image(row, failures):
+                data, origin = self.images.read(row)
                 digest = hashlib.sha256(data).digest()
                 known[i] = self.known is not None and self.known.find(digest) >= 0
                 width = height = 0
                 if not known[i]:
-                    picture = Picture(data, self.full_decode)
-                    pixels[i] = self.transform.pixels(picture)
-                    width, height = picture.width, picture.height
+                    image = EncodedImage(data, self.full_decode)
+                    pixels[i] = self.transform.pixels(image)
+                    width, height = image.width, image.height
                 facts[i] = (width, height, *origin, digest)
         return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, known, failures)
 
@@ -258,4 +258,4 @@ def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_s
     """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots."""
     count = len(listing)
     slices = [(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
-    return Batches(EvaluationPictures(listing, transform), slices, worker_count(workers, count), pin=False)
+    return Batches(EvaluationImages(listing, transform), slices, worker_count(workers, count), pin=False)

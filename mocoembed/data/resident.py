@@ -1,4 +1,4 @@
-"""Random resized crops of small pictures of one size, in batches on the device: (rows, boxes) -> uint8 crops.
+"""Random resized crops of small images of one size, in batches on the device: (rows, boxes) -> uint8 crops.
 
 The pixels are those of `crop.crop`, to the bit. A crop is two multiplications by small matrices, first along the rows,
 then down the columns. Their entries are Pillow's resampling weights, which are whole numbers, and so are the sums, all
@@ -10,22 +10,22 @@ import math
 import numpy as np
 import torch
 
-from mocoembed.data.cache import PictureCache
+from mocoembed.data.cache import ImageCache
 
 BITS = 22  # of a weight, behind the point (PRECISION_BITS in Pillow's Resample.c)
-LARGEST_SIDE = {"cpu": 64, "cuda": 128}  # of pictures and views; beyond it loading processes are faster
-SHARE_OF_GPU = 0.25  # of its free memory, which the pictures may take
+LARGEST_SIDE = {"cpu": 64, "cuda": 128}  # of images and views; beyond it loading processes are faster
+SHARE_OF_GPU = 0.25  # of its free memory, which the images may take
 
 
 def crops_on_device(size: tuple[int, int] | None, image_size: int, device: torch.device) -> bool:
-    """Whether crops are made on the device, of pictures that are all of this size (`None`: of several sizes)."""
+    """Whether crops are made on the device, of images that are all of this size (`None`: of several sizes)."""
     return size is not None and max(*size, image_size) <= LARGEST_SIDE.get(device.type, 0)
 
 
-class ResidentPictures:
-    """The pictures of a cache, all of one size, on the device where they fit, else in the host's memory."""
+class ResidentImages:
+    """The images of a cache, all of one size, on the device where they fit, else in the host's memory."""
 
-    def __init__(self, cache: PictureCache, image_size: int, device: torch.device):
+    def __init__(self, cache: ImageCache, image_size: int, device: torch.device):
         self.device, self.pixels = device, cache.stacked()
         if device.type == "cuda" and self.pixels.nbytes <= SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
             self.pixels = self.pixels.to(device)

@@ -1,6 +1,6 @@
-"""A generated, labelled picture collection, for the demo and for tests.
+"""A generated, labelled image collection, for the demo and for tests.
 
-In: a seed and a picture's index. Out: (64, 64, 3) uint8 RGB and a class number, or a JPEG file
+In: a seed and an image's index. Out: (64, 64, 3) uint8 RGB and a class number, or a JPEG file
 ``<folder>/<class>/<index>.jpg``.
 
 A class is a shape filled with a pattern, such as a disc with stripes. Everything else (place, size, rotation,
@@ -9,7 +9,7 @@ without knowing the class; every shape covers the same area, and every pattern i
 the other. So colour, brightness and size say nothing about the class and pixels compared one by one say
 little, while what survives cropping, flipping and recolouring says all of it.
 
-A picture is a function of (seed, index) alone: a counter-based generator is set to the index, so order and
+An image is a function of (seed, index) alone: a counter-based generator is set to the index, so order and
 number do not matter. Pixels repeat to the bit with one NumPy on one kind of processor, files also need the
 same Pillow.
 """
@@ -28,7 +28,7 @@ from mocoembed import files
 
 SIDE = 64  # pixels
 JPEG_QUALITY = 95
-PALETTES = 32  # drawn for each picture, to choose one whose colours stand apart
+PALETTES = 32  # drawn for each image, to choose one whose colours stand apart
 
 _STREAM = 0x73616D706C65  # "sample": second word of the key, keeps these draws apart from others of the seed
 _TAU = 2 * math.pi
@@ -149,8 +149,8 @@ class _Scene:
 
     radius: float  # of the disc of the object's area
     pitch: float  # period of the pattern
-    centre: np.ndarray  # (2,) x and y of the object, from the middle of the picture
-    frame: np.ndarray  # (2, 2) rotation and tilt, determinant 1: from the picture's axes to the object's
+    centre: np.ndarray  # (2,) x and y of the object, from the middle of the image
+    frame: np.ndarray  # (2, 2) rotation and tilt, determinant 1: from the image's axes to the object's
     turn: np.ndarray  # (2, 2) rotation from the object's axes to the pattern's
     phase: np.ndarray  # (2,) offset of the pattern, in pitches
     colours: np.ndarray  # (4, 3) RGB in 0..1: two of the object, two of the background
@@ -206,11 +206,11 @@ def _backdrop(scene: _Scene) -> np.ndarray:
     blend = np.full((SIDE, SIDE), 0.5, np.float32)
     for across, down, phase, amplitude in scene.clouds:
         blend += amplitude * np.cos((across * _COLUMNS + down * _ROWS) * _TAU + phase)
-    picture = scene.colours[3] + (scene.colours[2] - scene.colours[3]) * np.clip(blend, 0, 1)[..., None]
+    image = scene.colours[3] + (scene.colours[2] - scene.colours[3]) * np.clip(blend, 0, 1)[..., None]
     for x, y, angle, length, width, grey in scene.lines:
         along, across = _apply(_rotation(angle), _COLUMNS - x, _ROWS - y)
-        picture += grey * _inside(np.maximum(np.abs(along) - length, np.abs(across) - width))
-    return picture
+        image += grey * _inside(np.maximum(np.abs(along) - length, np.abs(across) - width))
+    return image
 
 
 def _apply(matrix, x, y):
@@ -227,14 +227,14 @@ def _render(scene: _Scene, label: int) -> np.ndarray:
     cover = _inside(shape(x / unit, y / unit) * unit)
     x, y = _apply(scene.turn / np.float32(scene.pitch), x, y)
     ink = _inside(pattern(x + scene.phase[0], y + scene.phase[1]) * scene.pitch)
-    picture = _backdrop(scene)
-    picture += (scene.colours[0] + (scene.colours[1] - scene.colours[0]) * ink - picture) * cover
+    image = _backdrop(scene)
+    image += (scene.colours[0] + (scene.colours[1] - scene.colours[0]) * ink - image) * cover
     brightness, right, down = scene.light
-    return picture * (brightness + (right * _COLUMNS + down * _ROWS) / (SIDE / 2))[..., None] + scene.noise
+    return image * (brightness + (right * _COLUMNS + down * _ROWS) / (SIDE / 2))[..., None] + scene.noise
 
 
-def draw_picture(seed: int, index: int) -> tuple[np.ndarray, int]:
-    """Picture number `index` of the collection of that seed; both are 0 or more.
+def draw_image(seed: int, index: int) -> tuple[np.ndarray, int]:
+    """Image number `index` of the collection of that seed; both are 0 or more.
 
     Returns (64, 64, 3) uint8 RGB and the class, a position in `CLASSES`: index modulo 8. Raises `ValueError`
     for a negative seed or index.
@@ -243,8 +243,8 @@ def draw_picture(seed: int, index: int) -> tuple[np.ndarray, int]:
         raise ValueError(f"seed and index must be 0 or more, not {seed} and {index}")
     rng = np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 0, index]))
     label = index % len(CLASSES)
-    picture = _render(_draw_scene(rng), label)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8), label
+    image = _render(_draw_scene(rng), label)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), label
 
 
 def write_collection(
@@ -254,18 +254,18 @@ def write_collection(
     first: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> pathlib.Path:
-    """Write pictures `first` to `first + count - 1` as ``<folder>/<class>/<index:05d>.jpg``; return the folder.
+    """Write images `first` to `first + count - 1` as ``<folder>/<class>/<index:05d>.jpg``; return the folder.
 
-    Collections of one seed share no picture if their ranges do not overlap: one to train on, one to test
+    Collections of one seed share no image if their ranges do not overlap: one to train on, one to test
     with. Missing folders are made. A file that is there already is left alone if it is the same and replaced
-    if not; other files stay. `progress` is called with the number of pictures done. Raises `ValueError` for a
+    if not; other files stay. `progress` is called with the number of images done. Raises `ValueError` for a
     count below 1 or a negative seed or first index, and `MocoembedError` when a file cannot be written.
     """
     if count < 1:
         raise ValueError(f"count must be 1 or more, not {count}")
     folder = pathlib.Path(folder)
     for done, index in enumerate(range(first, first + count), start=1):
-        pixels, label = draw_picture(seed, index)
+        pixels, label = draw_image(seed, index)
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "JPEG", quality=JPEG_QUALITY)
         _put(folder / CLASSES[label] / f"{index:05d}.jpg", encoded.getvalue())
@@ -277,7 +277,7 @@ def write_collection(
 def _put(path: pathlib.Path, data: bytes):
     """Make `path` hold `data`, whole or not at all.
 
-    Without the fsync of `files.write_bytes`, which takes 14 s for 2,400 pictures where this takes 1: what a
+    Without the fsync of `files.write_bytes`, which takes 14 s for 2,400 images where this takes 1: what a
     power cut takes from a generated collection, the same call brings back.
     """
     unfinished = path.with_suffix(".part")

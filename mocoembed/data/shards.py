@@ -1,7 +1,7 @@
-"""Pictures in tar shards as WebDataset writes them -> `Found`: every member's place is read once, its bytes later.
+"""Images in tar shards as WebDataset writes them -> `Found`: every member's place is read once, its bytes later.
 
 The members of one sample share a name up to the first dot: `0815.jpg`, `0815.cls`, `0815.json`. A sample's label is
-the text of its `.cls`, or `label` in its `.json`. Every member with a picture's name is a picture of its own.
+the text of its `.cls`, or `label` in its `.json`. Every member with an image's name is an image of its own.
 """
 
 import bisect
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mocoembed.data.decode import SUFFIXES, read_file
 from mocoembed.data.found import Found, State
 from mocoembed.data.list_file import common_folder
 from mocoembed.data.listing import Listing, PathTable, Shards
-from mocoembed.data.picture import SUFFIXES, read_file
 from mocoembed.errors import FormatError, UsageError
 
 LABEL_BYTES = 1 << 20  # at most, of a .cls or .json
@@ -42,7 +42,7 @@ def shard_paths(given: str) -> list[str]:
 
 
 def find_in_shards(given: str, labels: str, tell) -> Found:
-    """Every picture in the shards that `given` names, with its sample's label unless `labels` is `none`.
+    """Every image in the shards that `given` names, with its sample's label unless `labels` is `none`.
 
     Raises `UsageError` for a shard that does not exist and `FormatError` for one that is damaged or compressed.
     """
@@ -56,9 +56,9 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
     found, places = Found(root), array("q")
     for number, (file, name) in enumerate(zip(files, names)):
         found.witnesses[file] = State.of(file)
-        pictures, label_of, left_out = _pictures_in(file, labels != "none")
-        found.extend([name + b"/" + member for member, *_ in pictures], [label_of.get(key) for _, key, *_ in pictures])
-        for _, _, offset, size in pictures:
+        images, label_of, left_out = _images_in(file, labels != "none")
+        found.extend([name + b"/" + member for member, *_ in images], [label_of.get(key) for _, key, *_ in images])
+        for _, _, offset, size in images:
             places.extend((number, offset, size))
         found.left_out += left_out
         tell(len(found))
@@ -67,25 +67,25 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
     return found
 
 
-def _pictures_in(file: bytes, with_labels: bool) -> tuple[list[tuple[bytes, str, int, int]], dict[str, str], int]:
-    """Of one shard: (name, sample's key, offset, size) of every picture, {key: label}, and how many were passed over.
+def _images_in(file: bytes, with_labels: bool) -> tuple[list[tuple[bytes, str, int, int]], dict[str, str], int]:
+    """Of one shard: (name, sample's key, offset, size) of every image, {key: label}, and how many were passed over.
 
     The size is -1 for what is no regular file (a link), which will fail to be read.
     """
-    pictures, label_of, left_out = [], {}, 0
+    images, label_of, left_out = [], {}, 0
     for member in _members(file):
         folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
         key, name = f"{folder}/{stem}", member.name.encode("utf-8", "surrogateescape")
         if not base.startswith(".") and name.lower().endswith(SUFFIXES):
-            pictures.append((name, key, member.offset_data, member.size if _is_plain(member) else -1))
+            images.append((name, key, member.offset_data, member.size if _is_plain(member) else -1))
         elif base.startswith(".") or extension not in ("cls", "json"):
             left_out += 1
         elif with_labels and (extension == "cls" or key not in label_of):
             label = _label(file, member, extension)
             if label is not None:
                 label_of[key] = label
-    return pictures, label_of, left_out
+    return images, label_of, left_out
 
 
 def _members(file: bytes) -> Iterator[tarfile.TarInfo]:
@@ -138,7 +138,7 @@ def split_at_shard(path: bytes) -> tuple[bytes, bytes] | None:
 
 
 def read_path(path) -> bytes:
-    """The bytes of a picture by its full path, also within a shard, as `Listing.full_path` gives it."""
+    """The bytes of an image by its full path, also within a shard, as `Listing.full_path` gives it."""
     path = os.fsencode(path)
     inside = split_at_shard(path)
     if inside is None:
@@ -147,7 +147,7 @@ def read_path(path) -> bytes:
     listing, name = _indexed(shard, State.of(shard)), os.path.basename(shard) + b"/" + member
     row = bisect.bisect_left(listing.paths, name)
     if row == len(listing) or listing.paths[row] != name:
-        raise FileNotFoundError(errno.ENOENT, "no such picture in the shard")
+        raise FileNotFoundError(errno.ENOENT, "no such image in the shard")
     return listing.read(row)[0]
 
 

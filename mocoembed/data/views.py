@@ -1,7 +1,7 @@
 """A view's parameters, drawn by counting; applying them; the evaluation transform.
 
 `draw` gives every random number of one view as a function of (seed, epoch, index, view) alone, so that views do
-not depend on workers, batch size, processes or an interruption. `crop` (in the workers, per picture) makes uint8
+not depend on workers, batch size, processes or an interruption. `crop` (in the workers, per image) makes uint8
 crops; `apply_views` (on the device, in batches) does the rest and gives normalised floats.
 
 The distributions are those of torchvision's RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur,
@@ -78,7 +78,7 @@ def generator(seed: int, purpose: int, *counter: int) -> np.random.Generator:
 
 
 class Draws:
-    """`draws(epoch, index, view)`: (DRAWS,) float64 in [0, 1), all the randomness of one view of one picture.
+    """`draws(epoch, index, view)`: (DRAWS,) float64 in [0, 1), all the randomness of one view of one image.
 
     The numbers are those of `generator(seed, PURPOSE_VIEW, view, index, epoch)`; one generator, set to each counter in
     turn, gives them in a fifth of the time.
@@ -95,12 +95,12 @@ class Draws:
 
 
 def draw(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
-    """(DRAWS,) float64 in [0, 1): all the randomness of one view of one picture."""
+    """(DRAWS,) float64 in [0, 1): all the randomness of one view of one image."""
     return Draws(seed)(epoch, index, view)
 
 
 def crop_box(draws: np.ndarray, width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The random crop (left, top, right, bottom) in a picture of that size, as RandomResizedCrop draws it."""
+    """The random crop (left, top, right, bottom) in an image of that size, as RandomResizedCrop draws it."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area_draw, ratio_draw in zip(draws[:ATTEMPTS], draws[ATTEMPTS:2 * ATTEMPTS]):
         area = width * height * (scale[0] + (scale[1] - scale[0]) * area_draw)
@@ -248,7 +248,7 @@ def blur(x: torch.Tensor, sigma: torch.Tensor, largest: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Resize the shorter side, crop the middle, normalise: how a picture enters a frozen encoder."""
+    """Resize the shorter side, crop the middle, normalise: how an image enters a frozen encoder."""
 
     resize: int
     crop: int
@@ -256,7 +256,7 @@ class EvaluationTransform:
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
     mode: str = "shorter-side"
-    """Or `squash`: resize both sides to `resize`, whatever the picture's shape."""
+    """Or `squash`: resize both sides to `resize`, whatever the image's shape."""
 
     @classmethod
     def of(cls, image_size: int, mean, std) -> "EvaluationTransform":
@@ -264,20 +264,20 @@ class EvaluationTransform:
         resize = round(image_size * 256 / 224) if image_size >= 96 else image_size
         return cls(resize, image_size, tuple(mean), tuple(std))
 
-    def pixels(self, picture) -> np.ndarray:
-        """(crop, crop, 3) uint8 from a `Picture`.
+    def pixels(self, image) -> np.ndarray:
+        """(crop, crop, 3) uint8 from an `EncodedImage`.
 
-        The same as torchvision's Resize and CenterCrop. Of a long or a large picture only the part that the crop keeps
+        The same as torchvision's Resize and CenterCrop. Of a long or a large image only the part that the crop keeps
         is resized, which is slower but takes no more memory.
         """
-        short = min(picture.width, picture.height)
-        image = picture.rgb(shrink=short / self.resize)
+        short = min(image.width, image.height)
+        decoded = image.rgb(shrink=short / self.resize)
         width, height = (self.resize if self.mode == "squash" else int(self.resize * side / short)
-                         for side in (picture.width, picture.height))
+                         for side in (image.width, image.height))
         left, top = (round((side - self.crop) / 2) for side in (width, height))
-        usual = max(width, height) <= 4 * self.resize and by_torch(image.width * image.height, width * height)
+        usual = max(width, height) <= 4 * self.resize and by_torch(decoded.width * decoded.height, width * height)
         if usual and self.interpolation == "bilinear":
-            return resize(np.asarray(image), width, height)[top:top + self.crop, left:left + self.crop]
-        across, down = image.width / width, image.height / height
+            return resize(np.asarray(decoded), width, height)[top:top + self.crop, left:left + self.crop]
+        across, down = decoded.width / width, decoded.height / height
         box = (left * across, top * down, (left + self.crop) * across, (top + self.crop) * down)
-        return np.asarray(image.resize((self.crop, self.crop), Image.Resampling[self.interpolation.upper()], box))
+        return np.asarray(decoded.resize((self.crop, self.crop), Image.Resampling[self.interpolation.upper()], box))

@@ -1,7 +1,7 @@
 """Loading processes that may die: items -> a dataset's batches in order, whatever happens to the processes.
 
 torch's DataLoader ends when one of its processes does, or waits for ever for one that hangs. Here each process notes
-which picture it is at; when one dies or hangs, all are started anew, the picture is set aside as unreadable, and what
+which image it is at; when one dies or hangs, all are started anew, the image is set aside as unreadable, and what
 had not been delivered is loaded again. What a batch holds depends on its item alone, so the batches are the same.
 """
 
@@ -28,16 +28,16 @@ from mocoembed.errors import MocoembedError
 from mocoembed.memory import LARGEST_KEPT, keep_freed_blocks
 
 SECONDS_AFTER_SIGTERM = 30
-SECONDS_FOR_A_PICTURE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
+SECONDS_FOR_AN_IMAGE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
 SECONDS_BETWEEN_LOOKS = 5.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SECONDS_TO_DIE = 10.0  # for a process whose pipe has broken to be seen dead
-DEATHS = 2  # of processes at the same picture, until it is set aside: one may be killed for want of memory
-RESTARTS = 6  # without a batch or a picture set aside in between
+DEATHS = 2  # of processes at the same image, until it is set aside: one may be killed for want of memory
+RESTARTS = 6  # without a batch or an image set aside in between
 
 
 class Failure(NamedTuple):
-    """A picture that could not be read."""
+    """An image that could not be read."""
 
     row: int
     """Its place in the listing."""
@@ -48,18 +48,18 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, row: int, error: Exception) -> "Failure":
-        """The failure of picture `row` with `error`."""
+        """The failure of image `row` with `error`."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
 class _SetAside(Exception):
-    """The picture is not touched any more."""
+    """The image is not touched any more."""
 
 
-class Pictures:
-    """Reads pictures of a listing in loading processes, of which others can see what they are at."""
+class Images:
+    """Reads images of a listing in loading processes, of which others can see what they are at."""
 
     def __init__(self, listing: Listing):
         self.listing = listing
@@ -72,20 +72,20 @@ class Pictures:
         return len(self.listing)
 
     def read(self, row: int) -> tuple[bytes, Origin]:
-        """The bytes of picture `row`; within `at_picture`."""
+        """The bytes of image `row`; within `at_image`."""
         self.require(row)
         return self.listing.read(row)
 
     def require(self, row: int):
-        """Go on only when picture `row` has not been set aside; within `at_picture`."""
+        """Go on only when image `row` has not been set aside; within `at_image`."""
         if row in self.aside:
             raise _SetAside
 
     @contextlib.contextmanager
-    def at_picture(self, row: int, failures: list[Failure]) -> Iterator[None]:
-        """While the block runs, others see that this process is at picture `row`.
+    def at_image(self, row: int, failures: list[Failure]) -> Iterator[None]:
+        """While the block runs, others see that this process is at image `row`.
 
-        Whatever a decoder raises in the block costs this one picture: it is added to `failures`.
+        Whatever a decoder raises in the block costs this one image: it is added to `failures`.
         """
         worker = get_worker_info()
         if worker is not None:
@@ -101,13 +101,13 @@ class Pictures:
 
     def stopped_at(self, alive: set[int]) -> tuple[list[int], list[int]]:
         """The rows at which processes that are not `alive` stopped, and those at which living ones hang."""
-        too_long = time.monotonic_ns() - SECONDS_FOR_A_PICTURE * 1e9
+        too_long = time.monotonic_ns() - SECONDS_FOR_AN_IMAGE * 1e9
         at = [one for one in self.at.tolist() if one[1] >= 0]
         return ([row for process, row, _ in at if process not in alive],
                 [row for process, row, since in at if process in alive and since < too_long])
 
     def seen(self) -> list[list[int]] | None:
-        """What all processes have noted last, to be compared later; `None` while one is at a picture."""
+        """What all processes have noted last, to be compared later; `None` while one is at an image."""
         at = self.at.tolist()
         return None if any(row >= 0 for _, row, _ in at) else at
 
@@ -115,8 +115,8 @@ class Pictures:
 class Batches:
     """`dataset[item]` for each of `items`, in order, loaded ahead by `workers` processes (0: by this one).
 
-    The dataset reads by its `pictures`, a `Pictures`. Raises `MocoembedError` when processes die or hang again and
-    again and no picture is to blame. `meanwhile` is called now and then while a batch is waited for; it may raise.
+    The dataset reads by its `images`, an `Images`. Raises `MocoembedError` when processes die or hang again and
+    again and no image is to blame. `meanwhile` is called now and then while a batch is waited for; it may raise.
     """
 
     def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool,
@@ -146,18 +146,18 @@ class Batches:
                                      "command again to go on.")
 
     def _set_aside(self, loading: "_Loading", deaths: dict[int, int]) -> bool:
-        """Set aside the pictures that are to blame; whether there are any."""
-        pictures, before = self.dataset.pictures, len(self.dataset.pictures.aside)
-        dead, hung = pictures.stopped_at(loading.alive())
+        """Set aside the images that are to blame; whether there are any."""
+        images, before = self.dataset.images, len(self.dataset.images.aside)
+        dead, hung = images.stopped_at(loading.alive())
         for row in dead:
             deaths[row] = deaths.get(row, 0) + 1
             if deaths[row] >= DEATHS:
                 reason = f"the process that read it died, {deaths[row]} times"
-                pictures.aside[row] = Failure(row, "WorkerDied", reason)
+                images.aside[row] = Failure(row, "WorkerDied", reason)
         for row in hung:
-            reason = f"not read and decoded after {SECONDS_FOR_A_PICTURE:g} seconds"
-            pictures.aside[row] = Failure(row, "WorkerHung", reason)
-        return len(pictures.aside) > before
+            reason = f"not read and decoded after {SECONDS_FOR_AN_IMAGE:g} seconds"
+            images.aside[row] = Failure(row, "WorkerHung", reason)
+        return len(images.aside) > before
 
 
 class _ProcessLost(Exception):
@@ -169,10 +169,10 @@ class _Loading:
 
     def __init__(self, batches: Batches, items: Iterator):
         self.undelivered: deque = deque()
-        self.pictures, workers, self._meanwhile = batches.dataset.pictures, batches.workers, batches.meanwhile
-        self.pictures.at = torch.full((max(1, workers), 3), -1)
+        self.images, workers, self._meanwhile = batches.dataset.images, batches.workers, batches.meanwhile
+        self.images.at = torch.full((max(1, workers), 3), -1)
         if workers:
-            self.pictures.at.share_memory_()
+            self.images.at.share_memory_()
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
@@ -202,15 +202,15 @@ class _Loading:
                     wait([process.sentinel for process in self._processes], SECONDS_TO_DIE)
                 alive = self.alive()
                 cut_off = isinstance(error, EOFError | ConnectionError)  # while it handed over a batch
-                if cut_off or len(alive) < len(self._processes) or any(self.pictures.stopped_at(alive)):
+                if cut_off or len(alive) < len(self._processes) or any(self.images.stopped_at(alive)):
                     raise _ProcessLost from error
                 if not late:
                     raise
                 self._meanwhile()
-                before, seen = seen, self.pictures.seen()
+                before, seen = seen, self.images.seen()
                 if seen is None or seen != before:
                     still_since = time.monotonic()
-                elif time.monotonic() - still_since > SECONDS_FOR_A_PICTURE:  # all live, and none is at a picture
+                elif time.monotonic() - still_since > SECONDS_FOR_AN_IMAGE:  # all live, and none is at an image
                     raise _ProcessLost from error
             else:
                 self.undelivered.popleft()

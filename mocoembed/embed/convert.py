@@ -215,6 +215,6 @@ def _from_npy(config: ConvertConfig, source: pathlib.Path, watch: _Watch, note) 
                          "and if wanted the label, of every vector in order: --paths FILE")
     _require_new((output,), source, config.fresh)
     count, dimension = read_vectors(config, source, list_file, output, watch)
-    note("search by picture needs the encoder that made these vectors, which mocoembed does not have; "
+    note("search by image needs the encoder that made these vectors, which mocoembed does not have; "
          "index, knn and duplicates work")
     return ConvertResult((output,), count, dimension)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from mocoembed.config import EmbedConfig
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import scan
-from mocoembed.data.loader import EvaluationPictures, worker_count
+from mocoembed.data.loader import EvaluationImages, worker_count
 from mocoembed.data.workers import Batches
 from mocoembed.embed.claim import output_file, output_lock
 from mocoembed.embed.fill import fill, slices
 from mocoembed.embed.prepare import Job, prepare, remove_unfinished, work_file
 from mocoembed.embed.publish import Counts, Rows, publish
-from mocoembed.embed.store import FailedPicture
+from mocoembed.embed.store import FailedImage
 from mocoembed.embed.store_writer import Settings
 from mocoembed.embed.work import WorkFile, part_count
 from mocoembed.errors import CollectionError, Interrupted, MismatchError, MocoembedError, ProcessError
@@ -43,16 +43,16 @@ class EmbedResult:
 
     path: pathlib.Path
     listed: int
-    failed: list[FailedPicture]
+    failed: list[FailedImage]
     counts: Counts
     left_out: int
-    """Hidden files and files without a picture's name."""
+    """Hidden files and files without an image's name."""
     closed: tuple[bytes, ...]
     """Folders that could not be opened, relative to the root."""
     resumed_from: int
-    """Pictures that an earlier, interrupted run had already done."""
+    """Images that an earlier, interrupted run had already done."""
     images_per_second: float
-    """Of the pictures that were read."""
+    """Of the images that were read."""
 
     @property
     def embedded(self) -> int:
@@ -65,20 +65,20 @@ class Watcher:
     """What a caller of `embed_images` wants to be told."""
 
     progress: Callable[[int, int], None]
-    """Called with the pictures that are done and the number of all."""
+    """Called with the images that are done and the number of all."""
     note: Callable[[str], None]
     """Called with a line for people."""
 
 
 def embed_images(config: EmbedConfig, progress: Callable[[int, int], None] = lambda done, total: None,
                  note: Callable[[str], None] = say_nothing) -> EmbedResult | None:
-    """Embed every picture of one or several collections into an embeddings file.
+    """Embed every image of one or several collections into an embeddings file.
 
     Starts as many processes as `process_count` says, unless torchrun or srun has started them: then it joins, and
     gives its result on rank 0 and `None` on the others. `progress(done, total)` is called after every batch,
     `note(text)` with what a person should know.
 
-    Raises `UsageError` for wrong paths, `CollectionError` when no picture can be read, `MismatchError` when the output
+    Raises `UsageError` for wrong paths, `CollectionError` when no image can be read, `MismatchError` when the output
     holds another folder's or another encoder's embeddings, `LockedError` when another process writes it,
     `ProcessError` when one of several processes dies, `Interrupted` after a signal.
     """
@@ -150,7 +150,7 @@ class Share:
             self.own = range(self.ranks.rank, self.work.parts, self.ranks.size)
             self.others = [part for part in range(self.work.parts) if part not in self.own]
             todo = slices(self.work, self.own, self.config.batch_size)
-            dataset = EvaluationPictures(job.pictures(), embedder.frozen.transform, self.config.full_decode, known)
+            dataset = EvaluationImages(job.images(), embedder.frozen.transform, self.config.full_decode, known)
             workers = worker_count(self.config.workers, len(todo) * self.config.batch_size, share_of_cores(self.ranks))
             batches = Batches(dataset, todo, workers, pin=embedder.compute.device.type == "cuda")
             fill(self.work, self.own, batches if todo else [], embedder, self._report)
@@ -173,7 +173,7 @@ class Share:
         if self.stop.signal_number is not None:
             again = "the same command again, without --fresh," if self.config.fresh else "the same command again"
             raise self.ranks.agreed(Interrupted(
-                f"Stopped after {self._kept() + self.work.done()} of {len(self.job.listing)} pictures; they are kept. "
+                f"Stopped after {self._kept() + self.work.done()} of {len(self.job.listing)} images; they are kept. "
                 f"Run {again} to go on.", self.stop.signal_number))
 
     def _wait_for_others(self):

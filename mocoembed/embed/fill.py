@@ -1,7 +1,7 @@
 """One process's share of an embedding: batches -> vectors -> its parts of the work file.
 
-Loading processes read and decode, the device computes, a thread writes: all at once. Pictures whose bytes are known,
-from the embeddings that there were or from a picture before in this process's share, are not encoded.
+Loading processes read and decode, the device computes, a thread writes: all at once. Images whose bytes are known,
+from the embeddings that there were or from an image before in this process's share, are not encoded.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from mocoembed.data.loader import EvaluationBatch, Failure
 from mocoembed.embed.work import EMBEDDED, WorkFile
 from mocoembed.model.embedder import Embedder
 
-COMMIT_PICTURES, COMMIT_SECONDS = 1024, 10.0
+COMMIT_IMAGES, COMMIT_SECONDS = 1024, 10.0
 BATCHES_AHEAD = 2  # computed and not yet written
 
 
 class Writer:
     """Writes batches to a work file and commits them, in a thread of its own; a context manager.
 
-    What is written is committed after `COMMIT_PICTURES` pictures, at the end of a part and after `COMMIT_SECONDS`, even
+    What is written is committed after `COMMIT_IMAGES` images, at the end of a part and after `COMMIT_SECONDS`, even
     if no batch comes. What goes wrong in the thread is raised by the next `put`, or by `close`; nothing later is
     written then.
     """
@@ -48,7 +48,7 @@ class Writer:
             self._thread.shutdown()
 
     def put(self, batch: EvaluationBatch, encoded: np.ndarray, vectors: Callable[[], torch.Tensor]):
-        """Write a batch, of whose pictures those that are `encoded` (N,) bool have `vectors`, as soon as they come."""
+        """Write a batch, of whose images those that are `encoded` (N,) bool have `vectors`, as soon as they come."""
         self._pending.append(self._thread.submit(self._guarded, self._write, batch, encoded, vectors))
         while len(self._pending) > BATCHES_AHEAD:
             self._pending.popleft().result()
@@ -85,7 +85,7 @@ class Writer:
         self._end = batch.first + len(encoded)
         self._uncommitted += len(encoded)
         part_ends = self._end == self.work.slots or self._end % self.work.part_slots == 0
-        if part_ends or self._uncommitted >= COMMIT_PICTURES:
+        if part_ends or self._uncommitted >= COMMIT_IMAGES:
             self._commit()
         elif self._timer is None:
             self._timer = threading.Timer(COMMIT_SECONDS, self._commit_in_time)
@@ -107,12 +107,12 @@ def slices(work: WorkFile, parts: range, batch_size: int) -> list[tuple[int, int
 
 
 def seen_before(work: WorkFile, parts: range) -> set[bytes]:
-    """Digests of the pictures that were embedded in some parts by an earlier, interrupted run."""
+    """Digests of the images that were embedded in some parts by an earlier, interrupted run."""
     seen: set[bytes] = set()
     for part in parts:
         first, end = work.range_of(part)[0], work.committed(part)
-        for start in range(first, end, COMMIT_PICTURES):
-            block = work.read(start, min(end, start + COMMIT_PICTURES))
+        for start in range(first, end, COMMIT_IMAGES):
+            block = work.read(start, min(end, start + COMMIT_IMAGES))
             seen.update(block["facts"]["digest"][block["status"] == EMBEDDED].tolist())
     return seen
 

@@ -1,6 +1,6 @@
 """Vectors of other tools: a `.npy` file and a list of their paths and labels -> an embeddings file of ours.
 
-Such a file can be indexed, and searched for neighbours and duplicates; a picture cannot be looked for, because the
+Such a file can be indexed, and searched for neighbours and duplicates; an image cannot be looked for, because the
 encoder is not here. Its fingerprint begins with `foreign-`: of a name (`made_by`), so that files of one encoder may be
 compared, or else of the vectors themselves.
 """
@@ -72,12 +72,12 @@ def open_vectors(path: pathlib.Path) -> np.ndarray:
         raise FormatError(f"{path} cannot be read: {error}.") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or 0 in vectors.shape:
         raise FormatError(f"{path} holds an array of shape {vectors.shape} and type {vectors.dtype}; it must be a "
-                          "matrix of floats, a row for every picture.")
+                          "matrix of floats, a row for every image.")
     return vectors
 
 
 def read_list(path: pathlib.Path, root: str | None) -> tuple[Listing, np.ndarray]:
-    """The pictures that a list file names, sorted, and the line that each stands on, counted from 0.
+    """The images that a list file names, sorted, and the line that each stands on, counted from 0.
 
     Paths are relative to `root` where that is given. Raises `FormatError` when a path comes twice.
     """

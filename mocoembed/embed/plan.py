@@ -1,6 +1,6 @@
-"""What an embed run has to do: a listing and the embeddings that there are -> which pictures must be read.
+"""What an embed run has to do: a listing and the embeddings that there are -> which images must be read.
 
-A picture that has a row under its path, with the size and the time of its last change, is kept as it is. All others
+An image that has a row under its path, with the size and the time of its last change, is kept as it is. All others
 are read: new ones, changed ones, and those that failed before. What turns out to have known bytes is not encoded.
 """
 
@@ -14,12 +14,12 @@ from mocoembed.embed.store import EmbeddingFile
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a listing of N pictures."""
+    """Of a listing of N images."""
 
     before: np.ndarray
     """(N,) int64: the row that the same path has in the embeddings that there are, or -1."""
     todo: np.ndarray
-    """(M,) int64: the pictures to read, rows of the listing in its order. Slot i of the work is picture todo[i]."""
+    """(M,) int64: the images to read, rows of the listing in its order. Slot i of the work is image todo[i]."""
 
     @classmethod
     def of(cls, listing: Listing, base: EmbeddingFile | None, states: np.ndarray) -> "Plan":
@@ -34,14 +34,14 @@ class Plan:
 
     @property
     def kept(self) -> np.ndarray:
-        """(N,) int64: as `before`, but -1 for the pictures to read."""
+        """(N,) int64: as `before`, but -1 for the images to read."""
         kept = self.before.copy()
         kept[self.todo] = -1
         return kept
 
 
 def rows_by_path(listing: Listing, base: EmbeddingFile) -> np.ndarray:
-    """(N,) int64: for each picture of a listing the row of the same path in an embeddings file, or -1; both sorted."""
+    """(N,) int64: for each image of a listing the row of the same path in an embeddings file, or -1; both sorted."""
     rows = np.full(len(listing), -1)
     old = enumerate(base.paths())
     row, path = next(old, (-1, None))

@@ -62,11 +62,11 @@ class Job:
     def require_same_output(self, header: dict):
         """Raise `MismatchError` when the output is not what it was when the work was begun."""
         if _identity(self.output) not in (None, header["output"]):
-            raise MismatchError(f"{self.output} has been replaced while the pictures were embedded. What was done is "
+            raise MismatchError(f"{self.output} has been replaced while the images were embedded. What was done is "
                                 "kept; move that file away, or add --fresh to replace it.")
 
-    def pictures(self) -> Listing:
-        """The pictures to read: slot -> picture."""
+    def images(self) -> Listing:
+        """The images to read: slot -> image."""
         return self.listing if len(self.plan.todo) == len(self.listing) else self.listing.subset(self.plan.todo)
 
 
@@ -90,7 +90,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     """Find out what is to be done, and have the work file for it ready.
 
     Raises `MismatchError` when the output comes from another source, `UsageError` when the unfinished work does,
-    `CollectionError` when pictures that have rows cannot be seen, `FormatError` when a file is not ours or is damaged,
+    `CollectionError` when images that have rows cannot be seen, `FormatError` when a file is not ours or is damaged,
     `MocoembedError` when the disk is too small.
     """
     output = output_file(config)
@@ -103,7 +103,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     described = {
         "key": {"source": os.fsdecode(listing.source), **settings.required()},
         "listed": len(listing), "root": os.fsdecode(listing.root), "batch_size": config.batch_size,
-        "pictures": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
+        "images": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
         "output": _identity(output)}
     if work_file(output).exists():
         return _go_on(config, listing, settings, described, states, note)
@@ -117,7 +117,7 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
     header = read_header(work_file(output))
     other = [name for name, value in described["key"].items() if header["key"].get(name) != value]
     if config.root is not None and "source" in other:
-        other.remove("source")  # it has moved; whether it is the same one is seen from its pictures
+        other.remove("source")  # it has moved; whether it is the same one is seen from its images
     if other:
         raise UsageError(f"{work_file(output)} holds unfinished work with other settings ({', '.join(other)}). "
                          "Add --fresh to drop it, or give another --output.")
@@ -129,10 +129,10 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
             remove_unfinished(output)  # killed after publishing it
             return _begin(config, listing, settings, described, states, fresh=False)
         if lost := work.take_back_damaged(header["batch_size"]):
-            note(f"{work.path} is damaged; {lost} pictures in it are done again")
+            note(f"{work.path} is damaged; {lost} images in it are done again")
         base, salvaged = _with_identity(header["base"], output), _salvaged_file(output)
         base_is_gone = base is None and header["base"] is not None
-        if not base_is_gone and all(header[name] == described[name] for name in ("pictures", "batch_size")):
+        if not base_is_gone and all(header[name] == described[name] for name in ("images", "batch_size")):
             require_space(output, _bytes_of_output(listing, settings))
             if base != salvaged:  # killed while salvaging, and then the collection was again as before
                 salvaged.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
             saved = salvage(work, base, salvaged, settings)
             what = "the embeddings on which it was to build are gone" if base_is_gone else (
                 "the collection or --batch-size has changed since the interrupted run")
-            note(f"{what}; {saved} pictures of it are kept")
+            note(f"{what}; {saved} images of it are kept")
     # The old work stays until the new one takes its place: it tells what may be done to the output.
     return _begin(config, listing, settings, described, states, header["fresh"])
 
@@ -212,7 +212,7 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
 
 
 def _describes(file: EmbeddingFile, listing: Listing) -> bool:
-    """Whether a file with a row for each of its pictures says of the listing what there is to say."""
+    """Whether a file with a row for each of its images says of the listing what there is to say."""
     return (len(file) == len(listing) and not file.failed() and file.root == listing.root
             and file.source == (listing.source or listing.root) and file.label_names == list(listing.label_names)
             and bool((file.labels() == listing.labels).all()))
@@ -227,14 +227,14 @@ def _require_seen(file: EmbeddingFile, listing: Listing, plan: Plan):
     paths = [path for path in file.paths[np.flatnonzero(gone)] if path.startswith(
         tuple(os.path.join(folder, b"") for folder in listing.closed))]
     if paths:
-        raise CollectionError(f"{os.fsdecode(listing.closed[0])!r} cannot be opened, and {len(paths)} pictures that "
+        raise CollectionError(f"{os.fsdecode(listing.closed[0])!r} cannot be opened, and {len(paths)} images that "
                               "have been embedded would be dropped. Make it readable, or add --fresh to go without.")
 
 
 def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Settings, states: np.ndarray, moved: bool):
     """Raise `MismatchError` if an embeddings file comes from another source: collection, encoder or settings.
 
-    A collection that has `moved` may be elsewhere, if at least half of the pictures are there with the same sizes.
+    A collection that has `moved` may be elsewhere, if at least half of the images are there with the same sizes.
     """
     now = settings.required()
     for what, old in file.required().items():
@@ -252,7 +252,7 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
     before = rows_by_path(listing, file)
     same = int((file.size()[before[before >= 0]] == states["size"][before >= 0]).sum())
     if 2 * same < min(len(file), len(listing)):
-        raise MismatchError(f"{another} Only {same} of its {len(file)} pictures are there, so it has not merely moved. "
+        raise MismatchError(f"{another} Only {same} of its {len(file)} images are there, so it has not merely moved. "
                             "Add --fresh to replace it, or give another --output.")
 
 

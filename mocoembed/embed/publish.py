@@ -1,6 +1,6 @@
-"""Finished work -> the embeddings file: every listed picture gets its row, or is reported as failed.
+"""Finished work -> the embeddings file: every listed image gets its row, or is reported as failed.
 
-A row comes from the embeddings that there were (kept, or known by its bytes) or from the work. Pictures with the same
+A row comes from the embeddings that there were (kept, or known by its bytes) or from the work. Images with the same
 bytes have the same vector.
 """
 
@@ -15,18 +15,18 @@ from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.plan import Plan
-from mocoembed.embed.store import EmbeddingFile, FailedPicture
+from mocoembed.embed.store import EmbeddingFile, FailedImage
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, WorkFile
 from mocoembed.errors import CollectionError, FormatError
 
 BLOCK = 4096  # vectors in memory at a time
-MISSING = 0  # status of a picture that is not done
+MISSING = 0  # status of an image that is not done
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where the rows of an embeddings file come from, in pictures."""
+    """Where the rows of an embeddings file come from, in images."""
 
     new: int
     changed: int
@@ -41,7 +41,7 @@ class Counts:
 
 
 class Rows:
-    """Where everything about each of N listed pictures is: in the work, or in the embeddings that there were."""
+    """Where everything about each of N listed images is: in the work, or in the embeddings that there were."""
 
     def __init__(self, listing: Listing, plan: Plan, work: WorkFile, base: EmbeddingFile | None, whole: bool = True):
         """Unless it has to be `whole`, what is not committed has neither row nor reason."""
@@ -71,7 +71,7 @@ class Rows:
             raise FormatError(f"{self.work.path} is damaged. Run the same command with --fresh.")
 
     def _find_copied(self) -> int:
-        """Give the copied pictures the place of a picture with the same bytes; how many came from this very work."""
+        """Give the copied images the place of an image with the same bytes; how many came from this very work."""
         copied = np.flatnonzero(self.status == COPIED)
         if not len(copied):
             return 0
@@ -93,21 +93,21 @@ class Rows:
                 self.status[row] = MISSING
                 continue
             else:  # the original was damaged in the work and cannot be read any more; the next run tries again
-                self.status[row], self.reasons[row] = FAILED, ("LookupError", "the picture with these bytes is gone")
+                self.status[row], self.reasons[row] = FAILED, ("LookupError", "the image with these bytes is gone")
                 continue
             self.facts["width"][row], self.facts["height"][row] = source["width"], source["height"]
             self.status[row] = EMBEDDED
         return repeated
 
     def _share_vectors(self):
-        """Give all pictures of the work that have the same bytes the vector of the first, whoever encoded them."""
+        """Give all images of the work that have the same bytes the vector of the first, whoever encoded them."""
         mine = np.flatnonzero((self.place >= 0) & (self.status == EMBEDDED))
         digests = np.ascontiguousarray(self.facts["digest"][mine]).view("S32")
         _, first, group = np.unique(digests, return_index=True, return_inverse=True)
         self.place[mine] = self.place[mine[first[group]]]
 
     def fall_back(self):
-        """Give a picture without a row the one that its path had, if it had one."""
+        """Give an image without a row the one that its path had, if it had one."""
         rows = np.flatnonzero((self.status != EMBEDDED) & (self.plan.before >= 0))
         before = self.plan.before[rows]
         self.status[rows], self.place[rows], self.facts[rows] = EMBEDDED, -1 - before, self.base_facts[before]
@@ -123,9 +123,9 @@ class Rows:
                 and bool((base.labels() == self.listing.labels[embedded]).all())
                 and base.failed() == self.failed())
 
-    def failed(self) -> list[FailedPicture]:
-        """The pictures without a row, in the listing's order."""
-        return [FailedPicture(self.listing.paths[row], *reason) for row, reason in sorted(self.reasons.items())]
+    def failed(self) -> list[FailedImage]:
+        """The images without a row, in the listing's order."""
+        return [FailedImage(self.listing.paths[row], *reason) for row, reason in sorted(self.reasons.items())]
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors of all rows in order, (n, D) float32, in pieces."""
@@ -145,7 +145,7 @@ class Rows:
         return self.base.embeddings(slice(first, end))
 
     def counts(self) -> Counts:
-        """What happened to how many pictures."""
+        """What happened to how many images."""
         todo, before = self.plan.todo, self.plan.before[self.plan.todo]
         todo, before = todo[self.status[todo] == EMBEDDED], before[self.status[todo] == EMBEDDED]
         digests = self.facts["digest"][todo]
@@ -171,9 +171,9 @@ def _gather(read: Callable[[int, int], np.ndarray], rows: np.ndarray, like: np.n
 
 
 def publish(output: pathlib.Path, rows: Rows, settings: Settings):
-    """Write the embeddings file of all rows; `CollectionError` when no picture can be read."""
+    """Write the embeddings file of all rows; `CollectionError` when no image can be read."""
     failed, listing = rows.failed(), rows.listing
     if len(failed) == len(listing):
-        raise CollectionError(f"None of the {len(listing)} pictures can be read; the first one said: "
+        raise CollectionError(f"None of the {len(listing)} images can be read; the first one said: "
                               f"{failed[0].error}: {failed[0].reason}")
     write_embeddings(output, listing, settings, rows.status == EMBEDDED, rows.facts, rows.vectors(), failed)

@@ -21,7 +21,7 @@ from mocoembed.errors import FormatError
 
 
 def salvage(work: WorkFile, base_path: pathlib.Path | None, target: pathlib.Path, settings: Settings) -> int:
-    """Write as embeddings what an interrupted run had done, and what it built on; how many pictures it had done.
+    """Write as embeddings what an interrupted run had done, and what it built on; how many images it had done.
 
     Without its base, what that run had kept of it is lost.
     """
@@ -45,7 +45,7 @@ def salvage(work: WorkFile, base_path: pathlib.Path | None, target: pathlib.Path
 
 
 def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[PathTable, Plan]:
-    """A plan's pictures and those that only its base has, whose bytes may yet be found under other paths."""
+    """A plan's images and those that only its base has, whose bytes may yet be found under other paths."""
     every, places, before = [], [], []
     of_listing = ((path, True, -1) for path in paths)
     of_base = ((path, False, row) for row, path in enumerate(base.paths()))

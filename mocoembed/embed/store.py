@@ -1,6 +1,6 @@
 """Reading the embeddings file (HDF5), which `store_writer` writes whole: `EmbeddingFile`.
 
-Row i of every dataset is the same picture; rows are sorted by path. `docs/format.md` describes the file for other
+Row i of every dataset is the same image; rows are sorted by path. `docs/format.md` describes the file for other
 readers. These two modules alone import h5py.
 """
 
@@ -24,8 +24,8 @@ FACT_NAMES = ("width", "height", "size", "mtime_ns")
 ROW_DATASETS = ("digest", "embeddings", "height", "ids", "labels", "mtime_ns", "paths", "size", "width")
 
 
-class FailedPicture(NamedTuple):
-    """A listed picture that could not be embedded."""
+class FailedImage(NamedTuple):
+    """A listed image that could not be embedded."""
 
     path: bytes
     error: str
@@ -33,7 +33,7 @@ class FailedPicture(NamedTuple):
 
 
 def rows_digest(file: h5py.File) -> str:
-    """SHA-256 over the name, shape and bytes of every dataset that has a row per picture."""
+    """SHA-256 over the name, shape and bytes of every dataset that has a row per image."""
     digest = hashlib.sha256()
     for name in ROW_DATASETS:
         dataset = file[name]
@@ -193,7 +193,7 @@ class EmbeddingFile:
 
     @property
     def source(self) -> bytes:
-        """Absolute path of the collection when it was embedded: a folder, a list file, shards or a picture."""
+        """Absolute path of the collection when it was embedded: a folder, a list file, shards or an image."""
         return self._file.attrs.get("source", self._file.attrs["root"]).tobytes()
 
     @property
@@ -205,11 +205,11 @@ class EmbeddingFile:
     ids = column("ids", "(N,) int64: the stable id of every row.")
     labels = column("labels", "(N,) int32: index into `label_names`, or -1 where unknown.")
     paths = column("paths", "Paths relative to `root`, as the bytes of their names; several are a list.", texts)
-    width = column("width", "(N,) int32: pixels of the upright picture; 0 where unknown.")
-    height = column("height", "(N,) int32: pixels of the upright picture; 0 where unknown.")
-    size = column("size", "(N,) int64: bytes of the picture; 0 where unknown.")
-    mtime_ns = column("mtime_ns", "(N,) int64: when the picture's file was changed last, in ns; 0 where unknown.")
-    digest = column("digest", "SHA-256 of the picture's bytes, several are a list; zeros where unknown.", digests)
+    width = column("width", "(N,) int32: pixels of the upright image; 0 where unknown.")
+    height = column("height", "(N,) int32: pixels of the upright image; 0 where unknown.")
+    size = column("size", "(N,) int64: bytes of the image; 0 where unknown.")
+    mtime_ns = column("mtime_ns", "(N,) int64: when the image's file was changed last, in ns; 0 where unknown.")
+    digest = column("digest", "SHA-256 of the image's bytes, several are a list; zeros where unknown.", digests)
 
     def facts(self) -> np.ndarray:
         """(N,) records of the loader's `FACTS`: width, height, size, mtime_ns and digest of every row."""
@@ -219,7 +219,7 @@ class EmbeddingFile:
         return facts
 
     def full_path(self, row: int, root: str | None = None) -> bytes:
-        """Absolute path of a row's picture, below `root` if the collection has moved."""
+        """Absolute path of a row's image, below `root` if the collection has moved."""
         return os.path.join(os.fsencode(root) if root else self.root, self.paths[row])
 
     def full_names(self, rows, root: str | None = None) -> tuple[list[bytes], list[str | None]]:
@@ -227,11 +227,11 @@ class EmbeddingFile:
         above, names = os.fsencode(os.path.abspath(root)) if root else self.root, [*self.label_names, None]  # [-1]
         return [os.path.join(above, path) for path in self.paths[rows]], [names[one] for one in self.labels[rows]]
 
-    def failed(self) -> list[FailedPicture]:
-        """The listed pictures that could not be embedded."""
+    def failed(self) -> list[FailedImage]:
+        """The listed images that could not be embedded."""
         group = self._file["failed"]
         columns = [texts(group[name][:]) for name in ("paths", "errors", "reasons")]
-        return [FailedPicture(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
+        return [FailedImage(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
 
     def verify(self):
         """Recompute the hashes of all that is in the file; `FormatError` when one differs from the stored one."""

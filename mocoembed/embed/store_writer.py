@@ -1,6 +1,6 @@
-"""Writing the embeddings file (HDF5), whole: rows sorted by path, row i of every dataset the same picture.
+"""Writing the embeddings file (HDF5), whole: rows sorted by path, row i of every dataset the same image.
 
-All shapes are fixed and nothing holds a time of writing, so the bytes depend on the pictures, the encoder and the
+All shapes are fixed and nothing holds a time of writing, so the bytes depend on the images, the encoder and the
 settings alone. `docs/format.md` describes the file for other readers.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from mocoembed.data.images import Listing
 from mocoembed.embed.seal import SEAL, make_seal, outside
 from mocoembed.embed.sparse import SparseFile
-from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedPicture
+from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedImage
 from mocoembed.files import replacing, reserve, write_at
 from mocoembed.version import __version__
 
@@ -42,11 +42,11 @@ class Settings(NamedTuple):
 
 
 def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarray, facts: np.ndarray,
-                     blocks: Iterable[np.ndarray], failed: list[FailedPicture]):
+                     blocks: Iterable[np.ndarray], failed: list[FailedImage]):
     """Replace `path` by the embeddings file of a listing.
 
-    `done` (N,) bool marks the pictures that have a row; `facts` (N,) are the loader's records; `blocks` are the
-    rows' vectors in order, in pieces of any size (n, D), stored as `settings.dtype`; `failed` are the other pictures.
+    `done` (N,) bool marks the images that have a row; `facts` (N,) are the loader's records; `blocks` are the
+    rows' vectors in order, in pieces of any size (n, D), stored as `settings.dtype`; `failed` are the other images.
 
     HDF5 makes its part in memory and says where each dataset lies; everything reaches the disk by plain writes, because
     HDF5 does not survive a disk that refuses one.
@@ -79,7 +79,7 @@ def vector_type(name: str) -> np.dtype:
 
 
 def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str, np.ndarray]:
-    """All that has a row per picture, but the vectors."""
+    """All that has a row per image, but the vectors."""
     paths = [listing.paths[row] for row in rows]
     columns = {name: facts[name][rows] for name in (*FACT_NAMES, "digest")}
     columns["ids"] = stable_ids(paths)
@@ -88,8 +88,8 @@ def _columns(listing: Listing, rows: np.ndarray, facts: np.ndarray) -> dict[str,
     return columns
 
 
-def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: list[FailedPicture]):
-    """Write all that has no row per picture; the hash of the rows is put in later."""
+def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: list[FailedImage]):
+    """Write all that has no row per image; the hash of the rows is put in later."""
     _store(file, "label_names", np.array([name.encode() for name in listing.label_names], "S"))
     group = file.create_group("failed")
     _store(group, "paths", np.array([one.path for one in failed], "S"))

@@ -1,6 +1,6 @@
-"""Work in progress: one record per picture to embed in a plain file, safe against being killed at any moment.
+"""Work in progress: one record per image to embed in a plain file, safe against being killed at any moment.
 
-The file begins with a line of JSON and the arrays that it names (which pictures there are and which are to be
+The file begins with a line of JSON and the arrays that it names (which images there are and which are to be
 embedded). Then come the parts: fixed ranges of slots, each with a page for the number of its committed slots and its
 fixed-size records. A part belongs to one process at a time. A batch is written, flushed to the disk, and only then
 counted as committed; so whatever is counted is whole, and a rerun goes on after it. HDF5 does not give that: a file
@@ -24,7 +24,7 @@ FORMAT = 3
 PAGE = 4096
 PARTS = 256  # at most: enough to share out, few enough to count
 EMBEDDED, FAILED, COPIED = 1, 2, 3
-"""Status of a slot; the vector of one that was `COPIED` is another picture's with the same bytes."""
+"""Status of a slot; the vector of one that was `COPIED` is another image's with the same bytes."""
 REASON_BYTES = 240
 
 
@@ -244,7 +244,7 @@ def read_header(path) -> dict:
 
 
 def describe_work(path) -> dict:
-    """How far unfinished work is: `committed` of `listed` pictures, and what it depends on."""
+    """How far unfinished work is: `committed` of `listed` images, and what it depends on."""
     with WorkFile(path, writing=False) as work:
         listed = work.header["listed"]
         return {"format": FORMAT, "committed": listed - work.slots + work.done(), "listed": listed,

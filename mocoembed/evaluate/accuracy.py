@@ -1,6 +1,6 @@
 """kNN accuracy of embeddings files: vectors and labels of one or two files -> percent right.
 
-Classes are joined by name. With one file, each of its pictures is classified by all the others.
+Classes are joined by name. With one file, each of its images is classified by all the others.
 """
 
 import pathlib
@@ -90,7 +90,7 @@ class KnnResult:
 
     def summary(self) -> str:
         """One line on what was compared with what."""
-        sides = (f"{len(self.bank.names)} pictures, each classified by all the others" if self.leave_one_out else
+        sides = (f"{len(self.bank.names)} images, each classified by all the others" if self.leave_one_out else
                  f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}")
         return f"{sides}; {len(self.per_class)} classes, {self.features} features"
 
@@ -100,11 +100,11 @@ class KnnResult:
         notes = [f"left out: {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
         if not self.leave_one_out and self.bank.identity == self.queries.identity:
-            notes.append("bank and queries are the same pictures, so each one votes on itself; "
+            notes.append("bank and queries are the same images, so each one votes on itself; "
                          f"give {self.bank.path} alone to leave it out")
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
-                         " pictures can vote; all of them do")
+                         " images can vote; all of them do")
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
@@ -177,8 +177,8 @@ def require_enough(bank: Side, queries: Side, leave_one_out: bool):
     """Raise `CollectionError` unless somebody can vote and somebody can be classified."""
     for side, least in ((bank, 2 if leave_one_out else 1), (queries, 1)):
         if len(side.names) < least:
-            raise CollectionError(f"{side.path} has {len(side.names)} labelled pictures; a kNN accuracy takes {least} "
-                                  "or more. Put the pictures into one folder per class and embed them again.")
+            raise CollectionError(f"{side.path} has {len(side.names)} labelled images; a kNN accuracy takes {least} "
+                                  "or more. Put the images into one folder per class and embed them again.")
 
 
 def read_side(file: EmbeddingFile, device: torch.device) -> Side:

@@ -1,7 +1,7 @@
 """The two dictionaries beside the queue (He et al. 2019, section 3.2 and figure 2), with the calls that `MoCo` has.
 
 end-to-end: the keys are the batch's own (all ranks'), and gradients flow through both encoders.
-memory bank: one feature per picture of the collection, no key encoder (Wu et al. 2018, "InstDisc").
+memory bank: one feature per image of the collection, no key encoder (Wu et al. 2018, "InstDisc").
 """
 
 import copy
@@ -17,7 +17,7 @@ from mocoembed.model.ranks import ALONE, Ranks
 
 
 class EndToEnd(nn.Module):
-    """Keys are the current batch: the negatives of a query are the keys of the batch's other pictures.
+    """Keys are the current batch: the negatives of a query are the keys of the batch's other images.
 
     The key encoder is the query encoder itself (`shared`) or one of its own that starts equal and learns as well.
     """
@@ -39,7 +39,7 @@ class EndToEnd(nn.Module):
         """Nothing: the key encoder learns by its own gradient."""
 
     def key(self, x_k: torch.Tensor, views: Views) -> Keys:
-        """The keys of all ranks' batches, with gradients; a query's own picture is no negative of its."""
+        """The keys of all ranks' batches, with gradients; a query's own image is no negative of its."""
         k = encode(self.trained.get("encoder_k", self.trained["encoder_q"]), x_k)
         k = unshuffled(self.ranks.gather_with_gradient(k), views.order)  # B x C
         excluded = views.rows.view(-1, 1) == self.ranks.gather(views.rows)  # N x B
@@ -50,18 +50,18 @@ class EndToEnd(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """One feature of unit length for each of M pictures; the positive of a query is its picture's own.
+    """One feature of unit length for each of M images; the positive of a query is its image's own.
 
-    In each step K negatives are drawn from the pictures that are not in the batch, the same for all its queries. Then
-    the features of the pictures seen become normalised m_f feature + (1 - m_f) q.
+    In each step K negatives are drawn from the images that are not in the batch, the same for all its queries. Then
+    the features of the images seen become normalised m_f feature + (1 - m_f) q.
     """
 
-    def __init__(self, encoder_q: Encoder, pictures: int, K: int, m_f: float, seed: int, ranks: Ranks = ALONE):
+    def __init__(self, encoder_q: Encoder, images: int, K: int, m_f: float, seed: int, ranks: Ranks = ALONE):
         super().__init__()
         self.K, self.m_f, self.seed, self.ranks = K, m_f, seed, ranks
         self.encoder_q = encoder_q
         self.trained = {"encoder_q": encoder_q}
-        self.register_buffer("bank", functional.normalize(torch.randn(pictures, encoder_q.spec.dim), dim=1))
+        self.register_buffer("bank", functional.normalize(torch.randn(images, encoder_q.spec.dim), dim=1))
 
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
         """q (N, C) of unit length from views (N, 3, S, S)."""
@@ -72,7 +72,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def key(self, x_k: torch.Tensor, views: Views) -> Keys:
-        """The stored features of the batch's pictures, and K others; x_k is not looked at."""
+        """The stored features of the batch's images, and K others; x_k is not looked at."""
         batch = self.ranks.gather(views.rows)
         drawn = generator(self.seed, PURPOSE_BANK, views.step).choice(len(self.bank), self.K + len(batch),
                                                                       replace=False)
@@ -83,8 +83,8 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def remember(self, q: list[torch.Tensor], k: list[Keys], views: Views):
-        """Move the features of the pictures seen towards their queries."""
+        """Move the features of the images seen towards their queries."""
         rows, place = self.ranks.gather(views.rows).sort(stable=True)
-        # A picture that is there twice, in an unreadable one's place, is updated by the first alone, on every rank.
+        # An image that is there twice, in an unreadable one's place, is updated by the first alone, on every rank.
         seen = self.ranks.gather(q[0])[place][torch.searchsorted(rows, rows)]
         self.bank[rows] = functional.normalize(self.m_f * self.bank[rows] + (1 - self.m_f) * seen, dim=1)

@@ -1,8 +1,8 @@
-"""A frozen encoder made ready to embed: pictures in, vectors out, as fast as the device allows.
+"""A frozen encoder made ready to embed: images in, vectors out, as fast as the device allows.
 
 In: pixels (N, 3, S, S) uint8, channels last in memory, pinned where the device is a GPU. Out: vectors (N, D) float32
 on the CPU. BatchNorm is folded into the convolutions, the weights lie channels last, and when memory runs out the
-pictures are computed in smaller pieces.
+images are computed in smaller pieces.
 """
 
 import copy
@@ -25,7 +25,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDNN_STATUS_ALL
 
 
 class Embedder:
-    """Runs a copy of a `FrozenEncoder`, which itself stays as it is, on batches of uint8 pictures.
+    """Runs a copy of a `FrozenEncoder`, which itself stays as it is, on batches of uint8 images.
 
     With `compile` the copy is compiled by torch.compile at the first batch, for the size of that batch; other batches
     are brought to that size. `note(text)` is told what a person should know.
@@ -41,7 +41,7 @@ class Embedder:
         if compile:
             self._inference.compile(dynamic=False, fullgraph=True)
         self.at_once: int | None = None
-        """Pictures that are computed at once; `None`: as many as come."""
+        """Images that are computed at once; `None`: as many as come."""
         self._to_tell = False
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class Embedder:
         """Start to embed pixels (N, 3, S, S) uint8; the function that comes back waits for the vectors (N, D) float32.
 
         On a GPU it comes back before the work is done, and the next batch can be begun; on a CPU after that. Raises
-        `MocoembedError` when the memory does not hold a single picture, or when compiling fails.
+        `MocoembedError` when the memory does not hold a single image, or when compiling fails.
         """
         if self._compiled and self.at_once is None:
             self.at_once = len(pixels)
@@ -67,7 +67,7 @@ class Embedder:
             at += len(piece)
             if self._to_tell:
                 self._to_tell = False
-                self.note(f"memory ran out; batches are computed {self.at_once} pictures at a time from now on")
+                self.note(f"memory ran out; batches are computed {self.at_once} images at a time from now on")
         return lambda: waiting[0]() if len(waiting) == 1 else torch.cat([wait() for wait in waiting])
 
     @torch.inference_mode()
@@ -87,10 +87,10 @@ class Embedder:
         return None
 
     def _take_less(self, piece: torch.Tensor):
-        """Compute half as many pictures at once as there are in `piece`."""
+        """Compute half as many images at once as there are in `piece`."""
         if len(piece) == 1:
             side, device = piece.shape[-1], self.compute.device
-            raise MocoembedError(f"The memory of the device {device} does not hold the work for a single picture of "
+            raise MocoembedError(f"The memory of the device {device} does not hold the work for a single image of "
                                  f"{side} x {side} pixels.\nEnd what else uses it, or give another --device.")
         self.at_once, self._to_tell = len(piece) // 2, True
         if self.compute.device.type == "cuda":

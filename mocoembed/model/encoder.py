@@ -1,6 +1,6 @@
 """The encoder: a torchvision ResNet of any width and stem, or another of its classifiers, and the projection head.
 
-In: normalised pictures (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole.
+In: normalised images (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole.
 """
 
 import math
@@ -195,7 +195,7 @@ def zero_init_residual(backbone: nn.Module):
 
 
 def check_backbone(encoder: Encoder, image_size: int):
-    """Try one picture of the wanted size before training; `UsageError` when it does not go through.
+    """Try one image of the wanted size before training; `UsageError` when it does not go through.
 
     Warns when the backbone has no BatchNorm.
     """
@@ -203,10 +203,10 @@ def check_backbone(encoder: Encoder, image_size: int):
     if arch.startswith(PREFIX):
         raise UsageError(f"--arch {arch}: timm's models can embed, not be pretrained. "
                          f"Give one of {', '.join(known_architectures())}.")
-    picture = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
+    image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
     try:
         with torch.inference_mode():
-            backbone.eval()(picture)
+            backbone.eval()(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"--image-size {image_size}: does not go with --arch {arch} ({reason}). "

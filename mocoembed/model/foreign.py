@@ -152,7 +152,7 @@ def _relu_between(layers: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a state dict does not say about the pictures; by default ImageNet's for 7x7 stems, CIFAR-10's for 3x3."""
+    """What a state dict does not say about the images; by default ImageNet's for 7x7 stems, CIFAR-10's for 3x3."""
 
     image_size: int | None = None
     mean: tuple[float, ...] = ()

@@ -22,7 +22,7 @@ from mocoembed.model.published import Published, fetch_into
 
 TORCHVISION = "torchvision:"
 TIMM = timm_backbone.PREFIX
-# Their published weights expect pictures in -1 to 1, which torchvision makes inside the network from ImageNet's.
+# Their published weights expect images in -1 to 1, which torchvision makes inside the network from ImageNet's.
 INSIDE = {"googlenet", "inception_v3"}
 NO_LICENCE = "none stated by torchvision; the terms of ImageNet may apply"
 
@@ -104,4 +104,4 @@ def _require_fitting(needed: dict, state: dict, name: str):
     if wrong:
         raise FormatError(f"{name}: its weights do not fit its network here: {', '.join(wrong[:3])}"
                           + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-                          + ". They may be for pictures of another size; name other weights with @.")
+                          + ". They may be for images of another size; name other weights with @.")

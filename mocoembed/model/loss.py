@@ -9,7 +9,7 @@ from torch.nn import functional
 WHY_IT_RISES = {
     "queue": "The loss starts below ln(K+1) = {:.3f} (chance), rises towards it while the queue fills with real keys, "
              "and falls from there.",
-    "memory-bank": "The loss rises above ln(K+1) = {:.3f} (chance) at first: until a picture has been seen once, its "
+    "memory-bank": "The loss rises above ln(K+1) = {:.3f} (chance) at first: until an image has been seen once, its "
                    "feature in the bank is a random direction. It falls from the second epoch on.",
     "end-to-end": "The loss starts near the logarithm of the batch size, {:.3f} (chance), and falls from there.",
 }

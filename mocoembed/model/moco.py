@@ -1,7 +1,7 @@
 """Momentum Contrast: two encoders, the momentum update between them, the queue, shuffled BatchNorm.
 
 Symbols as in He et al., "Momentum Contrast for Unsupervised Visual Representation Learning" (2019): query q, key
-k, queue size K, momentum m, feature length C; B is the number of pictures in the global batch, N this rank's share.
+k, queue size K, momentum m, feature length C; B is the number of images in the global batch, N this rank's share.
 """
 
 import copy
@@ -20,14 +20,14 @@ class Views(NamedTuple):
     """The views of one step, normalised, on the device."""
 
     queries: list[torch.Tensor]
-    """One view (N, 3, S, S) of this rank's pictures, or, for a symmetric loss, both."""
+    """One view (N, 3, S, S) of this rank's images, or, for a symmetric loss, both."""
     keys: list[torch.Tensor | None]
-    """For each of `queries` the other view (N, 3, S, S) of the pictures whose keys this rank encodes.
+    """For each of `queries` the other view (N, 3, S, S) of the images whose keys this rank encodes.
 
     `None` for a memory bank, which encodes none.
     """
     rows: torch.Tensor
-    """(N,) int64: this rank's pictures, by their rows in the collection."""
+    """(N,) int64: this rank's images, by their rows in the collection."""
     order: torch.Tensor | None = None
     """(B,) int64 on the CPU: keys are encoded in the order whole[order]; `None`: unshuffled."""
     step: int = 0
@@ -41,7 +41,7 @@ class Keys(NamedTuple):
     negatives: torch.Tensor
     """(C, K)."""
     excluded: torch.Tensor | None
-    """(N, K) bool: negatives that show the query's own picture; `None`: there are none, or they stay."""
+    """(N, K) bool: negatives that show the query's own image; `None`: there are none, or they stay."""
     new: torch.Tensor | None
     """(B, C): the keys of the whole batch, for the queue."""
 
@@ -89,7 +89,7 @@ def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def unshuffled(k: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """k (B, C) in the pictures' order, from keys that were encoded in the order whole[order]."""
+    """k (B, C) in the images' order, from keys that were encoded in the order whole[order]."""
     return k if order is None else k[order.to(k.device, non_blocking=True).argsort()]
 
 

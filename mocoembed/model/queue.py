@@ -33,7 +33,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, k: torch.Tensor, rows: torch.Tensor | None):
-        """Write keys (N, C) of pictures `rows` (N,) over the oldest ones; of more than K keys the last K stay.
+        """Write keys (N, C) of images `rows` (N,) over the oldest ones; of more than K keys the last K stay.
 
         With `rows` `None`, whose keys they are is not noted.
         """

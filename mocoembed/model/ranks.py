@@ -1,6 +1,6 @@
 """The processes of one pretraining, and what they tell each other.
 
-A global batch of B pictures is cut into contiguous slices: rank r of W has pictures r B/W to (r + 1) B/W - 1. With one
+A global batch of B images is cut into contiguous slices: rank r of W has images r B/W to (r + 1) B/W - 1. With one
 process (the default) nothing is sent and every function below is its plain meaning.
 """
 

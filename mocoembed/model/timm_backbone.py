@@ -51,14 +51,14 @@ class TimmBackbone(nn.Module):
 
 
 def _length(network: nn.Module, arch: str) -> int:
-    """Length of the network's vectors, seen on one picture; `UsageError` when it gives something else."""
+    """Length of the network's vectors, seen on one image; `UsageError` when it gives something else."""
     size = network.pretrained_cfg["input_size"]
     training = network.training
     with torch.inference_mode():
         vectors = network.eval()(torch.zeros(1, *size))
     network.train(training)
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
-        raise UsageError(f"{arch} does not give one vector a picture, so it cannot be an encoder.")
+        raise UsageError(f"{arch} does not give one vector an image, so it cannot be an encoder.")
     return vectors.shape[1]
 
 
@@ -102,7 +102,7 @@ class TimmWeights:
 def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
     """The weights of `timm:name.tag`: of a file in the cache folder, else through timm from where it keeps them.
 
-    Raises `UsageError` for an unknown name, for one without weights and for pictures that cannot be made, and
+    Raises `UsageError` for an unknown name, for one without weights and for images that cannot be made, and
     `MocoembedError` when the weights cannot be had or do not fit.
     """
     timm, name = _timm(), known_name(arch)
@@ -147,7 +147,7 @@ def _transform(timm, config, arch: str) -> EvaluationTransform:
     channels, height, width = facts["input_size"]
     mode = {"center": "shorter-side", "squash": "squash"}.get(facts["crop_mode"])
     if channels != 3 or height != width or mode is None:
-        raise UsageError(f"{arch} takes pictures of {channels} x {height} x {width} with the crop mode "
-                         f"{facts['crop_mode']!r}; only square colour pictures, 'center' or 'squash', are made here.")
+        raise UsageError(f"{arch} takes images of {channels} x {height} x {width} with the crop mode "
+                         f"{facts['crop_mode']!r}; only square colour images, 'center' or 'squash', are made here.")
     resize = math.floor(height / facts["crop_pct"])
     return EvaluationTransform(resize, height, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"], mode)

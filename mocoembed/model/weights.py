@@ -54,7 +54,7 @@ def detectron2_name(name: str) -> str:
 
 
 def write_onnx(path, frozen: FrozenEncoder):
-    """The backbone as ONNX: input `pictures` (N, 3, S, S), output `features` (N, D); preprocessing in its metadata."""
+    """The backbone as ONNX: input `images` (N, 3, S, S), output `features` (N, D); preprocessing in its metadata."""
     try:
         import onnx
         import onnxscript  # noqa: F401 (torch's exporter needs it)
@@ -64,8 +64,8 @@ def write_onnx(path, frozen: FrozenEncoder):
     metadata = frozen.metadata()
     side = frozen.transform.crop
     network: nn.Module = frozen.encoder.backbone.eval()
-    program = torch.onnx.export(network, (torch.zeros(2, 3, side, side),), input_names=["pictures"],
-                                output_names=["features"], dynamic_shapes=({0: torch.export.Dim("pictures")},),
+    program = torch.onnx.export(network, (torch.zeros(2, 3, side, side),), input_names=["images"],
+                                output_names=["features"], dynamic_shapes=({0: torch.export.Dim("images")},),
                                 dynamo=True, verbose=False)
     model = program.model_proto
     notes = {"mocoembed.fingerprint": metadata["fingerprint"], "mocoembed.input": INPUT_NOTE,

@@ -1,6 +1,6 @@
-"""Pictures that are there more than once: embeddings.h5 -> groups of near-duplicates, exact copies told apart.
+"""Images that are there more than once: embeddings.h5 -> groups of near-duplicates, exact copies told apart.
 
-Two pictures are near-duplicates when the cosine of their vectors is `threshold` or more, or their bytes are the same.
+Two images are near-duplicates when the cosine of their vectors is `threshold` or more, or their bytes are the same.
 Groups are what is connected by such pairs, so that a chain of small changes is one group, whose ends may be less alike:
 every member tells its similarity to the keeper. Each block of rows is looked for among the rows before it, so a
 matrix of all similarities is never made. Nothing is deleted.
@@ -29,12 +29,12 @@ PROBED = 32  # cells of the index that are looked into beyond that
 TRAINED_ON = 64  # vectors for each cell
 PAIR_BYTES = 1 << 28  # memory that the pairs of a block may take if every one is found
 MOST_ROWS, LEAST_ROWS = 2048, 16  # in a block
-UNKNOWN = bytes(32)  # digest of a picture whose bytes nobody has read
+UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture of a group."""
+    """An image of a group."""
 
     path: str
     """Full path; `os.fsencode` gives its bytes, whatever they are."""
@@ -58,13 +58,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Near-duplicates: the suggested keeper (the largest picture) first, then the others, the most similar first."""
+    """Near-duplicates: the suggested keeper (the largest image) first, then the others, the most similar first."""
 
     members: tuple[Member, ...]
 
     @property
     def keeper(self) -> Member:
-        """The picture with the most pixels, then the most bytes, then the first path."""
+        """The image with the most pixels, then the most bytes, then the first path."""
         return self.members[0]
 
 
@@ -74,7 +74,7 @@ class DuplicatesResult:
 
     groups: tuple[Group, ...]
     count: int
-    """Pictures that were looked at."""
+    """Images that were looked at."""
     threshold: float | None
     """`None`: only bytes were compared."""
     compared: str
@@ -84,12 +84,12 @@ class DuplicatesResult:
 
     @property
     def extra(self) -> int:
-        """Pictures besides the keepers."""
+        """Images besides the keepers."""
         return sum(len(group.members) - 1 for group in self.groups)
 
     @property
     def copies(self) -> int | None:
-        """Pictures whose bytes another one before them in their group has."""
+        """Images whose bytes another one before them in their group has."""
         if not self.bytes_known:
             return None
         return sum(len(known) - len(set(known)) for known in (
@@ -97,7 +97,7 @@ class DuplicatesResult:
 
     @property
     def extra_bytes(self) -> int | None:
-        """Bytes of the pictures besides the keepers."""
+        """Bytes of the images besides the keepers."""
         sizes = (member.size for group in self.groups for member in group.members[1:])
         return sum(sizes) if self.bytes_known else None
 
@@ -111,7 +111,7 @@ class DuplicatesResult:
 
 def find_duplicates(config: DuplicatesConfig,
                     progress: Callable[[int, int], None] = lambda done, total: None) -> DuplicatesResult:
-    """Groups of pictures of an embeddings file that are nearly or exactly the same.
+    """Groups of images of an embeddings file that are nearly or exactly the same.
 
     `progress(done, total)` counts rows. Raises `UsageError` for a missing file or root, or when bytes alone are to be
     compared and the file does not know them, `FormatError` for one that is damaged or empty, `MocoembedError` when the
@@ -124,8 +124,8 @@ def find_duplicates(config: DuplicatesConfig,
         digests = np.array(file.digest(), "V32")
         bytes_known = bool((digests != np.void(UNKNOWN)).any())
         if config.exact_only and not bytes_known:
-            raise UsageError(f"--exact-only: {file.path} does not know the bytes of its pictures, as its vectors come "
-                             "from another tool. Leave the option out, or embed the pictures: mocoembed embed FOLDER")
+            raise UsageError(f"--exact-only: {file.path} does not know the bytes of its images, as its vectors come "
+                             "from another tool. Leave the option out, or embed the images: mocoembed embed FOLDER")
         for rows in same_bytes(digests):
             components.join(rows)
         compared = "bytes"
@@ -175,7 +175,7 @@ def pieces(order: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
 
 
 def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
-    """The rows of pictures whose bytes are the same, by their SHA-256 (N,) of V32; two or more rows each."""
+    """The rows of images whose bytes are the same, by their SHA-256 (N,) of V32; two or more rows each."""
     known = np.flatnonzero(digests != np.void(UNKNOWN))
     _, number, counts = np.unique(digests[known], return_inverse=True, return_counts=True)
     return pieces(known[np.argsort(number, kind="stable")], counts)
@@ -202,7 +202,7 @@ def _join_near(file: EmbeddingFile, components: Components, threshold: float, pr
                 components.join(np.append(near, itself))
         done = first + len(vectors)
         progress(done, count)
-        stop.raise_if_set(f"Stopped after {done} of {count} pictures; there is no result. "
+        stop.raise_if_set(f"Stopped after {done} of {count} images; there is no result. "
                           "Run the same command again.")
     return compared
 

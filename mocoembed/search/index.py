@@ -122,7 +122,7 @@ def _begins_like_an_index(path: pathlib.Path) -> bool:
 def require_vectors(file: EmbeddingFile):
     """Raise `FormatError` unless the file has a vector and its rows match their SHA-256."""
     if len(file) == 0:
-        raise FormatError(f"{file.path} holds no vectors. Embed pictures with: mocoembed embed FOLDER --fresh")
+        raise FormatError(f"{file.path} holds no vectors. Embed images with: mocoembed embed FOLDER --fresh")
     file.verify()
 
 
@@ -216,7 +216,7 @@ def measure(index: faiss.Index, file: EmbeddingFile, stop: StopRequest) -> dict:
 def recall(file: EmbeddingFile, queries: np.ndarray, found: np.ndarray, stop: StopRequest) -> float:
     """Share of the ids `found` (S, k) that are among the k nearest of `queries` (S, D) by brute force.
 
-    A found picture counts when it is as near as the k-th nearest, so that ties do not matter.
+    A found image counts when it is as near as the k-th nearest, so that ties do not matter.
     """
     k, metric = found.shape[1], metric_of(file)
     best = np.full((len(queries), k), -np.inf)

@@ -1,4 +1,4 @@
-"""Search by picture: query pictures -> vectors by the collection's own encoder -> hits (rank, score, path, label).
+"""Search by image: query images -> vectors by the collection's own encoder -> hits (rank, score, path, label).
 
 Index, embeddings file and encoder must belong together; a foreign or outdated one is refused.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from mocoembed.config import SearchConfig
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.data.loader import Failure
-from mocoembed.data.picture import Picture
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
@@ -27,12 +27,12 @@ from mocoembed.search.index import SearchIndex, rows_of
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
-BATCH = 64  # query pictures embedded at a time
+BATCH = 64  # query images embedded at a time
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture of the collection that is near to a query."""
+    """An image of the collection that is near to a query."""
 
     rank: int
     """From 1, the nearest."""
@@ -47,7 +47,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """A query picture's path, as it was given, and its hits, the nearest first."""
+    """A query image's path, as it was given, and its hits, the nearest first."""
 
     query: str
     hits: list[Hit]
@@ -60,14 +60,14 @@ class QueryResult:
 def search_images(config: SearchConfig,
                   progress: Callable[[int, int], None] = lambda done, total: None,
                   note: Callable[[str], None] = say_nothing) -> list[QueryResult]:
-    """Find the pictures of the collection that are nearest to each of `config.images`.
+    """Find the images of the collection that are nearest to each of `config.images`.
 
     `progress(done, total)` counts queries; `note(text)` is called with what a person should know of an encoder of
     others. Raises `UsageError` for missing files, `CollectionError` for a query that
     cannot be read, `MismatchError` when index, embeddings and encoder do not belong together, `FormatError` for a
     damaged file.
     """
-    require_pictures(config.images)
+    require_images(config.images)
     results = []
     with Searcher(config, note) as searcher:
         for first in range(0, len(config.images), BATCH):
@@ -78,22 +78,22 @@ def search_images(config: SearchConfig,
     return results
 
 
-def require_pictures(names):
+def require_images(names):
     """Raise `UsageError` unless every path exists and is no folder."""
     for name in names:
         if not os.path.exists(name) and split_at_shard(os.fsencode(name)) is None:
-            raise UsageError(f"The picture {name!r} does not exist. Give one or more: mocoembed search PICTURE...")
+            raise UsageError(f"The image {name!r} does not exist. Give one or more: mocoembed search IMAGE...")
         if os.path.isdir(name):
-            raise UsageError(f"{name!r} is a folder. Give pictures: mocoembed search PICTURE...")
+            raise UsageError(f"{name!r} is a folder. Give images: mocoembed search IMAGE...")
 
 
 def read_query(name: str, transform, full_decode: bool) -> np.ndarray:
     """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
     try:
-        return transform.pixels(Picture(read_path(name), full_decode))
+        return transform.pixels(EncodedImage(read_path(name), full_decode))
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
-        raise CollectionError(f"The picture {name!r} cannot be read: {failure.error}: {failure.reason}") from error
+        raise CollectionError(f"The image {name!r} cannot be read: {failure.error}: {failure.reason}") from error
 
 
 class Searcher:
@@ -123,15 +123,15 @@ class Searcher:
         self.file.close()
 
     def read(self, name: str) -> np.ndarray:
-        """(S, S, 3) uint8: a query picture, decoded as the collection's were; `CollectionError` if it cannot be."""
+        """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
         return read_query(name, self.transform, self.file.full_decode)
 
-    def embed(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """(Q, D) float32, from Q pictures (S, S, 3) uint8."""
-        return self._embedder(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)).numpy()
+    def embed(self, images: list[np.ndarray]) -> np.ndarray:
+        """(Q, D) float32, from Q images (S, S, 3) uint8."""
+        return self._embedder(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).numpy()
 
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        """For each of `vectors` (Q, D), the k nearest pictures."""
+        """For each of `vectors` (Q, D), the k nearest images."""
         scores, ids = self.index.search(vectors, k)
         row_of = rows_of(self._ids, ids)
         return [[self._hit(rank, float(score), row_of[number])
@@ -172,8 +172,8 @@ def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex, no
     wanted = index.manifest["encoder"]
     if is_foreign(wanted):
         raise UsageError(f"{index.path} holds vectors that another tool made ({wanted[:12]}), so its encoder is not "
-                         "here and no picture can be looked for.\n"
-                         "Embed the pictures with mocoembed embed, or use mocoembed knn or duplicates.")
+                         "here and no image can be looked for.\n"
+                         "Embed the images with mocoembed embed, or use mocoembed knn or duplicates.")
     if given:
         frozen = open_encoder(given, workspace, note)
         if (found := frozen.fingerprint()) != wanted:

@@ -1,7 +1,7 @@
 """A contact sheet: hits -> one PNG, each row a query (framed) and its hits, with score and label under each.
 
 A green dot marks a hit whose label is the name of the folder that the query lies in. Groups of near-duplicates are
-drawn in the same way, under other words: the picture to keep is framed, the dot marks those with its very bytes.
+drawn in the same way, under other words: the image to keep is framed, the dot marks those with its very bytes.
 """
 
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from mocoembed.data.picture import Picture
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.shards import read_path
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
@@ -22,7 +22,7 @@ from mocoembed.search.query import Hit, QueryResult
 SHOWN_HITS, SHOWN_QUERIES = 12, 50
 SIGNATURE = "mocoembed contact sheet"  # in the PNG, so that a sheet may replace a sheet and nothing else
 TILE, GAP, MARGIN, HEADER = 152, 14, 28, 64  # pixels
-LINE = 19  # height of a line under a picture
+LINE = 19  # height of a line under an image
 CAPTION = 2 * LINE + 10
 AFTER_QUERY = 22  # between the query and its hits
 SUPERSAMPLED = 4  # the dot is drawn larger and reduced, for a smooth edge
@@ -33,13 +33,13 @@ PAPER, EMPTY, INK, PALE, ACCENT, SAME = "#ffffff", "#e6e7ea", "#1d2129", "#6a718
 class Words:
     """What a sheet says, and which of its hits get a dot."""
 
-    title: str = "Search by picture"
+    title: str = "Search by image"
     unit: str = "query"
     first: str = "query"
-    """Over the framed picture of a row."""
+    """Over the framed image of a row."""
     legend: str = "label = query's folder"
     marks: Callable[[QueryResult, Hit], bool] = lambda result, hit: hit.label == folder_of(result.query)
-    count: str = "nearest picture"
+    count: str = "nearest image"
     """What the hits of every row are; none: the rows differ, and each tells how many of its own are not drawn."""
 
 
@@ -47,7 +47,7 @@ SEARCH = Words()
 
 
 def folder_of(path: str) -> str:
-    """Name of the folder that a picture lies in."""
+    """Name of the folder that an image lies in."""
     return os.path.basename(os.path.dirname(os.path.abspath(path)))
 
 
@@ -72,7 +72,7 @@ def _is_sheet(path) -> bool:
 def contact_sheet(results: list[QueryResult], path, words: Words = SEARCH) -> pathlib.Path:
     """Draw the first hits of the first queries into the PNG file `path`; the path.
 
-    A picture that has gone or cannot be read leaves a grey tile that says so. Raises `UsageError` for a name that is
+    An image that has gone or cannot be read leaves a grey tile that says so. Raises `UsageError` for a name that is
     not a PNG's or a file that is not a contact sheet, `MocoembedError` when the disk is full.
     """
     require_sheet(path)
@@ -96,7 +96,7 @@ def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
 
 
 class Sheet:
-    """The drawing; `image` is the finished picture (RGB). `queries` is the number of all queries."""
+    """The drawing; `image` is the finished image (RGB). `queries` is the number of all queries."""
 
     def __init__(self, results: list[QueryResult], queries: int, words: Words = SEARCH):
         if not results:
@@ -128,7 +128,7 @@ class Sheet:
 
     def _row(self, top: int, result: QueryResult) -> bool:
         """Draw a query and its hits; whether a hit was marked."""
-        self._picture(MARGIN, top, result.query)
+        self._image(MARGIN, top, result.query)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
         self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
         marked, shown = False, result.hits[:self.columns]
@@ -137,23 +137,23 @@ class Sheet:
             self._blank(self.image.width - MARGIN - TILE, top, f"+{len(result.hits) - len(shown)} more")
         for column, hit in enumerate(shown):
             left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
-            self._picture(left, top, hit.path)
+            self._image(left, top, hit.path)
             self._caption(left, top, (score_text(hit), INK), under(hit))
             if self.words.marks(result, hit):
                 self._dot(left + TILE - 11, top + TILE + 15)
                 marked = True
         return marked
 
-    def _picture(self, left: int, top: int, path: str):
-        """The picture within its tile, or a grey tile with the reason."""
+    def _image(self, left: int, top: int, path: str):
+        """The image within its tile, or a grey tile with the reason."""
         try:
-            picture = Picture(read_path(path))
-            image = ImageOps.contain(picture.rgb(max(picture.width, picture.height) / TILE), (TILE, TILE))
+            image = EncodedImage(read_path(path))
+            tile = ImageOps.contain(image.rgb(max(image.width, image.height) / TILE), (TILE, TILE))
         except Exception as error:  # whatever a decoder raises
             self._blank(left, top, "not there any more" if isinstance(error, FileNotFoundError) else "cannot be read")
             return
         self.pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#f5f6f8")
-        self.image.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+        self.image.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
 
     def _blank(self, left: int, top: int, reason: str):
         self.pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), EMPTY)

@@ -73,7 +73,7 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
         source = {**source, "file": path.name, "checkpoint_sha256": sha256_file(path)}
         frozen = foreign_encoder(content, path, preprocessing, source)
         note(f"{path.name}: layout {frozen.provenance['layout']}, {frozen.encoder.spec.arch}, "
-             f"pictures of {frozen.transform.crop} pixels")
+             f"images of {frozen.transform.crop} pixels")
         if left_out := frozen.provenance.get("left_out"):
             note(f"{path.name}: left out, as no projection head of a known form: {left_out}")
         return frozen

@@ -1,6 +1,6 @@
 """Filling the cache of `--cache ram`: what it needs is known, said and compared with what is available, then decoded.
 
-Every process of a machine reads and decodes its part of the pictures into one memory. What cannot be read is set aside
+Every process of a machine reads and decodes its part of the images into one memory. What cannot be read is set aside
 with its reason.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.config import PretrainConfig
-from mocoembed.data.cache import Decoding, PictureCache, SharedBytes, Sizes, bytes_of, same_size
+from mocoembed.data.cache import Decoding, ImageCache, SharedBytes, Sizes, bytes_of, same_size
 from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
 from mocoembed.data.workers import Batches, Failure
@@ -26,8 +26,8 @@ from mocoembed.model.ranks import Ranks
 from mocoembed.notes import counted
 
 SHARE = 0.8  # of the available memory, which may be taken
-AT_A_TIME = 32  # pictures
-SAMPLE = 1024  # pictures whose sizes tell, before all are looked at, that a collection is far too large
+AT_A_TIME = 32  # images
+SAMPLE = 1024  # images whose sizes tell, before all are looked at, that a collection is far too large
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Filling:
     stop: Callable[[], None]
     """Called between batches, and now and then while one is waited for; raises what is to end the work."""
 
-    def cache(self) -> PictureCache:
+    def cache(self) -> ImageCache:
         """The cache, filled; called by all ranks.
 
-        Raises `UsageError` where the system has no memory of that kind, and `MocoembedError` when the pictures do not
+        Raises `UsageError` where the system has no memory of that kind, and `MocoembedError` when the images do not
         fit into the memory available.
         """
         if not hasattr(os, "memfd_create"):
@@ -55,22 +55,22 @@ class Filling:
         count = len(self.listing)
         if count > 4 * SAMPLE:
             self._require(self.estimated(self.sample(SAMPLE)) // 2, available, "more than ")
-        sizes, aside = self._sizes(self._slices(), "reading the pictures' sizes")
+        sizes, aside = self._sizes(self._slices(), "reading the images' sizes")
         if (same := same_size(sizes)) is not None:
             sizes[:] = torch.tensor([*same, *same])  # so that they can be stacked
         needed = int(bytes_of(sizes).sum())
         self._require(needed, available, "")
         of_available = "" if available is None else f" of {shown(available)} available"
-        self.note(f"--cache ram: {shown(needed)}{of_available}, for {count:,} decoded pictures")
+        self.note(f"--cache ram: {shown(needed)}{of_available}, for {count:,} decoded images")
         return self._decoded(sizes, aside)
 
     def sample(self, count: int) -> torch.Tensor:
-        """(M, 4): the sizes of up to `count` pictures, from all over the collection; zeros where one is unreadable."""
+        """(M, 4): the sizes of up to `count` images, from all over the collection; zeros where one is unreadable."""
         rows = np.linspace(0, len(self.listing) - 1, min(count, len(self.listing))).astype(int)
         return self._sizes(np.array_split(rows, -(-len(rows) // AT_A_TIME)), "")[0]
 
     def estimated(self, sample: torch.Tensor) -> int:
-        """About the bytes that all decoded pictures take, from the sizes of a sample."""
+        """About the bytes that all decoded images take, from the sizes of a sample."""
         return int(bytes_of(sample).double().mean() * len(self.listing))
 
     def _slices(self) -> list[np.ndarray]:
@@ -81,26 +81,26 @@ class Filling:
         """Raise `MocoembedError` on all ranks unless so many bytes may be taken."""
         if available is not None and needed > SHARE * available:
             raise self.ranks.agreed(MocoembedError(
-                f"--cache ram: {len(self.listing):,} decoded pictures need {about}{shown(needed)}, and of the "
+                f"--cache ram: {len(self.listing):,} decoded images need {about}{shown(needed)}, and of the "
                 f"{shown(max(0, available))} available at most {SHARE:.0%} may be taken. Leave --cache out, or make "
-                "the pictures smaller."))
+                "the images smaller."))
 
     def _sizes(self, slices: list[np.ndarray], what: str) -> tuple[torch.Tensor, dict[int, Failure]]:
-        """(M, 4) sizes of the pictures in `slices`, each rank reading some, and who could not be read."""
+        """(M, 4) sizes of the images in `slices`, each rank reading some, and who could not be read."""
         own = slices[self.ranks.rank::self.ranks.size]
         parts = self.ranks.objects(list(self._loaded(Sizes(self.listing, self.config), own, what)))
         sizes = [parts[i % self.ranks.size][i // self.ranks.size][0] for i in range(len(slices))]
         return torch.from_numpy(np.concatenate(sizes)), _by_row(some for of_rank in parts for _, some in of_rank)
 
-    def _decoded(self, sizes: torch.Tensor, aside: dict[int, Failure]) -> PictureCache:
+    def _decoded(self, sizes: torch.Tensor, aside: dict[int, Failure]) -> ImageCache:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), bytes_of(sizes).cumsum(0)])
-        cache = PictureCache(sizes, offsets, self._memory(int(offsets[-1])), aside, self._on_device(sizes))
+        cache = ImageCache(sizes, offsets, self._memory(int(offsets[-1])), aside, self._on_device(sizes))
         own = self._slices()[self.ranks.local_rank::self.ranks.local_size]
         parts = list(self._loaded(Decoding(self.listing, self.config, cache), own, "decoding into memory"))
         failures = self.ranks.objects([failures for _, failures in parts])  # waits for all
         aside.update(_by_row(one for of_rank in failures for one in of_rank))
         if aside:
-            self.note(f"{counted(len(aside), 'picture')} could not be read; named when the turn comes")
+            self.note(f"{counted(len(aside), 'image')} could not be read; named when the turn comes")
         return cache
 
     def _on_device(self, sizes: torch.Tensor) -> bool:
@@ -108,7 +108,7 @@ class Filling:
         device = Compute.of(self.config.device, "fp32").device
         if not crops_on_device(same_size(sizes), self.config.image_size, device):
             return False
-        self.note("the pictures are small and all of one size: crops are made in batches on the device")
+        self.note("the images are small and all of one size: crops are made in batches on the device")
         return True
 
     def _memory(self, size: int) -> SharedBytes:

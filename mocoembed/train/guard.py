@@ -8,7 +8,7 @@ import torch
 from mocoembed.data.loader import Failure, ViewBatch
 from mocoembed.errors import CollectionError, TrainingError
 
-UNREADABLE_SHARE = 0.1  # of the pictures; more than this stops the run
+UNREADABLE_SHARE = 0.1  # of the images; more than this stops the run
 COLLAPSED_SPREAD, COLLAPSED_STEPS = 0.01, 50
 LEAKING_ACCURACY, LEAKING_STEPS = 0.99, 100
 
@@ -20,7 +20,7 @@ class Guard:
         """`training` is a `Training`; `note` is called with a line for people."""
         self.training, self.listing, self.note = training, listing, note
         self.unreadable: dict[int, Failure] = {}
-        """Pictures that could not be read, on any rank, by their rows."""
+        """Images that could not be read, on any rank, by their rows."""
         self.signal_number = 0
         """A signal that any rank got."""
         self._new: list[Failure] = []
@@ -35,8 +35,8 @@ class Guard:
     def check(self, numbers: torch.Tensor):
         """Raise `TrainingError` or `CollectionError`, the same on all ranks, when the run cannot go on.
 
-        numbers: (W, 7) float64: loss, top1, top5, spread, pictures newly found unreadable, signal, whether there is
-        an unreadable picture without a replacement.
+        numbers: (W, 7) float64: loss, top1, top5, spread, images newly found unreadable, signal, whether there is
+        an unreadable image without a replacement.
         """
         loss, top1, _, spread = numbers[:, :4].mean(dim=0).tolist()
         self.signal_number = int(numbers[:, 5].max())
@@ -55,12 +55,12 @@ class Guard:
                 self.unreadable[failure.row] = failure
                 if aloud:
                     path = os.fsdecode(self.listing.paths[failure.row])
-                    self.note(f"unreadable, replaced by the next picture: {path!r}: {failure.error}: {failure.reason}")
+                    self.note(f"unreadable, replaced by the next image: {path!r}: {failure.error}: {failure.reason}")
 
     def _unreadable(self, in_a_row: bool) -> CollectionError | None:
         if not in_a_row and len(self.unreadable) <= UNREADABLE_SHARE * len(self.listing):
             return None
-        return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} pictures so far cannot be read, more "
+        return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} images so far cannot be read, more "
                                f"than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; they are "
                                "named above.")
 

@@ -1,4 +1,4 @@
-"""Pretraining from a folder of pictures to an exported encoder: loop, watch, save."""
+"""Pretraining from a folder of images to an exported encoder: loop, watch, save."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
-from mocoembed.data.resident import ResidentPictures
+from mocoembed.data.resident import ResidentImages
 from mocoembed.data.workers import Batches
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
@@ -25,7 +25,7 @@ from mocoembed.train.monitor import (
     Recorder,
     StepReport,
     Watcher,
-    labelled_pictures,
+    labelled_images,
 )
 from mocoembed.train.optim import learning_rate, set_learning_rate
 from mocoembed.train.run import (
@@ -56,18 +56,18 @@ class PretrainResult:
     knn: KnnReport | None
     """The last evaluation, with `--val`."""
     failed: int
-    """Pictures that could not be read and were replaced."""
+    """Images that could not be read and were replaced."""
     waiting: float
     """Share of the time that rank 0 spent waiting for data (0 to 1)."""
 
 
 def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> PretrainResult | None:
-    """Pretrain on a folder of pictures and export the query encoder into the workspace.
+    """Pretrain on a folder of images and export the query encoder into the workspace.
 
     Starts as many processes as `process_count` says, unless torchrun or srun has started them: then it joins, and
     gives its result on rank 0 and `None` on the others. Resumes by itself when the run has a checkpoint.
 
-    Raises `UsageError` for wrong settings, `CollectionError` for unusable pictures, `TrainingError` when the loss is
+    Raises `UsageError` for wrong settings, `CollectionError` for unusable images, `TrainingError` when the loss is
     not finite or q collapses, `ProcessError` when a process dies, `LockedError` when another process trains the same
     run, `Interrupted` after a signal, when all is saved.
     """
@@ -84,11 +84,11 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say), config))
     config, notes = settled(config, len(listing), ranks.size)
-    steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few pictures
+    steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few images
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
-        monitor = KnnMonitor(ranks.from_first(lambda: labelled_pictures(config.val)), compute, workers, ranks)
+        monitor = KnnMonitor(ranks.from_first(lambda: labelled_images(config.val)), compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
     run = run_folder(config)
     with contextlib.ExitStack() as held:
@@ -112,7 +112,7 @@ class Session:
         self.steps_per_epoch = steps_per_epoch(len(listing), self.config.batch_size, self.config.drop_last)
         self.steps = self.steps_per_epoch * self.config.epochs
         self.guard = Guard(training, listing, watcher.note)
-        self.pictures: ResidentPictures | None = None
+        self.images: ResidentImages | None = None
         self.meter, self.advised = Meter(), False
         self.chance = chance_loss(self.config)
         self.last_step: StepReport | None = None
@@ -146,14 +146,14 @@ class Session:
         if self.config.cache == "ram" and len(places):
             cache = self._filling(workers, self.ranks, self.say, stop).cache()
             if cache.cropped_on_device:
-                self.pictures = ResidentPictures(cache, self.config.image_size, device)
+                self.images = ResidentImages(cache, self.config.image_size, device)
                 workers = workers if self.config.workers is not None else 1  # all it does is draw boxes, ahead
         return view_batches(self.listing, self.config, places, workers, device.type == "cuda", cache)
 
     def _filling(self, workers: int, ranks: Ranks, note, stop: StopRequest | None = None) -> Filling:
         def raise_if_stopped():
             if stop and stop.signal_number is not None:
-                raise ranks.agreed(Interrupted("Stopped while pictures were read into memory. Run the same command "
+                raise ranks.agreed(Interrupted("Stopped while images were read into memory. Run the same command "
                                                "again to go on.", stop.signal_number))
 
         return Filling(self.listing, self.config, workers, ranks, note, raise_if_stopped)
@@ -171,13 +171,13 @@ class Session:
         self.say(course_of_loss(self.config))
         for folder in self.listing.closed:
             self.say(f"could not be opened, left out with all in it: {folder!r}")
-        self.say(f"{len(self.listing)} pictures, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
+        self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
                  f"run {self.run}")
         if self.ranks.size > 1:
             config = self.config
             groups = "one over the whole batch" if config.batchnorm == "sync" else config.bn_groups // self.ranks.size
             self.say(f"{self.ranks.size} processes: each has {config.batch_size // self.ranks.size} of the batch's "
-                     f"{config.batch_size} pictures, BatchNorm groups: {groups}, {workers} workers; the learning rate "
+                     f"{config.batch_size} images, BatchNorm groups: {groups}, {workers} workers; the learning rate "
                      f"{config.lr:g} is for the whole batch")
 
     def _one_step(self, batch: ViewBatch, stop: StopRequest):
@@ -185,7 +185,7 @@ class Session:
         lr = learning_rate(self.config, training.step, self.steps_per_epoch)
         set_learning_rate(training.optimizer, lr)
         told = self.guard.told(batch, stop.signal_number)
-        numbers = training_step(training, make_views(batch, training, self.pictures), told, self.guard.check)
+        numbers = training_step(training, make_views(batch, training, self.images), told, self.guard.check)
         training.step += 1
         if self.config.check_ranks:
             require_equal_ranks(training)
@@ -226,7 +226,7 @@ class Session:
         if self.ranks.first:
             self.recorder.record(self.last_knn)
         self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
-                 f"{self.last_knn.pictures} pictures)")
+                 f"{self.last_knn.images} images)")
         self.meter.restart()
 
 

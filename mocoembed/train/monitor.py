@@ -51,7 +51,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class KnnReport:
-    """One line of `metrics.jsonl`: an evaluation of the query encoder on held-out, labelled pictures."""
+    """One line of `metrics.jsonl`: an evaluation of the query encoder on held-out, labelled images."""
 
     step: int
     epoch: int
@@ -59,7 +59,7 @@ class KnnReport:
     """Leave-one-out kNN accuracy in percent, on backbone features."""
     knn_k: int
     knn_T: float
-    pictures: int
+    images: int
 
 
 class JsonLines:
@@ -113,7 +113,7 @@ class Recorder:
         values = asdict(report)
         self.lines.append(values)
         for name, value in values.items():
-            if name not in ("step", "epoch", "pictures", "knn_k", "knn_T"):
+            if name not in ("step", "epoch", "images", "knn_k", "knn_T"):
                 self.board.add_scalar(name, value, report.step)
 
     def close(self):
@@ -126,7 +126,7 @@ class KnnMonitor:
     """Leave-one-out kNN accuracy on a labelled folder that is never learned from."""
 
     def __init__(self, listing: Listing, compute: Compute, workers: int, ranks: Ranks):
-        """`listing` is of `labelled_pictures`; each rank embeds its share of it."""
+        """`listing` is of `labelled_images`; each rank embeds its share of it."""
         self.listing = listing.subset(range(ranks.rank, len(listing), ranks.size)) if ranks.size > 1 else listing
         self.compute, self.workers, self.ranks = compute, workers, ranks
 
@@ -139,17 +139,17 @@ class KnnMonitor:
             features[batch.first:batch.first + len(batch.facts)] = embedder(batch.pixels)
             labels[[failure.row for failure in batch.failures]] = -1
         features, labels = map(torch.cat, zip(*self.ranks.objects((features, labels))))
-        pictures = int((labels >= 0).sum())
-        k = min(KNN_K, pictures - 1)
+        images = int((labels >= 0).sum())
+        k = min(KNN_K, images - 1)
         top1 = knn_accuracy_of(features, labels, k, KNN_TEMPERATURE)
-        return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, pictures)
+        return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, images)
 
 
-def labelled_pictures(folder: str) -> Listing:
-    """The pictures of `--val`; `UsageError` or `CollectionError` when it is not there or cannot measure anything."""
+def labelled_images(folder: str) -> Listing:
+    """The images of `--val`; `UsageError` or `CollectionError` when it is not there or cannot measure anything."""
     listing = scan(folder, what="The collection of --val")
     if len(listing.label_names) < 2:
-        raise CollectionError(f"--val {folder} holds pictures of one label only ({listing.label_names[0]}): "
+        raise CollectionError(f"--val {folder} holds images of one label only ({listing.label_names[0]}): "
                               "any encoder gets 100 %. Give a folder with a folder for each label.")
     return listing
 

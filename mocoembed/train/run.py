@@ -35,7 +35,7 @@ from mocoembed.workspace import Workspace
 # Settings that do not change what is learned: they are not part of a run's name, and may change on resuming.
 EXECUTION = ("workspace", "run", "fresh", "workers", "cache", "device", "compile", "processes", "timeout",
              "check_ranks", "val", "val_every", "checkpoint_every")
-MASKED_FROM = 0.1  # K as a share of the pictures from which same-image masking is on by default
+MASKED_FROM = 0.1  # K as a share of the images from which same-image masking is on by default
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Training:
         return save_checkpoint(run, {
             "step": self.step, "epoch": epoch, "position": position, "model": weights,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "config": to_dict(self.config), "listing": listing.digest(), "pictures": len(listing),
+            "config": to_dict(self.config), "listing": listing.digest(), "images": len(listing),
             "processes": self.ranks.size,
             "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})["sha256"]
 
@@ -89,7 +89,7 @@ def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
         return
     if config.batch_size % processes or config.batch_size < 2 * processes:
         raise UsageError(f"--batch-size {config.batch_size}: must be a multiple of the {processes} processes, with two "
-                         "or more pictures for each.")
+                         "or more images for each.")
     if config.batchnorm == "sync":
         if not on_gpu:
             raise UsageError("--batchnorm sync: across processes it needs GPUs. Give --batchnorm shuffled, or "
@@ -98,22 +98,22 @@ def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
         raise UsageError(f"--bn-groups {config.bn_groups}: must be a multiple of the {processes} processes.")
 
 
-def settled(config: PretrainConfig, pictures: int, processes: int) -> tuple[PretrainConfig, list[str]]:
+def settled(config: PretrainConfig, images: int, processes: int) -> tuple[PretrainConfig, list[str]]:
     """The config with all that depends on the collection and the number of processes, and what to say about it.
 
     `require_shares` has seen it already.
     """
     notes, changes = [], {}
     if config.mask_same_image is None:
-        masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * pictures
+        masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * images
         changes["mask_same_image"] = masked
         if masked:
-            notes.append(f"The queue of {config.queue_size} keys is over a tenth of the {pictures} pictures: keys of a "
-                         "query's own picture are not its negatives (--no-mask-same-image to keep them).")
+            notes.append(f"The queue of {config.queue_size} keys is over a tenth of the {images} images: keys of a "
+                         "query's own image are not its negatives (--no-mask-same-image to keep them).")
     if processes > 1:
         if config.batchnorm != "sync" and config.bn_groups < processes:
             changes["bn_groups"] = processes
-            notes.append(f"BatchNorm sees each process's pictures apart: {processes} groups, not {config.bn_groups}.")
+            notes.append(f"BatchNorm sees each process's images apart: {processes} groups, not {config.bn_groups}.")
         if not config.drop_last:
             changes["drop_last"] = True
             notes.append("With several processes the last, incomplete batch of an epoch is left out.")
@@ -128,7 +128,7 @@ def run_folder(config: PretrainConfig) -> pathlib.Path:
 
 
 def limited(listing: Listing, config: PretrainConfig) -> Listing:
-    """The listing, or `--limit` pictures of it drawn at random by the seed, in order."""
+    """The listing, or `--limit` images of it drawn at random by the seed, in order."""
     if config.limit is None or config.limit >= len(listing):
         return listing
     rows = generator(config.seed, PURPOSE_LIMIT).permutation(len(listing))[:config.limit]
@@ -140,11 +140,11 @@ def encoder_spec(config: PretrainConfig) -> EncoderSpec:
     return EncoderSpec(config.arch, config.width, config.stem, config.head, config.dim)
 
 
-def set_up(config: PretrainConfig, compute: Compute, pictures: int, ranks: Ranks = ALONE) -> Training:
+def set_up(config: PretrainConfig, compute: Compute, images: int, ranks: Ranks = ALONE) -> Training:
     """New encoders, dictionary and optimizer, drawn by the seed, the same on all ranks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        method = compute.place(build_method(config, pictures, ranks)).train()
+        method = compute.place(build_method(config, images, ranks)).train()
     if config.compile:
         for encoder in (method.encoder_q, getattr(method, "encoder_k", method.encoder_q)):
             encoder.compile()
@@ -155,8 +155,8 @@ def set_up(config: PretrainConfig, compute: Compute, pictures: int, ranks: Ranks
                     ViewSettings.of(config))
 
 
-def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Module:
-    """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are pictures."""
+def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module:
+    """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are images."""
     over_the_batch = config.batchnorm == "sync"
     encoder_q = Encoder(encoder_spec(config), 1 if over_the_batch else config.bn_groups // ranks.size)
     if config.zero_init_residual:
@@ -170,16 +170,16 @@ def build_method(config: PretrainConfig, pictures: int, ranks: Ranks) -> nn.Modu
     if config.dictionary == "end-to-end":
         return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
     if config.dictionary == "memory-bank":
-        most = pictures - config.batch_size
+        most = images - config.batch_size
         if config.queue_size > most:
             raise UsageError(f"--queue-size {config.queue_size}: must be {most} or less with --dictionary memory-bank "
-                             f"({pictures} pictures, {config.batch_size} of them in the batch).")
-        return MemoryBank(encoder_q, pictures, config.queue_size, config.bank_momentum, config.seed, ranks)
+                             f"({images} images, {config.batch_size} of them in the batch).")
+        return MemoryBank(encoder_q, images, config.queue_size, config.bank_momentum, config.seed, ranks)
     return MoCo(encoder_q, config.queue_size, config.momentum, config.mask_same_image, ranks)
 
 
 def resume(training: Training, run: pathlib.Path, listing: Listing, note):
-    """Load the run's newest checkpoint, if there is one that belongs to the same settings and pictures."""
+    """Load the run's newest checkpoint, if there is one that belongs to the same settings and images."""
     state = training.ranks.from_first(lambda: _to_resume(training.config, run, listing))
     if state is None:
         return
@@ -191,7 +191,7 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     note(f"resuming {run} after step {training.step} (epoch {state['epoch']})")
     before, now = state["config"], training.config
     if before["images"] != now.images:
-        note(f"the pictures are in {now.images!r} now; they were in {before['images']!r}")
+        note(f"the images are in {now.images!r} now; they were in {before['images']!r}")
     if before["epochs"] != now.epochs:
         note(f"{now.epochs} epochs now, {before['epochs']} before: the learning rate follows the new schedule from "
              "here on")
@@ -213,8 +213,8 @@ def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> d
         return None
     require_same_settings(state, config, run)
     if state["listing"] != listing.digest():
-        raise UsageError(f"The pictures in {config.images!r} are not those that run {run.name!r} began with "
-                         f"({state['pictures']} then, {len(listing)} now). Add --fresh, or give another --run.")
+        raise UsageError(f"The images in {config.images!r} are not those that run {run.name!r} began with "
+                         f"({state['images']} then, {len(listing)} now). Add --fresh, or give another --run.")
     return state
 
 

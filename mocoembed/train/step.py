@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from mocoembed.data.loader import ViewBatch
-from mocoembed.data.resident import ResidentPictures
+from mocoembed.data.resident import ResidentImages
 from mocoembed.data.views import ViewParameters, apply_views
 from mocoembed.model.loss import Contrast, info_nce
 from mocoembed.model.moco import Views, batch_statistics
@@ -58,14 +58,14 @@ def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float,
     return torch.cat([numbers, *told]).view(1, -1)
 
 
-def make_views(batch: ViewBatch, training: Training, pictures: ResidentPictures | None = None) -> Views:
-    """The normalised views of a batch, made on the device; with `pictures`, the batch has the boxes of their crops.
+def make_views(batch: ViewBatch, training: Training, images: ResidentImages | None = None) -> Views:
+    """The normalised views of a batch, made on the device; with `images`, the batch has the boxes of their crops.
 
     Crops whose keys another rank encodes go there as they are, bytes; how to change them is known everywhere.
     """
     compute, ranks = training.compute, training.ranks
-    if pictures is not None:
-        batch = batch._replace(crops=[pictures.crops(batch.rows, boxes) for boxes in batch.crops])
+    if images is not None:
+        batch = batch._replace(crops=[images.crops(batch.rows, boxes) for boxes in batch.crops])
 
     def view(number: int, parameters: ViewParameters, order: torch.Tensor | None) -> torch.Tensor:
         crops = batch.crops[number].to(compute.device, non_blocking=True)

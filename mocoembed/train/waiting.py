@@ -1,6 +1,6 @@
 """The time that a pretraining waits for data: measured, and, when it is much, what to do about it, said once.
 
-The advice has the numbers at hand: cores without work, what `--cache ram` would take, how large the pictures are.
+The advice has the numbers at hand: cores without work, what `--cache ram` would take, how large the images are.
 """
 
 import collections
@@ -13,8 +13,8 @@ from mocoembed.memory import available_memory, shown
 from mocoembed.train.filling import SHARE, Filling
 
 STRETCH, SHARE_OF_STRETCH = 60.0, 0.2  # seconds of steps over which waiting counts, and the share that is much
-SAMPLE = 64  # pictures looked at for the advice
-LARGE = 3.0  # shorter side of a picture in sides of a view, from which smaller files are advised
+SAMPLE = 64  # images looked at for the advice
+LARGE = 3.0  # shorter side of an image in sides of a view, from which smaller files are advised
 
 
 class Meter:
@@ -80,7 +80,7 @@ def idle_core_seconds() -> float:
 
 
 def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
-    """What to do when the `share` of the time goes into waiting; `filling` knows the pictures and the workers.
+    """What to do when the `share` of the time goes into waiting; `filling` knows the images and the workers.
 
     idle: cores without work, of the `cores` that this process may use.
     """
@@ -89,7 +89,7 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
     needed, available = filling.estimated(sizes), available_memory()
     idle = min(round(idle), cores - 1 - workers)
     if workers == 0:
-        ways.append("--workers 1 or more (with 0, pictures are loaded between the steps)")
+        ways.append("--workers 1 or more (with 0, images are loaded between the steps)")
     elif idle > 0:
         ways.append(f"--workers {workers + idle} ({idle} of {cores} cores have no work)")
     if config.cache == "none" and available is not None and needed <= SHARE * available:
@@ -99,4 +99,4 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
         ways.append(f"smaller files (shorter side {side} pixels in the median; {2 * config.image_size} would do)")
     if not ways:
         ways.append(f"a faster disk or more cores ({workers} loading processes, {cores} cores)")
-    return f"{share:.0%} of the last {STRETCH:.0f} s went into waiting for pictures. What helps: {'; '.join(ways)}."
+    return f"{share:.0%} of the last {STRETCH:.0f} s went into waiting for images. What helps: {'; '.join(ways)}."

@@ -1,9 +1,9 @@
-"""Read a picture's bytes and decode them safely.
+"""Read an image's bytes and decode them safely.
 
-`read_file` reads a regular file or a part of one; `Picture` checks the bytes before decoding them, and gives upright
-8-bit RGB at the smallest scale that the caller can use.
+`read_file` reads a regular file or a part of one; `EncodedImage` checks the bytes before decoding them, and gives
+upright 8-bit RGB at the smallest scale that the caller can use.
 
-Rules: only the formats of `FORMATS`; at most `MOST_MEMORY` is spent on a picture; a truncated file is an error; EXIF
+Rules: only the formats of `FORMATS`; at most `MOST_MEMORY` is spent on an image; a truncated file is an error; EXIF
 orientation is applied; 16-bit greyscale is scaled (not clipped); transparency is laid over white; of an animation
 the first frame is taken; an ICC profile is ignored, as torchvision's loaders do.
 """
@@ -18,16 +18,16 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-MOST_MEMORY = 272 << 20  # four processes with a picture that needs as much each, and the program, stay below 2 GiB
+MOST_MEMORY = 272 << 20  # four processes with an image that needs as much each, and the program, stay below 2 GiB
 MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
 STRIP = 1 << 18  # pixels converted at a time
 BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # a pixel in memory; others: 4
-BYTES_OF_WEBP = 15  # a pixel, held by Pillow's decoder beside the picture (measured: 12.2 to 12.9; the rest is margin)
+BYTES_OF_WEBP = 15  # a pixel, held by Pillow's decoder beside the image (measured: 12.2 to 12.9; the rest is margin)
 
 
-class UnreadablePicture(Exception):
-    """A picture that the rules refuse; other reasons come as Pillow's own exceptions."""
+class UnreadableImage(Exception):
+    """An image that the rules refuse; other reasons come as Pillow's own exceptions."""
 
 
 def read_file(path, offset: int = 0, size: int | None = None) -> tuple[bytes, os.stat_result]:
@@ -36,18 +36,18 @@ def read_file(path, offset: int = 0, size: int | None = None) -> tuple[bytes, os
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadablePicture("not a regular file")
+            raise UnreadableImage("not a regular file")
         if (wanted := status.st_size if size is None else size) > MAX_BYTES:
-            raise UnreadablePicture(f"{wanted} bytes; at most {MAX_BYTES} are read")
+            raise UnreadableImage(f"{wanted} bytes; at most {MAX_BYTES} are read")
         file.seek(offset)
         return file.read() if size is None else file.read(size), status
 
 
-class Picture:
-    """One encoded picture: its upright size at once, its pixels when asked.
+class EncodedImage:
+    """One encoded image: its upright size at once, its pixels when asked.
 
     With `full`, JPEG files too are decoded at full size, whatever is asked. Raises whatever Pillow raises for a damaged
-    file (any `Exception`), or `UnreadablePicture`.
+    file (any `Exception`), or `UnreadableImage`.
     """
 
     def __init__(self, data: bytes, full: bool = False):
@@ -71,10 +71,10 @@ class Picture:
         return size[::-1] if self._orientation in (5, 6, 7, 8) else size
 
     def reduce(self, shrink: float) -> tuple[int, int]:
-        """Have the picture decoded at full size or smaller, at least 1/`shrink` of it; gives the size it will have.
+        """Have the image decoded at full size or smaller, at least 1/`shrink` of it; gives the size it will have.
 
         JPEG files are decoded at 1/2, 1/4 or 1/8 by the decoder itself where `shrink` allows it. To be called once.
-        Raises `UnreadablePicture` when decoding takes too much memory.
+        Raises `UnreadableImage` when decoding takes too much memory.
         """
         image, pixels = self._image, self.width * self.height
         if shrink >= 2 and image.format == "JPEG" and not self._full:
@@ -82,13 +82,13 @@ class Picture:
         each = self._bytes_a_pixel()
         needed = len(self._data) + int(image.width * image.height * each + pixels * self._bytes_of_scans())
         if needed > MOST_MEMORY:
-            raise UnreadablePicture(
+            raise UnreadableImage(
                 f"{self.width} x {self.height} pixels ({image.format}, {image.mode}) take {needed >> 20:,} MiB to "
-                f"decode; at most {MOST_MEMORY >> 20} MiB are spent on a picture")
+                f"decode; at most {MOST_MEMORY >> 20} MiB are spent on an image")
         return self._upright(image.size)
 
     def rgb(self, shrink: float = 1.0) -> Image.Image:
-        """The upright picture as 8-bit RGB, at full size or smaller, at least 1/`shrink` of it: see `reduce`."""
+        """The upright image as 8-bit RGB, at full size or smaller, at least 1/`shrink` of it: see `reduce`."""
         self.reduce(shrink)
         image = self._image
         with warnings.catch_warnings():
@@ -104,7 +104,7 @@ class Picture:
         kept = BYTES_OF_MODE.get(image.mode, 4)
         copied = max(4 if image.mode != "RGB" else 0, kept if self._orientation in range(2, 9) else 0)
         decoder = BYTES_OF_WEBP if image.format == "WEBP" else 0.0
-        if image.format == "TIFF" and image.tag_v2.get(259) != 1:  # a strip at a time, which may be the whole picture
+        if image.format == "TIFF" and image.tag_v2.get(259) != 1:  # a strip at a time, which may be the whole image
             rows = min(image.tag_v2.get(278, image.height), image.height)
             bits = image.tag_v2.get(258, (1,))
             decoder = rows / image.height * sum(bits) / 8
@@ -144,7 +144,7 @@ def _is_one_scan(jpeg: bytes) -> bool:
 
 
 def pixels_of(image: Image.Image, out: np.ndarray):
-    """Put the pixels of an RGB picture into `out` (H, W, 3) uint8, a strip of rows at a time."""
+    """Put the pixels of an RGB image into `out` (H, W, 3) uint8, a strip of rows at a time."""
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         out[top:top + rows] = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
@@ -154,14 +154,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _in_strips(image, _sixteen_bits)
     if image.mode == "F":
-        raise UnreadablePicture("floating-point pixels")
+        raise UnreadableImage("floating-point pixels")
     if image.has_transparency_data:
         return _in_strips(image, _over_background)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _in_strips(image: Image.Image, convert) -> Image.Image:
-    """The picture with each strip of its rows converted, for conversions that take many bytes a pixel."""
+    """The image with each strip of its rows converted, for conversions that take many bytes a pixel."""
     result = Image.new("RGB", image.size)
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -174,7 +174,7 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
     """16-bit greyscale, as it is or widened to 32 bits, scaled to 8; a transparent grey is laid over white."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadablePicture("32-bit integer pixels")
+        raise UnreadableImage("32-bit integer pixels")
     rgb = np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if (transparent := image.info.get("transparency")) is not None:
         rgb[grey == transparent] = TRANSPARENT_OVER

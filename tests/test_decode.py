@@ -1,4 +1,4 @@
-"""Damaged pictures: every one is refused or comes out right, and none takes the process with it."""
+"""Damaged images: every one is refused or comes out right, and none takes the process with it."""
 
 import io
 import os
@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from mocoembed.config import EmbedConfig
-from mocoembed.data import picture as module
+from mocoembed.data import image as module
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
-from mocoembed.data.picture import Picture
 from mocoembed.embed.extract import embed_images
 
 FORMATS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "GIF": {}, "TIFF": {},
            "TIFF-LZW": {"compression": "tiff_lzw"}, "JPEG-progressive": {"progressive": True}}
-PILLOW = os.environ.get("MOCOEMBED_PILLOW_PICTURES")  # Tests/images of Pillow's source distribution
+PILLOW = os.environ.get("MOCOEMBED_PILLOW_IMAGES")  # Tests/images of Pillow's source distribution
 
 
 def encoded(form: str) -> bytes:
@@ -30,13 +30,13 @@ def encoded(form: str) -> bytes:
 def decoded(data: bytes) -> np.ndarray | None:
     """The pixels, or `None` where an exception was raised."""
     try:
-        return np.asarray(Picture(data).rgb())
+        return np.asarray(EncodedImage(data).rgb())
     except Exception:
         return None
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_no_truncated_picture_comes_out_wrong(form):
+def test_no_truncated_image_comes_out_wrong(form):
     data = encoded(form)
     whole = decoded(data)
     cuts = np.unique(np.linspace(0, len(data) - 1, 64).astype(int))
@@ -70,8 +70,8 @@ def test_conversions_in_strips_are_the_same(monkeypatch):
         monkeypatch.undo()
 
 
-@pytest.mark.skipif(not PILLOW, reason="MOCOEMBED_PILLOW_PICTURES names no folder (see .ci/run)")
-def test_pillows_own_pictures_are_embedded_or_reported(fresh_workspace):
+@pytest.mark.skipif(not PILLOW, reason="MOCOEMBED_PILLOW_IMAGES names no folder (see .ci/run)")
+def test_pillows_own_images_are_embedded_or_reported(fresh_workspace):
     result = embed_images(EmbedConfig(PILLOW, workspace=str(fresh_workspace), workers=2, device="cpu", fresh=True))
     assert result.listed == len(scan(PILLOW)) > 600
     assert result.embedded + len(result.failed) == result.listed
