@@ -238,7 +238,7 @@ class Slow(cache.EncodedImage):
         print("decoding", file=sys.stderr, flush=True)
         time.sleep(0.5)
         return super().rgb(shrink)
-cache.Image = Slow
+cache.EncodedImage = Slow
 filling.AT_A_TIME = 2
 main.main(sys.argv[1:])
 """
