@@ -105,8 +105,8 @@ class Demo:
     def _embed(self, folder: pathlib.Path, output: pathlib.Path | None, encoder: pathlib.Path | None = None):
         if encoder is None:
             self._say(f"embed {folder}" + (f" --output {output}" if output else "") + " --fresh")
-        embed_images(EmbedConfig(str(folder), str(self.places.root), encoder and str(encoder),
-                                 output and str(output), fresh=True))
+        embed_images(EmbedConfig((str(folder),), str(self.places.root), None if encoder is None else str(encoder),
+                                 None if output is None else str(output), fresh=True))
 
     def _search(self) -> pathlib.Path:
         sheet = self.places.root / "hits.png"

@@ -17,6 +17,7 @@ import shutil
 import signal
 import time
 import warnings
+from typing import Any
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
@@ -227,7 +228,8 @@ def reserve(descriptor: int, size: int, path):
     try:
         os.posix_fallocate(descriptor, 0, size)
     except (AttributeError, OSError) as error:  # there is none on macOS
-        if getattr(error, "errno", errno.ENOSYS) not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP,
+                                                              errno.ENOSYS):
             raise write_error(path, error) from error
         os.ftruncate(descriptor, size)
         warnings.warn(f"The file system of {path} cannot reserve space: if it fills up, run the command again once "
@@ -255,8 +257,9 @@ class StopRequest:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, patient: bool = False):
-        self.signal_number, self.patient = None, patient
-        self._previous = {}
+        self.signal_number: int | None = None
+        self.patient = patient
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self):
         with contextlib.suppress(ValueError):  # not in the main thread

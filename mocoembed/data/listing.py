@@ -60,7 +60,7 @@ class PathTable:
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        blob, offsets = memoryview(self.blob.numpy()), self.offsets.numpy()
+        blob, offsets = self.blob.numpy().data, self.offsets.numpy()
         return [bytes(blob[first:end]) for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist())]
 
 

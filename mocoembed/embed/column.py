@@ -62,7 +62,7 @@ class Column:
     def __ge__(self, other):
         return self._compared(other, operator.ge)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # a column compares row by row, as an array does
 
     def __call__(self, rows=slice(None)):
         return self[rows]

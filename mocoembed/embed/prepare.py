@@ -103,7 +103,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     described = {
         "key": {"source": os.fsdecode(listing.source), **settings.required()},
         "listed": len(listing), "root": os.fsdecode(listing.root), "batch_size": config.batch_size,
-        "images": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
+        "images": sha256_json([listing.digest(), hashlib.sha256(states.data).hexdigest(), os.fsdecode(listing.root)]),
         "output": _identity(output)}
     if work_file(output).exists():
         return _go_on(config, listing, settings, described, states, note)

@@ -68,7 +68,7 @@ class WorkFile:
         """
         path = pathlib.Path(path)
         size, parts = part_slots(slots, batch_size), part_count(slots, batch_size)
-        vector, (dimension,) = record["vector"].subdtype
+        vector, (dimension,) = record["vector"].base, record["vector"].shape
         header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
                   "dtype": vector.name,
                   "arrays": [[name, array.dtype.str, array.shape, _digest(array)] for name, array in arrays.items()]}
@@ -210,7 +210,7 @@ def stride(slots: int, part_slots: int, record: np.dtype) -> int:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _are_whole(records: np.ndarray) -> bool:

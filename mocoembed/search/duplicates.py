@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -184,7 +185,8 @@ def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
 def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: StopRequest) -> str:
     """Join the rows whose vectors are near enough; how they were looked for."""
     count = len(file)
-    index, compared = empty_index(file.dimension), "all pairs"
+    index: Any = empty_index(file.dimension)  # FAISS's types do not know an inverted index behind its factory
+    compared = "all pairs"
     if count > EXACT_ROWS:
         cells = 1 << int(np.log2(4 * np.sqrt(count)))
         index, compared = empty_index(file.dimension, f"IVF{cells},Flat"), f"IVF{cells}, {PROBED} cells probed"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -157,7 +158,7 @@ def _fill(index: faiss.Index, file: EmbeddingFile, progress, stop: StopRequest):
 
 def _reserve(index: faiss.Index, count: int):
     """Take the memory of a flat index at once: growing it step by step would take twice as much."""
-    flat = faiss.downcast_index(index.index)
+    flat: Any = faiss.downcast_index(index.index)  # type: ignore[attr-defined]  # it is an IndexIDMap2
     flat.codes.resize(count * flat.code_size)
     flat.codes.resize(0)
 
@@ -190,7 +191,7 @@ def _write(output: pathlib.Path, index: faiss.Index, manifest: dict, stop: StopR
     require_space(output, index.ntotal * (4 * index.d + 8) + (1 << 16))
     with replacing(output) as temporary, open(temporary, "wb") as file:
         writer = _HashingWriter(file, stop)
-        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))  # type: ignore[attr-defined]  # FAISS's types lack it
         manifest = {**manifest, "index_bytes": writer.length, "index_sha256": writer.sha256.hexdigest()}
         file.write(trailer(manifest))
     return manifest
@@ -308,7 +309,8 @@ def _load(file: io.BufferedReader, length: int, path: pathlib.Path) -> faiss.Ind
         with _loading:
             if hasattr(faiss, "set_deserialization_vector_byte_limit"):
                 faiss.set_deserialization_vector_byte_limit(length)
-            return faiss.read_index(faiss.PyCallbackIOReader(file.read))
+            reader = faiss.PyCallbackIOReader(file.read)  # type: ignore[attr-defined]  # FAISS's types lack it
+            return faiss.read_index(reader)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"{path} cannot be read by FAISS {faiss.__version__}: {reason}") from error

@@ -68,7 +68,7 @@ def search_images(config: SearchConfig,
     damaged file.
     """
     require_images(config.images)
-    results = []
+    results: list[QueryResult] = []
     with Searcher(config, note) as searcher:
         for first in range(0, len(config.images), BATCH):
             names = config.images[first:first + BATCH]

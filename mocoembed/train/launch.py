@@ -82,7 +82,9 @@ def joined_ranks() -> Ranks | None:
 
 def first_host(nodes: str) -> str:
     """The first host of a SLURM node list: `gpu[03-05,9],login1` -> `gpu03`."""
-    prefix, numbers, suffix = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes).groups()
+    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
+    assert match  # any part may be empty
+    prefix, numbers, suffix = match.groups()
     return prefix + (numbers or "") + suffix
 
 
