@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -74,7 +75,7 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
         require_vectors(file)
         needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
-        what = f"An index of {len(file)} vectors of {file.dimension} numbers"
+        what = f"An index of {len(file)} vectors of dimension {file.dimension}"
         with StopRequest() as stop, within_memory(what, needed):
             index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
             _fill(index, file, progress, stop)
@@ -107,7 +108,7 @@ def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool)
     except FormatError as error:
         if fresh and _begins_like_an_index(output):
             return
-        raise UsageError(f"--output {output}: exists and is not an index of mocoembed, or is damaged. "
+        raise UsageError(f"--output {output}: exists and is not a mocoembed index, or is damaged. "
                          "Give another name, or add --fresh if it is an index.") from error
     if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
         raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
@@ -157,7 +158,7 @@ def _fill(index: faiss.Index, file: EmbeddingFile, progress, stop: StopRequest):
 
 def _reserve(index: faiss.Index, count: int):
     """Take the memory of a flat index at once: growing it step by step would take twice as much."""
-    flat = faiss.downcast_index(index.index)
+    flat: Any = faiss.downcast_index(index.index)  # type: ignore[attr-defined]  # it is an IndexIDMap2
     flat.codes.resize(count * flat.code_size)
     flat.codes.resize(0)
 
@@ -190,7 +191,7 @@ def _write(output: pathlib.Path, index: faiss.Index, manifest: dict, stop: StopR
     require_space(output, index.ntotal * (4 * index.d + 8) + (1 << 16))
     with replacing(output) as temporary, open(temporary, "wb") as file:
         writer = _HashingWriter(file, stop)
-        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))  # type: ignore[attr-defined]  # FAISS's types lack it
         manifest = {**manifest, "index_bytes": writer.length, "index_sha256": writer.sha256.hexdigest()}
         file.write(trailer(manifest))
     return manifest
@@ -276,7 +277,7 @@ class SearchIndex:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
         found = (index.d, index.ntotal, index.metric_type)
         if found != (manifest["dimension"], manifest["count"], METRICS.get(manifest["metric"])):
-            raise damaged(path, f"its manifest says {manifest['count']} vectors of {manifest['dimension']} numbers, "
+            raise damaged(path, f"its manifest says {manifest['count']} vectors of dimension {manifest['dimension']}, "
                                 f"the index has {index.ntotal} of {index.d}")
         return cls(path, manifest, index)
 
@@ -293,8 +294,8 @@ class SearchIndex:
             raise UsageError(f"-k {k}: must be 1 or more.")
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
-            raise MismatchError(f"{self.path} holds vectors of {self.manifest['dimension']} numbers; the queries have "
-                                f"the shape {vectors.shape}. Embed them with the same encoder and features.")
+            raise MismatchError(f"{self.path} holds vectors of dimension {self.manifest['dimension']}; the queries "
+                                f"have shape {vectors.shape}. Embed them with the same encoder and features.")
         if not np.isfinite(vectors).all():
             raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
         scores, ids = self._index.search(vectors, min(k, len(self)))
@@ -308,7 +309,8 @@ def _load(file: io.BufferedReader, length: int, path: pathlib.Path) -> faiss.Ind
         with _loading:
             if hasattr(faiss, "set_deserialization_vector_byte_limit"):
                 faiss.set_deserialization_vector_byte_limit(length)
-            return faiss.read_index(faiss.PyCallbackIOReader(file.read))
+            reader = faiss.PyCallbackIOReader(file.read)  # type: ignore[attr-defined]  # FAISS's types lack it
+            return faiss.read_index(reader)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"{path} cannot be read by FAISS {faiss.__version__}: {reason}") from error
