@@ -36,7 +36,6 @@ from torch.nn import functional
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches, steps_per_epoch
-from mocoembed.data.views import EvaluationTransform
 from mocoembed.demo import pixel_vectors
 from mocoembed.knn import accuracy, classify, knn_accuracy_of
 from mocoembed.model.embedder import Embedder

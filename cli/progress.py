@@ -43,11 +43,9 @@ def counter(what: str, unit: str):
 class TrainingProgress:
     """Shows a pretraining: a bar on a terminal, elsewhere a line at every epoch's end and every half minute."""
 
-    def __init__(self, config, stream):
-        from mocoembed.model.loss import chance_loss
-
-        self.chance, self.epochs, self.stream = chance_loss(config), config.epochs, stream
-        self.bar, self.last = None, 0.0
+    def __init__(self, stream):
+        self.stream = stream
+        self.epochs, self.bar, self.last = 0, None, 0.0
 
     def __enter__(self):
         return self
@@ -60,7 +58,10 @@ class TrainingProgress:
         """The `Watcher` to give to `pretrain`."""
         from mocoembed.train.monitor import Watcher
 
-        return Watcher(self._step, self._note)
+        return Watcher(self._step, self._note, self._begin)
+
+    def _begin(self, config):
+        self.epochs = config.epochs
 
     def _note(self, text: str):
         if self.bar is not None:
@@ -69,7 +70,7 @@ class TrainingProgress:
             note(text)
 
     def _step(self, report, steps: int):
-        numbers = (f"loss {report.loss:.3f} (chance {self.chance:.2f})  top-1 {report.top1:.1%}  "
+        numbers = (f"loss {report.loss:.3f} (chance {report.chance:.2f})  top-1 {report.top1:.1%}  "
                    f"top-5 {report.top5:.1%}  lr {report.lr:.4f}  {report.images_per_second:.0f} images/s  "
                    f"waiting {report.waiting:.0%}  queue {report.queue_filled:.0%}")
         if self.stream.isatty():

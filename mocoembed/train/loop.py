@@ -3,15 +3,17 @@
 import contextlib
 import hashlib
 import pathlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import AUTO
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
 from mocoembed.data.resident import ResidentImages
 from mocoembed.data.workers import Batches
-from mocoembed.errors import Interrupted, TrainingError
+from mocoembed.errors import Interrupted, TrainingError, UsageError
 from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss, course_of_loss
 from mocoembed.model.precision import Compute
@@ -28,10 +30,12 @@ from mocoembed.train.monitor import (
     labelled_images,
 )
 from mocoembed.train.optim import learning_rate, set_learning_rate
+from mocoembed.train.resolve import resolved
 from mocoembed.train.run import (
     Training,
     export_to_workspace,
     limited,
+    require_a_batch,
     require_shares,
     resume,
     run_folder,
@@ -72,8 +76,9 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Pretrain
     run, `Interrupted` after a signal, when all is saved.
     """
     joined = joined_ranks()
-    require_shares(config, joined.size if joined else process_count(config),
-                   on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
+    if config.recipe != AUTO:  # whose batch is not known yet
+        require_shares(config, joined.size if joined else process_count(config),
+                       on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
     return run_on_ranks(pretrain_rank, config, watcher or Watcher())
 
 
@@ -83,8 +88,9 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute = Compute.of(config.device, config.precision)
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say), config))
+    config = _resolved(config, listing, compute, ranks, say)
     config, notes = settled(config, len(listing), ranks.size)
-    steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few images
+    require_a_batch(config, len(listing), ranks.size)
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
@@ -98,8 +104,25 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         resume(training, run, listing, say)
         if ranks.first:
             write_json(run / "config.json", to_dict(config))
+            watcher.begin(config)
         held.enter_context(compute.keeping_memory())
         return Session(training, listing, run, watcher).train(workers, monitor)
+
+
+def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks,
+              say: Callable[[str], None]) -> PretrainConfig:
+    """What the recipe `auto` stands for here, as rank 0 decides, said; another recipe's config as it is."""
+    if config.recipe != AUTO:
+        return config
+    on_gpu = compute.device.type == "cuda"
+    chosen, lines = ranks.from_first(lambda: resolved(config, listing, on_gpu, ranks.size))
+    for line in lines:
+        say(line)
+    try:
+        require_shares(chosen, ranks.size, on_gpu)
+    except UsageError as error:
+        raise ranks.agreed(error) from None
+    return replace(chosen, device=config.device)  # each rank has its own
 
 
 class Session:
