@@ -19,6 +19,7 @@ their names); `held-out`: the 160 others against those 640; `all`: each of the 8
 training images are learned from; `held-out`: 2,000 test images against 5,000 training images.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -116,7 +117,8 @@ class Collection:
 def _split(listing: Listing) -> tuple[Listing, Listing]:
     """(learned from, held out): a fifth of the images is held out, by a hash of their names."""
     order = sorted(range(len(listing)), key=lambda row: hashlib.sha256(listing.paths[row]).hexdigest())
-    return listing.subset(sorted(order[len(order) // HELD_OUT:])), listing.subset(sorted(order[:len(order) // HELD_OUT]))
+    held_out = len(order) // HELD_OUT
+    return listing.subset(sorted(order[held_out:])), listing.subset(sorted(order[:held_out]))
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -144,10 +146,8 @@ def seconds_a_step(config: PretrainConfig) -> float:
         if len(times) > SKIPPED + PROBED:
             raise _Probed
 
-    try:
+    with contextlib.suppress(_Probed):
         pretrain(config, Watcher(step=step))
-    except _Probed:
-        pass
     return statistics.median(later - earlier for earlier, later in zip(times[SKIPPED:], times[SKIPPED + 1:]))
 
 
@@ -173,7 +173,8 @@ def run_cell(collection: Collection, cell: str, seed: int, minutes: float, outpu
     knn = collection.measured(features_of(load_encoder(result.encoder)))
     shutil.rmtree(scratch)
     return {"settings": {"recipe": recipe, **settings}, "epochs": epochs, "steps": len(reports), "used": used,
-            "images_per_second": len(reports) * settings["batch_size"] / used, **means, "chance": last[-1].chance, **knn}
+            "images_per_second": len(reports) * settings["batch_size"] / used, **means, "chance": last[-1].chance,
+            **knn}
 
 
 def anchors(collection: Collection, seed: int) -> dict[str, dict]:
@@ -187,40 +188,52 @@ def anchors(collection: Collection, seed: int) -> dict[str, dict]:
 
 
 def run_lightly(collection: Collection, seed: int, minutes: float) -> dict:
-    """lightly's MoCo on the base cell's backbone: transform, head, loss and update theirs; numbers of their example.
+    """lightly's MoCo on the base cell's backbone, with transform, head, loss and update of theirs.
 
-    Theirs: batch 256, K 4096, m 0.99, SGD with lr 0.06 (constant, without momentum or decay), NTXentLoss's T.
+    The numbers are those of their example (examples/pytorch/moco.py): batch 256, K 4096, SGD with a constant lr of 0.06
+    and without momentum or decay, m rising from 0.996 to 1, the other settings by default (T 0.5). An epoch is timed
+    first, to know how many fit.
     """
+    settings = dict(collection.base)
+    config = PretrainConfig.of(settings.pop("recipe"), "-", **settings)
+    torch.manual_seed(seed)
+    begun = time.process_time()
+    _lightly(Encoder(encoder_spec(config)), collection, config.image_size, 1)
+    epochs = max(1, round(minutes * SECONDS_A_MINUTE / (time.process_time() - begun)))
+    torch.manual_seed(seed)
+    encoder, begun = Encoder(encoder_spec(config)), time.process_time()
+    steps, loss = _lightly(encoder, collection, config.image_size, epochs)
+    used = time.process_time() - begun
+    frozen = frozen_encoder(encoder.state_dict(), config, {"epochs": epochs})
+    return {"epochs": epochs, "steps": steps, "used": used, "loss": loss, "images_per_second": 256 * steps / used,
+            **collection.measured(features_of(frozen))}
+
+
+def _lightly(encoder: Encoder, collection: Collection, image_size: int, epochs: int) -> tuple[int, float]:
+    """Train the encoder's backbone for so many epochs; the number of steps, and the last loss."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
     from lightly.transforms import MoCoV2Transform
+    from lightly.utils.scheduler import cosine_schedule
 
-    settings = dict(collection.base)
-    config = PretrainConfig.of(settings.pop("recipe"), "-", **settings)
-    torch.manual_seed(seed)
-    encoder = Encoder(encoder_spec(config))
     width = encoder.backbone.features
     encoder_q = torch.nn.Sequential(encoder.backbone, MoCoProjectionHead(width, width, 128))
     encoder_k = copy.deepcopy(encoder_q)
     deactivate_requires_grad(encoder_k)
-    batches = torch.utils.data.DataLoader(_Paths(collection.list, MoCoV2Transform(input_size=config.image_size)),
-                                          256, shuffle=True, drop_last=True)
-    criterion, end = NTXentLoss(memory_bank_size=(4096, 128)), time.process_time() + minutes * SECONDS_A_MINUTE
+    batches = torch.utils.data.DataLoader(_Paths(collection.list, MoCoV2Transform(input_size=image_size)), 256,
+                                          shuffle=True, drop_last=True)
+    criterion = NTXentLoss(memory_bank_size=(4096, 128))
     optimizer = torch.optim.SGD(encoder_q.parameters(), lr=0.06)
-    begun, epochs = time.process_time(), 0
-    while time.process_time() < end:
+    for epoch in range(epochs):
+        momentum = cosine_schedule(epoch, epochs, 0.996, 1)
         for x_q, x_k in batches:
-            update_momentum(encoder_q, encoder_k, m=0.99)
+            update_momentum(encoder_q, encoder_k, m=momentum)
             loss = criterion(encoder_q(x_q), encoder_k(x_k))
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            optimizer.zero_grad()
-        epochs += 1
-    used = time.process_time() - begun
-    frozen = frozen_encoder(encoder.state_dict(), config, {"epochs": epochs})
-    return {"epochs": epochs, "steps": epochs * len(batches), "used": used, "loss": loss.item(),
-            "images_per_second": epochs * len(batches) * 256 / used, **collection.measured(features_of(frozen))}
+    return epochs * len(batches), loss.item()
 
 
 class _Paths(torch.utils.data.Dataset):

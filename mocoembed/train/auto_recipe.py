@@ -186,8 +186,9 @@ def _of_time(plan: _Plan, cost: Cost) -> str:
     more = f"--epochs {2 * plan['epochs']} takes twice as long"
     if plan.facts.gpu:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
-    return (f"{counted(plan['epochs'], 'epoch')}, about {shown_time(estimated_seconds(plan, cost, plan['epochs']))} by the network's "
-            f"multiplications on {counted(plan.facts.cores, 'core')}; {more}")
+    time = shown_time(estimated_seconds(plan, cost, plan["epochs"]))
+    return (f"{counted(plan['epochs'], 'epoch')}, about {time} by the network's multiplications on "
+            f"{counted(plan.facts.cores, 'core')}; {more}")
 
 
 def shown_time(seconds: float) -> str:
