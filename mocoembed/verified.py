@@ -2,8 +2,8 @@
 
 Hashing an index of gigabytes at every search would cost seconds. So a check that succeeded is noted in the user's cache
 folder with the file's device, inode, size, mtime and ctime; while all five are the same, the file is taken as checked.
-Any write sets the ctime, which no program can set back. A record that is damaged, of another version or cannot be written
-only means that the file is hashed again. `mocoembed info --verify` always hashes.
+Any write sets the ctime, which no program can set back. A record that is damaged, of another version or missing only
+means that the file is hashed again. `mocoembed info --verify` always hashes.
 """
 
 import contextlib
