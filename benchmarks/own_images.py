@@ -4,10 +4,9 @@ In: a folder of photographs and CIFAR-10 as images, both in class folders. Each 
 budget of processor time; what it gave is one line of results.jsonl in OUTPUT. A cell that stands there is not run
 again; one that was interrupted is run again from its start.
 
-    python -m benchmarks.own_images OUTPUT --flowers flowers --cifar cifar --minutes 5
-    python -m benchmarks.own_images OUTPUT --flowers flowers --minutes 15 --cell base --cell size-96 --seed 1
-    python -m benchmarks.own_images OUTPUT --flowers flowers --anchors
-    python -m benchmarks.own_images OUTPUT --flowers flowers --minutes 5 --lightly SITE   # SITE: where lightly lies
+    python -m benchmarks.own_images OUTPUT --images flowers flowers --images cifar-5000 cifar --minutes 5
+    python -m benchmarks.own_images OUTPUT --images flowers flowers --minutes 15 --cell base --cell size-96 --seed 1
+    python -m benchmarks.own_images OUTPUT --images flowers flowers --minutes 5 --cell lightly   # pip install lightly
     python -m benchmarks.own_images OUTPUT --report > tables.md
 
 A minute is that of two cores: 120 seconds of processor, used up by one thread that also loads the images, so that other
@@ -20,20 +19,18 @@ training images are learned from; `held-out`: 2,000 test images against 5,000 tr
 """
 
 import contextlib
-import copy
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import statistics
-import sys
 import time
 
 import click
 import torch
 from torch.nn import functional
 
+from benchmarks.own_images_lightly import train_lightly
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches, steps_per_epoch
@@ -50,6 +47,8 @@ from mocoembed.train.run import encoder_spec, frozen_encoder, set_up
 SECONDS_A_MINUTE = 120  # of processor: two cores
 K, TEMPERATURE = 20, 0.1
 PROBED, SKIPPED = 6, 2  # steps timed, after so many that are not
+ANCHORS = UNTRAINED, PIXELS = "untrained", "raw-pixels"
+LIGHTLY = "lightly"
 HELD_OUT, BANK, QUERIES = 5, 5000, 2000  # every fifth flower; of CIFAR-10
 
 # What every cell begins with, and what each changes. 640 flowers, K 512: a queue of four fifths of the images.
@@ -151,10 +150,10 @@ def seconds_a_step(config: PretrainConfig) -> float:
     return statistics.median(later - earlier for earlier, later in zip(times[SKIPPED:], times[SKIPPED + 1:]))
 
 
-def run_cell(collection: Collection, cell: str, seed: int, minutes: float, output: pathlib.Path) -> dict:
+def run_cell(collection: Collection, cell: str, seed: int, minutes: float) -> dict:
     """Pretrain for that long and measure: what stands in a line of the results."""
     settings = {**collection.base, **collection.cells[cell]}
-    recipe, scratch = settings.pop("recipe"), output / "workspace"
+    recipe, scratch = settings.pop("recipe"), collection.list.parent / "workspace"
     shutil.rmtree(scratch, ignore_errors=True)
 
     def config(epochs: int) -> PretrainConfig:
@@ -177,17 +176,17 @@ def run_cell(collection: Collection, cell: str, seed: int, minutes: float, outpu
             **knn}
 
 
-def anchors(collection: Collection, seed: int) -> dict[str, dict]:
-    """Raw pixels, and the base cell's encoder before its first step."""
+def run_anchor(collection: Collection, cell: str, seed: int, minutes: float) -> dict:
+    """Raw pixels, or the base cell's encoder before its first step."""
+    if cell == PIXELS:
+        return collection.measured(lambda listing: pixel_vectors(listing)[0])
     settings = dict(collection.base)
     config = PretrainConfig.of(settings.pop("recipe"), str(collection.list), seed=seed, **settings)
     state = set_up(config, Compute.of("cpu", "fp32"), collection.count).method.encoder_q.state_dict()
-    untrained = features_of(frozen_encoder(state, config, {"epochs": 0}))
-    return {"untrained": collection.measured(untrained),
-            "raw-pixels": collection.measured(lambda listing: pixel_vectors(listing)[0])}
+    return collection.measured(features_of(frozen_encoder(state, config, {"epochs": 0})))
 
 
-def run_lightly(collection: Collection, seed: int, minutes: float) -> dict:
+def run_lightly(collection: Collection, cell: str, seed: int, minutes: float) -> dict:
     """lightly's MoCo on the base cell's backbone, with transform, head, loss and update of theirs.
 
     The numbers are those of their example (examples/pytorch/moco.py): batch 256, K 4096, SGD with a constant lr of 0.06
@@ -198,58 +197,15 @@ def run_lightly(collection: Collection, seed: int, minutes: float) -> dict:
     config = PretrainConfig.of(settings.pop("recipe"), "-", **settings)
     torch.manual_seed(seed)
     begun = time.process_time()
-    _lightly(Encoder(encoder_spec(config)), collection, config.image_size, 1)
+    train_lightly(Encoder(encoder_spec(config)), collection.list, config.image_size, 1)
     epochs = max(1, round(minutes * SECONDS_A_MINUTE / (time.process_time() - begun)))
     torch.manual_seed(seed)
     encoder, begun = Encoder(encoder_spec(config)), time.process_time()
-    steps, loss = _lightly(encoder, collection, config.image_size, epochs)
+    steps, loss = train_lightly(encoder, collection.list, config.image_size, epochs)
     used = time.process_time() - begun
     frozen = frozen_encoder(encoder.state_dict(), config, {"epochs": epochs})
     return {"epochs": epochs, "steps": steps, "used": used, "loss": loss, "images_per_second": 256 * steps / used,
             **collection.measured(features_of(frozen))}
-
-
-def _lightly(encoder: Encoder, collection: Collection, image_size: int, epochs: int) -> tuple[int, float]:
-    """Train the encoder's backbone for so many epochs; the number of steps, and the last loss."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import MoCoProjectionHead
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-    from lightly.transforms import MoCoV2Transform
-    from lightly.utils.scheduler import cosine_schedule
-
-    width = encoder.backbone.features
-    encoder_q = torch.nn.Sequential(encoder.backbone, MoCoProjectionHead(width, width, 128))
-    encoder_k = copy.deepcopy(encoder_q)
-    deactivate_requires_grad(encoder_k)
-    batches = torch.utils.data.DataLoader(_Paths(collection.list, MoCoV2Transform(input_size=image_size)), 256,
-                                          shuffle=True, drop_last=True)
-    criterion = NTXentLoss(memory_bank_size=(4096, 128))
-    optimizer = torch.optim.SGD(encoder_q.parameters(), lr=0.06)
-    for epoch in range(epochs):
-        momentum = cosine_schedule(epoch, epochs, 0.996, 1)
-        for x_q, x_k in batches:
-            update_momentum(encoder_q, encoder_k, m=momentum)
-            loss = criterion(encoder_q(x_q), encoder_k(x_k))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return epochs * len(batches), loss.item()
-
-
-class _Paths(torch.utils.data.Dataset):
-    """The views that a transform makes of the images of a list."""
-
-    def __init__(self, list_file: pathlib.Path, transform):
-        self.paths, self.transform = list_file.read_text().splitlines(), transform
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, row):
-        from PIL import Image
-
-        with Image.open(self.paths[row]) as image:
-            return self.transform(image.convert("RGB"))
 
 
 class Results:
@@ -294,39 +250,25 @@ def report(results: Results):
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=pathlib.Path, file_okay=False))
-@click.option("--flowers", type=click.Path(exists=True), help="Photographs in class folders.")
-@click.option("--cifar", type=click.Path(exists=True), help="CIFAR-10 as images: train/CLASS/ and test/CLASS/.")
-@click.option("--learned", default=50000, show_default=True, help="Of CIFAR-10's images, how many to learn from.")
+@click.option("--images", nargs=2, multiple=True, metavar="NAME FOLDER", help="flowers, cifar-5000 or cifar-50000.")
 @click.option("--minutes", default=5.0, show_default=True, help="Of two cores, for every cell.")
-@click.option("--cell", "cells", multiple=True, help="Only this; repeatable.")
+@click.option("--cell", "cells", multiple=True, help="Only this; repeatable. By default all but lightly.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--anchors", "only_anchors", is_flag=True, help="Raw pixels and the untrained encoder instead.")
-@click.option("--lightly", "site", type=click.Path(exists=True), help="lightly's MoCo instead; the folder it is in.")
 @click.option("--report", "only_report", is_flag=True, help="Print tables of what is there.")
-def main(output, flowers, cifar, learned, minutes, cells, seed, only_anchors, site, only_report):
+def main(output, images, minutes, cells, seed, only_report):
     """Run the cells whose results are not in OUTPUT yet, with one thread."""
     output.mkdir(parents=True, exist_ok=True)
     results = Results(output)
     if only_report:
         return report(results)
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    for name, folder in (("flowers", flowers), (f"cifar-{learned}", cifar)):
-        if folder is None:
-            continue
+    for name, folder in images:
         collection = Collection(name, folder, output)
-        if only_anchors:
-            for cell, values in anchors(collection, seed).items():
-                if not results.has(name, cell, 0, seed):
-                    results.add((name, cell, 0, seed), values)
-        elif site:
-            sys.path.insert(0, site)
-            if not results.has(name, "lightly", minutes, seed):
-                results.add((name, "lightly", minutes, seed), run_lightly(collection, seed, minutes))
-        else:
-            for cell in cells or collection.cells:
-                if not results.has(name, cell, minutes, seed):
-                    results.add((name, cell, minutes, seed), run_cell(collection, cell, seed, minutes, output))
+        for cell in cells or (*ANCHORS, *collection.cells):
+            of_time = 0 if cell in ANCHORS else minutes
+            if not results.has(name, cell, of_time, seed):
+                run = {LIGHTLY: run_lightly, **dict.fromkeys(ANCHORS, run_anchor)}.get(cell, run_cell)
+                results.add((name, cell, of_time, seed), run(collection, cell, seed, minutes))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ class PretrainConfig:
     """Momentum of SGD (not of the key encoder)."""
     weight_decay: float = 1e-4
     """Weight decay of SGD."""
+    decay_norms: bool = True
+    """Weight decay on biases and BatchNorm's weights too, as in the authors' code."""
     image_size: int = 224
     """Side of a view in pixels."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -185,8 +187,8 @@ class PretrainConfig:
 
     def given_fields(self) -> tuple[str, ...]:
         """The fields that `auto` leaves as they are."""
-        return tuple(field.name for field in dataclasses.fields(self)
-                     if field.name in self.given or getattr(self, field.name) != field.default)
+        return tuple(field.name for field in dataclasses.fields(self) if field.name not in ("images", "recipe", "given")
+                     and (field.name in self.given or getattr(self, field.name) != field.default))
 
     def _takes_nothing_from_the_recipe(self) -> bool:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -21,7 +21,7 @@ MOST_EPOCHS, EPOCHS_AT_800 = 400, 200
 LARGEST_QUEUE = 4096  # where no published recipe is run as it is
 SHARE_IN_QUEUE = 0.8  # of the images, whose keys the queue may hold
 BATCHES = ((2_000, 64), (20_000, 128), (math.inf, 256))  # (fewer images than, batch size)
-LR, LR_OF_BATCH = {"small": 0.06, "cifar10": 0.06, "moco-v2": 0.03}, {"small": 64, "cifar10": 256, "moco-v2": 256}
+LR = {"small": (0.06, 64), "cifar10": (0.06, 256)}  # and the batch size that it is for, in short runs
 WARMUP_SHARE, LONGEST_WARMUP = 0.1, 5.0  # of the epochs; epochs
 # Networks for a CPU, from the costly to the cheap: (width of a ResNet-18, side of a view).
 LADDER = ((1.0, 128), (1.0, 96), (0.5, 96), (0.5, 64), (0.25, 64))
@@ -121,10 +121,11 @@ def _choose_batch(plan: _Plan, usual: int) -> None:
     batch = max(min(usual, facts.images) // unit, 2) * unit
     plan.put({"batch_size": batch})
     batch = plan["batch_size"]
+    lr, of_batch = (plan.preset["lr"], plan.preset["batch_size"]) if facts.published else LR[plan.recipe]
     most = max(facts.processes, batch * plan.preset["bn_groups"] // plan.preset["batch_size"])
     plan.put({"bn_groups": max((number for number in range(1, most + 1) if batch % number == 0
                                 and number % facts.processes == 0 and number < batch), default=1),
-              "lr": float(f"{LR[plan.recipe] * batch / LR_OF_BATCH[plan.recipe]:.3g}")})
+              "lr": float(f"{lr * batch / of_batch:.3g}")})
 
 
 def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:

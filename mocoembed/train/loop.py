@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import pathlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
@@ -13,7 +12,7 @@ from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
 from mocoembed.data.resident import ResidentImages
 from mocoembed.data.workers import Batches
-from mocoembed.errors import Interrupted, TrainingError, UsageError
+from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss, course_of_loss
 from mocoembed.model.precision import Compute
@@ -88,7 +87,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute = Compute.of(config.device, config.precision)
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say), config))
-    config = _resolved(config, listing, compute, ranks, say)
+    config, lines = _resolved(config, listing, compute, ranks)
     config, notes = settled(config, len(listing), ranks.size)
     require_a_batch(config, len(listing), ranks.size)
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
@@ -99,7 +98,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     run = run_folder(config)
     with contextlib.ExitStack() as held:
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
-        for text in notes:
+        for text in (*lines, *notes):
             say(text)
         resume(training, run, listing, say)
         if ranks.first:
@@ -109,20 +108,14 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         return Session(training, listing, run, watcher).train(workers, monitor)
 
 
-def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks,
-              say: Callable[[str], None]) -> PretrainConfig:
-    """What the recipe `auto` stands for here, as rank 0 decides, said; another recipe's config as it is."""
+def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks) \
+        -> tuple[PretrainConfig, list[str]]:
+    """What the recipe `auto` stands for here, as rank 0 decides, and what to say; any other config as it is."""
     if config.recipe != AUTO:
-        return config
+        return config, []
     on_gpu = compute.device.type == "cuda"
     chosen, lines = ranks.from_first(lambda: resolved(config, listing, on_gpu, ranks.size))
-    for line in lines:
-        say(line)
-    try:
-        require_shares(chosen, ranks.size, on_gpu)
-    except UsageError as error:
-        raise ranks.agreed(error) from None
-    return replace(chosen, device=config.device)  # each rank has its own
+    return replace(chosen, device=config.device), lines  # each rank has its own
 
 
 class Session:

@@ -19,7 +19,7 @@ from mocoembed.model.encoder import ARCHITECTURES, EncoderSpec
 from mocoembed.model.ranks import ALONE
 from mocoembed.train.auto_recipe import Facts, choose
 from mocoembed.train.filling import Filling
-from mocoembed.train.run import EXECUTION
+from mocoembed.train.run import EXECUTION, require_shares
 
 SAMPLE = 256  # images whose headers tell how large the images are
 CACHE_SHARE, CACHED_FROM = 0.25, 3  # of the available memory, that decoded images take unasked; epochs
@@ -28,10 +28,11 @@ CACHE_SHARE, CACHED_FROM = 0.25, 3  # of the available memory, that decoded imag
 def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int) -> tuple[PretrainConfig, list[str]]:
     """The config that `auto` stands for with this listing on this machine, and lines that say what and why.
 
-    Raises `UsageError` when what was given does not go together.
+    Raises `UsageError` when what was given does not go together, or with so many processes.
     """
-    given = {name: getattr(config, name) for name in config.given_fields() if name not in ("images", "recipe")}
-    side = int(_filling(config, listing).sample(SAMPLE)[:, :2].min(dim=1).values.median())
+    given = {name: getattr(config, name) for name in config.given_fields()}
+    sides = _filling(config, listing).sample(SAMPLE)[:, :2].min(dim=1).values
+    side = int(sides[sides > 0].median()) if sides.any() else 0
     facts = Facts(len(listing), side, gpu, cores(), processes)
 
     @cache
@@ -40,6 +41,7 @@ def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int
 
     choice = choose(facts, given, cost, tuple(ARCHITECTURES))
     chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)
+    require_shares(chosen, processes, gpu)
     if "cache" not in given and _fits_the_cache(chosen, listing):
         chosen = dataclasses.replace(chosen, cache="ram")
     shown = f", shorter side {side} pixels in the median" if side else ""
