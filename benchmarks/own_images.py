@@ -52,14 +52,15 @@ LIGHTLY = "lightly"
 HELD_OUT, BANK, QUERIES = 5, 5000, 2000  # every fifth flower; of CIFAR-10
 
 # What every cell begins with, and what each changes. 640 flowers, K 512: a queue of four fifths of the images.
-FLOWERS = {"recipe": "small", "width": 0.5, "image_size": 64, "batch_size": 64, "bn_groups": 1, "queue_size": 512,
+FLOWERS = {"recipe": "small", "width": 0.25, "image_size": 64, "batch_size": 64, "bn_groups": 1, "queue_size": 512,
            "momentum": 0.99, "lr": 0.06, "warmup_epochs": 3.0}
 CIFAR = {"recipe": "cifar10", "width": 0.5, "stem": "3x3s2", "batch_size": 128, "bn_groups": 4, "queue_size": 4096,
          "momentum": 0.99, "lr": 0.03, "warmup_epochs": 1.0}
 FLOWER_CELLS: dict[str, dict] = {
     "base": {},
     "size-96": {"image_size": 96}, "size-128": {"image_size": 128},
-    "width-0.25": {"width": 0.25}, "width-1": {"width": 1.0}, "resnet50-0.25": {"arch": "resnet50", "width": 0.25},
+    "width-0.5": {"width": 0.5}, "width-0.5-size-96": {"width": 0.5, "image_size": 96}, "width-1": {"width": 1.0},
+    "resnet50-0.25": {"arch": "resnet50"},
     "K-128": {"queue_size": 128}, "K-4096": {"queue_size": 4096},
     "m-0.9": {"momentum": 0.9}, "m-0.996": {"momentum": 0.996}, "m-0.999": {"momentum": 0.999},
     "batch-32": {"batch_size": 32, "lr": 0.03}, "batch-128": {"batch_size": 128, "lr": 0.12},

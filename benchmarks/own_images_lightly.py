@@ -9,7 +9,7 @@ from mocoembed.model.encoder import Encoder
 
 
 def train_lightly(encoder: Encoder, list_file: pathlib.Path, image_size: int, epochs: int) -> tuple[int, float]:
-    """Train the encoder's backbone on the images of a list for so many epochs; the number of steps, and the last loss."""
+    """Train the encoder's backbone on the images of a list: the number of steps, and the last loss."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
