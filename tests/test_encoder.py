@@ -240,6 +240,6 @@ def test_heads(head, parameters):
                                                  ("3x3s1", (3 * 3 * 3) ** -0.5 / 3**0.5),
                                                  ("3x3s2", (3 * 3 * 3) ** -0.5 / 3**0.5)])
 def test_the_first_convolution_starts_as_in_the_authors_code(stem, deviation):
-    """torchvision's ResNet draws it by fan-out; the authors' notebook puts a new one there, with PyTorch's beginning."""
+    """torchvision's ResNet draws it by fan-out; the authors' notebook puts a new one there, as PyTorch draws it."""
     weights = torch.cat([Backbone("resnet18", 1.0, stem).conv1.weight.flatten() for _ in range(8)])
     assert weights.std().item() == pytest.approx(deviation, rel=0.03)
