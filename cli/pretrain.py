@@ -18,7 +18,8 @@ from mocoembed.recipes import RECIPES
 def pretrain(images, recipe, **values):
     """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
 
-    A COLLECTION is a folder of any depth, a list of paths (.txt, .csv, .jsonl) or tar shards ('shard-{000..009}.tar').
+    A COLLECTION is a folder of any depth, a list of paths (.txt, .csv, .tsv, .jsonl) or tar shards
+    ('shard-{000..009}.tar').
 
     A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command
     again resumes where it stopped; another command gets a run folder of its own. At the end the encoder is exported
