@@ -64,7 +64,7 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     for each in listings:
         if not len(each):
             note(f"{os.fsdecode(each.source)!r} holds no images")
-    if any(_is_list(each.source) for each in listings):
+    if root is None and any(_is_list(each.source) for each in listings):
         require_slashes(listing)
     if listing.excluded:
         note(excluded_text(listing.excluded))
@@ -108,6 +108,7 @@ def _below(root: bytes, listings: list[Listing]) -> Listing:
     if lists:
         there = _as_one(lists)
         here.append(dataclasses.replace(there, root=root))
+        require_slashes(here[-1])
         _require_some(here[-1], there.root)
     return here[0] if len(here) == 1 and here[0].root == root else joined(here, root)
 

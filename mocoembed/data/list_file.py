@@ -13,6 +13,8 @@ the name; nothing is looked up on the disk, so what is missing fails when it is 
 import codecs
 import contextlib
 import csv
+import enum
+import itertools
 import json
 import os
 import re
@@ -34,7 +36,16 @@ PATHS = ("path", "image_path", "img_path", "imgpath", "filepath", "file_path", "
          "img")
 LABELS = ("label", "class_name", "class", "category", "target")
 DELIMITERS = {b".csv": ",;\t", b".tsv": "\t"}
-BY_FOLDER = object()  # the label of a line in a list that has no labels
+
+
+class ByFolder(enum.Enum):
+    """The label of a line in a list that has no labels."""
+
+    LABEL = enum.auto()
+
+
+Line = tuple[bytes, str | ByFolder | None]
+"""The path, as it is written, and the label."""
 
 
 def find_in_list(file: bytes, labels: str, tell: Callable[[int], None], exclude: Exclude | None = None) -> Found:
@@ -63,7 +74,8 @@ def find_in_list(file: bytes, labels: str, tell: Callable[[int], None], exclude:
         lines = zip(paths[first:first + LINES_AT_A_TIME], given[first:first + LINES_AT_A_TIME])
         part = [(path[start:], label) for path, label in lines if exclude.takes(path[start:])]
         found.extend([path for path, _ in part], [
-            None if labels == "none" else folder_label(path, found.root, labels) if label is BY_FOLDER else label
+            None if labels == "none" else folder_label(path, found.root, labels) if isinstance(label, ByFolder) else
+            label
             for path, label in part])
     return found
 
@@ -92,15 +104,15 @@ def require_slashes(listing: Listing):
                               "relative to the list, with '/'.")
 
 
-def _txt(file: bytes, with_labels: bool) -> Iterator[tuple[bytes, object]]:
+def _txt(file: bytes, with_labels: bool) -> Iterator[Line]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if path := line.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8):
                 _require_no_nul(path, _where(file, number))
-                yield path, BY_FOLDER
+                yield path, ByFolder.LABEL
 
 
-def _table(file: bytes, with_labels: bool) -> Iterator[tuple[bytes, object]]:
+def _table(file: bytes, with_labels: bool) -> Iterator[Line]:
     columns = _columns(file)
     with _open(file) as text:
         rows = csv.reader(text, delimiter=columns.delimiter, strict=True, skipinitialspace=columns.blanks)
@@ -117,7 +129,7 @@ def _table(file: bytes, with_labels: bool) -> Iterator[tuple[bytes, object]]:
                 path, label = (row[at] if at is not None and at < len(row) else None
                                for at in (columns.path, columns.label))
                 where = _where(file, rows.line_num)
-                yield _path(path, where), (BY_FOLDER if columns.label is None or not with_labels
+                yield _path(path, where), (ByFolder.LABEL if columns.label is None or not with_labels
                                            else given_label(label, where))
         except csv.Error as error:
             raise FormatError(f"{_where(file, rows.line_num)}: {error}.") from error
@@ -137,36 +149,37 @@ class _Columns(NamedTuple):
 def _columns(file: bytes) -> _Columns:
     delimiters = DELIMITERS[os.path.splitext(file)[1].lower()]
     for delimiter in delimiters:
-        row = _first_row(file, delimiter)
+        row, blanks = _first_row(file, delimiter)
         names = [name.strip().lower() for name in row]
         path, label = (next((names.index(name) for name in known if name in names), None) for known in (PATHS, LABELS))
         if path is not None:
-            return _Columns(path, label, True, delimiter, _blanks(row))
-    row = _first_row(file, delimiters[0])
+            return _Columns(path, label, True, delimiter, blanks)
+    row, blanks = _first_row(file, delimiters[0])
     names = [name.strip().lower() for name in row]
-    if len(row) > 2 or any(name in LABELS or set(name) & set(delimiters) for name in names):
+    if len(row) > 2 or any(name in LABELS or set(name) & set(delimiters[1:]) for name in names):
         raise FormatError(f"{os.fsdecode(file)!r} begins with {delimiters[0].join(row)!r}, where no column is named "
                           f"path. Begin it with a line that names the columns, for example: "
                           f"{delimiters[0].join(('path', 'label'))}")
-    return _Columns(0, 1 if len(row) == 2 else None, False, delimiters[0], _blanks(row))
+    return _Columns(0, 1 if len(row) == 2 else None, False, delimiters[0], blanks)
 
 
-def _blanks(row: list[str]) -> bool:
-    return any(value != value.strip() for value in row)
+def _first_row(file: bytes, delimiter: str) -> tuple[list[str], bool]:
+    """The values in the first line that has any, and whether there are blanks around them.
 
-
-def _first_row(file: bytes, delimiter: str) -> list[str]:
-    """The values in the first line that has any; none for a file that is empty or damaged, which is said later."""
+    None for a file that is empty or damaged, which is said later.
+    """
     with _open(file) as text, contextlib.suppress(csv.Error):
-        return next((row for row in csv.reader(text, delimiter=delimiter, strict=True) if any(map(str.strip, row))), [])
-    return []
+        lines = [next((line for line in text if line.strip(f"{delimiter}\r\n ")), ""), *itertools.islice(text, 100)]
+        exact, row = (next(csv.reader(lines, delimiter=delimiter, skipinitialspace=skip), []) for skip in (False, True))
+        return row, exact != [value.strip() for value in row]
+    return [], False
 
 
 def _open(file: bytes) -> TextIO:
     return open(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _jsonl(file: bytes, with_labels: bool) -> Iterator[tuple[bytes, object]]:
+def _jsonl(file: bytes, with_labels: bool) -> Iterator[Line]:
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -179,8 +192,9 @@ def _jsonl(file: bytes, with_labels: bool) -> Iterator[tuple[bytes, object]]:
             if not isinstance(entry, dict):
                 entry = {}
             path, label = (next((entry[name] for name in known if name in entry), missing)
-                           for known, missing in ((PATHS, None), (LABELS, BY_FOLDER)))
-            yield _path(path, where), (label if label is BY_FOLDER or not with_labels else given_label(label, where))
+                           for known, missing in ((PATHS, None), (LABELS, ByFolder.LABEL)))
+            yield _path(path, where), (
+                ByFolder.LABEL if label is ByFolder.LABEL or not with_labels else given_label(label, where))
 
 
 def _where(file: bytes, line: int) -> str:

@@ -26,7 +26,7 @@ def tar_members(file: bytes) -> Iterator[tarfile.TarInfo]:
             try:
                 with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                     while (member := tar.next()) is not None:
-                        tar.members = []  # else every member is remembered
+                        tar.members = []  # type: ignore[attr-defined]  # else every member is remembered
                         count += 1
                         if not member.isdir():
                             yield member
