@@ -68,8 +68,7 @@ def test_a_table_whose_images_are_there(tmp_path, images, fresh_workspace, run_c
               f"{name}.csv")
         assert run_cli("embed", tmp_path / f"{name}.csv", "--root", images, "--workspace", fresh_workspace, "--workers",
                        0, "--output", tmp_path / f"{name}.h5")[0] == 0
-    _, out, err = run_cli("knn", tmp_path / "bank.h5", "--queries", tmp_path / "queries.h5", "-k", 1, "--workspace",
-                          fresh_workspace)
+    _, out, err = run_cli("knn", tmp_path / "bank.h5", tmp_path / "queries.h5", "-k", 1)
     assert "100.00 %" in out, err
 
 
