@@ -59,7 +59,8 @@ def find_in_list(file: bytes, labels: str, tell: Callable[[int], None], exclude:
     with open(file, "rb") as start_of_file:
         if start_of_file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise FormatError(f"{os.fsdecode(file)!r} is UTF-16 text. Save it as UTF-8.")
-    paths, given = [], []
+    paths: list[bytes] = []
+    given: list[str | ByFolder | None] = []
     for path, label in read(file, labels != "none"):
         paths.append(os.path.normpath(path if path.startswith(b"/") else prefix + path))
         given.append(label)

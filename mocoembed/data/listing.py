@@ -173,7 +173,7 @@ class Listing:
     def states(self, rows=None) -> np.ndarray:
         """Size and time of the last change of the images `rows` (all), as `read` would give them: (len(rows),) STATE.
 
-        Nothing is opened: -1 and -1 for what is missing or no regular file, or in a shard that has changed.
+        Nothing is opened: -1 and -1 for what is missing or not a regular file, or in a shard that has changed.
         """
         rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
         if self.shards is None:
