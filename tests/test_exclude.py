@@ -1,5 +1,6 @@
 """What `--exclude` and the usual names leave out, of folders, lists and shards, against a slow reading of the rule."""
 
+import dataclasses
 import fnmatch
 import json
 import os
@@ -8,10 +9,13 @@ import time
 import pytest
 from test_collections import equal, keeping, no_scan, paths, put, write_tar  # noqa: F401 (fixtures)
 
+from mocoembed.checks import to_dict
 from mocoembed.config import EmbedConfig, PretrainConfig
 from mocoembed.data.exclude import USUAL, Exclude, excluded_text
 from mocoembed.data.images import scan
 from mocoembed.errors import CollectionError, UsageError
+from mocoembed.files import sha256_json
+from mocoembed.train.run import EXECUTION, require_same_settings, run_folder
 
 FILES = ("a/1.jpg", "a/1.png", "a/thumbs/2.jpg", "b/thumbs/c/3.jpg", "b/x/thumbs.jpg", "b/x/4.jpg", "thumbs/5.png",
          "Thumbs/6.jpg", "b/ä.jpg", "top.jpg")
@@ -142,3 +146,15 @@ def test_folders_are_asked_for_once(monkeypatch):
     assert [exclude.takes(path) for path in (b"a/b/1", b"a/b/2", b"a/x/3", b"a/x/y/4", b"5")] == [
         True, True, False, False, True]
     assert asked == [b"a", b"a/b", b"a/b/1", b"a/b/2", b"a/x", b"5"]
+
+
+def test_runs_of_versions_without_exclusions_keep_their_names_and_go_on(tmp_path):
+    config = PretrainConfig.of("small", "photos", workspace=str(tmp_path))
+    old = {name: value for name, value in to_dict(config).items() if name != "exclude"}
+    learned = {name: value for name, value in old.items() if name not in EXECUTION}
+    name = f"small-{sha256_json({**learned, 'images': os.path.abspath('photos')})[:8]}"
+    assert run_folder(config).name == name
+    assert run_folder(dataclasses.replace(config, exclude=("a",))).name != name
+    require_same_settings({"epoch": 1, "config": old}, config, tmp_path)
+    with pytest.raises(UsageError, match="--seed 0 -> 1"):
+        require_same_settings({"epoch": 1, "config": old}, dataclasses.replace(config, seed=1), tmp_path)
