@@ -56,7 +56,8 @@ def test_a_config_survives_its_command(run_cli, monkeypatch):
     """Every field that differs from the recipe and changes the result, through a shell's eyes."""
     config = PretrainConfig.of("moco-v1", "my 'images'", arch="resnet18", width=0.375, jitter=(0.1, 0.2, 0.3, 0.4),
                                grey_first=False, symmetric=True, decay_norms=False, lr=0.0123456789, cache="ram",
-                               mask_same_image=False, milestones=(0.5,), run="a b", workspace="w")
+                               mask_same_image=False, milestones=(0.5,), run="a b", workspace="w",
+                               exclude=("*.png", "old raw"))
     arrived = []
     monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
     run_cli(*shlex.split(command_of(config))[1:])

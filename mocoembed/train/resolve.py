@@ -73,6 +73,8 @@ def command_of(config: PretrainConfig) -> str:
             continue
         if isinstance(value, bool):
             words.append(name if value else name.replace("--", "--no-", 1))
+        elif field.name == "exclude":
+            words += [word for glob in value for word in (name, glob)]
         else:
             words += [name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
