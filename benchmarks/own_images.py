@@ -55,7 +55,7 @@ HELD_OUT, BANK, QUERIES = 5, 5000, 2000  # every fifth flower; of CIFAR-10
 FLOWERS = {"recipe": "small", "width": 0.25, "image_size": 64, "batch_size": 64, "bn_groups": 1, "queue_size": 512,
            "momentum": 0.99, "lr": 0.06, "warmup_epochs": 3.0}
 CIFAR = {"recipe": "cifar10", "width": 0.5, "stem": "3x3s2", "batch_size": 128, "bn_groups": 4, "queue_size": 4096,
-         "momentum": 0.99, "lr": 0.03, "warmup_epochs": 1.0}
+         "momentum": 0.99, "lr": 0.06, "warmup_epochs": 1.0}
 FLOWER_CELLS: dict[str, dict] = {
     "base": {},
     "size-96": {"image_size": 96}, "size-128": {"image_size": 128},
@@ -75,8 +75,8 @@ FLOWER_CELLS: dict[str, dict] = {
 CIFAR_CELLS: dict[str, dict] = {
     "base": {}, "width-0.25": {"width": 0.25}, "width-1": {"width": 1.0}, "stem-3x3s1": {"stem": "3x3s1"},
     "K-1024": {"queue_size": 1024}, "K-16384": {"queue_size": 16384}, "m-0.999": {"momentum": 0.999},
-    "batch-64": {"batch_size": 64, "bn_groups": 2, "lr": 0.015}, "lr-0.06": {"lr": 0.06},
-    "batch-256": {"batch_size": 256, "bn_groups": 8, "lr": 0.06}, "T-0.2": {"temperature": 0.2},
+    "batch-64": {"batch_size": 64, "bn_groups": 2, "lr": 0.03}, "lr-0.03": {"lr": 0.03},
+    "batch-256": {"batch_size": 256, "bn_groups": 8, "lr": 0.12}, "T-0.2": {"temperature": 0.2},
     "mlp": {"head": "mlp"}, "mlp-T-0.2": {"head": "mlp", "temperature": 0.2}, "one-group": {"bn_groups": 1},
     "small": {"recipe": "small", "stem": "3x3s2", "image_size": 32},
     "crop-0.2": {"crop_scale": (0.2, 1.0)}, "crop-0.4": {"crop_scale": (0.4, 1.0)},

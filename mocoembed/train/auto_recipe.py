@@ -21,13 +21,13 @@ MOST_EPOCHS, EPOCHS_AT_800 = 400, 200
 LARGEST_QUEUE = 4096  # where no published recipe is run as it is
 SHARE_IN_QUEUE = 0.8  # of the images, whose keys the queue may hold
 BATCHES = ((2_000, 64), (20_000, 128), (math.inf, 256))  # (fewer images than, batch size)
-LR = {"small": (0.06, 64), "cifar10": (0.06, 256)}  # and the batch size that it is for, in short runs
+LR = 0.06  # with these batches; in proportion with others
 WARMUP_SHARE, LONGEST_WARMUP = 0.1, 5.0  # of the epochs; epochs
 # Networks for a CPU, from the costly to the cheap: (width of a ResNet-18, side of a view).
 LADDER = ((1.0, 128), (1.0, 96), (0.5, 96), (0.5, 64), (0.25, 64))
 LADDER_OF_SMALL_IMAGES = ((1.0, 32), (0.5, 32), (0.25, 32))
 # Of one core of an Intel Xeon (Emerald Rapids). A step is four forward passes of an image; the rest are its views.
-MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 40e9, 0.0005
+MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 35e9, 0.001
 MORE_CORES = 0.8  # of a core, that each core after the first adds
 
 Cost = Callable[[str, float, str, int], int]
@@ -121,11 +121,11 @@ def _choose_batch(plan: _Plan, usual: int) -> None:
     batch = max(min(usual, facts.images) // unit, 2) * unit
     plan.put({"batch_size": batch})
     batch = plan["batch_size"]
-    lr, of_batch = (plan.preset["lr"], plan.preset["batch_size"]) if facts.published else LR[plan.recipe]
+    lr = plan.preset["lr"] if facts.published else LR
     most = max(facts.processes, batch * plan.preset["bn_groups"] // plan.preset["batch_size"])
     plan.put({"bn_groups": max((number for number in range(1, most + 1) if batch % number == 0
                                 and number % facts.processes == 0 and number < batch), default=1),
-              "lr": float(f"{lr * batch / of_batch:.3g}")})
+              "lr": float(f"{lr * batch / usual:.3g}")})
 
 
 def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
@@ -144,9 +144,9 @@ def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
                   "stem": "3x3s2" if facts.small else "7x7s2-pool"})
         _fit_other_networks(plan, resnets)
         if (seconds := estimated_seconds(plan, cost, wanted)) <= BUDGET:
-            return f"{_shown_network(plan)}: the largest tried whose {wanted} epochs fit into half an hour here"
+            return f"{_shown_network(plan)}: the largest tried whose {wanted} epochs fit into {shown_time(BUDGET)} here"
     plan.put({"epochs": max(1, int(wanted * BUDGET / seconds))})
-    return f"{_shown_network(plan)}: the smallest tried, with the epochs that half an hour here allows"
+    return f"{_shown_network(plan)}: the smallest tried, with the epochs that {shown_time(BUDGET)} here allow"
 
 
 def _fit_other_networks(plan: _Plan, resnets: tuple[str, ...]) -> None:
