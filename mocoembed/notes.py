@@ -1,5 +1,11 @@
 """Notes for people: `note(text)` tells one, and every function that takes a `note` can do without. Times in words."""
 
+import collections
+import time
+from collections.abc import Callable
+
+MARKS = 256  # that a forecast remembers at most
+
 
 def say_nothing(text: str):
     """The `note` of those who want none."""
@@ -39,3 +45,38 @@ def about(seconds: float) -> str:
         return f"about {hours} h {rest} min" if rest else f"about {hours} h"
     hours = round(seconds / 3600)
     return f"about {hours} h" if hours < 48 else f"about {round(hours / 24)} days"
+
+
+class Forecast:
+    """The time left of a piece of work, from the speed of its latest half, or of the last minute if that is longer.
+
+    All time counts, also that between the steps, as for saving and evaluating; only what went before the first call
+    does not: the start, and the first step, which is slow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self._marks: collections.deque[tuple[float, int]] = collections.deque()
+        self._begun = 0.0
+
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds left, when `done` of `total` are done by now; `None` before there is enough to tell by."""
+        now = self.clock()
+        if not self._marks:
+            self._begun = now
+        if not self._marks or now - self._marks[-1][0] >= (now - self._begun) / MARKS:
+            self._marks.append((now, done))
+        stretch = max(60.0, (now - self._begun) / 2)
+        while len(self._marks) > 2 and self._marks[1][0] <= now - stretch:
+            self._marks.popleft()
+        then, before = self._marks[0]
+        seconds = now - then
+        enough = seconds >= 10.0 or (seconds >= 2.0 and len(self._marks) > 3)
+        if not enough or done <= before:
+            return None
+        return (total - done) * seconds / (done - before)
+
+    def words(self, done: int, total: int) -> str:
+        """`about 12 min left`; empty before there is enough to tell by, and at the end."""
+        left = self.left(done, total)
+        return "" if left is None or done >= total else f"{about(left)} left"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mocoembed.data.shared import AVAILABLE, Parcel, shared_rows
+from mocoembed.model.encoder_file import load_encoder
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs memfd_create, which only Linux has")
 
