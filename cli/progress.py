@@ -74,9 +74,9 @@ class TrainingProgress:
         return Watcher(self._step, self._note)
 
     def took(self) -> str:
-        """How long it has taken, for people: `in 26 min 52 s`."""
-        seconds = duration(time.monotonic() - self.begun)
-        return f"resumed, {seconds} this time" if self.resumed else f"in {seconds}"
+        """How long it has taken, to stand behind the steps: ` in 26 min 52 s`."""
+        taken = duration(time.monotonic() - self.begun)
+        return f" (resumed; {taken} this time)" if self.resumed else f" in {taken}"
 
     def _note(self, text: str):
         if self.bar is not None:
