@@ -23,18 +23,19 @@ SHOWN_FAILURES = 10
 def embed(as_json, **values):
     """Embed every image of each COLLECTION into one HDF5 file.
 
-    A COLLECTION is a folder of any depth, a list of paths (.txt, or .csv and .jsonl with path and label), tar shards
-    ('shard-{000..009}.tar') or one image; docs/collections.md tells more. A file with an image's name is either
-    embedded or reported as failed, with the reason.
+    A COLLECTION is a folder (searched recursively), a list of paths (.txt, or .csv, .tsv and .jsonl with path and
+    label), tar shards ('shard-{000..009}.tar') or an image; see docs/collections.md. Every file with an image extension
+    is either embedded or reported as failed, with the reason.
 
-    Given again, the command embeds what is new or has changed, drops what is gone and keeps the rest as it is. After
-    an interruption it goes on.
+    Run again, the command embeds only what is new or has changed, drops what is gone and keeps the rest. After an
+    interruption it continues where it stopped.
 
     \b
       mocoembed embed photos
       mocoembed embed photos more-photos 'shards/train-{000..009}.tar' --output all.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
+      mocoembed embed photos --exclude thumbs --exclude '*.png'
       mocoembed embed list.txt --root /where/the/images/are/now
       mocoembed embed photos --encoder torchvision:resnet50
     """
@@ -58,8 +59,8 @@ def embed(as_json, **values):
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
-                               "left_out": result.left_out, "closed": list(map(os.fsdecode, result.closed)),
-                               "resumed_from": result.resumed_from}))
+                               "left_out": result.left_out, "excluded": result.excluded,
+                               "closed": list(map(os.fsdecode, result.closed)), "resumed_from": result.resumed_from}))
     else:
         took = duration(time.monotonic() - begun)
         speed = f", {result.images_per_second:.0f} images/s, in {took}" if result.images_per_second else ""
@@ -72,7 +73,7 @@ def _parts(counts) -> str:
         (counts.new, "new"), (counts.changed, "changed"), (counts.recognised, "moved or copied"),
         (counts.unchanged, "unchanged")) if number)
     more = [f"{number} {what}" for number, what in (
-        (counts.dropped, "dropped"), (counts.repeated, "with the bytes of another")) if number]
+        (counts.dropped, "dropped"), (counts.repeated, "with the same bytes as another")) if number]
     if not more and parts == f"{counts.new} new":
         return ""
     return f" ({'; '.join([parts, *more])})"

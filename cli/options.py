@@ -18,7 +18,8 @@ WORKSPACE_VARIABLE = "MOCOEMBED_WORKSPACE"
 def field_help(config_class) -> dict[str, str]:
     """The docstring under every field of a config: {field: text}."""
     (node,) = ast.parse(inspect.getsource(config_class)).body
-    return {field.target.id: text.value.value for field, text in zip(node.body, node.body[1:])
+    assert isinstance(node, ast.ClassDef)
+    return {ast.unparse(field.target): ast.literal_eval(text.value) for field, text in zip(node.body, node.body[1:])
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
 
 
@@ -79,7 +80,9 @@ def options_of(config_class, *, leave_out=(), presets=()):
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
             in_presets = any(field.name in preset for preset in presets)
             default = None if presets else field.default
-            if is_flag:
+            if annotations[field.name] == tuple[str, ...]:
+                option = click.option(name, field.name, metavar="GLOB", multiple=True, **more)
+            elif is_flag:
                 names = f"{name}/--no-{name[2:]}" if field.default is not False or in_presets else name
                 option = click.option(names, field.name, is_flag=True, default=default, **more)
             else:

@@ -107,8 +107,11 @@ def test_a_table_without_labels_and_names_that_are_not_utf_8(tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.csv", "1,2,3\n", "begins with '1,2,3', where no column is named path.*for example: path,label"),
-    ("a.csv", "Filename,label\n1.jpg,cat\n", "begins with 'Filename,label', where no column is named path"),
-    ("a.csv", "path;label\n1.jpg;cat\n", "begins with 'path;label', where no column is named path"),
+    ("a.csv", "url,label\n1.jpg,cat\n", "begins with 'url,label', where no column is named path"),
+    ("a.csv", "1.jpg;cat\n", "begins with '1.jpg;cat', where no column is named path"),
+    ("a.csv", "1.jpg\tcat\n", r"begins with '1.jpg\\tcat', where no column is named path"),
+    ("a.tsv", "1.jpg\tcat\t7\n", r"where no column is named path.*for example: path\tlabel"),
+    ("a.tsv", "path\tlabel\n\tcat\n", "line 2: no path"), ("a.csv", 'path\nx\n"a"b', "line 3: .* expected after"),
     ("a.csv", "path\n1\0.jpg\n", "line 2: a path with a NUL byte in it"),
     ("a.txt", "1.jpg\n2\0.jpg\n", "line 2: a path with a NUL byte in it"),
     ("a.jsonl", '{"path": "\\u0000"}', "line 1: a path with a NUL byte in it"),
@@ -192,7 +195,7 @@ def test_a_shard_that_changes_after_the_scan_costs_its_images(tmp_path):
 def test_a_shard_named_twice_and_a_member_named_twice(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), ("x.jpg", b"2")])
     listing = scan(tmp_path / "{a,a}.tar")
-    assert (paths(listing), listing.repeated, listing.read(0)[0]) == ([b"a.tar/x.jpg"], 1, b"1")
+    assert (paths(listing), listing.repeated, listing.read(0)[0]) == ([b"a.tar/x.jpg"], 1, b"2")
 
 
 def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
@@ -489,7 +492,7 @@ def test_batches_of_shards_and_lists_are_those_of_the_folder(tmp_path, images, s
 
 def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_path, run_cli, images):
     workspace = str(fresh_workspace)
-    with pytest.raises(MismatchError, match="another folder"):
+    with pytest.raises(MismatchError, match="another collection"):
         embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu"))
     embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu", fresh=True))
     with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
@@ -521,7 +524,7 @@ def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, 
         (tmp_path / name).write_text(f"{images}/red/001.jpg\n{images}/blue/001.jpg\n")
     settings = {"workspace": str(fresh_workspace), "workers": 0, "device": "cpu"}
     embed_images(EmbedConfig(str(tmp_path / "a.txt"), fresh=True, **settings))
-    with pytest.raises(MismatchError, match="another folder"):
+    with pytest.raises(MismatchError, match="another collection"):
         embed_images(EmbedConfig(str(tmp_path / "b.txt"), **settings))
 
 

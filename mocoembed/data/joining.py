@@ -27,6 +27,8 @@ def joined(listings: list[Listing], root: bytes) -> Listing:
                          [names[number] for number in listing.labels[rows].tolist()])
         found.left_out += listing.left_out
         found.repeated += listing.repeated
+        for glob, count in listing.excluded.items():
+            found.excluded[glob] = found.excluded.get(glob, 0) + count
     found.closed = list({(start + folder).removesuffix(b"/") for start, listing in zip(starts, listings)
                          for folder in listing.closed})
     if any(listing.shards for listing in listings):
@@ -41,7 +43,8 @@ def _start(folder: bytes, root: bytes) -> bytes:
 
 def _shards(starts: list[bytes], listings: list[Listing]) -> Shards:
     """The shards of all, and of every image its place in them or that it is in none."""
-    names, states, places = [], [], []
+    names: list[bytes] = []
+    states, places = [], []
     for start, listing in zip(starts, listings):
         if listing.shards is None:
             places.append(torch.tensor([IN_FILE]).expand(len(listing), 3))

@@ -49,6 +49,8 @@ class EmbedResult:
     """Hidden files and files without an image's name."""
     closed: tuple[bytes, ...]
     """Folders that could not be opened, relative to the root."""
+    excluded: dict[str, int]
+    """{glob or usual name: files and folders that it left out; a folder counts once}."""
     resumed_from: int
     """Images that an earlier, interrupted run had already done."""
     images_per_second: float
@@ -101,7 +103,8 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
                         config.precision, config.labels, config.full_decode, config.dtype)
 
     def first_job() -> Job:
-        return prepare(config, scan(config.collections, config.labels, note=say, root=config.root), settings, say)
+        listing = scan(config.collections, config.labels, note=say, root=config.root, exclude=config.exclude)
+        return prepare(config, listing, settings, say)
 
     job = ranks.from_first(first_job)
     seconds = 0.0
@@ -174,7 +177,7 @@ class Share:
             again = "the same command again, without --fresh," if self.config.fresh else "the same command again"
             raise self.ranks.agreed(Interrupted(
                 f"Stopped after {self._kept() + self.work.done()} of {len(self.job.listing)} images; they are kept. "
-                f"Run {again} to go on.", self.stop.signal_number))
+                f"Run {again} to continue.", self.stop.signal_number))
 
     def _wait_for_others(self):
         """Look at the work until the other processes have done theirs; who does nothing for too long is named."""
@@ -187,7 +190,7 @@ class Share:
                 late = sorted({part % self.ranks.size for part in self.others
                                if self.work.committed(part) < self.work.range_of(part)[1]})
                 raise ProcessError(f"Rank {', '.join(map(str, late))} has committed nothing within --timeout. What was "
-                                   "saved is kept; run the same command again to go on.")
+                                   "saved is kept; run the same command again to continue.")
             self._leave_if_asked()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self._report(own)
@@ -208,7 +211,7 @@ def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
                 _publish_or_clear(job, rows, settings)
     remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
-    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed,
+    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed, listing.excluded,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
 
 
