@@ -1,11 +1,9 @@
 """The rule of `--recipe auto` as a table: what is chosen for which images and machine, and what stays when given."""
 
-import math
-
 import pytest
 
 from mocoembed.config import PretrainConfig
-from mocoembed.train.auto_recipe import BUDGET, Facts, choose, estimated_seconds, shown_time, wanted_epochs
+from mocoembed.train.auto_recipe import BUDGET, Facts, choose, estimated_seconds, wanted_epochs
 from mocoembed.train.auto_recipe import _Plan as Plan
 
 RESNETS = ("resnet18", "resnet50")
@@ -120,9 +118,3 @@ def test_twice_the_images_take_less_than_twice_the_time():
         assert 1.3 < 2 * wanted_epochs(2 * images) / wanted_epochs(images) < 1.5
     assert wanted_epochs(1) == wanted_epochs(10)
     assert wanted_epochs(10**9) == 1
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(3, "10 s"), (64, "60 s"), (700, "12 min"), (12_345, "3 h 20 min"),
-                                           (math.pi * 3600, "3 h 0 min")])
-def test_times_are_shown_as_precisely_as_they_are_known(seconds, text):
-    assert shown_time(seconds) == text

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mocoembed.config import PretrainConfig
-from mocoembed.notes import counted
+from mocoembed.notes import about, counted
 from mocoembed.recipes import RECIPES
 
 PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
@@ -144,9 +144,9 @@ def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
                   "stem": "3x3s2" if facts.small else "7x7s2-pool"})
         _fit_other_networks(plan, resnets)
         if (seconds := estimated_seconds(plan, cost, wanted)) <= BUDGET:
-            return f"{_shown_network(plan)}: the largest tried whose {wanted} epochs fit into {shown_time(BUDGET)} here"
+            return f"{_shown_network(plan)}: the largest whose {wanted} epochs fit into {BUDGET / 60:.0f} min here"
     plan.put({"epochs": max(1, int(wanted * BUDGET / seconds))})
-    return f"{_shown_network(plan)}: the smallest tried, with the epochs that {shown_time(BUDGET)} here allow"
+    return f"{_shown_network(plan)}: the smallest, with the epochs that {BUDGET / 60:.0f} min here allow"
 
 
 def _fit_other_networks(plan: _Plan, resnets: tuple[str, ...]) -> None:
@@ -187,14 +187,6 @@ def _of_time(plan: _Plan, cost: Cost) -> str:
     more = f"--epochs {2 * plan['epochs']} takes twice as long"
     if plan.facts.gpu:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
-    time = shown_time(estimated_seconds(plan, cost, plan["epochs"]))
-    return (f"{counted(plan['epochs'], 'epoch')}, about {time} by the network's multiplications on "
+    time = about(estimated_seconds(plan, cost, plan["epochs"]))
+    return (f"{counted(plan['epochs'], 'epoch')}, {time} by the network's multiplications on "
             f"{counted(plan.facts.cores, 'core')}; {more}")
-
-
-def shown_time(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`, with no more precision than an estimate has."""
-    if seconds < 90:
-        return f"{max(10, round(seconds, -1)):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60 // 10 * 10} min"
