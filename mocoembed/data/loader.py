@@ -254,8 +254,8 @@ class EvaluationImages(Dataset):
 
 
 def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,
-                       workers: int | None = None) -> Batches:
-    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots."""
+                       workers: int | None = None, pin: bool = False) -> Batches:
+    """The `EvaluationBatch`es of a listing: fixed slices of `batch_size` slots; `pin` them for a GPU."""
     count = len(listing)
     slices = [(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
-    return Batches(EvaluationImages(listing, transform), slices, worker_count(workers, count), pin=False)
+    return Batches(EvaluationImages(listing, transform), slices, worker_count(workers, count), pin)
