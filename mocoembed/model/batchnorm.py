@@ -37,8 +37,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
                                            training=True, momentum=momentum, eps=self.eps)
                      for part, momentum in zip(x.split(sizes), momenta)]
             return torch.cat(parts)
-        return _Grouped.apply(x, self.weight, self.bias, (self.running_mean, self.running_var), sizes, momenta,
-                              self.eps)
+        return _Grouped.apply(x, self.weight, self.bias, (self.running_mean, self.running_var),
+                              list(zip(sizes, momenta)), self.eps)
 
     def plain(self) -> nn.BatchNorm2d:
         """The layer that this is in evaluation, with the same tensors."""
@@ -64,8 +64,8 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
-                running: tuple[torch.Tensor, torch.Tensor], sizes: list[int], momenta: list[float],
-                eps: float) -> torch.Tensor:
+                running: tuple[torch.Tensor, torch.Tensor], groups: list[tuple[int, float]], eps: float) -> torch.Tensor:
+        sizes, momenta = zip(*groups)
         y = torch.empty_like(x)
         means, inverse_stds = weight.new_empty(2, len(sizes), len(weight)).unbind()  # G x C each
         for part, out, momentum, mean, inverse_std in zip(x.split(sizes), y.split(sizes), momenta, means, inverse_stds):
@@ -88,7 +88,7 @@ class _Grouped(torch.autograd.Function):
             place.copy_(found[0])  # while it is in the cache
             grad_weight += found[1]
             grad_bias += found[2]
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def fold(network: nn.Module, note: Callable[[str], None]) -> nn.Module:
