@@ -64,7 +64,8 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
-                running: tuple[torch.Tensor, torch.Tensor], groups: list[tuple[int, float]], eps: float) -> torch.Tensor:
+                running: tuple[torch.Tensor, torch.Tensor], groups: list[tuple[int, float]],
+                eps: float) -> torch.Tensor:
         sizes, momenta = zip(*groups)
         y = torch.empty_like(x)
         means, inverse_stds = weight.new_empty(2, len(sizes), len(weight)).unbind()  # G x C each
