@@ -71,7 +71,7 @@ class Demo:
         """
         root = self.places.root
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / IMAGES).is_dir())):
-            raise UsageError(f"--workspace {root}: is in use for something else. Give a new folder.")
+            raise UsageError(f"--workspace {root}: holds other files. Give a new folder.")
         held_out = self.config.images // 6
         self.say(f"# {self.config.images} generated images to learn from, {held_out} held out")
         write_collection(self.train, self.config.images, self.config.seed)

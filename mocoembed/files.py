@@ -86,7 +86,7 @@ def read_at(descriptor: int, length: int, offset: int, path) -> bytearray:
     while view:
         count = os.preadv(descriptor, [view], offset)
         if not count:
-            raise FormatError(f"{path} is cut off. Run the same command with --fresh.")
+            raise FormatError(f"{path} is truncated. Run the same command with --fresh.")
         view, offset = view[count:], offset + count
     return data
 
@@ -202,8 +202,8 @@ def _lock(file, what: str):
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            warnings.warn(f"The file system of {file.name} has no locks: nothing but you keeps two processes from "
-                          f"writing {what} at once.", stacklevel=2)
+            warnings.warn(f"The file system of {file.name} has no locks: make sure that no two processes write "
+                          f"{what} at once.", stacklevel=2)
             return
 
 
@@ -289,7 +289,7 @@ class StopRequest:
 def require_place(path: pathlib.Path):
     """Raise `UsageError` unless a file can be made at the `--output` path."""
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise UsageError(f"--output {path}: is {what}. Give the name of a file.")
     above = next(one for one in path.absolute().parents if one.exists())
     if not above.is_dir():

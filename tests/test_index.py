@@ -106,7 +106,7 @@ def test_k_is_cut_and_checked(built):
     assert ids.min() >= 0
     with pytest.raises(UsageError, match="-k 0"):
         index.search(vectors_of(2), 0)
-    with pytest.raises(MismatchError, match=r"12 numbers.*\(2, 5\)"):
+    with pytest.raises(MismatchError, match=r"dimension 12.*\(2, 5\)"):
         index.search(vectors_of(2, 5), 1)
     with pytest.raises(FormatError, match="not finite"):
         index.search(np.full((1, 12), np.nan), 1)
@@ -150,8 +150,8 @@ def rewrite(path: pathlib.Path, **changes):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"format": FORMAT_VERSION + 1}, "index format 2.*Install a newer"), ({"kind": "other"}, "not an index"),
-    ({"dimension": 13}, "13 numbers, the index has 60 of 12"), ({"count": 59}, "says 59 vectors"),
+    ({"format": FORMAT_VERSION + 1}, "index format 2.*Install a newer"), ({"kind": "other"}, "not a mocoembed index"),
+    ({"dimension": 13}, "dimension 13, the index has 60 of 12"), ({"count": 59}, "says 59 vectors"),
     ({"metric": "l2"}, "damaged")])
 def test_a_manifest_of_something_else(built, changes, message):
     rewrite(built[1], **changes)
@@ -169,7 +169,7 @@ def test_other_files_are_named(built, workspace, tmp_path):
               "an encoder": workspace / "encoder.safetensors", "FAISS": write("cut", cut),
               "of another kind": write("notes.txt", b"dear diary"), "it is empty": write("nothing", b"")}
     for what, path in others.items():
-        with pytest.raises(FormatError, match=f"is not an index of mocoembed.*{what}.*mocoembed index EMBEDDINGS"):
+        with pytest.raises(FormatError, match=f"is not a mocoembed index.*{what}.*mocoembed index EMBEDDINGS"):
             SearchIndex.open(path)
     with pytest.raises(UsageError, match=r"does not exist.*mocoembed index"):
         SearchIndex.open(tmp_path / "absent.faiss")
@@ -271,7 +271,7 @@ def test_only_one_writer(built):
 
 def test_only_an_index_is_replaced(built):
     before = built[0].read_bytes()
-    with pytest.raises(UsageError, match="not an index"):
+    with pytest.raises(UsageError, match="not a mocoembed index"):
         build_index(IndexConfig(str(built[0]), output=str(built[0])))
     assert built[0].read_bytes() == before
     with pytest.raises(UsageError, match="is a folder"):
@@ -370,7 +370,7 @@ def test_replacing_while_others_open(make_embeddings, tmp_path):
 def test_command(fresh_workspace, run_cli):
     status, out, err = run_cli("index", "--workspace", fresh_workspace)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{fresh_workspace / 'embeddings.faiss'}: 24 vectors of 64 numbers, flat (inner_product), ")
+    assert out.startswith(f"{fresh_workspace / 'embeddings.faiss'}: 24 vectors of dimension 64, flat (inner_product), ")
     assert "recall@10 1.000" in out
     other = fresh_workspace / "deeper" / "other.faiss"
     status, out, _ = run_cli("index", fresh_workspace / "embeddings.h5", "--output", other, "--json", "--type", "flat")

@@ -26,7 +26,7 @@ class PretrainConfig:
     images: str
     """Folder of images, list file, or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     recipe: str = "moco-v2"
     """Preset of all the settings below: moco-v1, moco-v2, moco-v2-plus, cifar10 or small."""
     run: str | None = None

@@ -57,7 +57,7 @@ class WorkFile:
         self.parts = -(-self.slots // self.part_slots)
         self._first, self._stride = self.header["parts_at"], stride(self.slots, self.part_slots, self.record)
         if self.path.stat().st_size < self._first + self.parts * self._stride:
-            raise FormatError(f"{self.path} is cut off. Run the same command with --fresh.")
+            raise FormatError(f"{self.path} is truncated. Run the same command with --fresh.")
         self._descriptor = os.open(self.path, os.O_RDWR if writing else os.O_RDONLY)
 
     @staticmethod
@@ -236,10 +236,10 @@ def read_header(path) -> dict:
         if header["format"] == FORMAT:
             if header.pop("sha256") == sha256_json(header):
                 return header
-            raise ValueError("the hash is another")
+            raise ValueError("its hash does not match")
         problem = f"has the format {header['format']}, this version reads {FORMAT}"
     except (ValueError, KeyError, TypeError):
-        problem = "is no unfinished work, or is damaged"
+        problem = "is not an unfinished embedding, or is damaged"
     raise FormatError(f"{path} {problem}. Run the embed command with --fresh.")
 
 

@@ -132,7 +132,7 @@ def find_duplicates(config: DuplicatesConfig,
         compared = "bytes"
         if not config.exact_only:
             needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES + PAIR_BYTES
-            with within_memory(f"Comparing {len(file)} vectors of {file.dimension} numbers", needed):
+            with within_memory(f"Comparing {len(file)} vectors of dimension {file.dimension}", needed):
                 compared = _join_near(file, components, config.threshold, progress, stop)
         groups = []
         for rows in components.groups():

@@ -75,7 +75,7 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
         require_vectors(file)
         needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
-        what = f"An index of {len(file)} vectors of {file.dimension} numbers"
+        what = f"An index of {len(file)} vectors of dimension {file.dimension}"
         with StopRequest() as stop, within_memory(what, needed):
             index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
             _fill(index, file, progress, stop)
@@ -108,7 +108,7 @@ def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool)
     except FormatError as error:
         if fresh and _begins_like_an_index(output):
             return
-        raise UsageError(f"--output {output}: exists and is not an index of mocoembed, or is damaged. "
+        raise UsageError(f"--output {output}: exists and is not a mocoembed index, or is damaged. "
                          "Give another name, or add --fresh if it is an index.") from error
     if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
         raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
@@ -277,7 +277,7 @@ class SearchIndex:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
         found = (index.d, index.ntotal, index.metric_type)
         if found != (manifest["dimension"], manifest["count"], METRICS.get(manifest["metric"])):
-            raise damaged(path, f"its manifest says {manifest['count']} vectors of {manifest['dimension']} numbers, "
+            raise damaged(path, f"its manifest says {manifest['count']} vectors of dimension {manifest['dimension']}, "
                                 f"the index has {index.ntotal} of {index.d}")
         return cls(path, manifest, index)
 
@@ -294,8 +294,8 @@ class SearchIndex:
             raise UsageError(f"-k {k}: must be 1 or more.")
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
-            raise MismatchError(f"{self.path} holds vectors of {self.manifest['dimension']} numbers; the queries have "
-                                f"the shape {vectors.shape}. Embed them with the same encoder and features.")
+            raise MismatchError(f"{self.path} holds vectors of dimension {self.manifest['dimension']}; the queries "
+                                f"have shape {vectors.shape}. Embed them with the same encoder and features.")
         if not np.isfinite(vectors).all():
             raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
         scores, ids = self._index.search(vectors, min(k, len(self)))

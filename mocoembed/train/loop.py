@@ -208,7 +208,7 @@ class Session:
             self.meter.restart()  # saving is nobody's images per second
         if signal_number:
             raise self.ranks.agreed(Interrupted(f"Stopped after step {step} of {self.steps}; saved in {self.run}. "
-                                                "Run the same command again to go on.", signal_number))
+                                                "Run the same command again to continue.", signal_number))
         if monitor and self._evaluation_is_due():
             self._evaluate(monitor)
 
