@@ -20,6 +20,19 @@ ValueRange = tuple[float, ...]
 """`()`, or the (LOW, HIGH) of `--value-range`."""
 
 
+def shown_range(value_range: ValueRange) -> str:
+    """As it is typed: `0,4095`; `none` for none."""
+    return ",".join(f"{end:.15g}" for end in value_range) or "none"
+
+
+def joined(seen: Iterable["Seen | None"]) -> "Seen | None":
+    """The range of the deep images of several."""
+    whole: Seen | None = None
+    for one in seen:
+        whole = one.joined(whole) if one is not None else whole
+    return whole
+
+
 class Seen(NamedTuple):
     """The lowest and the highest pixel of some deep images that were scaled by their own full range."""
 

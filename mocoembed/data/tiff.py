@@ -1,7 +1,7 @@
 """TIFF files: tags -> what a pixel is -> 8-bit RGB, a strip or tile at a time.
 
 Pillow takes the mode of a TIFF file from a table and decodes some layouts wrongly; here the tags decide. What they
-leave to Pillow are plain 8-bit grey and RGB, YCbCr, and images compressed as JPEG or as fax pages. Anything else that
+leave to Pillow are compressed plain 8-bit grey and RGB, YCbCr, JPEG and fax pages. Anything else that
 is not known to come out right is refused, with the tag that is to blame. Only the tags that pixels need are read, so no
 other one can cost an image; of several pages the first counts.
 """
@@ -45,9 +45,9 @@ class Tags:
         self.order = "<" if data[:2] == b"II" else ">"
         self._values: dict[int, np.ndarray] = {}
         self._data = data
-        is_big = 0x2B in data[2:4]
+        self.is_big = 0x2B in data[2:4]
         try:
-            self._read(*(("Q", "Q", 20) if is_big else ("I", "H", 12)))
+            self._read(*(("Q", "Q", 20) if self.is_big else ("I", "H", 12)))
         except struct.error:
             raise UnreadableImage("cut off: its tags lie beyond the end of the file") from None
 
@@ -144,8 +144,8 @@ def left_to_pillow(tags: Tags) -> bool:
 
 
 def _is_plain(tags: Tags, photometric: int) -> bool:
-    """Whether pixels are 8-bit grey or RGB and nothing else, which takes libtiff less memory than us."""
-    return (photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and tags.one(SAMPLES, 1) == COLOURS[photometric]
+    """Whether pixels are 8-bit grey or RGB and nothing else, and compressed: that takes libtiff less memory than us."""
+    return (tags.one(COMPRESSION, 1) != 1 and not tags.is_big and photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and tags.one(SAMPLES, 1) == COLOURS[photometric]
             and (tags.all(BITS, (1,)) == 8).all() and (tags.all(FORMAT, (1,)) == 1).all()
             and tags.one(PLANAR, 1) == 1 and tags.one(FILL_ORDER, 1) == 1 and not len(tags.all(EXTRA)))
 
