@@ -58,6 +58,14 @@ def decoded(data: bytes, value_range=()) -> np.ndarray:
     return np.asarray(EncodedImage(data, value_range=value_range).rgb()).astype(float)
 
 
+def decoded_or_none(data: bytes) -> np.ndarray | None:
+    """The pixels; `None` where any `Exception` is raised."""
+    try:
+        return decoded(data)
+    except Exception:
+        return None
+
+
 def by_opencv(data: bytes) -> np.ndarray | None:
     """(h, w, 3) RGB as OpenCV has it; `None` where it refuses the file."""
     cv2 = pytest.importorskip("cv2")
@@ -74,7 +82,7 @@ def test_grey_and_colours_of_any_number_of_bits(bits, order):
         assert np.abs(got - expected(values, 2**bits - 1, photometric)).max() <= 1, (photometric, planar, layout)
 
 
-@pytest.mark.parametrize("kind, bits", DTYPES)
+@pytest.mark.parametrize(("kind", "bits"), DTYPES)
 def test_every_kind_of_sample_by_every_compression_and_prediction(kind, bits):
     value_range = (0, most(bits, kind)) if kind == "f" or bits > 16 else ()
     predictors = (1, 2, 3) if kind == "f" else (1, 2)
@@ -137,7 +145,7 @@ def test_the_first_pixel_may_be_in_the_lowest_bit(bits):
         assert np.abs(got - expected(values, 2**bits - 1, RGB)).max() <= 1
 
 
-@pytest.mark.parametrize("bits, photometric", [(8, RGB), (12, GREY), (16, RGB)])
+@pytest.mark.parametrize(("bits", "photometric"), [(8, RGB), (12, GREY), (16, RGB)])
 def test_big_tiff(bits, photometric):
     values = samples(3 if photometric == RGB else 1, bits)
     for order in "<>":
@@ -182,7 +190,7 @@ def test_jpeg_and_fax_pages_are_left_to_pillow():
         assert np.abs(np.asarray(reader.rgb()).astype(int) - np.asarray(wanted)).mean() < 4
 
 
-@pytest.mark.parametrize("change, reason", [
+@pytest.mark.parametrize(("change", "reason"), [
     ({262: ("H", [8])}, "PhotometricInterpretation 8"), ({259: ("H", [34887])}, "compression 34887"),
     ({258: ("H", [8, 8, 16])}, "different kinds"), ({339: ("H", [6] * 3)}, "SampleFormat 6"),
     ({258: ("H", [24] * 3)}, "24-bit samples"), ({262: ("H", [6])}, "YCbCr"), ({277: ("H", [2])}, "2 samples"),
@@ -201,18 +209,13 @@ def test_any_cut_and_any_flipped_byte_is_an_error_or_a_whole_image():
         data = tiff(samples(3, 16), 16, RGB, planar=True, **how)
         whole = decoded(data)
         for cut in range(0, len(data), 7):
-            try:
-                assert np.array_equal(decoded(data[:cut]), whole)
-                assert cut > 0.9 * len(data)  # what is missing is no pixel's
-            except Exception as error:
-                assert str(error)
+            got = decoded_or_none(data[:cut])
+            assert got is None or (cut > 0.9 * len(data) and np.array_equal(got, whole))  # what is cut is no pixel's
         for place in random.integers(0, len(data), 150):
             damaged = bytearray(data)
             damaged[place] ^= int(random.integers(1, 256))
-            try:
-                assert decoded(bytes(damaged)).shape[2] == whole.shape[2]
-            except Exception as error:
-                assert str(error)
+            got = decoded_or_none(bytes(damaged))
+            assert got is None or got.shape[2] == 3
 
 
 def test_memory_is_that_of_a_strip_and_the_result(monkeypatch):
@@ -224,5 +227,5 @@ def test_memory_is_that_of_a_strip_and_the_result(monkeypatch):
         assert TiffImage(data, Tags(data), ()).bytes_a_pixel() == pytest.approx(each)
     bomb = tiff(np.zeros((1, 1, 3)), 16, RGB, compression=8, more={256: ("I", [30_000]), 257: ("I", [30_000]),
                                                                    278: ("I", [30_000])})
-    with pytest.raises(UnreadableImage, match="16-bit RGB.* at most 272 MiB"):
+    with pytest.raises(UnreadableImage, match=r"16-bit RGB.* at most 272 MiB"):
         decoded(bomb)

@@ -6,7 +6,7 @@ upright 8-bit RGB at the smallest scale that the caller can use.
 Rules: only the formats of `FORMATS`; at most `MOST_MEMORY` is spent on an image; a truncated file is an error; EXIF
 orientation is applied; deep pixels are scaled (not clipped), see `data/deep.py`; transparency is laid over white; of an
 animation the first frame is taken; an ICC profile is ignored, as torchvision's loaders do; metadata that cannot be read
-costs no image. What is special to a format is in `data/jpeg.py`, `data/png.py` and `data/tiff.py`.
+costs no image. What is special to a format is in `data/jpeg.py`, `data/png.py`, `data/gif.py` and `data/tiff.py`.
 """
 
 import io
@@ -18,7 +18,10 @@ import numpy as np
 from PIL import Image
 
 from mocoembed.data.deep import Seen, ValueRange
-from mocoembed.data.jpeg import START, is_one_scan, open_jpeg
+from mocoembed.data.gif import START as GIF
+from mocoembed.data.gif import open_gif
+from mocoembed.data.jpeg import START as JPEG
+from mocoembed.data.jpeg import is_one_scan, open_jpeg
 from mocoembed.data.png import NAMES, SIGNATURE, DeepPng, PngFile
 from mocoembed.data.tiff import EXTRA, ORIENTATION, Tags, TiffImage, is_tiff, left_to_pillow
 from mocoembed.errors import UnreadableImage
@@ -133,7 +136,7 @@ def pixels_of(image: Image.Image, out: np.ndarray):
 
 def _opened(data: bytes, value_range: ValueRange) -> tuple[Image.Image | DeepPng | TiffImage, int, bool]:
     """An image not decoded yet, its EXIF orientation, and whether the decoder turns it upright by itself."""
-    if data.startswith(START):
+    if data.startswith(JPEG):
         jpeg = open_jpeg(data)
         return jpeg, _orientation(jpeg), False
     if data.startswith(SIGNATURE):
@@ -148,7 +151,7 @@ def _opened(data: bytes, value_range: ValueRange) -> tuple[Image.Image | DeepPng
             tiff = TiffImage(data, tags, value_range)
             return tiff, tiff.orientation, False
         return Image.open(io.BytesIO(data), formats=["TIFF"]), tags.orientation, True
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = open_gif(data) if data.startswith(GIF) else Image.open(io.BytesIO(data), formats=FORMATS)
     return image, _orientation(image), False
 
 

@@ -145,9 +145,10 @@ def left_to_pillow(tags: Tags) -> bool:
 
 def _is_plain(tags: Tags, photometric: int) -> bool:
     """Whether pixels are 8-bit grey or RGB and nothing else, and compressed: that takes libtiff less memory than us."""
-    return (tags.one(COMPRESSION, 1) != 1 and not tags.is_big and photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and tags.one(SAMPLES, 1) == COLOURS[photometric]
-            and (tags.all(BITS, (1,)) == 8).all() and (tags.all(FORMAT, (1,)) == 1).all()
-            and tags.one(PLANAR, 1) == 1 and tags.one(FILL_ORDER, 1) == 1 and not len(tags.all(EXTRA)))
+    is_alone = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and tags.one(SAMPLES, 1) == COLOURS[photometric]
+    is_usual = (tags.one(PLANAR, 1), tags.one(FILL_ORDER, 1), tags.is_big) == (1, 1, False)
+    return (tags.one(COMPRESSION, 1) != 1 and is_alone and is_usual and EXTRA not in tags
+            and (tags.all(BITS, (1,)) == 8).all() and bool((tags.all(FORMAT, (1,)) == 1).all()))
 
 
 def layout_of(tags: Tags) -> Layout:
