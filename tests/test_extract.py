@@ -103,7 +103,8 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, images, 
                                  (images, {"normalize": False}, "normalize"),
                                  (images, {"precision": "bf16"}, "precision"),
                                  (images, {"labels": "none"}, "labels"),
-                                 (images, {"full_decode": True}, "full decode")]:
+                                 (images, {"full_decode": True}, "full decode"),
+                                 (images, {"value_range": (0.0, 4095.0)}, "value range")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before

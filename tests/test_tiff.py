@@ -179,6 +179,13 @@ def test_orientation_is_applied_once(orientation, how):
     assert np.array_equal(np.asarray(image.rgb()), np.asarray(upright))
 
 
+def test_lab_is_left_to_pillow():
+    image = Image.fromarray(samples(3, 8).astype(np.uint8), "LAB")
+    for how in ({}, {"compression": 5}):
+        data = tiff(np.asarray(image).view(np.int8).astype(int) % 256, 8, 8, **how)
+        assert np.abs(decoded(data) - np.asarray(image.convert("RGB"))).max() <= 1
+
+
 def test_jpeg_and_fax_pages_are_left_to_pillow():
     image = Image.fromarray(samples(3, 8).astype(np.uint8)).resize((64, 48))
     for form, mode in (("jpeg", "RGB"), ("group4", "1"), ("group3", "1")):
@@ -191,7 +198,7 @@ def test_jpeg_and_fax_pages_are_left_to_pillow():
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({262: ("H", [8])}, "PhotometricInterpretation 8"), ({259: ("H", [34887])}, "compression 34887"),
+    ({262: ("H", [9])}, "PhotometricInterpretation 9"), ({262: ("H", [8])}, "side by side"), ({259: ("H", [34887])}, "compression 34887"),
     ({258: ("H", [8, 8, 16])}, "different kinds"), ({339: ("H", [6] * 3)}, "SampleFormat 6"),
     ({258: ("H", [24] * 3)}, "24-bit samples"), ({262: ("H", [6])}, "YCbCr"), ({277: ("H", [2])}, "2 samples"),
     ({259: ("H", [7]), 258: ("H", [12] * 3)}, "12-bit JPEG"), ({278: ("I", [0])}, "in pieces of"),

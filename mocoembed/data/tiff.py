@@ -1,7 +1,7 @@
 """TIFF files: tags -> what a pixel is -> 8-bit RGB, a strip or tile at a time.
 
 Pillow takes the mode of a TIFF file from a table and decodes some layouts wrongly; here the tags decide. What they
-leave to Pillow are compressed plain 8-bit grey and RGB, YCbCr, JPEG and fax pages. Anything else that
+leave to Pillow are compressed plain 8-bit grey and RGB, YCbCr, L*a*b*, JPEG and fax pages. Anything else that
 is not known to come out right is refused, with the tag that is to blame. Only the tags that pixels need are read, so no
 other one can cost an image; of several pages the first counts.
 """
@@ -23,7 +23,7 @@ TILE_OFFSETS, TILE_COUNTS, EXTRA, FORMAT, SUBSAMPLING = 324, 325, 338, 339, 530
 TAGS = {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, OFFSETS, ORIENTATION, SAMPLES, ROWS, COUNTS, PLANAR,
         PREDICTOR, PALETTE, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA, FORMAT, SUBSAMPLING}
 TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE_COLOUR, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE_COLOUR, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 NAMES = {WHITE_IS_ZERO: "grey", BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE_COLOUR: "palette", CMYK: "CMYK"}
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE_COLOUR: 1, CMYK: 4}
 JPEG = (6, 7)
@@ -135,11 +135,12 @@ def left_to_pillow(tags: Tags) -> bool:
         return True
     if compression not in COMPRESSIONS:
         raise UnreadableImage(f"TIFF compression {compression}, which is not decoded")
-    if photometric != YCBCR:
+    if photometric not in (YCBCR, LAB):
         return _is_plain(tags, photometric)
-    if (tags.all(BITS, (1,)) != 8).any() or tags.one(SAMPLES, 1) != 3 or tags.one(FORMAT, 1) != 1 or (
-            compression == 1 and (tags.all(SUBSAMPLING, (2, 2)) != 1).any()):
-        raise UnreadableImage("TIFF file with YCbCr pixels that are not 8-bit, or subsampled and not compressed")
+    if (tags.all(BITS, (1,)) != 8).any() or tags.one(SAMPLES, 1) != 3 or tags.one(PLANAR, 1) != 1:
+        raise UnreadableImage("TIFF file with YCbCr or Lab pixels that are not three times 8 bits side by side")
+    if photometric == YCBCR and compression == 1 and (tags.all(SUBSAMPLING, (2, 2)) != 1).any():
+        raise UnreadableImage("TIFF file with YCbCr pixels that are subsampled and not compressed")
     return True
 
 
