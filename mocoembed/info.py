@@ -86,7 +86,7 @@ def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
-        SearchIndex.open(path)  # compares the SHA-256
+        SearchIndex.open(path, verify=True)  # compares the SHA-256
     return {**read_manifest(path), **_verified(verify)}
 
 

@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import threading
+import time
 import tracemalloc
 
 import faiss
 import numpy as np
 import pytest
 
-from mocoembed import memory
+from mocoembed import memory, verified
 from mocoembed.config import IndexConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
@@ -384,3 +385,24 @@ def test_command_with_a_wrong_call(tmp_path, run_cli, monkeypatch, arguments):
     status, out, err = run_cli("index", *arguments)
     assert (status, out) == (2, "")
     assert arguments[-1] in err
+
+
+def test_a_checked_index_is_not_hashed_again_and_a_changed_one_is(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCOEMBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "SETTLED_NS", 0)
+    time.sleep(0.01)
+    SearchIndex.open(built[1])
+    with monkeypatch.context() as once:
+        once.setattr(module, "sha256_start", lambda *arguments: pytest.fail("hashed again"))
+        SearchIndex.open(built[1])
+    before = built[1].stat()
+    time.sleep(0.01)
+    with open(built[1], "r+b") as file:
+        file.seek(200)
+        byte = file.read(1)
+        file.seek(200)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(built[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    for verify in (False, True):
+        with pytest.raises(FormatError, match="SHA-256"):
+            SearchIndex.open(built[1], verify)

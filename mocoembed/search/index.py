@@ -32,6 +32,7 @@ from mocoembed.search.trailer import (
     sha256_start,
     trailer,
 )
+from mocoembed.verified import has_digest
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
@@ -259,10 +260,11 @@ class SearchIndex:
         self.path, self.manifest, self._index = path, manifest, index
 
     @classmethod
-    def open(cls, path) -> "SearchIndex":
+    def open(cls, path, verify: bool = False) -> "SearchIndex":
         """Load the index file at `path`.
 
-        Manifest and SHA-256 are checked before FAISS sees a byte, dimension and count after. Raises `FormatError` for
+        Manifest and SHA-256 are checked before FAISS sees a byte, dimension and count after. A file that was checked
+        before and has not changed since is not hashed again, except with `verify`. Raises `FormatError` for
         any other or damaged file, `MocoembedError` when the memory is too small. The file may be replaced meanwhile.
         """
         path = require_file(path, "The index", "mocoembed index")
@@ -270,7 +272,8 @@ class SearchIndex:
             with open(path, "rb") as file:
                 manifest = read_trailer(file, path)
                 with within_memory(f"The index {path}", manifest["index_bytes"] + ID_BYTES * manifest["count"]):
-                    if sha256_start(file, manifest["index_bytes"]) != manifest["index_sha256"]:
+                    length, digest = manifest["index_bytes"], manifest["index_sha256"]
+                    if not has_digest(file, digest, lambda: sha256_start(file, length), verify):
                         raise damaged(path, "its bytes do not match their SHA-256")
                     index = _load(file, manifest["index_bytes"], path)
         except OSError as error:
