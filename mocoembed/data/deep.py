@@ -126,7 +126,7 @@ class Scale:
     def _mapped(self, samples: np.ndarray) -> np.ndarray:
         values = np.nan_to_num(samples.astype(np.float64), nan=self.low, posinf=np.inf, neginf=-np.inf)
         np.clip(values, self.low, self.high, out=values)
-        return ((values - self.low) * (255 / (self.high - self.low)) + 0.5).astype(np.uint8)
+        return ((values - self.low) * 255 / (self.high - self.low) + 0.5).astype(np.uint8)
 
     def _by_table(self, samples: np.ndarray) -> np.ndarray:
         """The same for integers of 16 bits or fewer, by looking them up."""
