@@ -40,6 +40,7 @@ def embed(as_json, **values):
 
     config = EmbedConfig(**values)
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
+        from mocoembed.data.skipped import skipped_text
         from mocoembed.embed.extract import embed_images
 
         result = embed_images(config, progress, note)
@@ -51,12 +52,12 @@ def embed(as_json, **values):
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
     for folder in result.closed:
         note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
-    if result.left_out:
-        note(f"left out: {result.left_out} files that are hidden or have no image's name")
+    if result.skipped:
+        note(skipped_text(result.skipped))
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
-                               "left_out": result.left_out, "closed": list(map(os.fsdecode, result.closed)),
+                               "skipped": result.skipped, "closed": list(map(os.fsdecode, result.closed)),
                                "resumed_from": result.resumed_from}))
     else:
         speed = f", {result.images_per_second:.0f} images/s" if result.images_per_second else ""

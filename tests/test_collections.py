@@ -39,8 +39,8 @@ def labels(listing):
 
 def equal(one, other, row=1):
     """Whether two listings are the same in all, and image `row` as it is read."""
-    return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one), one.closed,
-            one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
+    return (one.digest(), one.root, one.source, one.label_names, one.skipped, one.repeated, labels(one), one.closed,
+            one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.skipped,
                                other.repeated, labels(other), other.closed, other.read(row))
 
 
@@ -165,7 +165,7 @@ def test_shards_give_path_label_and_bytes(tmp_path, form):
         b"0.tar/" + long.encode(): None, b"1.tar/0.jpg": None, b"1.tar/\xff.jpg": None}
     assert [listing.read(row)[0] for row in range(7)] == [b"one", b"oneone", b"two", b"other", b"long", b"nul", b"raw"]
     assert listing.read(1)[1].size == 6
-    assert listing.left_out == 2
+    assert listing.skipped.total() == 2
     assert labels(scan(tmp_path / "s" / "{0..1}.tar", "none")) == [None] * 7
     part = listing.subset([6, 2])
     assert [part.read(row)[0] for row in range(2)] == [b"raw", b"two"]
@@ -250,7 +250,7 @@ def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
         (b"far/9.jpg", "fox"), (b"missing.jpg", None), (b"pets/a.tar/x.jpg", "ox"), (b"pets/b.tar/y.jpg", None),
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
-    assert (listing.repeated, listing.left_out) == (1, 1)
+    assert (listing.repeated, listing.skipped.total()) == (1, 1)
     assert notes == ["named more than once and used once: 1 images"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
@@ -336,7 +336,7 @@ def test_every_file_with_an_images_name_is_listed_and_the_others_are_counted(tmp
     for collections in (tmp_path, [tmp_path / "a", tmp_path / "b"]):
         listing = scan(collections)
         assert paths(listing) == listed
-        assert listing.left_out == 4
+        assert listing.skipped.total() == 4
         for row in (3, 4):
             with pytest.raises((OSError, UnreadableImage)):
                 listing.read(row)

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mocoembed.data.deep import Seen, ValueRange
+from mocoembed.data.formats import bytes_beside, kind_of, open_modern
 from mocoembed.data.gif import START as GIF
 from mocoembed.data.gif import open_gif
 from mocoembed.data.jpeg import START as JPEG
@@ -27,7 +28,6 @@ from mocoembed.data.tiff import EXTRA, ORIENTATION, Tags, TiffImage, is_tiff, le
 from mocoembed.errors import UnreadableImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 MOST_MEMORY = 272 << 20  # four processes with an image that needs as much each, and the program, stay below 2 GiB
 MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
@@ -111,7 +111,7 @@ class EncodedImage:
             return max(image.bytes_a_pixel(), 8 if is_turned else 0)
         kept = BYTES_OF_MODE.get(image.mode, 4)
         copied = max(4 if image.mode != "RGB" else 0, kept if is_turned else 0)
-        decoder = BYTES_OF_WEBP if image.format == "WEBP" else 0.0
+        decoder = BYTES_OF_WEBP if image.format == "WEBP" else bytes_beside(image, self._data)
         if image.format == "TIFF" and image.tag_v2.get(259) != 1:  # a strip at a time, which may be the whole image
             rows = min(image.tag_v2.get(278, image.height), image.height)
             bits = image.tag_v2.get(258, (1,))
@@ -151,6 +151,9 @@ def _opened(data: bytes, value_range: ValueRange) -> tuple[Image.Image | DeepPng
             tiff = TiffImage(data, tags, value_range)
             return tiff, tiff.orientation, False
         return Image.open(io.BytesIO(data), formats=["TIFF"]), tags.orientation, True
+    if (kind := kind_of(data)) is not None:
+        modern = open_modern(data, kind)
+        return modern, 1 if kind == "HEIF" else _orientation(modern), False
     image = open_gif(data) if data.startswith(GIF) else Image.open(io.BytesIO(data), formats=FORMATS)
     return image, _orientation(image), False
 

@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mocoembed.data.decode import SUFFIXES
 from mocoembed.data.folder import find_in_folder
+from mocoembed.data.formats import IMAGE_SUFFIXES, suffixes_read
 from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable
 from mocoembed.data.listing_cache import cached_listing, keep_listing
 from mocoembed.data.shards import find_in_shards
+from mocoembed.data.skipped import skipped_text
 from mocoembed.errors import CollectionError, UsageError
 
 __all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
@@ -51,8 +52,9 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     listing = _as_one(listings) if root is None else _below(os.path.abspath(os.fsencode(root)), listings)
     if not len(listing):
         where = ", ".join(repr(os.fsdecode(each)) for each in given)
-        raise CollectionError(f"{what} {where} holds no images ({listing.left_out} other files). Looked for "
-                              f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
+        others = f" ({skipped_text(listing.skipped)})" if listing.skipped else ""
+        raise CollectionError(f"{what} {where} holds no images{others}. Looked for "
+                              f"{', '.join(suffix.decode() for suffix in suffixes_read())} at any depth.")
     for each in listings:
         if not len(each):
             note(f"{os.fsdecode(each.source)!r} holds no images")
@@ -122,7 +124,7 @@ def _finder(given: str | bytes, what: str):
         raise UsageError(f"{what} {os.fsdecode(given)!r} does not exist. Give {KINDS}.")
     if suffix in READERS:
         return source, lambda *how: find_in_list(source, *how)
-    if suffix in SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:  # it is tried, whatever is installed
         return source, lambda *how: _one(source, *how)
     raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no images. Give {KINDS}.")
 

@@ -12,15 +12,18 @@ import os
 import re
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from mocoembed.data.decode import SUFFIXES, read_file
+from mocoembed.data.decode import read_file
+from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import Found, State
 from mocoembed.data.list_file import common_folder
 from mocoembed.data.listing import Listing, PathTable, Shards
+from mocoembed.data.skipped import suffix_of
 from mocoembed.errors import FormatError, UsageError
 
 LABEL_BYTES = 1 << 20  # at most, of a .cls or .json
@@ -56,36 +59,38 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
     found, places = Found(root), array("q")
     for number, (file, name) in enumerate(zip(files, names)):
         found.witnesses[file] = State.of(file)
-        images, label_of, left_out = _images_in(file, labels != "none")
+        images, label_of, skipped = _images_in(file, labels != "none")
         found.extend([name + b"/" + member for member, *_ in images], [label_of.get(key) for _, key, *_ in images])
         for _, _, offset, size in images:
             places.extend((number, offset, size))
-        found.left_out += left_out
+        found.skipped += skipped
         tell(len(found))
     states = torch.tensor([[state.size, state.mtime_ns] for state in found.witnesses.values()], dtype=torch.int64)
     found.shards = Shards(PathTable(names), states, torch.from_numpy(np.array(places, np.int64)).view(-1, 3))
     return found
 
 
-def _images_in(file: bytes, with_labels: bool) -> tuple[list[tuple[bytes, str, int, int]], dict[str, str], int]:
-    """Of one shard: (name, sample's key, offset, size) of every image, {key: label}, and how many were passed over.
+def _images_in(file: bytes, with_labels: bool) -> tuple[
+        list[tuple[bytes, str, int, int]], dict[str, str], Counter[str]]:
+    """Of one shard: (name, sample's key, offset, size) of every image, {key: label}, and the skipped members.
 
     The size is -1 for what is not a regular file (a link), which will fail to be read.
     """
-    images, label_of, left_out = [], {}, 0
+    suffixes, skipped = suffixes_read(), Counter()
+    images, label_of = [], {}
     for member in _members(file):
         folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
         key, name = f"{folder}/{stem}", member.name.encode("utf-8", "surrogateescape")
-        if not base.startswith(".") and name.lower().endswith(SUFFIXES):
+        if not base.startswith(".") and name.lower().endswith(suffixes):
             images.append((name, key, member.offset_data, member.size if _is_plain(member) else -1))
         elif base.startswith(".") or extension not in ("cls", "json"):
-            left_out += 1
+            skipped[suffix_of(name)] += 1
         elif with_labels and (extension == "cls" or key not in label_of):
             label = _label(file, member, extension)
             if label is not None:
                 label_of[key] = label
-    return images, label_of, left_out
+    return images, label_of, skipped
 
 
 def _members(file: bytes) -> Iterator[tarfile.TarInfo]:

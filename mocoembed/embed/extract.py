@@ -46,8 +46,8 @@ class EmbedResult:
     listed: int
     failed: list[FailedImage]
     counts: Counts
-    left_out: int
-    """Hidden files and files without an image's name."""
+    skipped: dict[str, int]
+    """Files that were not taken for images, by suffix or as `hidden`."""
     closed: tuple[bytes, ...]
     """Folders that could not be opened, relative to the root."""
     resumed_from: int
@@ -223,7 +223,7 @@ def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
                 _publish_or_clear(job, rows, settings)
     remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
-    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed,
+    return EmbedResult(job.output, len(listing), failed, counts, dict(listing.skipped), listing.closed,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
 
 

@@ -11,6 +11,7 @@ from mocoembed.data.deep import RangeWatch
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
 from mocoembed.data.resident import ResidentImages
+from mocoembed.data.skipped import skipped_text
 from mocoembed.data.workers import Batches
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
@@ -171,6 +172,8 @@ class Session:
 
     def _say_what_comes(self, workers: int):
         self.say(course_of_loss(self.config))
+        if self.listing.skipped:
+            self.say(skipped_text(self.listing.skipped))
         for folder in self.listing.closed:
             self.say(f"could not be opened, left out with all in it: {folder!r}")
         self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
