@@ -183,9 +183,37 @@ def test_no_decoder_is_loaded_before_its_first_image():
 def test_what_would_take_too_much_memory_is_not_decoded(kind, monkeypatch):
     data = encoded(scene(), kind)
     EncodedImage(data).reduce(1)
-    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", len(data) + 10 * 96 * 64)  # 11 bytes a pixel are needed
+    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", len(data) + 10 * 96 * 64)  # 11 or more are needed
     with pytest.raises(UnreadableImage, match=rf"96 x 64 pixels \({kind}, RGB\) take 0 MiB to decode"):
         EncodedImage(data).rgb()
+
+
+LYING = """
+import resource, sys
+from mocoembed.data import decode
+decode.MOST_MEMORY = int(sys.argv[2])
+before = resource.getrlimit(resource.RLIMIT_DATA)
+try:
+    decode.EncodedImage(open(sys.argv[1], "rb").read()).rgb()
+except Exception as error:
+    print(type(error).__name__)
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_header_that_lies_about_the_size_costs_no_more_memory(tmp_path, kind):
+    """The coded frame takes more than the limit; the header says 64 x 64. In a process that has no memory to reuse."""
+    width, height, more = (2400, 1600, {"speed": 10}) if kind == "AVIF" else (1200, 800, {})
+    data = bytearray(encoded(scene(width=width, height=height), kind, quality=30, **more))
+    place = data.index(b"ispe") + 8
+    assert int.from_bytes(data[place:place + 4], "big") >= width
+    data[place:place + 8] = (64).to_bytes(4, "big") * 2
+    (tmp_path / "lying").write_bytes(data)
+    run = subprocess.run([sys.executable, "-c", LYING, str(tmp_path / "lying"), str(1 << 20)], capture_output=True,
+                         text=True, check=True, timeout=120)
+    assert run.stdout.strip() in ("OSError", "ValueError", "RuntimeError", "MemoryError")
 
 
 def test_embed_says_what_it_skips_and_why(tmp_path, fresh_workspace):

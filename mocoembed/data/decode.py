@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mocoembed.data.deep import Seen, ValueRange
-from mocoembed.data.formats import bytes_beside, kind_of, open_modern
+from mocoembed.data.formats import bounded, bytes_beside, kind_of, open_modern
 from mocoembed.data.gif import START as GIF
 from mocoembed.data.gif import open_gif
 from mocoembed.data.jpeg import START as JPEG
@@ -97,7 +97,8 @@ class EncodedImage:
                 decoded = self._image.rgb()
                 self.seen, self._image = self._image.seen, decoded  # which lets go of all else
             else:
-                self._image.load()
+                with bounded(self._image, MOST_MEMORY):
+                    self._image.load()
                 if _has_false_opacity(self._image):
                     self._image = self._image.convert("RGB")
             if self._orientation in TURNS and not self._turns_itself:

@@ -4,8 +4,11 @@ The content decides what an image is; suffixes only say which files of a folder 
 loaded when its first image is met. HEIC files take the package pi-heif, of the extra `heif`.
 """
 
+import contextlib
 import importlib.util
 import io
+import sys
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -66,14 +69,38 @@ def open_modern(data: bytes, kind: str) -> Image.Image:
 def bytes_beside(image: Image.Image, data: bytes) -> float:
     """Bytes a pixel that an opened image's decoder holds at most beside the image; 0 for other formats.
 
-    They are two copies of the samples (turned, put together from tiles), the converted image, and a byte of margin.
+    HEIF: two copies of the samples (turned, or put together from tiles) and the converted image. AVIF: three (film
+    grain too), and two of the converted image, of which one is there before the image is. And a byte of margin.
     """
     if image.format not in ("AVIF", "HEIF"):
         return 0.0
     samples, is_deep = _samples_of_avif(data) if image.format == "AVIF" else (
         SAMPLES.get(image.info.get("chroma", 444), 3.0), image.info.get("bit_depth", 16) > 8)
     bands = len(image.getbands())
-    return bands + 2 * (samples + (bands in (2, 4))) * (2 if is_deep else 1) + 1
+    held = (samples + (bands in (2, 4))) * (2 if is_deep else 1)
+    return 2 * bands + 3 * held - 3 if image.format == "AVIF" else bands + 2 * held + 1
+
+
+@contextlib.contextmanager
+def bounded(image: Image.Image, most: int) -> Iterator[None]:
+    """Let the process take at most `most` more bytes while an AVIF or HEIF image is decoded (Linux).
+
+    Their headers can say a small size while the coded frames are large: the decoder then raises, for want of memory.
+    """
+    if image.format not in ("AVIF", "HEIF") or sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        limit = int(statm.read().split()[5]) * resource.getpagesize() + most
+    lower = [one for one in (limit, *before) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(lower), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _samples_of_avif(data: bytes) -> tuple[float, bool]:
