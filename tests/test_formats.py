@@ -18,7 +18,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.errors import CollectionError, UnreadableImage
 
 KINDS = ("AVIF", "HEIF")
-pillow_heif.register_heif_opener()  # to save: our own package, pi-heif, only reads
+pillow_heif.register_heif_opener()  # to save; what is tested does not need it
 
 
 def scene(mode: str = "RGB", width: int = 96, height: int = 64) -> Image.Image:
@@ -153,7 +153,7 @@ def test_many_flipped_bytes_raise_nothing_but_exceptions(tmp_path, kind, mode):
 
 
 def test_without_the_package_every_heic_image_fails_with_the_extra(tmp_path, monkeypatch, fresh_workspace):
-    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.jpg", "b.heic", "c.MOV", ".hidden"):
@@ -175,7 +175,7 @@ def test_without_the_package_every_heic_image_fails_with_the_extra(tmp_path, mon
 
 def test_no_decoder_is_loaded_before_its_first_image():
     script = ("import sys, mocoembed.data.loader, PIL.Image; "
-              "assert not {'pi_heif', '_pi_heif', 'PIL.AvifImagePlugin'} & set(sys.modules)")
+              "assert not {'pillow_heif', '_pillow_heif', 'PIL.AvifImagePlugin'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

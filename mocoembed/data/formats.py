@@ -1,7 +1,7 @@
 """AVIF and HEIC images, and which suffixes are those of images that can be read here.
 
 The content decides what an image is; suffixes only say which files of a folder or a shard are listed. A decoder is
-loaded when its first image is met. HEIC files take the package pi-heif, of the extra `heif`.
+loaded when its first image is met. HEIC files take the package pillow-heif, of the extra `heif`.
 """
 
 import contextlib
@@ -126,12 +126,12 @@ def _avif(data: bytes) -> Image.Image:
 def _heif(data: bytes) -> Image.Image:
     if not _has_heif():
         raise UnreadableImage(f"HEIC: {HEIF_EXTRA}")
-    import pi_heif
+    import pillow_heif
 
-    pi_heif.options.DECODE_THREADS = THREADS
-    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
-    return pi_heif.HeifImageFile(io.BytesIO(data))
+    pillow_heif.options.DECODE_THREADS = THREADS
+    pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
+    return pillow_heif.HeifImageFile(io.BytesIO(data))
 
 
 def _has_heif() -> bool:
-    return importlib.util.find_spec("pi_heif") is not None
+    return importlib.util.find_spec("pillow_heif") is not None
