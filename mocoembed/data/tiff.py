@@ -8,7 +8,8 @@ other one can cost an image; of several pages the first counts.
 
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ class Tags:
     """Those of `TAGS` that the first page has: tag -> numbers."""
 
     def __init__(self, data: bytes):
-        self.order = "<" if data[:2] == b"II" else ">"
+        self.order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
         self._values: dict[int, np.ndarray] = {}
         self._data = data
         self.is_big = 0x2B in data[2:4]
@@ -256,8 +257,7 @@ class TiffImage:
             shape = (height, across, 1 if layout.planar else layout.samples)
             parts = [packed_rows(self._data, tuple(layout.places[plane * columns * rows + number].tolist()), shape,
                                  layout.packing) for plane in planes]
-            put_blocks(result, (x, y), (across, min(height, layout.height - y)), lambda top, end, parts=parts,
-                       shape=shape: self._colours(parts, shape, top, end))
+            put_blocks(result, (x, y), (across, min(height, layout.height - y)), partial(self._colours, parts, shape))
         self._scale.require_known()
         return result
 

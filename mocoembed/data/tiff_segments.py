@@ -7,7 +7,7 @@ through Pillow. How samples are packed and predicted: TIFF 6.0 and Adobe Photosh
 import io
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import TiffImagePlugin
@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     bits: int
     kind: str
     """u (unsigned), i (signed) or f (floating-point)."""
-    order: str
+    order: Literal["<", ">"]
     """Of bytes: < or >."""
     compression: int
     predictor: int
