@@ -235,14 +235,17 @@ class TiffImage:
         return self._scale.seen
 
     def bytes_a_pixel(self) -> float:
-        """What is held at once for each pixel while decoding, beside the file: the RGB image and a strip or tile."""
+        """What is held at once for each pixel while decoding, beside the file: the RGB image and a strip or tile.
+
+        A compressed strip is held twice: as zlib or libtiff gives it and as a copy; libtiff is given a copy, too.
+        """
         layout = self._layout
         samples = len(layout.used) if layout.planar else layout.samples
         held = layout.segment[1] * layout.packing.bytes_of_row(layout.segment[0] * samples)
         if layout.packing.compression == 1 and not layout.packing.reversed_bits:
             held = 0  # read where it lies
-        elif layout.packing.compression not in (8, 32946) or layout.packing.predictor != 1:
-            held *= 2
+        else:
+            held = 2 * held + int(layout.places[:, 1].max().clip(max=len(self._data)))
         return 4 + held / (layout.width * layout.height)
 
     def rgb(self) -> Image.Image:
