@@ -15,7 +15,7 @@ import stat
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from mocoembed.data.deep import Seen, ValueRange
 from mocoembed.data.formats import bounded, bytes_beside, kind_of, open_modern
@@ -78,7 +78,7 @@ class EncodedImage:
         Raises `UnreadableImage` when decoding takes too much memory.
         """
         image, pixels = self._image, self.width * self.height
-        if shrink >= 2 and image.format == "JPEG" and not self._full:
+        if shrink >= 2 and isinstance(image, JpegImagePlugin.JpegImageFile) and not self._full:
             image.draft(None, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
         each = self._bytes_a_pixel()
         needed = len(self._data) + int(image.width * image.height * each + pixels * self._bytes_of_scans())
@@ -113,7 +113,7 @@ class EncodedImage:
         kept = BYTES_OF_MODE.get(image.mode, 4)
         copied = max(4 if image.mode != "RGB" else 0, kept if is_turned else 0)
         decoder = BYTES_OF_WEBP if image.format == "WEBP" else bytes_beside(image, self._data)
-        if image.format == "TIFF" and image.tag_v2.get(259) != 1:  # a strip at a time, which may be the whole image
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(259) != 1:  # a strip, or all
             rows = min(image.tag_v2.get(278, image.height), image.height)
             bits = image.tag_v2.get(258, (1,))
             decoder = rows / image.height * sum(bits) / 8
@@ -173,8 +173,8 @@ def _has_false_opacity(image: Image.Image) -> bool:
     if image.mode != "RGBA":
         return False
     if image.format == "BMP":
-        return image.getextrema()[3] == (0, 0)
-    return image.format == "TIFF" and not {1, 2} & set(image.tag_v2.get(EXTRA, ()))
+        return image.getchannel("A").getextrema() == (0, 0)
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and not {1, 2} & set(image.tag_v2.get(EXTRA, ()))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from mocoembed.data.pieces import Pieces
+from mocoembed.data.pieces import as_file
 
 START = (b"GIF87a", b"GIF89a")
 EXTENSION, GRAPHIC_CONTROL = 0x21, 0xF9  # the latter tells the transparent colour
@@ -22,4 +22,4 @@ def open_gif(data: bytes) -> Image.Image:
         if data[place + 1] == GRAPHIC_CONTROL:
             parts.append(view[place:end + 1])
         place = end + 1
-    return Image.open(Pieces([*parts, view[place:]]), formats=["GIF"])
+    return Image.open(as_file([*parts, view[place:]]), formats=["GIF"])

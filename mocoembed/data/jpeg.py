@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from PIL import JpegImagePlugin
 
-from mocoembed.data.pieces import Pieces
+from mocoembed.data.pieces import as_file
 from mocoembed.errors import UnreadableImage
 
 START = b"\xff\xd8\xff"
@@ -27,7 +27,7 @@ def open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile:
     view = memoryview(data)
     parts = [view[:2], *(view[place:end] for marker, place, end in _segments(data) if _is_needed(data, marker, place))]
     try:
-        return JpegImagePlugin.JpegImageFile(Pieces(parts))
+        return JpegImagePlugin.JpegImageFile(as_file(parts))
     except SyntaxError as error:
         raise UnreadableImage(f"not a whole JPEG file ({error})") from None
 

@@ -1,6 +1,7 @@
 """A file made of parts of others that lie in memory: nothing is copied."""
 
 import os
+from typing import IO, cast
 
 
 class Pieces:
@@ -36,3 +37,8 @@ class Pieces:
             self._within -= len(self._parts[self._part])
             self._part += 1
         return self._at
+
+
+def as_file(parts: list[memoryview]) -> IO[bytes]:
+    """The parts as a file that Pillow reads, which takes no more than `Pieces` has."""
+    return cast(IO[bytes], Pieces(parts))

@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mocoembed.data.deep import Scale, Seen, ValueRange, over_white, put_blocks
-from mocoembed.data.pieces import Pieces
+from mocoembed.data.pieces import as_file
 from mocoembed.errors import UnreadableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -101,7 +101,7 @@ class PngFile:
                 return found
         return 1
 
-    def open(self, header: bytes | None = None) -> Image.Image:
+    def open(self, header: bytes | None = None) -> ImageFile.ImageFile:
         """The image, not decoded yet; with another `header` (the contents of IHDR) if given."""
         view = memoryview(self._data)
         parts = [view[place:end] for place, end in self._needed]
@@ -109,7 +109,7 @@ class PngFile:
             parts[:1] = [memoryview(_chunk(b"IHDR", header)), parts[0][25:]]
         elif self.bits <= 8 and (content := self._content_for_pillow()):
             parts.insert(self._split, memoryview(_chunk(b"tRNS", content)))
-        return Image.open(Pieces([memoryview(SIGNATURE), *parts]), formats=["PNG"])
+        return Image.open(as_file([memoryview(SIGNATURE), *parts]), formats=["PNG"])
 
     def _content_for_pillow(self) -> bytes:
         """Of tRNS: a grey as Pillow compares it, which is with pixels scaled to 8 bits."""

@@ -8,7 +8,8 @@ other one can cost an image; of several pages the first counts.
 
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ class Tags:
     """Those of `TAGS` that the first page has: tag -> numbers."""
 
     def __init__(self, data: bytes):
-        self.order = "<" if data[:2] == b"II" else ">"
+        self.order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
         self._values: dict[int, np.ndarray] = {}
         self._data = data
         self.is_big = 0x2B in data[2:4]
@@ -234,14 +235,17 @@ class TiffImage:
         return self._scale.seen
 
     def bytes_a_pixel(self) -> float:
-        """What is held at once for each pixel while decoding, beside the file: the RGB image and a strip or tile."""
+        """What is held at once for each pixel while decoding, beside the file: the RGB image and a strip or tile.
+
+        A compressed strip is held twice: as zlib or libtiff gives it and as a copy; libtiff is given a copy, too.
+        """
         layout = self._layout
         samples = len(layout.used) if layout.planar else layout.samples
         held = layout.segment[1] * layout.packing.bytes_of_row(layout.segment[0] * samples)
         if layout.packing.compression == 1 and not layout.packing.reversed_bits:
             held = 0  # read where it lies
-        elif layout.packing.compression not in (8, 32946) or layout.packing.predictor != 1:
-            held *= 2
+        else:
+            held = 2 * held + int(layout.places[:, 1].max().clip(max=len(self._data)))
         return 4 + held / (layout.width * layout.height)
 
     def rgb(self) -> Image.Image:
@@ -256,8 +260,7 @@ class TiffImage:
             shape = (height, across, 1 if layout.planar else layout.samples)
             parts = [packed_rows(self._data, tuple(layout.places[plane * columns * rows + number].tolist()), shape,
                                  layout.packing) for plane in planes]
-            put_blocks(result, (x, y), (across, min(height, layout.height - y)), lambda top, end, parts=parts,
-                       shape=shape: self._colours(parts, shape, top, end))
+            put_blocks(result, (x, y), (across, min(height, layout.height - y)), partial(self._colours, parts, shape))
         self._scale.require_known()
         return result
 

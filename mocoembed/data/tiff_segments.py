@@ -7,7 +7,7 @@ through Pillow. How samples are packed and predicted: TIFF 6.0 and Adobe Photosh
 import io
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import TiffImagePlugin
@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     bits: int
     kind: str
     """u (unsigned), i (signed) or f (floating-point)."""
-    order: str
+    order: Literal["<", ">"]
     """Of bytes: < or >."""
     compression: int
     predictor: int
@@ -60,9 +60,9 @@ def packed_rows(data: bytes, place: tuple[int, int], shape: tuple[int, int, int]
         if offset + expected > len(data):
             raise UnreadableImage("cut off: a strip lies beyond the end of the file")
         return np.frombuffer(data, np.uint8, expected, offset).reshape(height, across)
-    piece = data[offset:offset + size]
+    piece = memoryview(data)[offset:offset + size]
     if packing.reversed_bits:
-        piece = piece.translate(REVERSED)
+        piece = memoryview(bytes(piece).translate(REVERSED))
     content = _decompressed(piece, packing.compression, height, across)
     if len(content) < expected:
         raise UnreadableImage(f"cut off: a strip holds {len(content)} of {expected} bytes")
@@ -74,7 +74,7 @@ def packed_rows(data: bytes, place: tuple[int, int], shape: tuple[int, int, int]
     return rows
 
 
-def _decompressed(piece: bytes, compression: int, height: int, across: int) -> bytes | bytearray | np.ndarray:
+def _decompressed(piece: memoryview, compression: int, height: int, across: int) -> bytes | memoryview | np.ndarray:
     if compression == NONE:
         return piece
     if compression in DEFLATE:
@@ -82,12 +82,12 @@ def _decompressed(piece: bytes, compression: int, height: int, across: int) -> b
     return _by_libtiff(piece, compression, height, across)
 
 
-def _by_libtiff(piece: bytes, compression: int, height: int, across: int) -> np.ndarray:
+def _by_libtiff(piece: memoryview, compression: int, height: int, across: int) -> np.ndarray:
     """What Pillow's libtiff makes of a strip, shown to it as a TIFF file of its own, of `across` grey bytes a row."""
     tags = {256: across, 257: height, 258: 8, 259: compression, 262: 1, 273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: height,
             279: len(piece)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    file = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + piece
+    file = b"".join([struct.pack("<2sHIH", b"II", 42, 8, len(tags)), entries, bytes(4), piece])
     return np.asarray(TiffImagePlugin.TiffImageFile(io.BytesIO(file))).reshape(-1)
 
 

@@ -123,9 +123,10 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
+    for name in ("exclude", "value_range"):
+        if not learned[name]:
+            del learned[name]  # so that runs of versions without it keep their names
     learned["images"] = os.path.abspath(config.images)
-    if not config.value_range:
-        del learned["value_range"]  # added later; so names stayed as they were
     return Workspace(config.workspace).runs / (config.run or f"{config.recipe}-{sha256_json(learned)[:8]}")
 
 
@@ -225,7 +226,7 @@ def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path
     if config.epochs < state["epoch"]:
         raise UsageError(f"--epochs {config.epochs}: run {run.name!r} has done {state['epoch']}. Give more, or another "
                          "--run.")
-    may_change = (*EXECUTION, "images", "epochs")
+    may_change = (*EXECUTION, "images", "exclude", "epochs")  # which images they are, the listing's digest shows
     old, new = to_dict(from_dict(PretrainConfig, state["config"])), to_dict(config)  # with defaults for what is new
     differing = [name for name in new if name not in may_change and old.get(name) != new[name]]
     if differing:
