@@ -296,7 +296,7 @@ def test_several_of_which_some_are_empty_missing_or_closed(pets, tmp_path, monke
         scan([pets, tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="No collection"):
         scan([])
-    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no images \(2 other files\)"):
+    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no images \(skipped 2 files: 2 \.md\)"):
         scan([tmp_path / "none", tmp_path / "nil"])
     real = os.scandir
 
@@ -331,7 +331,7 @@ def test_the_file_systems_order_does_not_matter(pets, tmp_path, monkeypatch, sev
 
 
 def test_every_file_with_an_images_name_is_listed_and_the_others_are_counted(tmp_path):
-    put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.heic", "b/.git/7.jpg")
+    put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.mov", "b/.git/7.jpg")
     os.mkfifo(tmp_path / "b" / "8.png")
     (tmp_path / "b" / "9.gif").symlink_to("nowhere")
     (tmp_path / "a" / "folder.jpg").mkdir()
