@@ -53,7 +53,7 @@ class Failure(NamedTuple):
     def of(cls, row: int, error: Exception) -> "Failure":
         """The failure of image `row` with `error`."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", reason)  # an address differs from run to run
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
