@@ -43,6 +43,7 @@ def embed(as_json, **values):
 
     config, begun = EmbedConfig(**values), time.monotonic()
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
+        from mocoembed.data.skipped import skipped_text
         from mocoembed.embed.extract import embed_images
 
         result = embed_images(config, progress, note)
@@ -54,12 +55,12 @@ def embed(as_json, **values):
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
     for folder in result.closed:
         note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
-    if result.left_out:
-        note(f"left out: {result.left_out} files that are hidden or have no image's name")
+    if result.skipped:
+        note(skipped_text(result.skipped))
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
-                               "left_out": result.left_out, "excluded": result.excluded,
+                               "skipped": result.skipped, "excluded": result.excluded,
                                "closed": list(map(os.fsdecode, result.closed)), "resumed_from": result.resumed_from}))
     else:
         took = duration(time.monotonic() - begun)

@@ -128,14 +128,28 @@ def classify(queries: torch.Tensor, bank: torch.Tensor, bank_labels: torch.Tenso
 
 
 def knn_accuracy_of(features: torch.Tensor, labels: torch.Tensor, k: int, temperature: float) -> float:
-    """Leave-one-out top-1 accuracy in percent of features (N, D) with labels (N,) int64; -1 is unlabelled, left out.
+    """Leave-one-out top-1 accuracy in percent: see `leave_one_out`."""
+    right, count = leave_one_out(features, labels, k, temperature)
+    return 100 * right / count
 
-    The features need not have length 1. Raises `CollectionError` for fewer than two labelled rows.
+
+def leave_one_out(features: torch.Tensor, labels: torch.Tensor, k: int, temperature: float,
+                  rank: int = 0, size: int = 1) -> tuple[int, int]:
+    """How many of a share of the labelled rows are classified rightly by all the others, and how many are labelled.
+
+    features (N, D), which need not have length 1; labels (N,) int64 on the CPU, -1 for unlabelled rows, which are left
+    out. The share is the one of `rank` among `size`. Raises `CollectionError` for fewer than two labelled rows.
     """
     known = labels >= 0
     if (count := int(known.sum())) < 2:
         raise CollectionError(f"{count} labelled images are too few for a kNN accuracy; it takes two or more.")
-    features = functional.normalize(features[known].float(), dim=1)
-    numbers = labels[known].unique(return_inverse=True)[1].to(features.device)
-    predicted, = classify(features, features, numbers, [(k, temperature)], leave_one_out=True)
-    return accuracy(predicted, numbers).top1
+    classes, numbers = labels[known].unique(return_inverse=True)
+    features = functional.normalize(features[known.to(features.device)].float(), dim=1)
+    numbers = numbers.to(features.device)
+    first, end, right = rank * count // size, (rank + 1) * count // size, 0
+    for piece in _pieces(end - first, count):
+        rows = slice(first + piece.start, first + piece.stop)
+        similarities, neighbours = _nearest(features[rows], features, k, rows.start)
+        predicted = best_classes(similarities, numbers[neighbours], len(classes), temperature)
+        right += int((predicted[:, 0] == numbers[rows]).sum())
+    return right, count

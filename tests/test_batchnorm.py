@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mocoembed.model.batchnorm import GroupedBatchNorm2d
+from mocoembed.model.batchnorm import GroupedBatchNorm2d, shares_of_update
 
 
 def built(groups):
@@ -53,3 +53,29 @@ def test_a_smaller_last_batch_is_split_evenly():
     for part in y.detach().tensor_split(4):
         normalized = (part - grouped.bias.view(1, 5, 1, 1)) / grouped.weight.view(1, 5, 1, 1)
         torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(5, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [16, 19])
+def test_equals_one_call_for_each_group_to_the_bit(dtype, count):
+    """Output, gradients and running statistics; in half precision the latter stay float32."""
+    torch.manual_seed(0)
+    layer = GroupedBatchNorm2d(6, 4).to(torch.promote_types(dtype, torch.float32))
+    nn.init.normal_(layer.weight)
+    other = copy.deepcopy(layer)
+    x = torch.randn(count, 6, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x_again = x.detach().clone().requires_grad_()
+    y = layer(x)
+    y_again = torch.cat([
+        nn.functional.batch_norm(part, other.running_mean, other.running_var, other.weight, other.bias, True, momentum)
+        for part, momentum in zip(x_again.tensor_split(4), shares_of_update(0.1, 4))])
+    weights = torch.randn(y.shape).to(dtype)
+    y.backward(weights)
+    y_again.backward(weights)
+    assert layer.running_var.dtype == torch.promote_types(dtype, torch.float32)
+    for one, another in ((y, y_again), (x.grad, x_again.grad), (layer.weight.grad, other.weight.grad),
+                         (layer.bias.grad, other.bias.grad), (layer.running_mean, other.running_mean),
+                         (layer.running_var, other.running_var)):
+        assert torch.equal(one, another)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)

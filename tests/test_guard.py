@@ -27,10 +27,10 @@ def guard(notes):
     return Guard(training, Listing(b"/", paths, rows, (), 0), notes.append)
 
 
-def numbers(loss=3.0, top1=0.2, spread=0.8, unreadable=0, signal=0, in_a_row=0):
+def numbers(loss=3.0, top1=0.2, spread=0.8, unreadable=0, signal=0, in_a_row=0, scale=1.0):
     """Of two ranks, the second as given."""
-    return torch.tensor([[3.0, 0.2, 0.5, spread, 0, 0, 0], [loss, top1, 0.5, spread, unreadable, signal, in_a_row]],
-                        dtype=torch.float64)
+    return torch.tensor([[3.0, 0.2, 0.5, spread, 0, 0, 0, scale],
+                         [loss, top1, 0.5, spread, unreadable, signal, in_a_row, scale]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -38,6 +38,13 @@ def test_a_loss_that_is_not_finite_names_its_rank_and_is_printed_once(guard, los
     with pytest.raises(TrainingError, match=r"at step 10 on rank 1 \(--lr 0.06") as stopped:
         guard.check(numbers(loss=loss))
     assert stopped.value.quiet  # rank 0 prints it
+
+
+def test_gradients_that_stay_infinite_end_the_run_once_their_scale_is_used_up(guard):
+    for halvings in range(17):
+        guard.check(numbers(scale=2.0 ** (16 - halvings)))
+    with pytest.raises(TrainingError, match=r"scaled by 0\.5 at step 10 .*lower --lr, or --precision bf16"):
+        guard.check(numbers(scale=0.5))
 
 
 def test_collapse_stops_after_many_steps_in_a_row(guard):

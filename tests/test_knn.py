@@ -146,3 +146,13 @@ def test_of_features_leaves_out_itself_and_the_unlabelled():
 def test_of_features_needs_two_labels():
     with pytest.raises(CollectionError, match="1 labelled"):
         knn.knn_accuracy_of(unit(3), torch.tensor([-1, 2, -1]), 1, 0.1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+def test_shares_of_several_processes_add_up_to_the_whole(size):
+    torch.manual_seed(0)
+    features, labels = torch.randn(30, 4), torch.randint(-1, 3, (30,))
+    found = [knn.leave_one_out(features, labels, 5, 0.1, rank, size) for rank in range(size)]
+    count = int((labels >= 0).sum())
+    assert {labelled for _, labelled in found} == {count}
+    assert 100 * sum(right for right, _ in found) / count == knn.knn_accuracy_of(features, labels, 5, 0.1)

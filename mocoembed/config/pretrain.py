@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require
+from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require, rising_pair
 from mocoembed.errors import UsageError
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 
@@ -128,6 +128,9 @@ class PretrainConfig:
     """Where decoded images are kept: none, or ram (decoded once, in memory that all processes share)."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    value_range: tuple[float, ...] = ()
+    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default all that a pixel
+    can hold. The encoder remembers it."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
@@ -165,6 +168,7 @@ class PretrainConfig:
         at_most(self, 2**63 - 1, "seed")
         in_unit_interval(self, "momentum", "bank_momentum", "jitter_probability", "grey_probability",
                          "blur_probability", "solarize_probability", "flip_probability")
+        rising_pair(self, "value_range")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
         require(self, "std", min(self.std) > 0, "three numbers above 0")
         require(self, "recipe", not (RECIPES.get(self.recipe) and self._takes_nothing_from_the_recipe()),

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.data.decode import EncodedImage, UnreadableImage, pixels_of
+from mocoembed.data.deep import Seen, joined
 from mocoembed.data.listing import Listing
 from mocoembed.data.shared import SharedBytes
 from mocoembed.data.workers import Failure, Images
@@ -25,6 +26,8 @@ class CachedImage(NamedTuple):
     height: int
     pixels: np.ndarray
     """(H, W, 3) uint8: as it was decoded, at full size or smaller."""
+    seen: Seen | None = None
+    """Nothing: what deep images use was told when they were decoded."""
 
     def rgb(self, shrink: float) -> np.ndarray:
         """The pixels; `shrink` has been allowed for."""
@@ -91,29 +94,31 @@ class Sizes(Dataset):
         failures: list[Failure] = []
         for i, row in enumerate(rows.tolist()):
             with self.images.at_image(row, failures):
-                image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+                image = EncodedImage(self.images.read(row)[0], self.config.full_decode, self.config.value_range)
                 kept = image.reduce(smallest_shrink(image.width, image.height, self.config))
                 sizes[i] = (image.width, image.height, *kept)
         return sizes, failures
 
 
 class Decoding(Dataset):
-    """Rows -> (their number, failures); their pixels are put into the cache."""
+    """Rows -> (what range the deep ones use, failures); their pixels are put into the cache."""
 
     def __init__(self, listing: Listing, config, cache: ImageCache):
         self.images, self.config, self.cache = Images(listing), config, cache
 
-    def __getitem__(self, rows: np.ndarray) -> tuple[int, list[Failure]]:
+    def __getitem__(self, rows: np.ndarray) -> tuple[Seen | None, list[Failure]]:
         failures: list[Failure] = []
+        seen: list[Seen | None] = []
         for row in rows.tolist():
             if row not in self.cache.aside:
                 with self.images.at_image(row, failures):
-                    self._keep(row)
-        return len(rows), failures
+                    seen.append(self._keep(row))
+        return joined(seen), failures
 
-    def _keep(self, row: int):
-        image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+    def _keep(self, row: int) -> Seen | None:
+        image = EncodedImage(self.images.read(row)[0], self.config.full_decode, self.config.value_range)
         decoded = image.rgb(smallest_shrink(image.width, image.height, self.config))
         if [image.width, image.height, decoded.width, decoded.height] != self.cache.sizes[row].tolist():
             raise UnreadableImage("its size has changed while it was being read into memory")
         pixels_of(decoded, self.cache[row].pixels)
+        return image.seen

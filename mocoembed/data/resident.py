@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mocoembed.data.cache import ImageCache
+from mocoembed.data.uploads import uploaded
 
 BITS = 22  # of a weight, behind the point (PRECISION_BITS in Pillow's Resample.c)
 LARGEST_SIDE = {"cpu": 64, "cuda": 128}  # of images and views; beyond it loading processes are faster
@@ -37,7 +38,8 @@ class ResidentImages:
         rows: (N,), boxes: (N, 4), left, top, right, bottom, both on the CPU. A box without area gives black.
         """
         _, height, width, _ = self.pixels.shape
-        x = self.pixels[rows.to(self.pixels.device, non_blocking=True)].to(self.device)
+        x = uploaded(self.pixels[rows], self.device) if self.pixels.device.type == "cpu" else \
+            self.pixels[rows.to(self.device, non_blocking=True)]
         boxes = boxes.to(self.device, non_blocking=True)
         across = self._weights_of(width, boxes[:, 0], boxes[:, 2])  # N x S x W
         down = self._weights_of(height, boxes[:, 1], boxes[:, 3])  # N x S x H

@@ -11,6 +11,7 @@ RandomSolarize and RandomHorizontalFlip, as the MoCo recipes use them.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,12 +22,14 @@ from PIL import Image
 from torch.nn import functional
 
 from mocoembed.data.crop import by_torch, resize
+from mocoembed.data.uploads import uploaded_together
 
 ATTEMPTS = 10  # boxes tried before RandomResizedCrop falls back to the middle
 RATIO = (3 / 4, 4 / 3)
 DRAWS = 2 * ATTEMPTS + 16
 PURPOSE_VIEW, PURPOSE_ORDER, PURPOSE_SHUFFLE, PURPOSE_LIMIT, PURPOSE_BANK = range(5)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+Work = list[tuple[Callable, torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -144,16 +147,38 @@ def apply_views(crops: torch.Tensor, parameters: ViewParameters, settings: ViewS
     """
     channels_last = crops.is_contiguous(memory_format=torch.channels_last)
     x = crops.contiguous().to(dtype).div_(255)  # the operations are two to four times as fast on planes
-    if settings.grey_first:
-        _where(x, parameters.grey, _greyscale)
-    _jitter(x, parameters)
-    if not settings.grey_first:
-        _where(x, parameters.grey, _greyscale)
-    _where(x, parameters.sigma > 0, partial(blur, largest=settings.blur_sigma[1]), parameters.sigma)
-    _where(x, parameters.solarize, lambda part: torch.where(part >= 128 / 255, 1 - part, part))
-    _where(x, parameters.flip, lambda part: part.flip(-1))
+    for operation, rows, arguments in _uploaded(_work(parameters, settings), x):
+        x[rows] = operation(x[rows], *arguments)
     x = normalize(x, settings.mean, settings.std)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def _work(parameters: ViewParameters, settings: ViewSettings) -> Work:
+    """What is done in turn: (operation, the rows (R,) of the samples that it is for, its argument (R,) or `None`).
+
+    The colour jitter has four places; at each the samples are bucketed by their operation.
+    """
+    jitter = [(operation, parameters.jitter & (parameters.order[:, place] == number), parameters.factors[:, number])
+              for place in range(4) for number, operation in enumerate((_brightness, _contrast, _saturation, _hue))]
+    grey = [(_greyscale, parameters.grey, None)]
+    blurring = partial(blur, largest=settings.blur_sigma[1])
+    chosen = [*(grey + jitter if settings.grey_first else jitter + grey),
+              (blurring, parameters.sigma > 0, parameters.sigma),
+              (_solarize, parameters.solarize, None), (_mirror, parameters.flip, None)]
+    work = [(operation, samples.nonzero().squeeze(1), argument) for operation, samples, argument in chosen]
+    return [(operation, rows, None if argument is None else argument[rows])
+            for operation, rows, argument in work if len(rows)]
+
+
+def _uploaded(work: Work, x: torch.Tensor) -> Iterator[tuple[Callable, torch.Tensor, list[torch.Tensor]]]:
+    """The work with its rows on the device of x, its arguments there in the dtype of x."""
+    if not work:
+        return
+    all_rows, all_values = uploaded_together([rows for _, rows, _ in work],
+                                             [values for _, _, values in work if values is not None], x.device)
+    values = iter(all_values)
+    for (operation, _, argument), rows in zip(work, all_rows):
+        yield operation, rows, [] if argument is None else [next(values).to(x.dtype)]
 
 
 def normalize(x: torch.Tensor, mean, std) -> torch.Tensor:
@@ -173,23 +198,6 @@ def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
         return torch.tensor(values, device=device, dtype=dtype)
 
 
-def _where(x: torch.Tensor, chosen: torch.Tensor, operation, *arguments):
-    """Replace the chosen samples of x by `operation(samples, *their arguments)`; the latter are on the CPU."""
-    rows = chosen.nonzero().squeeze(1)
-    if len(rows):
-        theirs = [argument[rows].to(x.device, x.dtype, non_blocking=True) for argument in arguments]
-        rows = rows.to(x.device, non_blocking=True)
-        x[rows] = operation(x[rows], *theirs)
-
-
-def _jitter(x: torch.Tensor, parameters: ViewParameters):
-    """Colour jitter in place: at each of the four places, the samples are bucketed by their operation."""
-    for place in range(4):
-        for operation, function in enumerate((_brightness, _contrast, _saturation, _hue)):
-            chosen = parameters.jitter & (parameters.order[:, place] == operation)
-            _where(x, chosen, function, parameters.factors[:, operation])
-
-
 def _luma(x: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W): ITU-R 601 luma, with torchvision's weights."""
     return 0.2989 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
@@ -202,6 +210,14 @@ def _blend(x: torch.Tensor, other, factors: torch.Tensor) -> torch.Tensor:
 
 def _greyscale(x):
     return _luma(x).expand_as(x)
+
+
+def _solarize(x):
+    return torch.where(x >= 128 / 255, 1 - x, x)
+
+
+def _mirror(x):
+    return x.flip(-1)
 
 
 def _brightness(x, factors):
@@ -257,6 +273,8 @@ class EvaluationTransform:
     interpolation: str = "bilinear"
     mode: str = "shorter-side"
     """Or `squash`: resize both sides to `resize`, whatever the image's shape."""
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH): deep pixels from LOW to HIGH become 0 to 255; empty: all that they can hold."""
 
     @classmethod
     def of(cls, image_size: int, mean, std) -> "EvaluationTransform":

@@ -53,7 +53,7 @@ class Failure(NamedTuple):
     def of(cls, row: int, error: Exception) -> "Failure":
         """The failure of image `row` with `error`."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", reason)  # an address differs from run to run
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
@@ -180,7 +180,7 @@ def _popped(items: deque) -> Iterator:
 
 def _no_way_on(lost: Lost | None) -> str:
     """Why no more processes are started, and what to do."""
-    kept = "What was saved is kept; run the same command again to go on."
+    kept = "What was saved is kept; run the same command again to continue."
     if lost is None:
         return f"Loading processes did nothing any more, again and again: give fewer --workers. {kept}"
     if lost.signal_number in OF_MEMORY:
@@ -225,7 +225,7 @@ class _Loading:
             except MemoryError as error:
                 held = Lost(signal.SIGKILL, None, max(1, len(self._processes)), 0, available_memory())
                 raise MocoembedError(f"A loading process ran out of memory: {held.advice()} What was saved is kept; "
-                                     "run the same command again to go on.") from error
+                                     "run the same command again to continue.") from error
             except Exception as error:
                 late = str(error).startswith("DataLoader timed out")
                 # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.autograd.function import once_differentiable
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
@@ -26,23 +28,68 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.groups == 1:
             return super().forward(x)
         groups = max(1, min(self.groups, len(x) // 2))
-        share = self.momentum / groups
         smaller, rest = divmod(len(x), groups)
-        parts = []
+        sizes = [smaller + (g < rest) for g in range(groups)]
+        momenta = shares_of_update(self.momentum, groups)
         self.num_batches_tracked.add_(1)
-        # `split` has one concatenation as its backward pass; `tensor_split` fills a whole batch of zeros for each part.
-        for g, part in enumerate(x.split([smaller + (g < rest) for g in range(groups)])):
-            # Updates by these momenta, one after another, add up to one update with equal shares of the groups.
-            momentum = share / (1 - (groups - 1 - g) * share)
-            parts.append(functional.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias,
-                                               training=True, momentum=momentum, eps=self.eps))
-        return torch.cat(parts)
+        if torch.compiler.is_compiling():  # the compiler makes one pass of it by itself
+            parts = [functional.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias,
+                                           training=True, momentum=momentum, eps=self.eps)
+                     for part, momentum in zip(x.split(sizes), momenta)]
+            return torch.cat(parts)
+        return _Grouped.apply(x, self.weight, self.bias, (self.running_mean, self.running_var),
+                              list(zip(sizes, momenta)), self.eps)
 
     def plain(self) -> nn.BatchNorm2d:
         """The layer that this is in evaluation, with the same tensors."""
         layer = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, device="meta")
         layer.load_state_dict(self.state_dict(keep_vars=True), assign=True)
         return layer.train(self.training)
+
+
+def shares_of_update(momentum: float, count: int) -> list[float]:
+    """Momenta of `count` updates, one after another, that add up to one update with equal shares of what each brings.
+
+    They hold for all `count` in a row; pieces of them may come in several forward passes.
+    """
+    share = momentum / count
+    return [share / (1 - (count - 1 - i) * share) for i in range(count)]
+
+
+class _Grouped(torch.autograd.Function):
+    """Each group's BatchNorm, written straight to its place: nothing is concatenated, forward or backward.
+
+    The kernels are those of `functional.batch_norm`; statistics have the dtype of the weight (float32 under autocast).
+    """
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+                running: tuple[torch.Tensor, torch.Tensor], groups: list[tuple[int, float]],
+                eps: float) -> torch.Tensor:
+        sizes, momenta = zip(*groups)
+        y = torch.empty_like(x)
+        means, inverse_stds = weight.new_empty(2, len(sizes), len(weight)).unbind()  # G x C each
+        for part, out, momentum, mean, inverse_std in zip(x.split(sizes), y.split(sizes), momenta, means, inverse_stds):
+            torch.native_batch_norm(part, weight, bias, *running, True, momentum, eps, out=(out, mean, inverse_std))
+        context.save_for_backward(x, weight, means, inverse_stds)
+        context.sizes, context.eps = sizes, eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, means, inverse_stds = context.saved_tensors
+        grad_x = torch.empty_like(x)
+        grad_weight, grad_bias = weight.new_zeros(2, len(weight)).unbind()
+        parts = list(zip(x.split(context.sizes), gradient.split(context.sizes), grad_x.split(context.sizes), means,
+                         inverse_stds))
+        for part, grad_out, place, mean, inverse_std in reversed(parts):  # the order in which autograd would add them
+            found = torch.ops.aten.native_batch_norm_backward(grad_out, part, weight, None, None, mean, inverse_std,
+                                                              True, context.eps, (True, True, True))
+            place.copy_(found[0])  # while it is in the cache
+            grad_weight += found[1]
+            grad_bias += found[2]
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def fold(network: nn.Module, note: Callable[[str], None]) -> nn.Module:

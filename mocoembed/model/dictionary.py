@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mocoembed.data.uploads import uploaded
 from mocoembed.data.views import PURPOSE_BANK, generator
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.moco import Keys, Views, encode, unshuffled
@@ -76,9 +77,10 @@ class MemoryBank(nn.Module):
         batch = self.ranks.gather(views.rows)
         drawn = generator(self.seed, PURPOSE_BANK, views.step).choice(len(self.bank), self.K + len(batch),
                                                                       replace=False)
-        drawn = torch.from_numpy(drawn).to(self.bank.device)
-        # The first K that are not in the batch, without waiting for the device: those that are go to the end.
-        others = drawn[torch.isin(drawn, batch).int().argsort(stable=True)[:self.K]]
+        drawn = uploaded(torch.from_numpy(drawn), self.bank.device)
+        # The first K that are not in the batch: those that are go to the end. `torch.isin` would wait for the device.
+        in_batch = torch.zeros(len(self.bank), dtype=torch.bool, device=self.bank.device).index_fill_(0, batch, True)
+        others = drawn[in_batch[drawn].int().argsort(stable=True)[:self.K]]
         return Keys(self.bank[views.rows], self.bank[others].T, None, None)
 
     @torch.no_grad()

@@ -37,6 +37,8 @@ class Embedder:
         network = fold(copy.deepcopy(wanted).to(compute.dtype).eval().requires_grad_(False), note)
         self.frozen, self.compute, self.note = frozen, compute, note
         self._inference = compute.place(_Inference(network, frozen.transform, normalized).eval())
+        if compute.device.type == "cuda":
+            torch.cuda.set_device(compute.device)  # else pinned memory would take room on the first GPU
         self._compiled = compile
         if compile:
             self._inference.compile(dynamic=False, fullgraph=True)

@@ -79,7 +79,7 @@ def _download(name: str, published: Published, path: pathlib.Path, note: Callabl
             raise write_error(part, error) from error
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise MocoembedError(f"{name} cannot be downloaded from {published.url}: {reason}.\n"
-                             f"Run the same command again to go on, or put the file at {path}.") from error
+                             f"Run the same command again to continue, or put the file at {path}.") from error
     found = _hash(part, published.algorithm)
     if not found.startswith(published.digits):
         part.unlink()

@@ -11,6 +11,7 @@ from mocoembed.errors import CollectionError, TrainingError
 UNREADABLE_SHARE = 0.1  # of the images; more than this stops the run
 COLLAPSED_SPREAD, COLLAPSED_STEPS = 0.01, 50
 LEAKING_ACCURACY, LEAKING_STEPS = 0.99, 100
+SMALLEST_SCALE = 1.0  # of the loss in fp16: it begins at 65,536 and is halved after each step with infinite gradients
 
 
 class Guard:
@@ -35,8 +36,8 @@ class Guard:
     def check(self, numbers: torch.Tensor):
         """Raise `TrainingError` or `CollectionError`, the same on all ranks, when the run cannot go on.
 
-        numbers: (W, 7) float64: loss, top1, top5, spread, images newly found unreadable, signal, whether there is
-        an unreadable image without a replacement.
+        numbers: (W, 8) float64: loss, top1, top5, spread, images newly found unreadable, signal, whether there is
+        an unreadable image without a replacement, scale of the loss.
         """
         loss, top1, _, spread = numbers[:, :4].mean(dim=0).tolist()
         self.signal_number = int(numbers[:, 5].max())
@@ -44,7 +45,8 @@ class Guard:
             for failures in self.training.ranks.objects(self._new):
                 self._add(failures, aloud=self.training.ranks.first)
         in_a_row = bool(numbers[:, 6].any())
-        problem = self._unreadable(in_a_row) or self._not_finite(numbers[:, :4]) or self._collapse(spread, loss)
+        problem = (self._unreadable(in_a_row) or self._not_finite(numbers[:, :4])
+                   or self._overflow(float(numbers[:, 7].min())) or self._collapse(spread, loss))
         if problem:
             raise self.training.ranks.agreed(problem)
         self._warn_of_leak(top1)
@@ -73,6 +75,15 @@ class Guard:
         return TrainingError(f"The loss is {float(numbers[bad[0], 0])} at step {self.training.step + 1}{where} (--lr "
                              f"{config.lr:g}, --precision {config.precision}). No checkpoint holds it: start over with "
                              "a lower --lr, or --precision fp32.")
+
+    def _overflow(self, scale: float) -> TrainingError | None:
+        """Steps with infinite gradients are skipped, and every one halves the scale: it cannot go on for ever."""
+        if scale >= SMALLEST_SCALE:
+            return None
+        return TrainingError("Infinite gradients in fp16: one step after another has been skipped, and the loss is "
+                             f"scaled by {scale:g} at step {self.training.step + 1} (--lr "
+                             f"{self.training.config.lr:g}). The checkpoint holds the last good weights: start over "
+                             "with a lower --lr, or --precision bf16.")
 
     def _collapse(self, spread: float, loss: float) -> TrainingError | None:
         self._collapsed = self._collapsed + 1 if spread < COLLAPSED_SPREAD else 0

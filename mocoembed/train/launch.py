@@ -54,7 +54,7 @@ def run_on_ranks(work: Callable, config, watcher, lock: int | None = None):
         if ranks.size > 1 and is_of_communication(error):
             raise ProcessError(f"Rank {ranks.rank} has lost the others: one of them has ended or hangs ("
                                f"{' '.join(str(error).split())[:200]}). What was saved is kept; run the same command "
-                               "again to go on.") from error
+                               "again to continue.") from error
         raise
 
 

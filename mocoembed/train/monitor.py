@@ -13,7 +13,7 @@ from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError
 from mocoembed.files import write_bytes, write_error
-from mocoembed.knn import knn_accuracy_of
+from mocoembed.knn import leave_one_out
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
@@ -133,18 +133,24 @@ class KnnMonitor:
         self.compute, self.workers, self.ranks = compute, workers, ranks
 
     def evaluate(self, frozen: FrozenEncoder, step: int, epoch: int) -> KnnReport:
-        """Embed the folder with a copy of the query encoder, in evaluation mode, and classify; called by all ranks."""
+        """Embed the folder with a copy of the query encoder, in evaluation mode, and classify; called by all ranks.
+
+        Each rank embeds and classifies its share, on its device; all count what all have found.
+        """
         embedder = Embedder(frozen, self.compute, "backbone", normalized=True)
+        on_gpu = self.compute.device.type == "cuda"
         features = torch.empty(len(self.listing), frozen.dimension("backbone"))
         labels = torch.from_numpy(self.listing.labels).long()
-        for batch in evaluation_batches(self.listing, frozen.transform, 256, self.workers):
+        for batch in evaluation_batches(self.listing, frozen.transform, 256, self.workers, on_gpu):
             features[batch.first:batch.first + len(batch.facts)] = embedder(batch.pixels)
             labels[[failure.row for failure in batch.failures]] = -1
         features, labels = map(torch.cat, zip(*self.ranks.objects((features, labels))))
         images = int((labels >= 0).sum())
         k = min(KNN_K, images - 1)
-        top1 = knn_accuracy_of(features, labels, k, KNN_TEMPERATURE)
-        return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, images)
+        with Compute(self.compute.device, "fp32").exact():  # whatever the training allows
+            right, _ = leave_one_out(features.to(self.compute.device), labels, k, KNN_TEMPERATURE, self.ranks.rank,
+                                     self.ranks.size)
+        return KnnReport(step, epoch, 100 * sum(self.ranks.objects(right)) / images, k, KNN_TEMPERATURE, images)
 
 
 def labelled_images(folder: str, exclude: tuple[str, ...] = (), note: Callable[[str], None] = say_nothing) -> Listing:

@@ -19,9 +19,10 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
                   check: Callable[[torch.Tensor], None]) -> torch.Tensor:
     """Learn from one batch. Three dictionaries have the same calls: see `MoCo`, `EndToEnd` and `MemoryBank`.
 
-    Each rank's `NUMBERS` and what it has been `told` are gathered, (W, 4 + n) float64 on the CPU, and given to `check`
-    on all ranks before the weights change; what it raises ends the step. On a GPU the backward pass runs meanwhile.
-    They are returned.
+    Each rank's `NUMBERS`, what it has been `told` and the scale of the loss (of fp16, else 1) are gathered, (W, 5 + n)
+    float64 on the CPU, and given to `check` on all ranks before the weights change; what it raises ends the step. On a
+    GPU the backward pass runs meanwhile, and nothing else waits for it (in fp16 the scaler does: is there an infinite
+    gradient?). They are returned.
 
     With a symmetric loss the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean
     reported, to be held against ln(K+1).
@@ -32,7 +33,7 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
         method.momentum_update()
         k = [method.key(x_k, views) for x_k in views.keys]  # positive: N x C, negatives: C x K
     contrasts = [info_nce(one, keys.positive, keys.negatives, T, keys.excluded) for one, keys in zip(q, k)]
-    gathered = to_host(training.ranks.gather(summary(contrasts, q, told)))
+    gathered = to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
     training.optimizer.zero_grad(set_to_none=True)
     training.scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
     numbers = gathered()
@@ -45,8 +46,9 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
 
 
 @torch.no_grad()
-def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float, ...]) -> torch.Tensor:
-    """(1, 4 + n) float64: `NUMBERS`, and what else is told.
+def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float, ...],
+            scaler: torch.amp.GradScaler) -> torch.Tensor:
+    """(1, 5 + n) float64: `NUMBERS`, what else is told, and the scale of the loss.
 
     spread: the standard deviation of q over the batch, times the square root of C: 1 for directions that are evenly
     spread, 0 when all queries are the same (collapse).
@@ -55,7 +57,7 @@ def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float,
     numbers = [*(torch.stack(values).mean() for values in zip(*contrasts)), spread]
     numbers = torch.stack([number.double() for number in numbers])
     told = [numbers.new_full((1,), value) for value in told]  # filled on the device: a copy would wait for it
-    return torch.cat([numbers, *told]).view(1, -1)
+    return torch.cat([numbers, *told, scaler.scale(numbers.new_ones(1))]).view(1, -1)
 
 
 def make_views(batch: ViewBatch, training: Training, images: ResidentImages | None = None) -> Views:
