@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 
 import click
 
@@ -10,6 +11,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import counter
 from mocoembed.config import EmbedConfig
+from mocoembed.notes import duration
 
 SHOWN_FAILURES = 10
 
@@ -39,7 +41,7 @@ def embed(as_json, **values):
     """
     from mocoembed.embed.claim import output_lock
 
-    config = EmbedConfig(**values)
+    config, begun = EmbedConfig(**values), time.monotonic()
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
         from mocoembed.embed.extract import embed_images
 
@@ -60,7 +62,8 @@ def embed(as_json, **values):
                                "left_out": result.left_out, "excluded": result.excluded,
                                "closed": list(map(os.fsdecode, result.closed)), "resumed_from": result.resumed_from}))
     else:
-        speed = f", {result.images_per_second:.0f} images/s" if result.images_per_second else ""
+        took = duration(time.monotonic() - begun)
+        speed = f", {result.images_per_second:.0f} images/s, in {took}" if result.images_per_second else ""
         put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed{speed}")
 
 

@@ -4,8 +4,6 @@
 memory has no name in the file system: it is gone with the last process, however that ends.
 """
 
-import mmap
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,30 +14,8 @@ from torch.utils.data import Dataset
 from mocoembed.data.decode import EncodedImage, UnreadableImage, pixels_of
 from mocoembed.data.deep import Seen, joined
 from mocoembed.data.listing import Listing
+from mocoembed.data.shared import SharedBytes
 from mocoembed.data.workers import Failure, Images
-
-
-class SharedBytes:
-    """Zeroed memory that forked and spawned processes, and others of the same user on this machine, can open."""
-
-    def __init__(self, size: int, path: str | None = None):
-        self.size = size
-        if path is None:
-            self._descriptor = os.memfd_create("mocoembed-cache")
-            os.truncate(self._descriptor, max(1, size))
-        else:
-            self._descriptor = os.open(path, os.O_RDWR)
-        self._map = mmap.mmap(self._descriptor, max(1, size))
-        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        """Where others find it, as long as this process lives."""
-        self.array = np.frombuffer(self._map, np.uint8, size)
-
-    def __reduce__(self):
-        return SharedBytes, (self.size, self.path)
-
-    def __del__(self):
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 class CachedImage(NamedTuple):

@@ -157,7 +157,7 @@ class Session:
         def raise_if_stopped():
             if stop and stop.signal_number is not None:
                 raise ranks.agreed(Interrupted("Stopped while images were read into memory. Run the same command "
-                                               "again to go on.", stop.signal_number))
+                                               "again to continue.", stop.signal_number))
 
         return Filling(self.listing, self.config, workers, ranks, note, raise_if_stopped)
 
