@@ -15,12 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.config import PretrainConfig
-<<<<<<< HEAD
-from mocoembed.data.cache import Decoding, ImageCache, SharedBytes, Sizes, bytes_of, same_size
-from mocoembed.data.deep import RangeWatch, joined
-=======
 from mocoembed.data.cache import Decoding, ImageCache, Sizes, bytes_of, same_size
->>>>>>> main
+from mocoembed.data.deep import RangeWatch, joined
 from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
 from mocoembed.data.shared import SharedBytes
