@@ -1,6 +1,7 @@
 """Checking the values of a config, and carrying a config through JSON."""
 
 import dataclasses
+import math
 
 from mocoembed.errors import FormatError, UsageError
 
@@ -40,6 +41,21 @@ def in_unit_interval(config, *names: str):
     """Raise `UsageError` unless every named field is a number from 0 to 1."""
     for name in names:
         require(config, name, 0 <= getattr(config, name) <= 1, "from 0 to 1")
+
+
+def relative_globs(config, name: str):
+    """Raise `UsageError` unless field `name` holds globs that a path relative to a collection can match."""
+    for glob in getattr(config, name):
+        if not glob or glob.startswith("/") or ".." in glob.split("/"):
+            raise UsageError(f"{option_name(name)} {glob!r}: must be a name or a path relative to the collection, for "
+                             "example: thumbs, '*.png' or 'old/raw*'.")
+
+
+def rising_pair(config, name: str):
+    """Raise `UsageError` unless field `name` is empty or holds two finite numbers, the lower one first."""
+    value = getattr(config, name)
+    ok = not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
+    require(config, name, ok, "two numbers, the lower one first")
 
 
 def to_dict(config) -> dict:

@@ -38,7 +38,7 @@ def test_every_image_is_embedded_or_reported(embed, tmp_path, make_images):
     os.mkfifo(folder / "red" / "pipe.png")
     (folder / "notes.txt").write_text("left out")
     result = embed(folder)
-    assert (result.listed, result.embedded, result.left_out) == (27, 24, 1)
+    assert (result.listed, result.embedded, result.skipped) == (27, 24, {".txt": 1})
     assert [(one.path, one.error) for one in result.failed] == [
         (b"blue/text.jpg", "UnidentifiedImageError"), (b"red/empty.png", "UnidentifiedImageError"),
         (b"red/pipe.png", "UnreadableImage")]
@@ -99,11 +99,12 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, images, 
     first = embed(images)
     before = first.path.read_bytes()
     other = make_images(tmp_path / "other", seed=1)
-    for folder, values, what in [(other, {}, "folder"), (images, {"features": "projection"}, "features"),
+    for folder, values, what in [(other, {}, "collection"), (images, {"features": "projection"}, "features"),
                                  (images, {"normalize": False}, "normalize"),
                                  (images, {"precision": "bf16"}, "precision"),
                                  (images, {"labels": "none"}, "labels"),
-                                 (images, {"full_decode": True}, "full decode")]:
+                                 (images, {"full_decode": True}, "full decode"),
+                                 (images, {"value_range": (0.0, 4095.0)}, "value range")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before

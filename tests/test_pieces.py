@@ -17,6 +17,7 @@ from mocoembed.errors import UsageError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.model.moco import Views
 from mocoembed.model.pieces import OneUpdate, cut
+from mocoembed.model.precision import Compute
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.launch import start
 from mocoembed.train.loop import pretrain, pretrain_rank
@@ -39,10 +40,13 @@ def run(at_once, steps=20, scaler=None, **changes):
     """
     config, training = built(bn_groups=4, **{"batch_size": 16, "lr": 0.003, "temperature": 0.5, **changes})
     training.scaler = scaler or training.scaler
+    if config.precision == "bf16":
+        training.compute = Compute.of("cpu", "bf16")
+        training.method.float()
     numbers = []
     for step in range(steps):
         order = torch.from_numpy(shuffle_order(config.seed, step, 16)) if config.shuffles_keys else None
-        x = [functional.interpolate(one, size=24) for one in images(step, 16)]
+        x = [functional.interpolate(one, size=24).to(training.compute.dtype) for one in images(step, 16)]
         queries = x if config.symmetric else x[:1]
         keys = [x[1 - i] if order is None else x[1 - i][order] for i in range(len(queries))]
         rows = torch.arange(16 * step, 16 * step + 16) % 40

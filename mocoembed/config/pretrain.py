@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, require
+from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require, rising_pair
 from mocoembed.errors import UsageError
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 
@@ -111,12 +111,17 @@ class PretrainConfig:
     """Seed of weights, order and views."""
     limit: int | None = None
     """Learn from this many images only, drawn at random by the seed."""
+    exclude: tuple[str, ...] = ()
+    """Glob of files and folders to leave out, by name, or with a slash by path; may be given again."""
     workers: int | None = None
     """Processes that decode and crop; by default chosen from the number of cores; 0: none (see docs/pretraining.md)."""
     cache: str = "none"
     """Where decoded images are kept: none, or ram (decoded once, in memory that all processes share)."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    value_range: tuple[float, ...] = ()
+    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default all that a pixel
+    can hold. The encoder remembers it."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
@@ -140,6 +145,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         one_of(self, "recipe", tuple(RECIPES))
+        relative_globs(self, "exclude")
         one_of(self, "stem", STEMS)
         one_of(self, "head", HEADS)
         one_of(self, "schedule", SCHEDULES)
@@ -155,6 +161,7 @@ class PretrainConfig:
         at_most(self, 2**63 - 1, "seed")
         in_unit_interval(self, "momentum", "bank_momentum", "jitter_probability", "grey_probability",
                          "blur_probability", "solarize_probability", "flip_probability")
+        rising_pair(self, "value_range")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
         require(self, "std", min(self.std) > 0, "three numbers above 0")
         require(self, "recipe", not (RECIPES[self.recipe] and self._takes_nothing_from_the_recipe()),

@@ -2,10 +2,14 @@
 
 import bisect
 import os
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
-from mocoembed.data.decode import SUFFIXES
+from mocoembed.data.exclude import Exclude
+from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import Found, State, folder_label
+from mocoembed.data.skipped import HIDDEN, suffix_of
 
 AT_A_TIME = 10_000  # images
 
@@ -26,17 +30,19 @@ class _Files(NamedTuple):
     names: list[bytes]
 
 
-def find_in_folder(root: bytes, labels: str, tell) -> Found:
+def find_in_folder(root: bytes, labels: str, tell: Callable[[int], None], exclude: Exclude | None = None) -> Found:
     """Every file below `root` with an image's name; `tell(count)` is called now and then.
 
-    Hidden files and folders are passed over. Symbolic links to folders are followed, never in a circle.
+    Hidden files and folders are passed over, and those that `exclude` does not take. Symbolic links to folders are
+    followed, never in a circle.
     """
-    found = Found(root)
+    found, exclude = Found(root), exclude or Exclude()
+    found.excluded = exclude.counts
     pending = [_Folder(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
         step = pending.pop()
         if isinstance(step, _Folder):
-            pending += reversed(_read(step, found))
+            pending += reversed(_read(step, found, exclude))
         else:
             label = folder_label(step.prefix + b"image", root, labels)
             for first in range(0, len(step.names), AT_A_TIME):
@@ -46,26 +52,29 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
     return found
 
 
-def _read(folder: _Folder, found: Found) -> list[_Folder | _Files]:
+def _read(folder: _Folder, found: Found, exclude: Exclude) -> list[_Folder | _Files]:
     """What lies in a folder, sorted as the paths will be: as if a folder's name ended with a slash."""
     path, prefix = os.path.join(found.root, folder.path), os.path.join(folder.path, b"")
-    files, folders, left_out = [], {}, 0
+    suffixes, skipped = suffixes_read(), Counter()
+    files, folders = [], {}
     try:
         found.witnesses[path] = State.of(path)
         for entry in os.scandir(path):
             if entry.name.startswith(b"."):
-                left_out += not entry.is_dir(follow_symlinks=False)
+                if not entry.is_dir(follow_symlinks=False):
+                    skipped[HIDDEN] += 1
             elif (identity := _identity_of_folder(entry)) is not None:
-                if identity not in folder.ancestors:
+                if identity not in folder.ancestors and exclude.takes_folder(prefix + entry.name):
                     folders[entry.name + b"/"] = _Folder(prefix + entry.name, folder.ancestors | {identity})
-            elif entry.name.lower().endswith(SUFFIXES):
-                files.append(entry.name)
+            elif entry.name.lower().endswith(suffixes):
+                if exclude.takes(prefix + entry.name):
+                    files.append(entry.name)
             else:
-                left_out += 1
+                skipped[suffix_of(entry.name)] += 1
     except OSError:
         found.closed.append(folder.path)
         return []
-    found.left_out += left_out
+    found.skipped += skipped
     files.sort()
     steps, begun = [], 0
     for name in sorted(folders):

@@ -74,7 +74,7 @@ class OneUpdate:
             return
         self._seen += piece.share
         torch._foreach_add_(self._sum, self._statistics, alpha=piece.share)
-        over = self._seen > 1 - piece.share / 2
+        over = self._seen > 1 - 1e-9  # shares sum up to 1 but for rounding
         torch._foreach_copy_(self._statistics, self._sum if over else self._before)
         if not over:
             torch._foreach_copy_(self._counts, self._counts_before)

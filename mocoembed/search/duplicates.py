@@ -82,6 +82,8 @@ class DuplicatesResult:
     """How pairs were looked for: `all pairs`, an approximate index, or `bytes`."""
     bytes_known: bool
     """Whether the file has digests; without them nothing is said about bytes."""
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
 
     @property
     def extra(self) -> int:
@@ -140,7 +142,7 @@ def find_duplicates(config: DuplicatesConfig,
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
         threshold = None if config.exact_only else config.threshold
-        return DuplicatesResult(tuple(groups), len(file), threshold, compared, bytes_known)
+        return DuplicatesResult(tuple(groups), len(file), threshold, compared, bytes_known, file.value_range)
 
 
 class Components:
