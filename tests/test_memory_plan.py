@@ -31,7 +31,8 @@ def test_tally_counts_what_lives():
         b.view(10, 100).add_(1)
         del b
         assert tally.now == 4000
-    assert tally.peak == 8000 and len(a) == 1000
+    assert tally.peak == 8000
+    assert len(a) == 1000
 
 
 def test_the_trial_changes_nothing_and_equals_that_without_memory(training):
@@ -39,7 +40,8 @@ def test_the_trial_changes_nothing_and_equals_that_without_memory(training):
     stream = torch.random.get_rng_state()
     real = measured(training.method.encoder_q, training.config, training.compute)
     assert real == measured(training.method.encoder_q, training.config, Compute(torch.device("meta"), "fp32"))
-    assert real.image > 64 * 64 * 3 * 4 and real.base > 0
+    assert real.image > 64 * 64 * 3 * 4
+    assert real.base > 0
     assert torch.equal(stream, torch.random.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in training.method.state_dict().items())
     assert all(one.grad is None for one in training.method.parameters())

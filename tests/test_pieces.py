@@ -113,7 +113,8 @@ def test_running_statistics_take_one_update(batch):
             with update.of(piece):
                 parts.append(other(x[piece.images]))
         torch.testing.assert_close(torch.cat(parts), y, rtol=0, atol=1e-14)
-    assert int(other[0].num_batches_tracked) == 3 and other[0].groups == 4
+    assert int(other[0].num_batches_tracked) == 3
+    assert other[0].groups == 4
     require_close(whole.state_dict(), other.state_dict(), 1e-14)
 
 

@@ -161,14 +161,14 @@ def _others(mine: Plan, training: Training) -> Iterator[tuple[str, Plan]]:
     """Plans that differ in one option, the nearest that may fit first; of several values of one option see `_first`."""
     config = mine.config
     if (n := mine.largest(_available(training) or 0)) and config.groups_at_once is not None:
-        yield f"--groups-at-once {n}", _with(mine, groups_at_once=None)
+        yield f"--groups-at-once {n}", _with(mine, "groups_at_once", None)
     if config.dictionary == "end-to-end":
-        yield "--dictionary queue", _with(mine, dictionary="queue")
+        yield "--dictionary queue", _with(mine, "dictionary", "queue")
     if config.batchnorm == "sync":
-        yield "--batchnorm shuffled", _with(mine, batchnorm="shuffled")
-    yield from _first(training, ((f"--batch-size {size}", _with(mine, batch_size=size)) for size in _batches(mine)))
+        yield "--batchnorm shuffled", _with(mine, "batchnorm", "shuffled")
+    yield from _first(training, ((f"--batch-size {size}", _with(mine, "batch_size", size)) for size in _batches(mine)))
     if not (config.dictionary == "end-to-end" or config.batchnorm == "sync"):
-        yield from _first(training, ((f"--bn-groups {n}", _with(mine, bn_groups=n)) for n in _finer(mine)))
+        yield from _first(training, ((f"--bn-groups {n}", _with(mine, "bn_groups", n)) for n in _finer(mine)))
     yield from _first(training, _measured_again(mine, "width", [w for w in WIDTHS if w < config.width]))
     yield from _first(training, _measured_again(mine, "image_size", [s for s in SIDES if s < config.image_size]))
     if config.precision == "fp64":
@@ -184,8 +184,8 @@ def _first(training: Training, others: Iterator[tuple[str, Plan]]) -> Iterator[t
             return
 
 
-def _with(mine: Plan, **changes) -> Plan:
-    return dataclasses.replace(mine, config=dataclasses.replace(mine.config, **changes))
+def _with(mine: Plan, name: str, value) -> Plan:
+    return dataclasses.replace(mine, config=dataclasses.replace(mine.config, **{name: value}))
 
 
 def _batches(mine: Plan) -> list[int]:
@@ -206,7 +206,7 @@ def _measured_again(mine: Plan, name: str, values: list) -> Iterator[tuple[str, 
     """Plans with another value of an option that changes what an image takes."""
     for value in values:
         try:
-            other = _with(mine, **{name: value})
+            other = _with(mine, name, value)
             compute = _nowhere(other.config.precision)
             with torch.device("meta"):
                 encoder = Encoder(encoder_spec(other.config), 1).to(compute.dtype)
