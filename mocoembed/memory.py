@@ -18,12 +18,14 @@ def shown(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
-def available_memory() -> int | None:
+def available_memory(sharing: int = 1) -> int | None:
     """Bytes that can still be allocated: the least of the machine's, the control group's and the process's limit.
 
+    sharing: processes of this machine that fill its memory together; each gets an equal part of what they share.
     `None` where the system does not say.
     """
-    limits = [_machine(), _control_group(), _process()]
+    shared = [limit // sharing for limit in (_machine(), _control_group()) if limit is not None]
+    limits = [*shared, _process()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 

@@ -135,6 +135,8 @@ class PretrainConfig:
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
     """Arithmetic of the encoders: fp64, fp32, tf32 (fp32, faster on GPUs), bf16 or fp16 (autocast)."""
+    groups_at_once: int | None = None
+    """BatchNorm groups of a process's batch that go forward and backward together; by default, what fits in memory."""
     compile: bool = False
     """Compile the encoders with torch.compile: slow to start, faster steps."""
     processes: int | None = None
@@ -162,7 +164,7 @@ class PretrainConfig:
         one_of(self, "key_encoder", KEY_ENCODERS)
         one_of(self, "batchnorm", BATCHNORMS)
         at_least(self, 1, "queue_size", "dim", "bn_groups", "epochs", "image_size", "val_every",
-                 "checkpoint_every", "processes")
+                 "checkpoint_every", "processes", "groups_at_once")
         at_least(self, 2, "batch_size", "limit")
         at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers")
         at_most(self, 2**63 - 1, "seed")
@@ -184,8 +186,22 @@ class PretrainConfig:
         fits = self.batch_size % self.bn_groups == 0 and self.batch_size > self.bn_groups
         require(self, "bn_groups", chosen_later or fits,
                 f"a divisor of --batch-size {self.batch_size}, with two or more images to a group")
+        if self.groups_at_once is not None:
+            require(self, "groups_at_once", chosen_later or self.groups_at_once <= self.bn_groups,
+                    f"--bn-groups {self.bn_groups} or less")
         if self.run is not None:
             require(self, "run", self.run not in ("", ".", "..") and "/" not in self.run, "a plain name without '/'")
+
+    @property
+    def whole_because(self) -> str:
+        """Why a step needs the whole batch at once, and what would not; empty when it does not."""
+        if self.dictionary == "end-to-end":
+            return "with --dictionary end-to-end its images are each other's negatives (--dictionary queue can)"
+        if self.batchnorm == "sync":
+            return "with --batchnorm sync its statistics are those of all images (--batchnorm shuffled can)"
+        if self.bn_groups == 1:
+            return "it is a single BatchNorm group (--bn-groups 2 or more can)"
+        return ""
 
     @property
     def shuffles_keys(self) -> bool:

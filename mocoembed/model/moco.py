@@ -4,7 +4,9 @@ Symbols as in He et al., "Momentum Contrast for Unsupervised Visual Representati
 k, queue size K, momentum m, feature length C; B is the number of images in the global batch, N this rank's share.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from mocoembed.model.encoder import Encoder
+from mocoembed.model.pieces import OneUpdate, Piece
 from mocoembed.model.queue import Queue
 from mocoembed.model.ranks import ALONE, Ranks
 
@@ -31,6 +34,8 @@ class Views(NamedTuple):
     order: torch.Tensor | None = None
     """(B,) int64 on the CPU: keys are encoded in the order whole[order]; `None`: unshuffled."""
     step: int = 0
+    pieces: tuple[Piece, ...] = ()
+    """In which the encoders see the images, one after another; none: all at once."""
 
 
 class Keys(NamedTuple):
@@ -70,7 +75,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def key(self, x_k: torch.Tensor, views: Views) -> Keys:
         """The keys of unit length of views x_k, which came shuffled between BatchNorm's groups (section 3.3)."""
-        k = unshuffled(self.ranks.gather(encode(self.encoder_k, x_k)), views.order)  # B x C
+        k = unshuffled(self.ranks.gather(encode_pieces(self.encoder_k, x_k, views.pieces)), views.order)  # B x C
         excluded = views.rows.view(-1, 1) == self.queue.rows if self.mask_same_image else None
         return Keys(self.ranks.own(k), self.queue.keys, excluded, k)
 
@@ -88,6 +93,17 @@ def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
 
+def encode_pieces(encoder: nn.Module, x: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
+    """As `encode`, piece by piece; for what takes no gradient, whose memory is then one piece's."""
+    if not pieces:
+        return encode(encoder, x)
+    update, k = OneUpdate(encoder), []
+    for piece in pieces:
+        with update.of(piece):
+            k.append(encode(encoder, x[piece.images]))
+    return torch.cat(k)
+
+
 def unshuffled(k: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """k (B, C) in the images' order, from keys that were encoded in the order whole[order]."""
     return k if order is None else k[order.to(k.device, non_blocking=True).argsort()]
@@ -101,3 +117,13 @@ def batch_statistics(method: nn.Module) -> list[torch.Tensor]:
 def wrap_trained(method: nn.Module, ranks: Ranks):
     """Let gradients be averaged over the ranks in what is trained, and in nothing else."""
     method.trained = {name: ranks.wrap(encoder) for name, encoder in method.trained.items()}
+
+
+@contextlib.contextmanager
+def gradients_summed_up(method: nn.Module) -> Iterator[None]:
+    """In the block, forward and backward only add to this rank's gradients; the next backward averages the sum."""
+    with contextlib.ExitStack() as held:
+        for encoder in method.trained.values():
+            if isinstance(encoder, nn.parallel.DistributedDataParallel):
+                held.enter_context(encoder.no_sync())
+        yield

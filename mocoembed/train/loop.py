@@ -22,6 +22,7 @@ from mocoembed.model.ranks import ALONE, Ranks
 from mocoembed.train.filling import Filling
 from mocoembed.train.guard import Guard
 from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
+from mocoembed.train.memory_plan import plan, running_out_said
 from mocoembed.train.monitor import (
     KnnMonitor,
     KnnReport,
@@ -103,11 +104,13 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
         for text in (*lines, *notes):
             say(text)
+        memory = plan(training, workers, say)
         resume(training, run, listing, say)
         if ranks.first:
             write_json(run / "config.json", to_dict(config))
             watcher.begin(config)
         held.enter_context(compute.keeping_memory())
+        held.enter_context(running_out_said(memory, training))
         return Session(training, listing, run, watcher).train(workers, monitor)
 
 

@@ -37,7 +37,7 @@ from mocoembed.workspace import Workspace
 
 # Settings that do not change what is learned: they are not part of a run's name, and may change on resuming.
 EXECUTION = ("given", "workspace", "run", "fresh", "workers", "cache", "device", "compile", "processes", "timeout",
-             "check_ranks", "val", "val_every", "checkpoint_every")
+             "check_ranks", "val", "val_every", "checkpoint_every", "groups_at_once")
 MASKED_FROM = 0.1  # K as a share of the images from which same-image masking is on by default
 
 
@@ -54,10 +54,18 @@ class Training:
     scaler: torch.amp.GradScaler
     views: ViewSettings
     """How the views are made."""
+    groups_at_once: int = 0
+    """BatchNorm groups of this rank's batch that go forward and backward at a time; see `mocoembed.train.memory_plan`.
+    """
     step: int = 0
     """Steps done."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint that was written or loaded last."""
+
+    @property
+    def groups(self) -> int:
+        """BatchNorm groups of this rank's batch."""
+        return groups_of(self.config, self.ranks.size)
 
     def save(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int):
         """Write, on rank 0, all that a resumed run needs, as plain types and tensors.
@@ -76,7 +84,7 @@ class Training:
             "step": self.step, "epoch": epoch, "position": position, "model": weights,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "config": to_dict(self.config), "listing": listing.digest(), "images": len(listing),
-            "processes": self.ranks.size,
+            "processes": self.ranks.size, "groups_at_once": self.groups_at_once,
             "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})["sha256"]
 
     def frozen(self, steps_per_epoch: int) -> FrozenEncoder:
@@ -86,8 +94,15 @@ class Training:
         return frozen_encoder(self.method.encoder_q.state_dict(), self.config, source)
 
 
+def groups_of(config: PretrainConfig, processes: int) -> int:
+    """BatchNorm groups of one process's batch."""
+    return 1 if config.batchnorm == "sync" else config.bn_groups // processes
+
+
 def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
-    """Raise `UsageError` when the batch or its BatchNorm groups cannot be shared out among the processes."""
+    """Raise `UsageError` when the batch or its BatchNorm groups cannot be shared out among the processes or in time."""
+    if config.groups_at_once is not None and config.whole_because:
+        raise UsageError(f"--groups-at-once {config.groups_at_once}: the batch cannot be cut: {config.whole_because}.")
     if processes == 1:
         return
     if config.batch_size % processes or config.batch_size < 2 * processes:
@@ -174,20 +189,19 @@ def set_up(config: PretrainConfig, compute: Compute, images: int, ranks: Ranks =
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
     return Training(config, compute, ranks, method, build_optimizer(trained, config), scaler,
-                    ViewSettings.of(config))
+                    ViewSettings.of(config), groups_of(config, ranks.size))
 
 
 def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module:
     """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are images."""
-    over_the_batch = config.batchnorm == "sync"
-    encoder_q = Encoder(encoder_spec(config), 1 if over_the_batch else config.bn_groups // ranks.size)
+    encoder_q = Encoder(encoder_spec(config), groups_of(config, ranks.size))
     if config.zero_init_residual:
         zero_init_residual(encoder_q.backbone)
     with warnings.catch_warnings():
         if not ranks.first:
             warnings.simplefilter("ignore")
         check_backbone(encoder_q, config.image_size)
-    if over_the_batch and ranks.size > 1:
+    if config.batchnorm == "sync" and ranks.size > 1:
         encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
     if config.dictionary == "end-to-end":
         return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
@@ -223,6 +237,10 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     if state["processes"] != training.ranks.size:
         note(f"{training.ranks.size} processes now, {state['processes']} before: the same mathematics, but not the "
              "same bits")
+    before, now = state.get("groups_at_once"), training.groups_at_once
+    if before not in (None, now) and state["processes"] == training.ranks.size:
+        note(f"{counted(now, 'BatchNorm group')} at once now, {before} before: the same mathematics, but not the same "
+             "bits")
 
 
 def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> dict | None:

@@ -1,5 +1,6 @@
 """One step of contrastive learning, in the order of the paper (He et al. 2019, algorithm 1)."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -8,11 +9,14 @@ from mocoembed.data.loader import ViewBatch
 from mocoembed.data.resident import ResidentImages
 from mocoembed.data.views import ViewParameters, apply_views
 from mocoembed.model.loss import Contrast, info_nce
-from mocoembed.model.moco import Views, batch_statistics
+from mocoembed.model.moco import Keys, Views, batch_statistics, gradients_summed_up
+from mocoembed.model.pieces import OneUpdate, cut
 from mocoembed.model.precision import to_host
 from mocoembed.train.run import Training
 
 NUMBERS = ("loss", "top1", "top5", "spread")
+Learnt = tuple[list[torch.Tensor], list[Keys], Callable[[], torch.Tensor]]
+"""q (N, C) and keys for each of the queries' views, and what gives the gathered numbers."""
 
 
 def training_step(training: Training, views: Views, told: tuple[float, ...],
@@ -25,17 +29,11 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
     gradient?). They are returned.
 
     With a symmetric loss the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean
-    reported, to be held against ln(K+1).
+    reported, to be held against ln(K+1). With `views.pieces`, forward and backward see one piece after another.
     """
-    method, compute, T = training.method, training.compute, training.config.temperature
-    with compute.autocast():
-        q = [method.query(x_q) for x_q in views.queries]  # N x C each
-        method.momentum_update()
-        k = [method.key(x_k, views) for x_k in views.keys]  # positive: N x C, negatives: C x K
-    contrasts = [info_nce(one, keys.positive, keys.negatives, T, keys.excluded) for one, keys in zip(q, k)]
-    gathered = to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
+    method = training.method
     training.optimizer.zero_grad(set_to_none=True)
-    training.scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
+    q, k, gathered = (in_pieces if views.pieces else at_once)(training, views, told)
     numbers = gathered()
     check(numbers)
     training.scaler.step(training.optimizer)
@@ -43,6 +41,43 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
     method.remember(q, k, views)  # after backward, which still needs the old queue: so no copy of it is made
     training.ranks.average(batch_statistics(method))
     return numbers
+
+
+def at_once(training: Training, views: Views, told: tuple[float, ...]) -> Learnt:
+    """Forward and backward of the whole batch."""
+    method, compute, T = training.method, training.compute, training.config.temperature
+    with compute.autocast():
+        q = [method.query(x_q) for x_q in views.queries]  # N x C each
+        method.momentum_update()
+        k = [method.key(x_k, views) for x_k in views.keys]  # positive: N x C, negatives: C x K
+    contrasts = [info_nce(one, keys.positive, keys.negatives, T, keys.excluded) for one, keys in zip(q, k)]
+    gathered = to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
+    training.scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
+    return q, k, gathered
+
+
+def in_pieces(training: Training, views: Views, told: tuple[float, ...]) -> Learnt:
+    """As `at_once`, with the memory of one piece: gradients are summed up, and averaged over the ranks at the last."""
+    method, compute, T = training.method, training.compute, training.config.temperature
+    with compute.autocast():
+        method.momentum_update()
+        k = [method.key(x_k, views) for x_k in views.keys]
+    q, contrasts = [], []
+    for x_q, keys in zip(views.queries, k):
+        update, done = OneUpdate(method.encoder_q), []
+        for piece in views.pieces:
+            own, last = piece.images, piece is views.pieces[-1] and x_q is views.queries[-1]
+            with contextlib.nullcontext() if last else gradients_summed_up(method), update.of(piece):
+                with compute.autocast():
+                    part = method.query(x_q[own])  # n x C
+                excluded = None if keys.excluded is None else keys.excluded[own]
+                contrast = info_nce(part, keys.positive[own], keys.negatives, T, excluded)
+                share = len(part) / len(x_q)
+                training.scaler.scale(contrast.loss * share).backward()
+            done.append((part.detach(), [share * number.detach() for number in contrast]))
+        q.append(torch.cat([part for part, _ in done]))
+        contrasts.append(Contrast(*map(sum, zip(*(numbers for _, numbers in done)))))
+    return q, k, to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
 
 
 @torch.no_grad()
@@ -77,4 +112,5 @@ def make_views(batch: ViewBatch, training: Training, images: ResidentImages | No
 
     queries = [view(i, parameters, None) for i, parameters in enumerate(batch.queries)]
     keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)] or [None]
-    return Views(queries, keys, batch.rows.to(compute.device, non_blocking=True), batch.order, batch.step)
+    pieces = cut(len(batch.rows), training.groups, training.groups_at_once)
+    return Views(queries, keys, batch.rows.to(compute.device, non_blocking=True), batch.order, batch.step, pieces)
