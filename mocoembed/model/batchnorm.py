@@ -1,11 +1,7 @@
-"""BatchNorm over groups of the batch, as if each group were on a GPU of its own, and BatchNorm folded away."""
-
-from collections import Counter
-from collections.abc import Callable
+"""BatchNorm over groups of the batch, as if each group were on a GPU of its own."""
 
 import torch
-from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import nn
 from torch.nn import functional
 
 
@@ -37,34 +33,3 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             parts.append(functional.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias,
                                                training=True, momentum=momentum, eps=self.eps))
         return torch.cat(parts)
-
-    def plain(self) -> nn.BatchNorm2d:
-        """The layer that this is in evaluation, with the same tensors."""
-        layer = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, device="meta")
-        layer.load_state_dict(self.state_dict(keep_vars=True), assign=True)
-        return layer.train(self.training)
-
-
-def fold(network: nn.Module, note: Callable[[str], None]) -> nn.Module:
-    """A network in evaluation mode with every BatchNorm that follows a convolution made part of that convolution.
-
-    May change `network`, so give a copy. Other BatchNorms stay: one that comes before its convolution cannot be folded
-    where the border is padded. So does everything in a network without BatchNorm and in one that torch.fx cannot trace
-    or that uses a layer twice, which is said by `note(text)`.
-    """
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, GroupedBatchNorm2d):
-            network.set_submodule(name, layer.plain())
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
-        return network
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception as error:  # whatever the network's own code raises when its input has no values
-        note(f"the network cannot be traced, so its BatchNorm is not folded ({str(error).partition(chr(10))[0]})")
-        return network
-    uses = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    if any(count > 1 and isinstance(traced.get_submodule(name), nn.Conv2d | nn.BatchNorm2d)
-           for name, count in uses.items()):
-        note("the network uses a convolution or a BatchNorm twice, so its BatchNorm is not folded")
-        return network
-    return fuse(traced, inplace=True, no_trace=True)
