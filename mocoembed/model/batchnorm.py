@@ -33,3 +33,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             parts.append(functional.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias,
                                                training=True, momentum=momentum, eps=self.eps))
         return torch.cat(parts)
+
+
+def grouped(layer: nn.BatchNorm2d, groups: int) -> GroupedBatchNorm2d:
+    """A layer as new as `layer`, with its parameters, that works in groups."""
+    new = GroupedBatchNorm2d(layer.num_features, groups)
+    new.eps, new.momentum = layer.eps, layer.momentum
+    new.weight, new.bias = layer.weight, layer.bias
+    return new

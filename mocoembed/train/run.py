@@ -15,7 +15,7 @@ from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSetting
 from mocoembed.errors import TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank
-from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, zero_init_residual
+from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, synchronized, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
 from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
@@ -166,7 +166,7 @@ def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module
             warnings.simplefilter("ignore")
         check_backbone(encoder_q, config.image_size)
     if over_the_batch and ranks.size > 1:
-        encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
+        encoder_q = synchronized(encoder_q)
     if config.dictionary == "end-to-end":
         return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
     if config.dictionary == "memory-bank":
