@@ -17,6 +17,7 @@ crash-test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 $(INSTALLED): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("mocoembed needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'

@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mocoembed", "mocoembed.*"]), "mocoembed.cli"],
     package_dir={"mocoembed.cli": "cli"},
+    package_data={"mocoembed": ["py.typed"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -36,7 +37,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "timm": ["timm>=1.0.15"],
         "parquet": ["pyarrow>=15"],
-        "dev": ["pytest>=8", "ruff>=0.9", "onnx>=1.17", "onnxscript>=0.3",
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
                 "onnxruntime>=1.20", "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2"],
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},

@@ -17,10 +17,10 @@ from mocoembed.config import ConvertConfig
 def convert(as_json, **values):
     """Write the embeddings file SOURCE for other tools, or make one from vectors of other tools.
 
-    npy gives the vectors (N x D, in the type of the file) and, in NAME-paths.csv beside them, id, path and label of
-    every row; parquet (one column of vectors of fixed size) and csv hold all in one file. Paths are full ones. A
-    SOURCE that is a .npy file becomes an embeddings file, which can be indexed, measured by knn and searched for
-    duplicates; to search by image, the encoder itself is needed.
+    npy writes the vectors (N x D, in the dtype of the file) and, beside them, NAME-paths.csv with the id, path and
+    label of every row. parquet (vectors in one fixed-size column) and csv hold everything in one file. Paths are
+    absolute. A SOURCE that is a .npy file becomes an embeddings file: index, knn and duplicates work on it; searching
+    by image needs the encoder itself.
 
     \b
       mocoembed convert --to npy
@@ -35,4 +35,4 @@ def convert(as_json, **values):
         click.echo(json.dumps({"files": [str(path) for path in result.files], "count": result.count,
                                "dimension": result.dimension}))
         return
-    put(f"{' and '.join(map(str, result.files))}: {result.count} vectors of {result.dimension} numbers")
+    put(f"{' and '.join(map(str, result.files))}: {result.count} vectors of dimension {result.dimension}")

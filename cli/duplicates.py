@@ -30,8 +30,7 @@ def _summary(result) -> str:
     among = f"among {counted(result.count, 'image')} ({found})"
     if not result.groups:
         return f"no duplicates {among}"
-    keepers = "the one" if len(result.groups) == 1 else "the ones"
-    summary = f"{counted(len(result.groups), 'group')} {among}: {result.extra} besides {keepers} to keep (*)"
+    summary = f"{counted(len(result.groups), 'group')} {among}: {result.extra} can go (* keep)"
     if result.bytes_known:
         summary += f", {result.extra_bytes / 1e6:.1f} MB; {counted(result.copies, 'exact copy')} among them"
     return summary
@@ -41,13 +40,13 @@ def _summary(result) -> str:
 @click.argument("embeddings", required=False)
 @options_of(DuplicatesConfig, leave_out=("embeddings",))
 @json_option
-@click.option("--sheet", metavar="FILE", help="Draw the groups into this PNG file, too.")
+@click.option("--sheet", metavar="FILE", help="Also draw the groups into this PNG file.")
 def duplicates(as_json, sheet, **values):
     """Find groups of near-duplicates among the images of the embeddings file EMBEDDINGS; nothing is deleted.
 
-    Images whose vectors have a cosine of --threshold or more belong together, and so does what they are connected
-    with: in a long chain the ends may be less alike, as the similarity to the first one tells. The largest image is
-    the one suggested to keep. The same letter marks files that are equal byte for byte.
+    Two images are near-duplicates when the cosine similarity of their vectors is --threshold or more. Groups are
+    connected: in a long chain the ends may be less similar, as the similarity to the first image shows. The largest
+    image of a group is the one suggested to keep (*). The same letter marks files that are equal byte for byte.
 
     \b
       mocoembed duplicates
@@ -70,4 +69,4 @@ def duplicates(as_json, sheet, **values):
         duplicates_sheet(result, sheet)
         note(f"sheet: {sheet}")
     elif sheet:
-        note("sheet: none drawn, as there are no groups")
+        note("no sheet drawn: no duplicates")

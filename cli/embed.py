@@ -21,12 +21,12 @@ SHOWN_FAILURES = 10
 def embed(as_json, **values):
     """Embed every image of each COLLECTION into one HDF5 file.
 
-    A COLLECTION is a folder of any depth, a list of paths (.txt, or .csv and .jsonl with path and label), tar shards
-    ('shard-{000..009}.tar') or one image; docs/collections.md tells more. A file with an image's name is either
-    embedded or reported as failed, with the reason.
+    A COLLECTION is a folder (searched recursively), a list of paths (.txt, or .csv and .jsonl with path and label),
+    tar shards ('shard-{000..009}.tar') or an image; see docs/collections.md. Every file with an image extension is
+    either embedded or reported as failed, with the reason.
 
-    Given again, the command embeds what is new or has changed, drops what is gone and keeps the rest as it is. After
-    an interruption it goes on.
+    Run again, the command embeds only what is new or has changed, drops what is gone and keeps the rest. After an
+    interruption it continues where it stopped.
 
     \b
       mocoembed embed photos
@@ -69,7 +69,7 @@ def _parts(counts) -> str:
         (counts.new, "new"), (counts.changed, "changed"), (counts.recognised, "moved or copied"),
         (counts.unchanged, "unchanged")) if number)
     more = [f"{number} {what}" for number, what in (
-        (counts.dropped, "dropped"), (counts.repeated, "with the bytes of another")) if number]
+        (counts.dropped, "dropped"), (counts.repeated, "with the same bytes as another")) if number]
     if not more and parts == f"{counts.new} new":
         return ""
     return f" ({'; '.join([parts, *more])})"

@@ -18,8 +18,8 @@ def index(as_json, **values):
     """Make the embeddings file EMBEDDINGS searchable.
 
     Vectors of length 1 are compared by cosine similarity, others by Euclidean distance. The index is measured on
-    some of its own vectors: recall@10 is the share of the ten nearest that it finds. An index that is already there
-    is replaced when the new one is whole.
+    a sample of its own vectors: recall@10 is the share of the ten nearest neighbours that it finds. An existing index
+    is replaced only once the new one is complete.
 
     \b
       mocoembed index
@@ -33,5 +33,5 @@ def index(as_json, **values):
     if as_json:
         click.echo(json.dumps({"path": str(result.path), **facts}, indent=2))
         return
-    put(f"{result.path}: {facts['count']} vectors of {facts['dimension']} numbers, {facts['type']} "
+    put(f"{result.path}: {facts['count']} vectors of dimension {facts['dimension']}, {facts['type']} "
         f"({facts['metric']}), recall@10 {facts['recall_at_10']:.3f}, {facts['latency_ms']:.2f} ms a query")

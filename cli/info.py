@@ -16,7 +16,7 @@ SHOWN_ITEMS = 12
 @options_of(InfoConfig, leave_out=("path",))
 @json_option
 def info(as_json, **values):
-    """Say what PATH is: a checkpoint, run folder, encoder, embeddings or index file, or unfinished work.
+    """Say what PATH is: a checkpoint, run folder, encoder, embeddings or index file, or an unfinished embedding.
 
     \b
       mocoembed info mocoembed-workspace/embeddings.h5
@@ -42,7 +42,7 @@ def _flat(values: dict, before: str = ""):
             yield from _flat(value, f"{before}{name}.")
         elif isinstance(value, list):
             shown = ", ".join(map(_text, value[:SHOWN_ITEMS]))
-            more = f" ... ({len(value)} in all)" if len(value) > SHOWN_ITEMS else ""
+            more = f" ... ({len(value)} in total)" if len(value) > SHOWN_ITEMS else ""
             yield before + name, shown + more if value else "-"
         else:
             yield before + name, "-" if value in (None, {}) else str(value)

@@ -20,9 +20,9 @@ SHOWN_CLASSES = 20
 def knn(as_json, **values):
     """Measure the kNN accuracy: the share of images whose nearest neighbours vote for their label.
 
-    The labelled images of the embeddings file BANK vote on those of QUERIES; without QUERIES, each image of BANK
-    is classified by all the others. Every k is tried with every temperature. Accuracies are in percent; up to twenty
-    classes are listed one by one, for the first k and temperature, and --json has all of them.
+    The labelled images of the embeddings file BANK vote on those of QUERIES. Without QUERIES, each image of BANK
+    is classified by all the others (leave-one-out). Every k is combined with every temperature. Accuracies are in
+    percent. The table lists up to twenty classes, for the first k and temperature; --json has all of them.
 
     \b
       mocoembed knn

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None):
         if debug:
             raise
         if _is_out_of_memory(error):
-            click.echo("mocoembed: the memory, or what processes share of it, is too small for this. Give a smaller "
+            click.echo("mocoembed: out of memory, or out of shared memory. Give a smaller "
                        "--batch-size or --queue-size, or fewer --workers.\nWhat was saved is kept.", err=True)
             sys.exit(1)
         click.echo(f"mocoembed: unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"

@@ -18,7 +18,8 @@ WORKSPACE_VARIABLE = "MOCOEMBED_WORKSPACE"
 def field_help(config_class) -> dict[str, str]:
     """The docstring under every field of a config: {field: text}."""
     (node,) = ast.parse(inspect.getsource(config_class)).body
-    return {field.target.id: text.value.value for field, text in zip(node.body, node.body[1:])
+    assert isinstance(node, ast.ClassDef)
+    return {ast.unparse(field.target): ast.literal_eval(text.value) for field, text in zip(node.body, node.body[1:])
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
 
 

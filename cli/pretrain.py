@@ -18,7 +18,8 @@ from mocoembed.recipes import RECIPES
 def pretrain(images, recipe, **values):
     """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
 
-    A COLLECTION is a folder of any depth, a list of paths (.txt, .csv, .jsonl) or tar shards ('shard-{000..009}.tar').
+    A COLLECTION is a folder (searched recursively), a list of paths (.txt, .csv, .jsonl) or tar shards
+    ('shard-{000..009}.tar').
 
     A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command
     again resumes where it stopped; another command gets a run folder of its own. At the end the encoder is exported
@@ -37,7 +38,7 @@ def pretrain(images, recipe, **values):
     if result is None:  # another rank's to tell
         return
     if result.failed:
-        note(f"{counted(result.failed, 'image')} could not be read and had to be replaced; named above")
-    loss = f", loss {result.last.loss:.3f}" if result.last else " (complete before)"
+        note(f"{counted(result.failed, 'image')} could not be read and were replaced (named above)")
+    loss = f", loss {result.last.loss:.3f}" if result.last else " (already complete)"
     waiting = f", {result.waiting:.0%} of the time waiting for images" if result.last else ""
     put(f"{result.encoder}: {result.steps} steps{loss}{waiting}; run {result.run}")

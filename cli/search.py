@@ -47,14 +47,14 @@ FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 @click.argument("images", nargs=-1, metavar="IMAGE...")
 @options_of(SearchConfig, leave_out=("images",))
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True,
-              help="How to print the hits; paths gives one hit's path a line and nothing else.")
+              help="How to print the hits; paths prints one path per line and nothing else.")
 @json_option
-@click.option("--sheet", metavar="FILE", help="Draw queries and hits into this PNG file, too.")
+@click.option("--sheet", metavar="FILE", help="Also draw queries and hits into this PNG file.")
 def search(images, form, as_json, sheet, **values):
     """Find the images of the collection that are most similar to each IMAGE.
 
-    An IMAGE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities, 1 at
-    most; of vectors that do not have length 1, minus the squared distance.
+    An IMAGE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities (at most 1);
+    for vectors that are not of length 1, minus the squared Euclidean distance.
 
     \b
       mocoembed search cat.jpg

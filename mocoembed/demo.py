@@ -71,7 +71,7 @@ class Demo:
         """
         root = self.places.root
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / IMAGES).is_dir())):
-            raise UsageError(f"--workspace {root}: is in use for something else. Give a new folder.")
+            raise UsageError(f"--workspace {root}: holds other files. Give a new folder.")
         held_out = self.config.images // 6
         self.say(f"# {self.config.images} generated images to learn from, {held_out} held out")
         write_collection(self.train, self.config.images, self.config.seed)
@@ -105,8 +105,8 @@ class Demo:
     def _embed(self, folder: pathlib.Path, output: pathlib.Path | None, encoder: pathlib.Path | None = None):
         if encoder is None:
             self._say(f"embed {folder}" + (f" --output {output}" if output else "") + " --fresh")
-        embed_images(EmbedConfig(str(folder), str(self.places.root), encoder and str(encoder),
-                                 output and str(output), fresh=True))
+        embed_images(EmbedConfig((str(folder),), str(self.places.root), None if encoder is None else str(encoder),
+                                 None if output is None else str(output), fresh=True))
 
     def _search(self) -> pathlib.Path:
         sheet = self.places.root / "hits.png"

@@ -17,6 +17,7 @@ import shutil
 import signal
 import time
 import warnings
+from typing import Any
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
@@ -85,7 +86,7 @@ def read_at(descriptor: int, length: int, offset: int, path) -> bytearray:
     while view:
         count = os.preadv(descriptor, [view], offset)
         if not count:
-            raise FormatError(f"{path} is cut off. Run the same command with --fresh.")
+            raise FormatError(f"{path} is truncated. Run the same command with --fresh.")
         view, offset = view[count:], offset + count
     return data
 
@@ -201,8 +202,8 @@ def _lock(file, what: str):
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            warnings.warn(f"The file system of {file.name} has no locks: nothing but you keeps two processes from "
-                          f"writing {what} at once.", stacklevel=2)
+            warnings.warn(f"The file system of {file.name} has no locks: make sure that no two processes write "
+                          f"{what} at once.", stacklevel=2)
             return
 
 
@@ -227,7 +228,8 @@ def reserve(descriptor: int, size: int, path):
     try:
         os.posix_fallocate(descriptor, 0, size)
     except (AttributeError, OSError) as error:  # there is none on macOS
-        if getattr(error, "errno", errno.ENOSYS) not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP,
+                                                              errno.ENOSYS):
             raise write_error(path, error) from error
         os.ftruncate(descriptor, size)
         warnings.warn(f"The file system of {path} cannot reserve space: if it fills up, run the command again once "
@@ -255,8 +257,9 @@ class StopRequest:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, patient: bool = False):
-        self.signal_number, self.patient = None, patient
-        self._previous = {}
+        self.signal_number: int | None = None
+        self.patient = patient
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self):
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -286,7 +289,7 @@ class StopRequest:
 def require_place(path: pathlib.Path):
     """Raise `UsageError` unless a file can be made at the `--output` path."""
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise UsageError(f"--output {path}: is {what}. Give the name of a file.")
     above = next(one for one in path.absolute().parents if one.exists())
     if not above.is_dir():

@@ -52,7 +52,7 @@ def kind_of(path: pathlib.Path) -> str:
         return "encoder"
     if re.match(rb'\{"format": \d+, "key": ', head):
         return "work"
-    raise FormatError(f"{path} is not a file of mocoembed: neither checkpoint, encoder, embeddings nor index.")
+    raise FormatError(f"{path} is not a mocoembed file: not a checkpoint, encoder, embeddings file or index.")
 
 
 def _embeddings(path: pathlib.Path, verify: bool) -> dict[str, Any]:
@@ -86,13 +86,14 @@ def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
-        SearchIndex.open(path)  # compares the SHA-256
+        SearchIndex.open(path, verify=True)  # compares the SHA-256
     return {**read_manifest(path), **_verified(verify)}
 
 
 def _work(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
-        raise FormatError(f"{path} is unfinished work, which has no hash yet. Run the embed command again.")
+        raise FormatError(f"{path} is an unfinished embedding, which has no hash yet. "
+                          "Run the embed command again to finish it.")
     return {"kind": f"{KIND}, unfinished", **describe_work(path)}
 
 

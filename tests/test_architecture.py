@@ -14,8 +14,9 @@ from mocoembed.cli.main import COMMANDS, cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the source of the flow to its end: a module imports only from its own room and from rooms before it.
-ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "memory", "workspace", "data", "model",
-         "knn", "train", "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
+ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "memory", "workspace", "verified",
+         "data", "model", "knn", "train", "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__",
+         "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"},

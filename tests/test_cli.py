@@ -94,7 +94,7 @@ WRONG_CALLS = [
     ("embed {bad}/nowhere", 2, "does not exist"),
     ("embed {bad}/empty", 1, "holds no images"),
     ("embed {images} --output {bad}/text.txt --fresh", 1, "not an embeddings file"),
-    ("index {ws}/embeddings.h5 --output {bad}/text.txt", 2, "not an index of mocoembed"),
+    ("index {ws}/embeddings.h5 --output {bad}/text.txt", 2, "not a mocoembed index"),
     ("embed {bad}/text --output {bad}/text.h5", 1, "None of the 1 images can be read"),
     ("embed {images} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
     ("embed {images} --encoder {ws}/embeddings.h5", 1, "is not a checkpoint"),
@@ -103,7 +103,7 @@ WRONG_CALLS = [
     ("export --std 1,2", 2, "--std 1.0,2.0: must be three numbers above 0"),
     ("embed {images} --features head", 2, "--features head: must be one of backbone, projection"),
     ("embed {images} --features projection", 1, "--fresh"),
-    ("embed {bad}/text", 1, "another folder"),
+    ("embed {bad}/text", 1, "another collection"),
     ("index {bad}/nowhere.h5", 2, "Make one with: mocoembed embed"),
     ("index {bad}/text.txt", 1, "not an embeddings file"),
     ("index {ws}/encoder.safetensors", 1, "not an embeddings file"),
@@ -118,7 +118,7 @@ WRONG_CALLS = [
     ("knn --preset swav", 2, "must be one of moco, lightly, dino"),
     ("knn -k none", 2, "is not one or more numbers"),
     ("info {bad}/nowhere", 2, "does not exist"),
-    ("info {bad}/text.txt", 1, "not a file of mocoembed"),
+    ("info {bad}/text.txt", 1, "not a mocoembed file"),
     ("info {bad}/empty", 1, "holds no checkpoint"),
     ("demo --images 3", 2, "--images 3: must be 160 or more"),
     ("nonsense", 2, "No such command"),
@@ -171,7 +171,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, images, number, s
     rest = child.stderr.read()
     child.stderr.close()
     assert child.wait(timeout=60) == status
-    assert "Run the same command again to go on." in rest
+    assert "Run the same command again to continue." in rest
     assert "Traceback" not in rest
     (run,) = (tmp_path / "runs").iterdir()
     stopped_at = json.loads((run / "checkpoint.json").read_text())["checkpoints"][0]["step"]

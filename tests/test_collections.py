@@ -489,7 +489,7 @@ def test_batches_of_shards_and_lists_are_those_of_the_folder(tmp_path, images, s
 
 def test_shards_are_embedded_searched_and_shown(fresh_workspace, shards, tmp_path, run_cli, images):
     workspace = str(fresh_workspace)
-    with pytest.raises(MismatchError, match="another folder"):
+    with pytest.raises(MismatchError, match="another collection"):
         embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu"))
     embed_images(EmbedConfig(shards, workspace=workspace, workers=0, device="cpu", fresh=True))
     with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
@@ -521,7 +521,7 @@ def test_two_lists_in_one_folder_are_two_collections(fresh_workspace, tmp_path, 
         (tmp_path / name).write_text(f"{images}/red/001.jpg\n{images}/blue/001.jpg\n")
     settings = {"workspace": str(fresh_workspace), "workers": 0, "device": "cpu"}
     embed_images(EmbedConfig(str(tmp_path / "a.txt"), fresh=True, **settings))
-    with pytest.raises(MismatchError, match="another folder"):
+    with pytest.raises(MismatchError, match="another collection"):
         embed_images(EmbedConfig(str(tmp_path / "b.txt"), **settings))
 
 

@@ -130,7 +130,7 @@ def test_there_and_back(source, tmp_path):
     convert_embeddings(ConvertConfig(str(path), to="npy"))
     notes = []
     convert_embeddings(ConvertConfig(str(tmp_path / "e.npy"), output=str(tmp_path / "back.h5")), note=notes.append)
-    assert "search by image needs the encoder" in notes[0]
+    assert "searching by image needs the encoder" in notes[0]
     with EmbeddingFile(path) as file, EmbeddingFile(tmp_path / "back.h5") as back:
         assert np.array_equal(back.embeddings(), vectors)
         assert back.paths() == file.paths() == PATHS
@@ -193,7 +193,7 @@ def test_others_vectors_are_indexed_measured_and_compared_but_not_searched(tmp_p
     index = build_index(IndexConfig(bank))
     assert index.manifest["recall_at_10"] == 1
     for encoder in (None, "moco-v2-800ep"):
-        with pytest.raises(UsageError, match=r"another tool made .*encoder is not here(?s:.*)mocoembed embed"):
+        with pytest.raises(UsageError, match=r"made by another tool .*no encoder to embed(?s:.*)mocoembed embed"):
             search_images(SearchConfig((str(images / "red" / "000.png"),), str(tmp_path), str(index.path),
                                        encoder=encoder, device="cpu"))
 
@@ -243,7 +243,7 @@ def test_a_signal_leaves_nothing_half(source, tmp_path):
 def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
     path, _ = source
     status, out, err = run_cli("convert", path, "--to", "npy")
-    assert (status, out) == (0, f"{tmp_path / 'e.npy'} and {tmp_path / 'e-paths.csv'}: 4 vectors of 5 numbers\n")
+    assert (status, out) == (0, f"{tmp_path / 'e.npy'} and {tmp_path / 'e-paths.csv'}: 4 vectors of dimension 5\n")
     assert err == "names that are not UTF-8: 1; docs/format.md tells how they are written\n"
     before = (tmp_path / "e.npy").read_bytes()
     (tmp_path / "text").write_text("x")
@@ -258,7 +258,7 @@ def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
              f"--output {tmp_path}/text/new/a.csv: {tmp_path}/text is a file, not a folder"),
             ((path, "--to", "csv", "--root", tmp_path / "text"), "text' is no folder"),
             ((tmp_path / "none.h5", "--to", "csv"), "does not exist"),
-            ((tmp_path / "e.npy", "--to", "csv"), "can become an embeddings file only"),
+            ((tmp_path / "e.npy", "--to", "csv"), "can only become an embeddings file"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "none.txt"), "none.txt' does not exist. Give a .txt"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "text", "--fresh"), "must be a list file"),
             ((tmp_path / "e.npy",), "e.h5 exists")]:

@@ -112,7 +112,7 @@ def test_without_digests_nothing_is_said_about_bytes(tmp_path, run_cli):
     assert (status, out, "e.h5 does not know the bytes of its images" in err) == (2, "", True)
     status, out, _ = run_cli("duplicates", path)
     assert out.splitlines()[-1] == ("1 group among 3 images (cosine 0.98 or more, all pairs; bytes unknown): "
-                                    "1 besides the one to keep (*)")
+                                    "1 can go (* keep)")
     status, out, _ = run_cli("duplicates", path, "--json")
     value = json.loads(out)
     assert (status, value["identical_copies"], value["extra_bytes"]) == (0, None, None)
@@ -215,7 +215,7 @@ def test_command(collection, tmp_path, run_cli):
 def test_command_without_duplicates_and_with_wrong_calls(workspace, tmp_path, run_cli):
     status, out, err = run_cli("duplicates", "--workspace", workspace, "--exact-only", "--sheet", tmp_path / "s.png")
     assert (status, out) == (0, "no duplicates among 24 images (equal bytes)\n")
-    assert err == "sheet: none drawn, as there are no groups\n"
+    assert err == "no sheet drawn: no duplicates\n"
     for arguments, message in [(("none.h5",), "none.h5"), (("--threshold", 2), "--threshold 2.0: must be above 0"),
                                (("--sheet", "s.jpg"), "must end in .png")]:
         status, out, err = run_cli("duplicates", "--workspace", workspace, *arguments)

@@ -119,7 +119,7 @@ def test_a_signal_stops_it_after_a_batch(many, tmp_path, number, status):
     run.signal(number)
     assert run.wait() == status
     stopped = re.fullmatch(r"mocoembed: Stopped after (\d+) of 1200 images; they are kept\. "
-                           r"Run the same command again to go on\.", run.stderr.splitlines()[-1])
+                           r"Run the same command again to continue\.", run.stderr.splitlines()[-1])
     assert stopped, run.stderr
     assert 0 < int(stopped[1]) < MANY
     assert committed(workspace) == int(stopped[1])

@@ -260,7 +260,7 @@ def test_vectors_in_float16(embed, folder, tmp_path, encoded):
     whole = embed(folder, output=str(tmp_path / "whole.h5"))
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10), dtype="float16")
-    with pytest.raises(UsageError, match=r"unfinished work with other settings \(dtype\)"):
+    with pytest.raises(UsageError, match=r"an unfinished embedding with other settings \(dtype\)"):
         embed(folder)
     half = embed(folder, dtype="float16")
     assert half.resumed_from == 15
@@ -306,14 +306,14 @@ def test_the_output_may_be_a_link(embed, folder, tmp_path):
 def test_unfinished_work_of_other_settings_is_refused(embed, folder):
     with pytest.raises(Interrupted):
         embed(folder, stop_at(10))
-    with pytest.raises(UsageError, match=r"unfinished work with other settings \(features\).*--fresh"):
+    with pytest.raises(UsageError, match=r"an unfinished embedding with other settings \(features\).*--fresh"):
         embed(folder, features="projection")
     assert embed(folder, features="projection", fresh=True).resumed_from == 0
 
 
 def test_a_fresh_start_that_was_interrupted_goes_on_without_fresh(embed, folder, tmp_path, make_images):
     embed(make_images(tmp_path / "other", seed=3))
-    with pytest.raises(Interrupted, match="again, without --fresh, to go on"):
+    with pytest.raises(Interrupted, match="again, without --fresh, to continue"):
         embed(folder, stop_at(10), fresh=True)
     assert embed(folder).resumed_from == 15
 
@@ -393,7 +393,7 @@ def test_a_moved_collection_goes_on_with_root(embed, folder, tmp_path, encoded):
     first = embed(folder)
     before, number = content(first.path), sum(encoded)
     moved = pathlib.Path(shutil.move(folder, tmp_path / "elsewhere"))
-    with pytest.raises(MismatchError, match=r"another folder.*--root"):
+    with pytest.raises(MismatchError, match=r"another collection.*--root"):
         embed(moved)
     again = embed(moved, root=str(moved))
     assert (again.counts.unchanged, sum(encoded)) == (24, number)
@@ -408,7 +408,7 @@ def test_root_does_not_let_another_collection_in(embed, folder, tmp_path, make_i
     other = make_images(tmp_path / "other", seed=9)
     for path in other.rglob("*.*"):
         path.rename(path.with_name(f"x{path.name}"))
-    with pytest.raises(MismatchError, match=r"another folder.*Only 0 of its 24 images are there"):
+    with pytest.raises(MismatchError, match=r"another collection.*Only 0 of its 24 images are there"):
         embed(other, root=str(other))
     assert (tmp_path / "ws" / "embeddings.h5").read_bytes() == before
 
@@ -473,7 +473,7 @@ def test_fresh_does_not_replace_a_file_of_others(embed, folder, tmp_path):
         embed(folder, output=str(tmp_path / "mine.txt"), fresh=True)
     os.mkfifo(tmp_path / "pipe")
     for output in (tmp_path, tmp_path / "mine.txt" / "e.h5", tmp_path / "pipe"):
-        with pytest.raises(UsageError, match=r"--output .* is (a folder|a file|no regular file)"):
+        with pytest.raises(UsageError, match=r"--output .* is (a folder|a file|not a regular file)"):
             embed(folder, output=str(output), fresh=True)
     assert (tmp_path / "mine.txt").read_text() == "my thesis"
 
@@ -493,7 +493,7 @@ def test_damaged_work_costs_its_batch_and_what_follows(embed, folder, encoded, m
     notes = []
     result = embed(folder, note=notes.append)
     lost = {"a record": 10, "a counter": 15, "many": 10}[damage]
-    assert f"is damaged; {lost} images in it are done again" in notes[0]
+    assert f"is damaged; {lost} of its images are embedded again" in notes[0]
     assert sum(encoded) == 4 + lost
     assert result.path.read_bytes() == whole
 
@@ -599,7 +599,7 @@ def test_a_part_of_the_work_that_cannot_be_read_is_done_again(embed, folder, mon
     notes = []
     assert embed(folder, note=notes.append).embedded == 24
     assert asked
-    assert "images in it are done again" in notes[0]
+    assert "of its images are embedded again" in notes[0]
 
 
 def test_a_copy_whose_original_is_lost_fails_and_is_tried_again(embed, folder, monkeypatch, tmp_path, dies_in):
@@ -673,7 +673,7 @@ def test_an_output_that_appeared_meanwhile_is_not_replaced(embed, folder, tmp_pa
     other = embed(make_images(tmp_path / "other", seed=3), output=str(tmp_path / "other.h5"))
     output = tmp_path / "ws" / "embeddings.h5"
     shutil.copy(other.path, output)
-    with pytest.raises(UsageError, match=r"has been replaced since .*\.work was begun.*--fresh"):
+    with pytest.raises(UsageError, match=r"has been replaced since .*\.work was started.*--fresh"):
         embed(folder)
     assert output.read_bytes() == other.path.read_bytes()
 

@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import threading
+import time
 import tracemalloc
 
 import faiss
 import numpy as np
 import pytest
 
-from mocoembed import memory
+from mocoembed import memory, verified
 from mocoembed.config import IndexConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import FACTS
@@ -106,7 +107,7 @@ def test_k_is_cut_and_checked(built):
     assert ids.min() >= 0
     with pytest.raises(UsageError, match="-k 0"):
         index.search(vectors_of(2), 0)
-    with pytest.raises(MismatchError, match=r"12 numbers.*\(2, 5\)"):
+    with pytest.raises(MismatchError, match=r"dimension 12.*\(2, 5\)"):
         index.search(vectors_of(2, 5), 1)
     with pytest.raises(FormatError, match="not finite"):
         index.search(np.full((1, 12), np.nan), 1)
@@ -150,8 +151,8 @@ def rewrite(path: pathlib.Path, **changes):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"format": FORMAT_VERSION + 1}, "index format 2.*Install a newer"), ({"kind": "other"}, "not an index"),
-    ({"dimension": 13}, "13 numbers, the index has 60 of 12"), ({"count": 59}, "says 59 vectors"),
+    ({"format": FORMAT_VERSION + 1}, "index format 2.*Install a newer"), ({"kind": "other"}, "not a mocoembed index"),
+    ({"dimension": 13}, "dimension 13, the index has 60 of 12"), ({"count": 59}, "says 59 vectors"),
     ({"metric": "l2"}, "damaged")])
 def test_a_manifest_of_something_else(built, changes, message):
     rewrite(built[1], **changes)
@@ -169,7 +170,7 @@ def test_other_files_are_named(built, workspace, tmp_path):
               "an encoder": workspace / "encoder.safetensors", "FAISS": write("cut", cut),
               "of another kind": write("notes.txt", b"dear diary"), "it is empty": write("nothing", b"")}
     for what, path in others.items():
-        with pytest.raises(FormatError, match=f"is not an index of mocoembed.*{what}.*mocoembed index EMBEDDINGS"):
+        with pytest.raises(FormatError, match=f"is not a mocoembed index.*{what}.*mocoembed index EMBEDDINGS"):
             SearchIndex.open(path)
     with pytest.raises(UsageError, match=r"does not exist.*mocoembed index"):
         SearchIndex.open(tmp_path / "absent.faiss")
@@ -271,7 +272,7 @@ def test_only_one_writer(built):
 
 def test_only_an_index_is_replaced(built):
     before = built[0].read_bytes()
-    with pytest.raises(UsageError, match="not an index"):
+    with pytest.raises(UsageError, match="not a mocoembed index"):
         build_index(IndexConfig(str(built[0]), output=str(built[0])))
     assert built[0].read_bytes() == before
     with pytest.raises(UsageError, match="is a folder"):
@@ -370,7 +371,7 @@ def test_replacing_while_others_open(make_embeddings, tmp_path):
 def test_command(fresh_workspace, run_cli):
     status, out, err = run_cli("index", "--workspace", fresh_workspace)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{fresh_workspace / 'embeddings.faiss'}: 24 vectors of 64 numbers, flat (inner_product), ")
+    assert out.startswith(f"{fresh_workspace / 'embeddings.faiss'}: 24 vectors of dimension 64, flat (inner_product), ")
     assert "recall@10 1.000" in out
     other = fresh_workspace / "deeper" / "other.faiss"
     status, out, _ = run_cli("index", fresh_workspace / "embeddings.h5", "--output", other, "--json", "--type", "flat")
@@ -384,3 +385,24 @@ def test_command_with_a_wrong_call(tmp_path, run_cli, monkeypatch, arguments):
     status, out, err = run_cli("index", *arguments)
     assert (status, out) == (2, "")
     assert arguments[-1] in err
+
+
+def test_a_checked_index_is_not_hashed_again_and_a_changed_one_is(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCOEMBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "SETTLED_NS", 0)
+    time.sleep(0.01)
+    SearchIndex.open(built[1])
+    with monkeypatch.context() as once:
+        once.setattr(module, "sha256_start", lambda *arguments: pytest.fail("hashed again"))
+        SearchIndex.open(built[1])
+    before = built[1].stat()
+    time.sleep(0.01)
+    with open(built[1], "r+b") as file:
+        file.seek(200)
+        byte = file.read(1)
+        file.seek(200)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(built[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    for verify in (False, True):
+        with pytest.raises(FormatError, match="SHA-256"):
+            SearchIndex.open(built[1], verify)

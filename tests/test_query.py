@@ -136,7 +136,7 @@ def test_encoders(fresh_index, images, make_encoder, tmp_path):
     """Found by fingerprint; given; foreign; not there."""
     query, places = images / "red" / "000.png", Workspace(fresh_index)
     save_encoder(tmp_path / "foreign.safetensors", make_encoder(seed=5))
-    with pytest.raises(MismatchError, match=r"made with the encoder \w{12}, but .*foreign\.safetensors is \w{12}"):
+    with pytest.raises(MismatchError, match=r"made with encoder \w{12}, but .*foreign\.safetensors is \w{12}"):
         search(fresh_index, query, encoder=str(tmp_path / "foreign.safetensors"))
     shutil.copy(tmp_path / "foreign.safetensors", places.newest_encoder)  # a later pretraining
     assert search(fresh_index, query)[0].hits[0].score == pytest.approx(1, abs=1e-5)
@@ -200,7 +200,7 @@ def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, 
     assert not sheet.exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((), "No image"), (("IMAGE", "-k", "0"), "-k 0"),
+@pytest.mark.parametrize(("arguments", "message"), [((), "No query image"), (("IMAGE", "-k", "0"), "-k 0"),
                                                     (("IMAGE", "--sheet", "hits.jpg"), ".png"),
                                                     (("IMAGE", "--sheet", "IMAGE"), "not a contact sheet"),
                                                     (("IMAGE", "--index", "absent.faiss"), "absent.faiss"),

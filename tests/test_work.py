@@ -90,10 +90,10 @@ def test_damage_is_noticed(tmp_path):
     with WorkFile(path) as work, pytest.raises(FormatError, match=r"damaged.*same command again"):
         work.done()
     path.write_bytes(data[:-1])
-    with pytest.raises(FormatError, match=r"cut off.*--fresh"):
+    with pytest.raises(FormatError, match=r"truncated.*--fresh"):
         WorkFile(path)
     path.write_text("nonsense")
-    with pytest.raises(FormatError, match=r"no unfinished work.*--fresh"):
+    with pytest.raises(FormatError, match=r"not an unfinished embedding.*--fresh"):
         WorkFile(path)
     path.write_text('{"format": 1}\n')
     with pytest.raises(FormatError, match=r"format 1, this version reads 3.*--fresh"):

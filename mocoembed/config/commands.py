@@ -21,7 +21,7 @@ class ExportConfig:
     """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME; by default
     the newest run."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     format: str = "encoder"
     """What to write: encoder (for this tool), torchvision, detectron2 or onnx (backbone only)."""
     output: str | None = None
@@ -47,10 +47,10 @@ class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
     collections: tuple[str, ...]
-    """Folders of any depth, list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), images; one of
-    them may also be given as it is."""
+    """Folders (searched recursively), list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), images;
+    one of them may also be given as it is."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     encoder: str | None = None
     """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME; by default the
     workspace's newest encoder."""
@@ -107,9 +107,9 @@ class IndexConfig:
     embeddings: str | None = None
     """Embeddings file; by default embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     output: str | None = None
-    """Index file to write; by default beside the embeddings file, with the ending .faiss."""
+    """Index file to write; by default beside the embeddings file, with the extension .faiss."""
     fresh: bool = False
     """Replace an index of another embeddings file."""
     type: str = "auto"
@@ -124,17 +124,17 @@ class SearchConfig:
     """Everything that `mocoembed search` needs."""
 
     images: tuple[str, ...]
-    """Images to look for."""
+    """Query images."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     index: str | None = None
     """Index file; by default embeddings.faiss in the workspace."""
     embeddings: str | None = None
-    """Embeddings file that the index was built from; by default the one that the index names."""
+    """Embeddings file that the index was built from; by default the one named in the index."""
     encoder: str | None = None
-    """Encoder, as for embed; by default the one in the workspace that made the embeddings."""
+    """Encoder, as for embed; by default the one that made the embeddings, from the workspace."""
     k: int = 10
-    """Hits for each image."""
+    """Number of hits per query."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
     device: str = "auto"
@@ -143,7 +143,7 @@ class SearchConfig:
     def __post_init__(self):
         at_least(self, 1, "k")
         if not self.images:
-            raise UsageError("No image to look for. Give one or more: mocoembed search IMAGE...")
+            raise UsageError("No query image. Give one or more: mocoembed search IMAGE...")
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ class KnnConfig:
     bank: str | None = None
     """Embeddings file whose labelled images vote; by default embeddings.h5 in the workspace."""
     queries: str | None = None
-    """Embeddings file of the images to classify; without it each of the bank's is classified by the others."""
+    """Embeddings file of the images to classify; without it, leave-one-out on the bank."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     preset: str | None = None
     """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07)."""
     k: tuple[int, ...] = ()
-    """Numbers of neighbours that vote, separated by commas; by default the preset's, or 200."""
+    """Numbers k of nearest neighbours that vote, separated by commas; by default the preset's, or 200."""
     temperature: tuple[float, ...] = ()
     """Temperatures T of the vote's weights exp(s/T), separated by commas; by default the preset's, or 0.1."""
     device: str = "auto"
@@ -179,21 +179,21 @@ class ConvertConfig:
     source: str | None = None
     """Embeddings file, or a .npy file of vectors; by default embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     to: str | None = None
     """Format to write: npy (vectors, and a list of paths beside them), parquet or csv; h5 for a .npy file."""
     output: str | None = None
-    """File to write; by default beside the source, with the format's ending."""
+    """File to write; by default beside the source, with the format's extension."""
     fresh: bool = False
     """Replace the output if it exists."""
     root: str | None = None
-    """Where the collection's images are now, if they have moved; for a .npy file the folder that the file's paths
-    are to be relative to."""
+    """Where the collection's images are now, if they have moved; for a .npy file, the folder that paths are made
+    relative to."""
     paths: str | None = None
-    """For a .npy file: list (.txt, .csv, .jsonl) with the path, and if wanted the label, of every vector in order; by
-    default NAME-paths.csv beside it."""
+    """For a .npy file: list (.txt, .csv, .jsonl) of the paths, and optionally labels, one per vector in order;
+    by default NAME-paths.csv beside it."""
     made_by: str | None = None
-    """For a .npy file: name of the encoder that made the vectors; knn compares files with the same name."""
+    """For a .npy file: name of the encoder that made the vectors; knn compares only files with the same name."""
 
     def __post_init__(self):
         require(self, "to", self.to in (None, *CONVERT_FORMATS), "one of " + ", ".join(CONVERT_FORMATS))
@@ -206,11 +206,11 @@ class DuplicatesConfig:
     embeddings: str | None = None
     """Embeddings file; by default embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     threshold: float = 0.98
     """Least cosine similarity of two images that are near-duplicates; how alike that is depends on the encoder."""
     exact_only: bool = False
-    """Files with the same bytes only; no vectors are compared."""
+    """Find only files with the same bytes; vectors are not compared."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
 
@@ -225,7 +225,7 @@ class InfoConfig:
     path: str
     """A checkpoint, run folder, encoder, embeddings or index file."""
     verify: bool = False
-    """Recompute every hash and compare."""
+    """Recompute and compare every hash."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ class DemoConfig:
     """Everything that `mocoembed demo` needs."""
 
     workspace: str = "demo-workspace"
-    """Folder for the generated images and all results; new, empty, or of an earlier demo."""
+    """Folder for the generated images and all results: new, empty, or from an earlier demo."""
     images: int = 2400
-    """Generated images to learn from; a sixth as many more are held out."""
+    """Number of generated training images; a sixth as many are generated to be held out."""
     epochs: int | None = None
     """Passes over the images; by default the recipe's."""
     seed: int = 0

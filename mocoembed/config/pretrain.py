@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, require
 from mocoembed.errors import UsageError
@@ -16,6 +17,7 @@ DICTIONARIES = ("queue", "memory-bank", "end-to-end")
 KEY_ENCODERS = ("shared", "separate")
 BATCHNORMS = ("shuffled", "none", "sync")
 CACHES = ("none", "ram")
+FROM_INIT = "init"  # as `arch`: that of the encoder to start from
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 
 
@@ -26,13 +28,16 @@ class PretrainConfig:
     images: str
     """Folder of images, list file, or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves and finds its results."""
+    """Folder in which every command leaves its results and finds those of the others."""
     recipe: str = "moco-v2"
     """Preset of all the settings below: moco-v1, moco-v2, moco-v2-plus, cifar10 or small."""
     run: str | None = None
     """Name of the run's folder; by default the recipe and a hash of the settings."""
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
+    init: str | None = None
+    """Start from this encoder, not from chance: any that embed takes as --encoder. Its architecture and its mean and
+    standard deviation are the defaults then."""
     arch: str = "resnet50"
     """Backbone: a ResNet, ResNeXt or wide ResNet, or another classifier of torchvision (see docs/pretraining.md)."""
     width: float = 1.0
@@ -154,7 +159,11 @@ class PretrainConfig:
         in_unit_interval(self, "momentum", "bank_momentum", "jitter_probability", "grey_probability",
                          "blur_probability", "solarize_probability", "flip_probability")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
-        require(self, "std", min(self.std) > 0, "three numbers above 0")
+        source = " (or nothing, with --init)" if self.init else ""
+        require(self, "mean", len(self.mean) == 3 or (self.init is not None and not self.mean), f"three numbers{source}")
+        require(self, "std", min(self.std, default=0 if self.init is None else 1) > 0, f"three numbers above 0{source}")
+        require(self, "init", self.init != "", "an encoder")
+        require(self, "arch", self.arch != FROM_INIT or self.init is not None, "a network's name without --init")
         require(self, "recipe", not (RECIPES[self.recipe] and self._takes_nothing_from_the_recipe()),
                 "taken from its preset: use PretrainConfig.of(recipe, images, ...)")
         require(self, "temperature", self.temperature > 0, "more than 0")
@@ -180,7 +189,16 @@ class PretrainConfig:
 
     @classmethod
     def of(cls, recipe: str, images: str, **overrides) -> "PretrainConfig":
-        """The preset `recipe` with some fields overridden; `UsageError` for an unknown recipe."""
+        """The preset `recipe` with some fields overridden; `UsageError` for an unknown recipe.
+
+        With `init`, architecture (unless `arch`, `width` or `stem` is overridden), mean and standard deviation are
+        left to it.
+        """
         if recipe not in RECIPES:
             raise UsageError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}.")
-        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **overrides})
+        of_source: dict[str, Any] = {}
+        if overrides.get("init") is not None:
+            of_source = {"mean": (), "std": ()}
+            if not {"arch", "width", "stem"} & set(overrides):
+                of_source["arch"] = FROM_INIT
+        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **of_source, **overrides})

@@ -111,7 +111,8 @@ class Sizes(Dataset):
         self.images, self.config = Images(listing), config
 
     def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, list[Failure]]:
-        sizes, failures = np.zeros((len(rows), 4), np.int64), []
+        sizes = np.zeros((len(rows), 4), np.int64)
+        failures: list[Failure] = []
         for i, row in enumerate(rows.tolist()):
             with self.images.at_image(row, failures):
                 image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
@@ -127,7 +128,7 @@ class Decoding(Dataset):
         self.images, self.config, self.cache = Images(listing), config, cache
 
     def __getitem__(self, rows: np.ndarray) -> tuple[int, list[Failure]]:
-        failures = []
+        failures: list[Failure] = []
         for row in rows.tolist():
             if row not in self.cache.aside:
                 with self.images.at_image(row, failures):

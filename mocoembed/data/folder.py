@@ -1,4 +1,4 @@
-"""Images in a folder of any depth -> `Found`, in the order of a listing."""
+"""Images in a folder (searched recursively) -> `Found`, in the order of a listing."""
 
 import bisect
 import os

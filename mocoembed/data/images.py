@@ -29,7 +29,7 @@ LOOKED_FOR = 100  # images of lists, when a root is given
 
 def scan(collections, labels: str = "parent", what: str = "The collection",
          note: Callable[[str], None] = lambda text: None, root=None) -> Listing:
-    """List the images of a collection: a folder of any depth, a list file, tar shards (with braces), an image.
+    """List the images of a collection: a folder (searched recursively), list file, tar shards (with braces), image.
 
     Or of a sequence of several, as one: each image once, by its path below the deepest folder that all lie in, with
     the label that its own collection gives it.

@@ -41,7 +41,8 @@ def _start(folder: bytes, root: bytes) -> bytes:
 
 def _shards(starts: list[bytes], listings: list[Listing]) -> Shards:
     """The shards of all, and of every image its place in them or that it is in none."""
-    names, states, places = [], [], []
+    names: list[bytes] = []
+    states, places = [], []
     for start, listing in zip(starts, listings):
         if listing.shards is None:
             places.append(torch.tensor([IN_FILE]).expand(len(listing), 3))

@@ -60,7 +60,7 @@ class PathTable:
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        blob, offsets = memoryview(self.blob.numpy()), self.offsets.numpy()
+        blob, offsets = self.blob.numpy().data, self.offsets.numpy()
         return [bytes(blob[first:end]) for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist())]
 
 
@@ -75,7 +75,7 @@ class Shards:
     places: torch.Tensor
     """(N, 3) int64: shard, offset and size of each image's bytes.
 
-    The shard is -1 for an image in a file of its own, the size -1 for what is no regular file in its shard.
+    The shard is -1 for an image in a file of its own, the size -1 for what is not a regular file in its shard.
     """
 
     def of_rows(self, rows) -> "Shards":
@@ -168,7 +168,7 @@ class Listing:
     def states(self, rows=None) -> np.ndarray:
         """Size and time of the last change of the images `rows` (all), as `read` would give them: (len(rows),) STATE.
 
-        Nothing is opened: -1 and -1 for what is missing or no regular file, or in a shard that has changed.
+        Nothing is opened: -1 and -1 for what is missing or not a regular file, or in a shard that has changed.
         """
         rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
         if self.shards is None:

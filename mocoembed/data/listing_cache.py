@@ -76,18 +76,18 @@ def keep_listing(listing: Listing, labels: str, witnesses: dict[bytes, State], b
     if max(max(state.mtime_ns, state.ctime_ns) for state in witnesses.values()) > begun - SETTLED_NS:
         return
     files = PathTable(list(witnesses))
-    arrays = {"paths": listing.paths.blob, "path_ends": listing.paths.offsets, "labels": listing.labels,
-              "witnesses": files.blob, "witness_ends": files.offsets,
-              "states": np.array(list(witnesses.values()), np.int64)}
+    columns = {"paths": listing.paths.blob, "path_ends": listing.paths.offsets, "labels": listing.labels,
+               "witnesses": files.blob, "witness_ends": files.offsets,
+               "states": np.array(list(witnesses.values()), np.int64)}
     if listing.shards is not None:
         names = listing.shards.names
-        arrays |= {"shards": names.blob, "shard_ends": names.offsets, "shard_states": listing.shards.states,
-                   "places": listing.shards.places}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        columns |= {"shards": names.blob, "shard_ends": names.offsets, "shard_states": listing.shards.states,
+                    "places": listing.shards.places}
+    arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))  # so that all are aligned
     digest = hashlib.sha256()
     for array in arrays.values():
-        digest.update(array)
+        digest.update(array.data)
     header = {"kind": KIND, "mocoembed": __version__, "source": os.fsdecode(listing.source), "labels_from": labels,
               "sha256": digest.hexdigest(), "root": os.fsdecode(listing.root), "label_names": listing.label_names,
               "left_out": listing.left_out, "repeated": listing.repeated,
@@ -96,6 +96,6 @@ def keep_listing(listing: Listing, labels: str, witnesses: dict[bytes, State], b
         with replacing(_file_of(listing.source, labels)) as temporary, open(temporary, "wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             for array in arrays.values():
-                file.write(array)
+                file.write(array.data)
     except (OSError, MocoembedError) as error:
         note(f"the listing is not kept for the next time: {error}")

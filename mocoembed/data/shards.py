@@ -70,7 +70,7 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
 def _images_in(file: bytes, with_labels: bool) -> tuple[list[tuple[bytes, str, int, int]], dict[str, str], int]:
     """Of one shard: (name, sample's key, offset, size) of every image, {key: label}, and how many were passed over.
 
-    The size is -1 for what is no regular file (a link), which will fail to be read.
+    The size is -1 for what is not a regular file (a link), which will fail to be read.
     """
     images, label_of, left_out = [], {}, 0
     for member in _members(file):

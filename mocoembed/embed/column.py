@@ -62,7 +62,7 @@ class Column:
     def __ge__(self, other):
         return self._compared(other, operator.ge)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # a column compares row by row, as an array does
 
     def __call__(self, rows=slice(None)):
         return self[rows]
@@ -77,7 +77,7 @@ class Column:
         if rows is Ellipsis:
             return self[:]
         if isinstance(rows, bool | np.bool_):
-            raise TypeError(f"{rows} is no row. A mask has a bool for every row, such as file.labels() == 0.")
+            raise TypeError(f"{rows} is not a row. A mask has one bool per row, such as file.labels() == 0.")
         if isinstance(rows, tuple):
             if not rows or rows[0] is Ellipsis:
                 return np.asarray(self[:])[rows]

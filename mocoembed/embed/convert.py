@@ -206,15 +206,15 @@ WRITERS = {"npy": _write_npy, "parquet": _write_parquet, "csv": _write_csv}
 
 def _from_npy(config: ConvertConfig, source: pathlib.Path, watch: _Watch, note) -> ConvertResult:
     if config.to not in (None, "h5"):
-        raise UsageError(f"--to {config.to}: {source} is a .npy file, which can become an embeddings file only. "
+        raise UsageError(f"--to {config.to}: {source} is a .npy file, which can only become an embeddings file. "
                          "Give --to h5, or leave it out.")
     output = through_link(config.output or source.with_suffix(".h5"))
     list_file = pathlib.Path(config.paths) if config.paths else paths_beside(source)
     if not list_file.is_file():
         raise UsageError(f"The list {str(list_file)!r} does not exist. Give a .txt, .csv or .jsonl file with the path, "
-                         "and if wanted the label, of every vector in order: --paths FILE")
+                         "and optionally the label, of every vector in order: --paths FILE")
     _require_new((output,), source, config.fresh)
     count, dimension = read_vectors(config, source, list_file, output, watch)
-    note("search by image needs the encoder that made these vectors, which mocoembed does not have; "
+    note("searching by image needs the encoder that made these vectors, which mocoembed does not have; "
          "index, knn and duplicates work")
     return ConvertResult((output,), count, dimension)

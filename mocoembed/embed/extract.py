@@ -174,7 +174,7 @@ class Share:
             again = "the same command again, without --fresh," if self.config.fresh else "the same command again"
             raise self.ranks.agreed(Interrupted(
                 f"Stopped after {self._kept() + self.work.done()} of {len(self.job.listing)} images; they are kept. "
-                f"Run {again} to go on.", self.stop.signal_number))
+                f"Run {again} to continue.", self.stop.signal_number))
 
     def _wait_for_others(self):
         """Look at the work until the other processes have done theirs; who does nothing for too long is named."""
@@ -187,7 +187,7 @@ class Share:
                 late = sorted({part % self.ranks.size for part in self.others
                                if self.work.committed(part) < self.work.range_of(part)[1]})
                 raise ProcessError(f"Rank {', '.join(map(str, late))} has committed nothing within --timeout. What was "
-                                   "saved is kept; run the same command again to go on.")
+                                   "saved is kept; run the same command again to continue.")
             self._leave_if_asked()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self._report(own)

@@ -47,8 +47,8 @@ def read_vectors(config: ConvertConfig, source: pathlib.Path, list_file: pathlib
     vectors = open_vectors(source)
     listing, order = read_list(list_file, config.root)
     if len(order) != len(vectors):
-        raise FormatError(f"{source} holds {len(vectors)} vectors, {list_file} names {len(order)} paths; "
-                          "there must be one for each.")
+        raise FormatError(f"{source} holds {len(vectors)} vectors, but {list_file} names {len(order)} paths. "
+                          "Give one path per vector.")
     settings = Settings(foreign_encoder(config.made_by, source), "backbone",
                         all_of_length_one(vectors, source), vectors.shape[1], "unknown", "parent",
                         dtype="float16" if vectors.dtype.itemsize == 2 else "float32")
@@ -72,7 +72,7 @@ def open_vectors(path: pathlib.Path) -> np.ndarray:
         raise FormatError(f"{path} cannot be read: {error}.") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or 0 in vectors.shape:
         raise FormatError(f"{path} holds an array of shape {vectors.shape} and type {vectors.dtype}; it must be a "
-                          "matrix of floats, a row for every image.")
+                          "matrix of floats with one row per image.")
     return vectors
 
 

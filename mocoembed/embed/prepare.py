@@ -103,7 +103,7 @@ def prepare(config: EmbedConfig, listing: Listing, settings: Settings, note: Cal
     described = {
         "key": {"source": os.fsdecode(listing.source), **settings.required()},
         "listed": len(listing), "root": os.fsdecode(listing.root), "batch_size": config.batch_size,
-        "images": sha256_json([listing.digest(), hashlib.sha256(states).hexdigest(), os.fsdecode(listing.root)]),
+        "images": sha256_json([listing.digest(), hashlib.sha256(states.data).hexdigest(), os.fsdecode(listing.root)]),
         "output": _identity(output)}
     if work_file(output).exists():
         return _go_on(config, listing, settings, described, states, note)
@@ -119,17 +119,17 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
     if config.root is not None and "source" in other:
         other.remove("source")  # it has moved; whether it is the same one is seen from its images
     if other:
-        raise UsageError(f"{work_file(output)} holds unfinished work with other settings ({', '.join(other)}). "
+        raise UsageError(f"{work_file(output)} is an unfinished embedding with other settings ({', '.join(other)}). "
                          "Add --fresh to drop it, or give another --output.")
     with WorkFile(work_file(output)) as work:
         if described["output"] not in (None, header["output"]):
             if not is_published(work, output):
-                raise UsageError(f"{output} has been replaced since {work.path} was begun. Add --fresh to drop the "
+                raise UsageError(f"{output} has been replaced since {work.path} was started. Add --fresh to drop the "
                                  "unfinished work, or give another --output.")
             remove_unfinished(output)  # killed after publishing it
             return _begin(config, listing, settings, described, states, fresh=False)
         if lost := work.take_back_damaged(header["batch_size"]):
-            note(f"{work.path} is damaged; {lost} images in it are done again")
+            note(f"{work.path} is damaged; {lost} of its images are embedded again")
         base, salvaged = _with_identity(header["base"], output), _salvaged_file(output)
         base_is_gone = base is None and header["base"] is not None
         if not base_is_gone and all(header[name] == described[name] for name in ("images", "batch_size")):
@@ -139,7 +139,7 @@ def _go_on(config: EmbedConfig, listing: Listing, settings: Settings, described:
             return Job(output, listing, Plan(work.array("before"), work.array("todo")), base, work.done(),
                        changes=True)
         if base_is_gone and _identity(salvaged) not in (None, DAMAGED, OF_OTHERS):
-            note("what the interrupted run had done is kept")  # killed after salvaging, which replaced the base
+            note("continuing the interrupted run")  # killed after salvaging, which replaced the base
         else:
             saved = salvage(work, base, salvaged, settings)
             what = "the embeddings on which it was to build are gone" if base_is_gone else (
@@ -240,15 +240,15 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
     for what, old in file.required().items():
         if old != now[what]:
             name, was, wanted = what.replace("_", " "), str(old)[:12], str(now[what])[:12]
-            raise MismatchError(f"{file.path} holds embeddings with another {name}: {was}, now {wanted}. Add --fresh "
+            raise MismatchError(f"{file.path} was made with another {name}: {was}, now {wanted}. Add --fresh "
                                 "to replace it, or give another --output.")
     if file.source == listing.source:
         return
-    another = (f"{file.path} holds embeddings with another folder: {_shown(file.source)}, now "
+    another = (f"{file.path} was made from another collection: {_shown(file.source)}, now "
                f"{_shown(listing.source)}.")
     if not moved:
         raise MismatchError(f"{another} Add --fresh to replace it, or give another --output. If the collection has "
-                            "only moved, add --root with the folder where it is now.")
+                            "only moved, add --root with its present folder.")
     before = rows_by_path(listing, file)
     same = int((file.size()[before[before >= 0]] == states["size"][before >= 0]).sum())
     if 2 * same < min(len(file), len(listing)):

@@ -142,6 +142,7 @@ class Rows:
         return self.work.read(first, end)["vector"]
 
     def _of_base(self, first: int, end: int) -> np.ndarray:
+        assert self.base is not None  # only rows of a base have places below 0
         return self.base.embeddings(slice(first, end))
 
     def counts(self) -> Counts:

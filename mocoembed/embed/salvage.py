@@ -46,7 +46,8 @@ def salvage(work: WorkFile, base_path: pathlib.Path | None, target: pathlib.Path
 
 def _with_all_of(base: EmbeddingFile, paths: PathTable, plan: Plan) -> tuple[PathTable, Plan]:
     """A plan's images and those that only its base has, whose bytes may yet be found under other paths."""
-    every, places, before = [], [], []
+    every: list[bytes] = []
+    places, before = [], []
     of_listing = ((path, True, -1) for path in paths)
     of_base = ((path, False, row) for row, path in enumerate(base.paths()))
     for path, found in itertools.groupby(heapq.merge(of_listing, of_base), key=itemgetter(0)):

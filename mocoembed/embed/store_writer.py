@@ -140,7 +140,7 @@ def _write_rows(descriptor: int, columns: dict[str, np.ndarray], blocks: Iterabl
         for piece in blocks if name == "embeddings" else [columns[name]]:
             data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
             write_at(descriptor, data, at, path)
-            digest.update(data)
+            digest.update(data.data)
             rows, at = rows + len(piece), at + len(data)
         if rows != shape[0]:
             raise ValueError(f"{rows} rows of {name}, not {shape[0]}")

@@ -57,7 +57,7 @@ class WorkFile:
         self.parts = -(-self.slots // self.part_slots)
         self._first, self._stride = self.header["parts_at"], stride(self.slots, self.part_slots, self.record)
         if self.path.stat().st_size < self._first + self.parts * self._stride:
-            raise FormatError(f"{self.path} is cut off. Run the same command with --fresh.")
+            raise FormatError(f"{self.path} is truncated. Run the same command with --fresh.")
         self._descriptor = os.open(self.path, os.O_RDWR if writing else os.O_RDONLY)
 
     @staticmethod
@@ -68,7 +68,7 @@ class WorkFile:
         """
         path = pathlib.Path(path)
         size, parts = part_slots(slots, batch_size), part_count(slots, batch_size)
-        vector, (dimension,) = record["vector"].subdtype
+        vector, (dimension,) = record["vector"].base, record["vector"].shape
         header = {"format": FORMAT, **described, "slots": slots, "part_slots": size, "dimension": dimension,
                   "dtype": vector.name,
                   "arrays": [[name, array.dtype.str, array.shape, _digest(array)] for name, array in arrays.items()]}
@@ -210,7 +210,7 @@ def stride(slots: int, part_slots: int, record: np.dtype) -> int:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _are_whole(records: np.ndarray) -> bool:
@@ -236,10 +236,10 @@ def read_header(path) -> dict:
         if header["format"] == FORMAT:
             if header.pop("sha256") == sha256_json(header):
                 return header
-            raise ValueError("the hash is another")
+            raise ValueError("its hash does not match")
         problem = f"has the format {header['format']}, this version reads {FORMAT}"
     except (ValueError, KeyError, TypeError):
-        problem = "is no unfinished work, or is damaged"
+        problem = "is not an unfinished embedding, or is damaged"
     raise FormatError(f"{path} {problem}. Run the embed command with --fresh.")
 
 

@@ -97,11 +97,11 @@ class KnnResult:
     def notes(self) -> list[str]:
         """What a reader of the numbers should know: rows left out, neighbours that the bank does not have."""
         sides = [("bank", self.bank)] if self.leave_one_out else [("bank", self.bank), ("queries", self.queries)]
-        notes = [f"left out: {side.unlabelled} rows of the {name} without a label ({side.path})"
+        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
         if not self.leave_one_out and self.bank.identity == self.queries.identity:
-            notes.append("bank and queries are the same images, so each one votes on itself; "
-                         f"give {self.bank.path} alone to leave it out")
+            notes.append("bank and queries are the same images, so each image votes on itself; "
+                         f"give {self.bank.path} alone for leave-one-out")
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
                          " images can vote; all of them do")
@@ -177,7 +177,7 @@ def require_enough(bank: Side, queries: Side, leave_one_out: bool):
     """Raise `CollectionError` unless somebody can vote and somebody can be classified."""
     for side, least in ((bank, 2 if leave_one_out else 1), (queries, 1)):
         if len(side.names) < least:
-            raise CollectionError(f"{side.path} has {len(side.names)} labelled images; a kNN accuracy takes {least} "
+            raise CollectionError(f"{side.path} has {len(side.names)} labelled images; kNN accuracy needs {least} "
                                   "or more. Put the images into one folder per class and embed them again.")
 
 

@@ -33,8 +33,8 @@ class Embedder:
 
     def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool,
                  compile: bool = False, note: Callable[[str], None] = lambda text: None):
-        network = copy.deepcopy(frozen.encoder if features == "projection" else frozen.encoder.backbone)
-        network = fold(network.to(compute.dtype).eval().requires_grad_(False), frozen.transform.crop)
+        wanted: nn.Module = frozen.encoder if features == "projection" else frozen.encoder.backbone
+        network = fold(copy.deepcopy(wanted).to(compute.dtype).eval().requires_grad_(False), frozen.transform.crop)
         self.frozen, self.compute, self.note = frozen, compute, note
         self._inference = compute.place(_Inference(network, frozen.transform, normalized).eval())
         self._compiled = compile
@@ -76,6 +76,7 @@ class Embedder:
         try:
             x = pixels.to(self.compute.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             if self._compiled:  # copied even when nothing is added: another kind of tensor would be compiled again
+                assert self.at_once is not None  # `begin` has set it
                 x = functional.pad(x, (0, 0) * 3 + (0, self.at_once - len(x)))
             with self.compute.autocast(), self.compute.exact():
                 return self._inference(x)[:len(pixels)]
@@ -99,6 +100,9 @@ class Embedder:
 
 class _Inference(nn.Module):
     """Pixels (N, 3, S, S) uint8, channels last in memory -> normalised -> network -> vectors (N, D) float32."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, network: nn.Module, transform: EvaluationTransform, normalized: bool):
         super().__init__()

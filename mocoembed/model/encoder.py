@@ -130,7 +130,8 @@ def _from_torchvisions_names(module, state: dict, prefix: str, *rest):
         state[f"{prefix}network.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
-def build_backbone(arch: str, width: float, stem: str, bn_groups: int = 1) -> nn.Module:
+def build_backbone(arch: str, width: float, stem: str,
+                   bn_groups: int = 1) -> Backbone | OtherBackbone | TimmBackbone:
     """The backbone of that name, (N, 3, S, S) -> (N, D) with D in `features`; `UsageError` for what there is not."""
     if arch in ARCHITECTURES:
         return Backbone(arch, width, stem, bn_groups)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -108,8 +109,9 @@ def load_encoder(path) -> FrozenEncoder:
     """The frozen encoder in `path`, in evaluation mode on the CPU; its fingerprint is recomputed and compared."""
     metadata = read_metadata(path)
     spec = EncoderSpec(**metadata["encoder"])
-    transform = EvaluationTransform(**{name: tuple(value) if isinstance(value, list) else value
-                                       for name, value in metadata["transform"].items()})
+    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                for name, value in metadata["transform"].items()}
+    transform = EvaluationTransform(**settings)
     encoder = Encoder(spec)
     try:
         encoder.load_state_dict(safetensors.torch.load_file(path))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from torch import nn
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
@@ -93,7 +92,7 @@ def _weights(given: str, arch: str, wanted: str) -> torchvision.models.WeightsEn
 
 def _digits(url: str) -> str:
     """The first digits of the SHA-256, which torchvision puts at the end of the file's name."""
-    return re.search(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])[1]
+    return re.findall(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])[0]
 
 
 def _preset(preset, arch: str) -> EvaluationTransform:
@@ -120,7 +119,7 @@ def _frozen(arch: str, state: dict[str, torch.Tensor], transform: EvaluationTran
     return FrozenEncoder(_off(encoder), transform, {**source, **tool_provenance()})
 
 
-def _off(encoder: Encoder) -> nn.Module:
+def _off(encoder: Encoder) -> Encoder:
     return encoder.eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ weights are all that is used of the file.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 
@@ -56,8 +57,9 @@ INERT_DICTS = {
     "pytorch_lightning.utilities.parsing": _LIGHTNING, "lightning.pytorch.utilities.parsing": _LIGHTNING,
     "lightning_fabric.utilities.data": _LIGHTNING, "lightning.fabric.utilities.data": _LIGHTNING,
 }
-STAND_INS = [(kind, f"{module}.{name}") for kind, table in ((Inert, INERT), (InertDict, INERT_DICTS))
-             for module, names in table.items() for name in names.split()]
+STAND_INS: list[Callable | tuple[Callable, str]] = [
+    (kind, f"{module}.{name}") for kind, table in ((Inert, INERT), (InertDict, INERT_DICTS))
+    for module, names in table.items() for name in names.split()]
 
 
 def read_pickled(path) -> dict:

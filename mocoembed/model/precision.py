@@ -70,7 +70,7 @@ class Compute:
 
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module on the device, in the dtype, with channels-last weights."""
-        return module.to(self.device, self.dtype, memory_format=torch.channels_last)
+        return module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager

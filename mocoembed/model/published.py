@@ -75,7 +75,7 @@ def _download(name: str, published: Published, path: pathlib.Path, note: Callabl
         _transfer(published.url, part, have,
                   lambda done, total: note(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
     except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise write_error(part, error) from error
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise MocoembedError(f"{name} cannot be downloaded from {published.url}: {reason}.\n"

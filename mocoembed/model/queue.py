@@ -14,6 +14,10 @@ class Queue(nn.Module):
     known.
     """
 
+    keys: torch.Tensor
+    rows: torch.Tensor
+    counter: torch.Tensor
+
     def __init__(self, dim: int, size: int):
         super().__init__()
         self.register_buffer("keys", functional.normalize(torch.randn(dim, size), dim=0))

@@ -107,9 +107,9 @@ class Ranks:
             _broadcast(message)
         while message[0] == AT_WORK:
             _broadcast(message)
-        _, result, error = message
-        if error is not None:
-            raise self.agreed(error)
+        _, result, failure = message
+        if failure is not None:
+            raise self.agreed(failure)
         return result
 
     def agreed(self, error: MocoembedError) -> MocoembedError:
@@ -124,7 +124,7 @@ class Ranks:
         # Each rank keeps its own BatchNorm statistics; `average` is called for them. Newer torch has a newer name.
         parallel = nn.parallel.DistributedDataParallel
         newer = "forward_sync_buffers" in inspect.signature(parallel).parameters
-        own_buffers = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        own_buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
         return parallel(module, gradient_as_bucket_view=True, **own_buffers)
 
 

@@ -67,6 +67,7 @@ def write_onnx(path, frozen: FrozenEncoder):
     program = torch.onnx.export(network, (torch.zeros(2, 3, side, side),), input_names=["images"],
                                 output_names=["features"], dynamic_shapes=({0: torch.export.Dim("images")},),
                                 dynamo=True, verbose=False)
+    assert program is not None  # as it is with dynamo
     model = program.model_proto
     notes = {"mocoembed.fingerprint": metadata["fingerprint"], "mocoembed.input": INPUT_NOTE,
              "mocoembed.transform": json.dumps(metadata["transform"])}

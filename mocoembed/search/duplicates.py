@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def find_duplicates(config: DuplicatesConfig,
         compared = "bytes"
         if not config.exact_only:
             needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES + PAIR_BYTES
-            with within_memory(f"Comparing {len(file)} vectors of {file.dimension} numbers", needed):
+            with within_memory(f"Comparing {len(file)} vectors of dimension {file.dimension}", needed):
                 compared = _join_near(file, components, config.threshold, progress, stop)
         groups = []
         for rows in components.groups():
@@ -184,7 +185,8 @@ def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
 def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: StopRequest) -> str:
     """Join the rows whose vectors are near enough; how they were looked for."""
     count = len(file)
-    index, compared = empty_index(file.dimension), "all pairs"
+    index: Any = empty_index(file.dimension)  # FAISS's types do not know an inverted index behind its factory
+    compared = "all pairs"
     if count > EXACT_ROWS:
         cells = 1 << int(np.log2(4 * np.sqrt(count)))
         index, compared = empty_index(file.dimension, f"IVF{cells},Flat"), f"IVF{cells}, {PROBED} cells probed"

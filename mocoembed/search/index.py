@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,6 +32,7 @@ from mocoembed.search.trailer import (
     sha256_start,
     trailer,
 )
+from mocoembed.verified import has_digest
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
@@ -74,7 +76,7 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
         require_vectors(file)
         needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES
-        what = f"An index of {len(file)} vectors of {file.dimension} numbers"
+        what = f"An index of {len(file)} vectors of dimension {file.dimension}"
         with StopRequest() as stop, within_memory(what, needed):
             index = faiss.index_factory(file.dimension, FACTORIES[config.type], METRICS[metric_of(file)])
             _fill(index, file, progress, stop)
@@ -107,7 +109,7 @@ def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool)
     except FormatError as error:
         if fresh and _begins_like_an_index(output):
             return
-        raise UsageError(f"--output {output}: exists and is not an index of mocoembed, or is damaged. "
+        raise UsageError(f"--output {output}: exists and is not a mocoembed index, or is damaged. "
                          "Give another name, or add --fresh if it is an index.") from error
     if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
         raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
@@ -157,7 +159,7 @@ def _fill(index: faiss.Index, file: EmbeddingFile, progress, stop: StopRequest):
 
 def _reserve(index: faiss.Index, count: int):
     """Take the memory of a flat index at once: growing it step by step would take twice as much."""
-    flat = faiss.downcast_index(index.index)
+    flat: Any = faiss.downcast_index(index.index)  # type: ignore[attr-defined]  # it is an IndexIDMap2
     flat.codes.resize(count * flat.code_size)
     flat.codes.resize(0)
 
@@ -190,7 +192,7 @@ def _write(output: pathlib.Path, index: faiss.Index, manifest: dict, stop: StopR
     require_space(output, index.ntotal * (4 * index.d + 8) + (1 << 16))
     with replacing(output) as temporary, open(temporary, "wb") as file:
         writer = _HashingWriter(file, stop)
-        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(writer))  # type: ignore[attr-defined]  # FAISS's types lack it
         manifest = {**manifest, "index_bytes": writer.length, "index_sha256": writer.sha256.hexdigest()}
         file.write(trailer(manifest))
     return manifest
@@ -258,10 +260,11 @@ class SearchIndex:
         self.path, self.manifest, self._index = path, manifest, index
 
     @classmethod
-    def open(cls, path) -> "SearchIndex":
+    def open(cls, path, verify: bool = False) -> "SearchIndex":
         """Load the index file at `path`.
 
-        Manifest and SHA-256 are checked before FAISS sees a byte, dimension and count after. Raises `FormatError` for
+        Manifest and SHA-256 are checked before FAISS sees a byte, dimension and count after. A file that was checked
+        before and has not changed since is not hashed again, except with `verify`. Raises `FormatError` for
         any other or damaged file, `MocoembedError` when the memory is too small. The file may be replaced meanwhile.
         """
         path = require_file(path, "The index", "mocoembed index")
@@ -269,14 +272,15 @@ class SearchIndex:
             with open(path, "rb") as file:
                 manifest = read_trailer(file, path)
                 with within_memory(f"The index {path}", manifest["index_bytes"] + ID_BYTES * manifest["count"]):
-                    if sha256_start(file, manifest["index_bytes"]) != manifest["index_sha256"]:
+                    length, digest = manifest["index_bytes"], manifest["index_sha256"]
+                    if not has_digest(file, digest, lambda: sha256_start(file, length), verify):
                         raise damaged(path, "its bytes do not match their SHA-256")
                     index = _load(file, manifest["index_bytes"], path)
         except OSError as error:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
         found = (index.d, index.ntotal, index.metric_type)
         if found != (manifest["dimension"], manifest["count"], METRICS.get(manifest["metric"])):
-            raise damaged(path, f"its manifest says {manifest['count']} vectors of {manifest['dimension']} numbers, "
+            raise damaged(path, f"its manifest says {manifest['count']} vectors of dimension {manifest['dimension']}, "
                                 f"the index has {index.ntotal} of {index.d}")
         return cls(path, manifest, index)
 
@@ -293,8 +297,8 @@ class SearchIndex:
             raise UsageError(f"-k {k}: must be 1 or more.")
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
-            raise MismatchError(f"{self.path} holds vectors of {self.manifest['dimension']} numbers; the queries have "
-                                f"the shape {vectors.shape}. Embed them with the same encoder and features.")
+            raise MismatchError(f"{self.path} holds vectors of dimension {self.manifest['dimension']}; the queries "
+                                f"have shape {vectors.shape}. Embed them with the same encoder and features.")
         if not np.isfinite(vectors).all():
             raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
         scores, ids = self._index.search(vectors, min(k, len(self)))
@@ -308,7 +312,8 @@ def _load(file: io.BufferedReader, length: int, path: pathlib.Path) -> faiss.Ind
         with _loading:
             if hasattr(faiss, "set_deserialization_vector_byte_limit"):
                 faiss.set_deserialization_vector_byte_limit(length)
-            return faiss.read_index(faiss.PyCallbackIOReader(file.read))
+            reader = faiss.PyCallbackIOReader(file.read)  # type: ignore[attr-defined]  # FAISS's types lack it
+            return faiss.read_index(reader)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"{path} cannot be read by FAISS {faiss.__version__}: {reason}") from error

@@ -68,7 +68,7 @@ def search_images(config: SearchConfig,
     damaged file.
     """
     require_images(config.images)
-    results = []
+    results: list[QueryResult] = []
     with Searcher(config, note) as searcher:
         for first in range(0, len(config.images), BATCH):
             names = config.images[first:first + BATCH]
@@ -171,14 +171,14 @@ def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex, no
     """
     wanted = index.manifest["encoder"]
     if is_foreign(wanted):
-        raise UsageError(f"{index.path} holds vectors that another tool made ({wanted[:12]}), so its encoder is not "
-                         "here and no image can be looked for.\n"
+        raise UsageError(f"{index.path} holds vectors made by another tool ({wanted[:12]}), so there is no encoder to "
+                         "embed a query image with.\n"
                          "Embed the images with mocoembed embed, or use mocoembed knn or duplicates.")
     if given:
         frozen = open_encoder(given, workspace, note)
         if (found := frozen.fingerprint()) != wanted:
-            raise MismatchError(f"{index.path} was made with the encoder {wanted[:12]}, but {given} is {found[:12]}. "
-                                "Leave out --encoder, or embed and index again with it.")
+            raise MismatchError(f"{index.path} was made with encoder {wanted[:12]}, but {given} is {found[:12]}. "
+                                "Leave out --encoder, or embed and index the collection again with it.")
         return frozen
     for path in (workspace.encoder_of(wanted), workspace.newest_encoder):
         if path.is_file() and read_metadata(path)["fingerprint"] == wanted:

@@ -37,7 +37,7 @@ class Words:
     unit: str = "query"
     first: str = "query"
     """Over the framed image of a row."""
-    legend: str = "label = query's folder"
+    legend: str = "same label as the query"
     marks: Callable[[QueryResult, Hit], bool] = lambda result, hit: hit.label == folder_of(result.query)
     count: str = "nearest image"
     """What the hits of every row are; none: the rows differ, and each tells how many of its own are not drawn."""
@@ -150,7 +150,7 @@ class Sheet:
             image = EncodedImage(read_path(path))
             tile = ImageOps.contain(image.rgb(max(image.width, image.height) / TILE), (TILE, TILE))
         except Exception as error:  # whatever a decoder raises
-            self._blank(left, top, "not there any more" if isinstance(error, FileNotFoundError) else "cannot be read")
+            self._blank(left, top, "file not found" if isinstance(error, FileNotFoundError) else "cannot be read")
             return
         self.pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#f5f6f8")
         self.image.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))

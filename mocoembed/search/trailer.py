@@ -24,7 +24,7 @@ REQUIRED = {"format", "index_bytes", "index_sha256", "count", "dimension", "metr
 # first bytes of files that people give by mistake -> what they are
 OTHER_KINDS = {b"mocoembed embed": "an embeddings file", b"\x89HDF\r\n\x1a\n": "an HDF5 file",
                b"PK\x03\x04": "a checkpoint or zip archive",
-               b"Ix": "an index of FAISS without the manifest of mocoembed, or one that was cut off"}
+               b"Ix": "a FAISS index without mocoembed's manifest, or a truncated index"}
 
 
 def trailer(manifest: dict) -> bytes:
@@ -94,4 +94,4 @@ def not_an_index(file: BinaryIO, path) -> FormatError:
     what = next((kind for start, kind in OTHER_KINDS.items() if head.startswith(start)), None)
     if what is None:
         what = "an encoder" if head[8:10] == b'{"' else "of another kind" if head else "empty"
-    return FormatError(f"{path} is not an index of mocoembed; it is {what}. Make one with: mocoembed index EMBEDDINGS")
+    return FormatError(f"{path} is not a mocoembed index; it is {what}. Make one with: mocoembed index EMBEDDINGS")

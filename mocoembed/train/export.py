@@ -16,7 +16,7 @@ from mocoembed.model.published import PUBLISHED, fetch
 from mocoembed.model.weights import WRITERS
 from mocoembed.notes import say_nothing
 from mocoembed.train.checkpoint import STATE, current_checkpoint, load_checkpoint
-from mocoembed.train.run import export_to_workspace, frozen_encoder
+from mocoembed.train.run import export_to_workspace, frozen_encoder, origin
 from mocoembed.workspace import Workspace
 
 
@@ -100,5 +100,6 @@ def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:
     config = from_dict(PretrainConfig, state["config"])
     weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["model"].items()
                if name.startswith("encoder_q.")}
-    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"]}
+    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"],
+              **origin(state.get("started_from"))}
     return frozen_encoder(weights, config, source)

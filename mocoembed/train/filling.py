@@ -114,18 +114,19 @@ class Filling:
     def _memory(self, size: int) -> SharedBytes:
         """The machine's memory: its first process makes it, the others open it."""
         ranks, machine = self.ranks, socket.gethostname()
-        mine = SharedBytes(size) if ranks.local_rank == 0 else None
-        of_machine = {name: path for name, path in ranks.objects((machine, mine and mine.path)) if path}
+        made = SharedBytes(size) if ranks.local_rank == 0 else None
+        of_machine = {name: path for name, path in ranks.objects((machine, made and made.path)) if path}
         problem = None
-        if mine is None:
+        if made is None:
             try:
-                mine = SharedBytes(size, of_machine[machine])
+                made = SharedBytes(size, of_machine[machine])
             except (OSError, KeyError) as error:
                 problem = f"process {os.getpid()} on {machine} cannot open the memory of its first process ({error})"
         for one in ranks.objects(problem):
             if one is not None:
                 raise ranks.agreed(MocoembedError(f"--cache ram: {one}. Leave --cache out."))
-        return mine
+        assert made is not None  # what could not be opened has been raised
+        return made
 
     def _loaded(self, dataset: Dataset, slices: list[np.ndarray], what: str) -> Iterator:
         """What the dataset gives for each of `slices`, in order."""

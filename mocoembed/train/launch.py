@@ -82,7 +82,9 @@ def joined_ranks() -> Ranks | None:
 
 def first_host(nodes: str) -> str:
     """The first host of a SLURM node list: `gpu[03-05,9],login1` -> `gpu03`."""
-    prefix, numbers, suffix = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes).groups()
+    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
+    assert match  # any part may be empty
+    prefix, numbers, suffix = match.groups()
     return prefix + (numbers or "") + suffix
 
 
@@ -229,7 +231,7 @@ def _attend(context, receiver, watcher, stop: StopRequest):
 def _reason(ended, error: MocoembedError | str | None, silent: list[int], stop: StopRequest) -> MocoembedError:
     """What to raise when a process has ended badly; a mere consequence of another's end is no reason."""
     if stop.signal_number is not None and not isinstance(error, Interrupted):
-        return Interrupted("Stopped. Run the same command again to go on.", stop.signal_number)
+        return Interrupted("Stopped. Run the same command again to continue.", stop.signal_number)
     signal_name, status = getattr(ended, "signal_name", None), getattr(ended, "exit_code", 1)
     if isinstance(error, Interrupted) and signal_name and stop.signal_number is None:
         error = None  # from one that was asked to end, because another had died
@@ -240,7 +242,7 @@ def _reason(ended, error: MocoembedError | str | None, silent: list[int], stop: 
     elif signal_name or not error:
         how = f"was killed by {signal_name}" if signal_name else f"ended with status {status}"
         error = f"Rank {ended.error_index} (process {ended.error_pid}) {how}."
-    return ProcessError(f"{error} What was saved is kept; run the same command again to go on.")
+    return ProcessError(f"{error} What was saved is kept; run the same command again to continue.")
 
 
 def _receive(receiver, watcher, results: dict[str, Any]):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_prove
 from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.model.timm_backbone import PREFIX as TIMM
+from mocoembed.model.timm_backbone import known_name
 from mocoembed.train.checkpoint import (
     delete_checkpoints,
     load_newest,
@@ -55,6 +58,8 @@ class Training:
     """Steps done."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint that was written or loaded last."""
+    started_from: dict[str, Any] | None = None
+    """What the encoders began with (`train/start.py`); `None`: chance."""
 
     def save(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int):
         """Write, on rank 0, all that a resumed run needs, as plain types and tensors.
@@ -73,14 +78,19 @@ class Training:
             "step": self.step, "epoch": epoch, "position": position, "model": weights,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "config": to_dict(self.config), "listing": listing.digest(), "images": len(listing),
-            "processes": self.ranks.size,
+            "processes": self.ranks.size, "started_from": self.started_from,
             "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})["sha256"]
 
     def frozen(self, steps_per_epoch: int) -> FrozenEncoder:
         """A copy of the query encoder as it is now, with where it comes from."""
         source = {"epochs": self.step // steps_per_epoch, "steps": self.step,
-                  "checkpoint_sha256": self.checkpoint_sha256}
+                  "checkpoint_sha256": self.checkpoint_sha256, **origin(self.started_from)}
         return frozen_encoder(self.method.encoder_q.state_dict(), self.config, source)
+
+
+def origin(started_from: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of a provenance that says what the run began with."""
+    return {} if started_from is None else {"started_from": started_from}
 
 
 def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
@@ -103,7 +113,10 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 
     `require_shares` has seen it already.
     """
-    notes, changes = [], {}
+    notes: list[str] = []
+    changes: dict[str, Any] = {}
+    if config.arch.startswith(TIMM):
+        changes["arch"] = TIMM + known_name(config.arch)
     if config.mask_same_image is None:
         masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * images
         changes["mask_same_image"] = masked
@@ -124,6 +137,8 @@ def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     learned["images"] = os.path.abspath(config.images)
+    if config.init is None:
+        del learned["init"]  # added later; so runs keep their names
     return Workspace(config.workspace).runs / (config.run or f"{config.recipe}-{sha256_json(learned)[:8]}")
 
 
@@ -188,6 +203,7 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
     training.step, training.checkpoint_sha256 = state["step"], state["sha256"]
+    training.started_from = state.get("started_from")
     note(f"resuming {run} after step {training.step} (epoch {state['epoch']})")
     before, now = state["config"], training.config
     if before["images"] != now.images:

@@ -4,9 +4,8 @@ Architecture, width, stem, mean and standard deviation that were not given are t
 same, the head is taken over when it has the same form and length. A run that has a checkpoint needs no source any more.
 """
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from mocoembed.train.checkpoint import MANIFEST
 from mocoembed.train.export import open_encoder
 from mocoembed.train.run import Training
 from mocoembed.workspace import Workspace
-
-TAKEN = ("arch", "width", "stem", "mean", "std")  # settings that may be the source's
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,10 @@ def find_start(config: PretrainConfig, run: Path, note: Callable[[str], None]) -
         return Start({})
     if (run / MANIFEST).exists() and not config.fresh:
         before = read_json(run / "config.json")
-        return Start({name: tuple(before[name]) if isinstance(before[name], list) else before[name] for name in TAKEN
-                      if getattr(config, name) in (FROM_INIT, ())} | _backbone_of(config, before))
+        return Start({**_backbone_of(config, before), **_colours_of(config, before)})
     frozen = open_encoder(config.init, Workspace(config.workspace), note)
     spec, transform = frozen.encoder.spec, frozen.transform
-    settings = _backbone_of(config, dataclasses.asdict(spec))
-    settings |= {name: getattr(transform, name) for name in ("mean", "std") if not getattr(config, name)}
+    settings = {**_backbone_of(config, asdict(spec)), **_colours_of(config, asdict(transform))}
     _require_same_backbone(replace(config, **settings), frozen)
     whole = (spec.head, spec.dim) == (config.head, config.dim)
     fingerprint = frozen.fingerprint()
@@ -75,11 +70,16 @@ def _backbone_of(config: PretrainConfig, source: dict[str, Any]) -> dict[str, An
     return {name: source[name] for name in ("arch", "width", "stem")} if config.arch == FROM_INIT else {}
 
 
+def _colours_of(config: PretrainConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """Mean and standard deviation of the source, unless they were given."""
+    return {name: tuple(source[name]) for name in ("mean", "std") if not getattr(config, name)}
+
+
 def _require_same_backbone(config: PretrainConfig, frozen: FrozenEncoder):
     spec = frozen.encoder.spec
     if (config.arch, config.width, config.stem) != (spec.arch, spec.width, spec.stem):
-        raise UsageError(f"--init {config.init}: is {spec.arch}, width {spec.width:g}, stem {spec.stem}; the run's backbone "
-                         f"is {config.arch}, width {config.width:g}, stem {config.stem}. Leave out --arch, --width and "
+        raise UsageError(f"--init {config.init}: is {spec.arch}, width {spec.width:g}, stem {spec.stem}; the run's "
+                         f"backbone is {config.arch}, width {config.width:g}, stem {config.stem}. Leave out --arch, --width and "
                          f"--stem, or give --arch {spec.arch} --width {spec.width:g} --stem {spec.stem}.")
 
 
@@ -87,7 +87,7 @@ def begin(training: Training, start: Start):
     """Let all encoders of a new run begin with the start's weights."""
     if start.weights is None:
         return
-    training.init = start.record
+    training.started_from = start.record
     encoders = [training.method.encoder_q, getattr(training.method, "encoder_k", training.method.encoder_q)]
     for encoder in encoders:
         own = encoder.state_dict()
