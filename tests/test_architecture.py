@@ -19,6 +19,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
          "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
           "PIL": {"mocoembed/data/decode.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",
@@ -191,7 +192,7 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 56, "ExportConfig": 8, "EmbedConfig": 18, "IndexConfig": 5, "SearchConfig": 8,
+    assert fields == {"PretrainConfig": 57, "ExportConfig": 8, "EmbedConfig": 18, "IndexConfig": 5, "SearchConfig": 8,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5}
 
 

@@ -159,9 +159,9 @@ class PretrainConfig:
         in_unit_interval(self, "momentum", "bank_momentum", "jitter_probability", "grey_probability",
                          "blur_probability", "solarize_probability", "flip_probability")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
-        source = " (or nothing, with --init)" if self.init else ""
-        require(self, "mean", len(self.mean) == 3 or (self.init is not None and not self.mean), f"three numbers{source}")
-        require(self, "std", min(self.std, default=0 if self.init is None else 1) > 0, f"three numbers above 0{source}")
+        missing = 0 if self.init is None else 1  # with --init they may be its source's
+        require(self, "mean", len(self.mean) == 3 or bool(missing and not self.mean), "three numbers")
+        require(self, "std", min(self.std, default=missing) > 0, "three numbers above 0")
         require(self, "init", self.init != "", "an encoder")
         require(self, "arch", self.arch != FROM_INIT or self.init is not None, "a network's name without --init")
         require(self, "recipe", not (RECIPES[self.recipe] and self._takes_nothing_from_the_recipe()),

@@ -79,8 +79,8 @@ def _require_same_backbone(config: PretrainConfig, frozen: FrozenEncoder):
     spec = frozen.encoder.spec
     if (config.arch, config.width, config.stem) != (spec.arch, spec.width, spec.stem):
         raise UsageError(f"--init {config.init}: is {spec.arch}, width {spec.width:g}, stem {spec.stem}; the run's "
-                         f"backbone is {config.arch}, width {config.width:g}, stem {config.stem}. Leave out --arch, --width and "
-                         f"--stem, or give --arch {spec.arch} --width {spec.width:g} --stem {spec.stem}.")
+                         f"backbone is {config.arch}, width {config.width:g}, stem {config.stem}. Leave out --arch, "
+                         f"--width and --stem, or give --arch {spec.arch} --width {spec.width:g} --stem {spec.stem}.")
 
 
 def begin(training: Training, start: Start):
