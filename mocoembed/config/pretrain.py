@@ -36,10 +36,11 @@ class PretrainConfig:
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
     init: str | None = None
-    """Start from this encoder, not from chance: any that embed takes as --encoder. Its architecture and its mean and
-    standard deviation are the defaults then."""
+    """Start from this encoder instead of random weights: anything that embed takes as --encoder. Its architecture,
+    mean and standard deviation become the defaults."""
     arch: str = "resnet50"
-    """Backbone: a ResNet, ResNeXt or wide ResNet, or another classifier of torchvision (see docs/pretraining.md)."""
+    """Backbone: a ResNet, ResNeXt or wide ResNet, another classifier of torchvision, or timm:NAME (see
+    docs/pretraining.md)."""
     width: float = 1.0
     """Multiplier of all channel counts: 0.25 for a laptop, 2 for R50w2x."""
     stem: str = "7x7s2-pool"

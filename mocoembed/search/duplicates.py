@@ -108,7 +108,8 @@ class DuplicatesResult:
 
     def as_json(self) -> dict:
         """Plain JSON types."""
-        return {"count": self.count, "threshold": self.threshold, "threshold_reason": self.threshold_reason, "compared": self.compared,
+        return {"count": self.count, "threshold": self.threshold, "threshold_reason": self.threshold_reason,
+                "compared": self.compared,
                 "groups": [{"keep": group.keeper.path, "members": [asdict(one) for one in group.members]}
                            for group in self.groups],
                 "extra": self.extra, "identical_copies": self.copies, "extra_bytes": self.extra_bytes}

@@ -5,9 +5,9 @@ cosine of 0.97, with a strong one 0.70. So the threshold is taken from the colle
 of the nearest neighbours is close to a normal distribution (benchmarks/README.md); a copy is what is `DEVIATIONS`
 standard deviations nearer than their middle.
 
-A collection in which many images are copies must not hide them, so the nearest neighbour itself is not looked at. For a
-density that is smooth about an image the k-th neighbour's distance grows as a power of k / N; the power is seen from the
-5th to the 10th, and leads back to the first, and from the sample to the whole collection.
+A collection in which many images are copies must not hide them, so the nearest neighbour itself is not looked at.
+Where the density about an image is smooth, the k-th neighbour's distance grows as a power of k / N; the power is seen
+from the 5th to the 10th, and leads back to the first, and from the sample to the whole collection.
 """
 
 import math
