@@ -27,6 +27,8 @@ class Compute:
             chosen = torch.device(name)
         except RuntimeError as error:
             raise UsageError(f"--device {device}: must be auto, cpu, cuda or cuda:N.") from error
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", 0)  # tensors name their GPU, and `set_device` takes no other form
         available = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(chosen.type, 0)
         if (chosen.index or 0) >= available:
             raise UsageError(f"--device {device}: not on this machine, which has the CPU and "
