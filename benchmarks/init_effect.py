@@ -26,11 +26,11 @@ def accuracy(arguments, encoder) -> float:
     return knn_accuracy(KnnConfig(str(path), k=(20,), temperature=(0.1,))).scores[0].top1
 
 
-def learned(arguments, lr: float, **more):
+def learned(arguments, lr: float, start: dict):
     """The encoder after the epochs at that learning rate."""
     config = PretrainConfig.of(
         "moco-v2", arguments.images, workspace=arguments.scratch, queue_size=512, momentum=0.99, batch_size=32,
-        bn_groups=2, image_size=arguments.image_size, epochs=arguments.epochs, lr=lr, workers=1, **more)
+        bn_groups=2, image_size=arguments.image_size, epochs=arguments.epochs, lr=lr, workers=1, **start)
     return pretrain(config).encoder
 
 
@@ -47,11 +47,11 @@ def main():
     print(f"| the source as it is | {accuracy(arguments, source):.2f} % | |", flush=True)
     for lr in RATES:
         began = time.monotonic()
-        encoder = learned(arguments, lr, init=arguments.init)
+        encoder = learned(arguments, lr, {"init": arguments.init})
         print(f"| from the source, learning rate {lr:g} | {accuracy(arguments, encoder):.2f} % | "
               f"{time.monotonic() - began:.0f} s |", flush=True)
     began = time.monotonic()
-    encoder = learned(arguments, RATES[0], arch=arguments.init.partition("=")[0].replace("torchvision:", ""))
+    encoder = learned(arguments, RATES[0], {"arch": arguments.init.partition("=")[0].replace("torchvision:", "")})
     print(f"| from chance, learning rate {RATES[0]:g} | {accuracy(arguments, encoder):.2f} % | "
           f"{time.monotonic() - began:.0f} s |", flush=True)
 

@@ -79,7 +79,7 @@ def find_layout(tensors: Tensors, path) -> Layout:
     whole = [layout for layout in fitting if layout.head and any(name.startswith(layout.head) for name in tensors)]
     if not fitting:
         raise FormatError(f"{path} has no known layout: no key is that of a ResNet's first convolution. "
-                          f"Its tensors: {some(tensors)}.\nIf it is a model of timm or torchvision, name the model: "
+                          f"Its tensors: {some(tensors)}. If it is a model of timm or torchvision, name the model: "
                           f"timm:NAME={path} or torchvision:NAME={path}.")
     return (whole or fitting)[0]
 
