@@ -21,9 +21,9 @@ SHOWN_FAILURES = 10
 def embed(as_json, **values):
     """Embed every image of each COLLECTION into one HDF5 file.
 
-    A COLLECTION is a folder (searched recursively), a list of paths (.txt, or .csv and .jsonl with path and label),
-    tar shards ('shard-{000..009}.tar') or an image; see docs/collections.md. Every file with an image extension is
-    either embedded or reported as failed, with the reason.
+    A COLLECTION is a folder (searched recursively), a list of paths (.txt, or .csv, .tsv and .jsonl with path and
+    label), tar shards ('shard-{000..009}.tar') or an image; see docs/collections.md. Every file with an image extension
+    is either embedded or reported as failed, with the reason.
 
     Run again, the command embeds only what is new or has changed, drops what is gone and keeps the rest. After an
     interruption it continues where it stopped.
@@ -33,6 +33,7 @@ def embed(as_json, **values):
       mocoembed embed photos more-photos 'shards/train-{000..009}.tar' --output all.h5
       mocoembed embed photos --features projection --output projections.h5
       mocoembed embed photos --encoder moco-v2-800ep
+      mocoembed embed photos --exclude thumbs --exclude '*.png'
       mocoembed embed list.txt --root /where/the/images/are/now
       mocoembed embed photos --encoder torchvision:resnet50
     """
@@ -56,8 +57,8 @@ def embed(as_json, **values):
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
-                               "left_out": result.left_out, "closed": list(map(os.fsdecode, result.closed)),
-                               "resumed_from": result.resumed_from}))
+                               "left_out": result.left_out, "excluded": result.excluded,
+                               "closed": list(map(os.fsdecode, result.closed)), "resumed_from": result.resumed_from}))
     else:
         speed = f", {result.images_per_second:.0f} images/s" if result.images_per_second else ""
         put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed{speed}")

@@ -94,7 +94,9 @@ def options_of(config_class, *, leave_out=(), presets=()):
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
             in_presets = any(field.name in preset for preset in presets)
             default = None if presets else field.default
-            if is_flag:
+            if annotations[field.name] == tuple[str, ...]:
+                option = click.option(name, field.name, metavar="GLOB", multiple=True, **more)
+            elif is_flag:
                 names = f"{name}/--no-{name[2:]}" if field.default is not False or in_presets else name
                 option = click.option(names, field.name, is_flag=True, default=default, **more)
             else:

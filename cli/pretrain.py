@@ -18,7 +18,7 @@ from mocoembed.recipes import RECIPES
 def pretrain(images, recipe, **values):
     """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
 
-    A COLLECTION is a folder (searched recursively), a list of paths (.txt, .csv, .jsonl) or tar shards
+    A COLLECTION is a folder (searched recursively), a list of paths (.txt, .csv, .tsv, .jsonl) or tar shards
     ('shard-{000..009}.tar').
 
     A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command

@@ -42,6 +42,14 @@ def in_unit_interval(config, *names: str):
         require(config, name, 0 <= getattr(config, name) <= 1, "from 0 to 1")
 
 
+def relative_globs(config, name: str):
+    """Raise `UsageError` unless field `name` holds globs that a path relative to a collection can match."""
+    for glob in getattr(config, name):
+        if not glob or glob.startswith("/") or ".." in glob.split("/"):
+            raise UsageError(f"{option_name(name)} {glob!r}: must be a name or a path relative to the collection, for "
+                             "example: thumbs, '*.png' or 'old/raw*'.")
+
+
 def to_dict(config) -> dict:
     """The config as plain JSON types (tuples become lists)."""
     return {name: list(value) if isinstance(value, tuple) else value

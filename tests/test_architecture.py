@@ -192,7 +192,7 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 57, "ExportConfig": 8, "EmbedConfig": 18, "IndexConfig": 5, "SearchConfig": 8,
+    assert fields == {"PretrainConfig": 58, "ExportConfig": 8, "EmbedConfig": 19, "IndexConfig": 5, "SearchConfig": 8,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5}
 
 

@@ -107,8 +107,11 @@ def test_a_table_without_labels_and_names_that_are_not_utf_8(tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.csv", "1,2,3\n", "begins with '1,2,3', where no column is named path.*for example: path,label"),
-    ("a.csv", "Filename,label\n1.jpg,cat\n", "begins with 'Filename,label', where no column is named path"),
-    ("a.csv", "path;label\n1.jpg;cat\n", "begins with 'path;label', where no column is named path"),
+    ("a.csv", "url,label\n1.jpg,cat\n", "begins with 'url,label', where no column is named path"),
+    ("a.csv", "1.jpg;cat\n", "begins with '1.jpg;cat', where no column is named path"),
+    ("a.csv", "1.jpg\tcat\n", r"begins with '1.jpg\\tcat', where no column is named path"),
+    ("a.tsv", "1.jpg\tcat\t7\n", r"where no column is named path.*for example: path\tlabel"),
+    ("a.tsv", "path\tlabel\n\tcat\n", "line 2: no path"), ("a.csv", 'path\nx\n"a"b', "line 3: .* expected after"),
     ("a.csv", "path\n1\0.jpg\n", "line 2: a path with a NUL byte in it"),
     ("a.txt", "1.jpg\n2\0.jpg\n", "line 2: a path with a NUL byte in it"),
     ("a.jsonl", '{"path": "\\u0000"}', "line 1: a path with a NUL byte in it"),
@@ -192,7 +195,7 @@ def test_a_shard_that_changes_after_the_scan_costs_its_images(tmp_path):
 def test_a_shard_named_twice_and_a_member_named_twice(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), ("x.jpg", b"2")])
     listing = scan(tmp_path / "{a,a}.tar")
-    assert (paths(listing), listing.repeated, listing.read(0)[0]) == ([b"a.tar/x.jpg"], 1, b"1")
+    assert (paths(listing), listing.repeated, listing.read(0)[0]) == ([b"a.tar/x.jpg"], 1, b"2")
 
 
 def test_shards_that_are_missing_damaged_or_compressed(tmp_path):

@@ -51,7 +51,8 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9,
                 "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
                 "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
-                "full_decode": True, "init": "other.safetensors"}
+                "full_decode": True, "exclude": ("*.png", "old/raw"),
+                "init": "other.safetensors"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -66,7 +67,9 @@ def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, 
     arguments = ["pretrain", "images", "--recipe", recipe]
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if name == "exclude":
+            arguments += [part for glob in value for part in (option, glob)]
+        elif isinstance(value, bool):
             arguments.append(option if value else option.replace("--", "--no-"))
         else:
             arguments += [option, ",".join(map(str, value)) if isinstance(value, tuple) else value]

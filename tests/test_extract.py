@@ -99,7 +99,7 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, images, 
     first = embed(images)
     before = first.path.read_bytes()
     other = make_images(tmp_path / "other", seed=1)
-    for folder, values, what in [(other, {}, "folder"), (images, {"features": "projection"}, "features"),
+    for folder, values, what in [(other, {}, "collection"), (images, {"features": "projection"}, "features"),
                                  (images, {"normalize": False}, "normalize"),
                                  (images, {"precision": "bf16"}, "precision"),
                                  (images, {"labels": "none"}, "labels"),

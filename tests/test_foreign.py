@@ -1,5 +1,8 @@
 """Weights of others: every layout with its published keys, compared with the network that they were taken from."""
 
+import argparse
+import re
+
 import pytest
 import safetensors.torch
 import torch
@@ -59,6 +62,30 @@ def moco(state, layers, wrapper="module."):
             "state_dict": under(wrapper, {**under("encoder_q.", {**state, **layers}), **keys, **noise})}
 
 
+def wrapped(state, *wrappers):
+    """The names with the wrappers around the whole, around every block and around every layer."""
+    middle = ".".join(("", *wrappers, ""))
+    return {middle[1:] + re.sub(r"(layer\d\.\d|conv\d|bn\d)\.", rf"\1{middle}", name): tensor
+            for name, tensor in state.items()}
+
+
+def counted_by_thop(state):
+    """What thop's `profile` registers in every module."""
+    modules = {"", *(f"{name.rpartition('.')[0]}." for name in state), "layer1.", "layer1.0."}
+    return {f"{module}{name}": torch.zeros(1, dtype=torch.float64) for module in modules
+            for name in ("total_ops", "total_params")}
+
+
+def swav_head():
+    return {**under("projection_head.", head("0", "3")), "projection_head.1.running_mean": torch.zeros(D),
+            "prototypes.weight": torch.ones(30, C)}
+
+
+def dino(state):
+    return {**under("backbone.", state), **under("head.", head("mlp.0", "mlp.2")),
+            "head.last_layer.weight_g": torch.ones(30, 1), "head.last_layer.weight_v": torch.ones(30, C)}
+
+
 def lightning(state):
     return {"epoch": 3, "global_step": 30, "pytorch-lightning_version": "2.2.0", "state_dict": state, "loops": {}}
 
@@ -115,6 +142,30 @@ CHECKPOINTS = {
         "trunk": under("_feature_blocks.", s), "heads": head("0.clf.0", "0.clf.2")}}}}, "VISSL", "mlp"),
     "torchvision": (lambda s: {**s, **under("fc.", head("", shapes=((1000, D),)))}, "torchvision", "none"),
     "torchvision, DDP": (lambda s: {"model": under("module.", s)}, "torchvision", "none"),
+    "moco, its backbone compiled": (lambda s: under("encoder_q._orig_mod.", s), "encoder_q alone", "none"),
+    "lightly, DDP within": (lambda s: lightning({
+        **under("backbone.module.", numbered(s, 4)), **under("projection_head.module.", head("layers.0", "layers.2"))}),
+        "lightly", "mlp"),
+    "solo-learn, compiled and FSDP": (lambda s: lightning({
+        **under("backbone.", wrapped(s, "_fsdp_wrapped_module", "_orig_mod")), **under("projector.", head("0", "2"))}),
+        "solo-learn", "mlp"),
+    "torchvision, counted by thop": (lambda s: {**s, **counted_by_thop(s)}, "torchvision", "none"),
+    "torchvision, AveragedModel": (lambda s: {"n_averaged": torch.tensor(7), **under("module.", s)}, "torchvision",
+                                   "none"),
+    "swav": (lambda s: under("module.", {**s, **swav_head()}), "SwAV", "none"),
+    "swav, linear head": (lambda s: {"epoch": 9, "state_dict": {
+        **s, **under("projection_head.", head("", shapes=((C, D),))), "prototypes.weight": torch.ones(30, C)}},
+        "SwAV", "linear"),
+    "lightly, swav": (lambda s: lightning({
+        **under("backbone.", numbered(s, 4)), **under("projection_head.", head("layers.0", "layers.3")),
+        "prototypes.heads.0.weight": torch.ones(30, C)}), "lightly", "none"),
+    "dino": (lambda s: {"student": under("module.", dino(OTHER)), "teacher": dino(s), "epoch": 100,
+                        "args": argparse.Namespace(arch="resnet50"), "optimizer": {"state": {0: {
+                            "exp_avg": torch.zeros(3)}}}, "dino_loss": {"center": torch.zeros(1, 30)}},
+             "DINO, teacher", "none"),
+    "dino, backbones": (lambda s: {"teacher": s, "student": OTHER}, "DINO, teacher", "none"),
+    "dino, no teacher": (lambda s: {"student": under("module.", dino(s))}, "DINO, student", "none"),
+    "dino, one network": (dino, "backbone alone", "none"),
 }
 
 
@@ -141,14 +192,14 @@ def test_every_layout_gives_the_network_it_was_taken_from(name, tmp_path):
         if kind == "mlp":
             features = functional.relu(functional.linear(features, *layers[:2]))
         torch.testing.assert_close(frozen.encoder(x), functional.linear(features, *layers[-2:]))
-        assert "left_out" not in frozen.provenance
     else:
         with pytest.raises(UsageError, match="came without a projection head"):
             frozen.dimension("projection")
     left_out = [text for text in notes if "left out" in text]
     assert bool(left_out) is ("left_out" in frozen.provenance) is (name in {
         "moco v3", "solo-learn, old, wide head", "mmpretrain, neck with BatchNorm",
-        "mmpretrain, a neck that is no linear layer", "torchvision"})
+        "mmpretrain, a neck that is no linear layer", "torchvision", "swav", "swav, linear head", "lightly, swav",
+        "dino", "dino, no teacher", "dino, one network"})
 
 
 def theirs_stem(backbone):
@@ -225,6 +276,21 @@ def test_what_does_not_fit_is_named(changes, message, tmp_path):
         opened(tmp_path / "c.pth", tmp_path)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ws").exists()
+
+
+def test_a_network_that_is_there_twice_is_refused(tmp_path):
+    state = network().state_dict()
+    torch.save({**state, **under("module.", state)}, tmp_path / "c.pth")
+    with pytest.raises(FormatError, match=r"holds 'conv1.weight' twice, once within a wrapper \('module.conv1"):
+        opened(tmp_path / "c.pth", tmp_path)
+
+
+def test_layers_beside_the_backbones_are_no_heads(tmp_path):
+    """CLIP's ResNets have three convolutions first: without two of them the features would be others."""
+    state = {**network(stem="3x3s1").state_dict(), "conv2.weight": torch.zeros(8, 8, 3, 3), "bn2.weight": torch.ones(8)}
+    torch.save(state, tmp_path / "c.pth")
+    with pytest.raises(FormatError, match=r"Left over: 'conv2\.weight', 'bn2\.weight'\."):
+        opened(tmp_path / "c.pth", tmp_path)
 
 
 def test_endless_nesting_ends(tmp_path):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, require
+from mocoembed.checks import at_least, at_most, one_of, relative_globs, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
 from mocoembed.recipes import KNN_PRESETS
@@ -47,8 +47,8 @@ class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
     collections: tuple[str, ...]
-    """Folders (searched recursively), list files (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar'), images;
-    one of them may also be given as it is."""
+    """Folders (searched recursively), list files (.txt, .csv, .tsv, .jsonl), tar shards ('shard-{000..009}.tar'),
+    images; one of them may also be given as it is."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     encoder: str | None = None
@@ -60,6 +60,8 @@ class EmbedConfig:
     """Embed everything anew: replaces a file of other collections, encoder or settings, drops unfinished work."""
     root: str | None = None
     """Where the collection is now, if it has moved since its list was written or its embeddings were made."""
+    exclude: tuple[str, ...] = ()
+    """Glob of files and folders to leave out, by name, or with a slash by path; may be given again."""
     features: str = "backbone"
     """Which vectors: backbone, or projection (the head's output, compared in training)."""
     normalize: bool = True
@@ -91,6 +93,7 @@ class EmbedConfig:
             object.__setattr__(self, "collections", (self.collections,))
         if not self.collections:
             raise UsageError("No collection to embed. Give one or more: mocoembed embed COLLECTION...")
+        relative_globs(self, "exclude")
         one_of(self, "features", FEATURES)
         one_of(self, "labels", ("parent", "first", "none"))
         one_of(self, "precision", PRECISIONS)
@@ -190,7 +193,7 @@ class ConvertConfig:
     """Where the collection's images are now, if they have moved; for a .npy file, the folder that paths are made
     relative to."""
     paths: str | None = None
-    """For a .npy file: list (.txt, .csv, .jsonl) of the paths, and optionally labels, one per vector in order;
+    """For a .npy file: list (.txt, .csv, .tsv, .jsonl) of the paths, and optionally labels, one per vector in order;
     by default NAME-paths.csv beside it."""
     made_by: str | None = None
     """For a .npy file: name of the encoder that made the vectors; knn compares only files with the same name."""

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, require
+from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require
 from mocoembed.errors import UsageError
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 
@@ -117,6 +117,8 @@ class PretrainConfig:
     """Seed of weights, order and views."""
     limit: int | None = None
     """Learn from this many images only, drawn at random by the seed."""
+    exclude: tuple[str, ...] = ()
+    """Glob of files and folders to leave out, by name, or with a slash by path; may be given again."""
     workers: int | None = None
     """Processes that decode and crop; by default chosen from the number of cores; 0: none (see docs/pretraining.md)."""
     cache: str = "none"
@@ -144,6 +146,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         one_of(self, "recipe", tuple(RECIPES))
+        relative_globs(self, "exclude")
         one_of(self, "stem", STEMS)
         one_of(self, "head", HEADS)
         one_of(self, "schedule", SCHEDULES)

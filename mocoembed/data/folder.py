@@ -2,9 +2,11 @@
 
 import bisect
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from mocoembed.data.decode import SUFFIXES
+from mocoembed.data.exclude import Exclude
 from mocoembed.data.found import Found, State, folder_label
 
 AT_A_TIME = 10_000  # images
@@ -26,17 +28,19 @@ class _Files(NamedTuple):
     names: list[bytes]
 
 
-def find_in_folder(root: bytes, labels: str, tell) -> Found:
+def find_in_folder(root: bytes, labels: str, tell: Callable[[int], None], exclude: Exclude | None = None) -> Found:
     """Every file below `root` with an image's name; `tell(count)` is called now and then.
 
-    Hidden files and folders are passed over. Symbolic links to folders are followed, never in a circle.
+    Hidden files and folders are passed over, and those that `exclude` does not take. Symbolic links to folders are
+    followed, never in a circle.
     """
-    found = Found(root)
+    found, exclude = Found(root), exclude or Exclude()
+    found.excluded = exclude.counts
     pending = [_Folder(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
         step = pending.pop()
         if isinstance(step, _Folder):
-            pending += reversed(_read(step, found))
+            pending += reversed(_read(step, found, exclude))
         else:
             label = folder_label(step.prefix + b"image", root, labels)
             for first in range(0, len(step.names), AT_A_TIME):
@@ -46,7 +50,7 @@ def find_in_folder(root: bytes, labels: str, tell) -> Found:
     return found
 
 
-def _read(folder: _Folder, found: Found) -> list[_Folder | _Files]:
+def _read(folder: _Folder, found: Found, exclude: Exclude) -> list[_Folder | _Files]:
     """What lies in a folder, sorted as the paths will be: as if a folder's name ended with a slash."""
     path, prefix = os.path.join(found.root, folder.path), os.path.join(folder.path, b"")
     files, folders, left_out = [], {}, 0
@@ -56,10 +60,11 @@ def _read(folder: _Folder, found: Found) -> list[_Folder | _Files]:
             if entry.name.startswith(b"."):
                 left_out += not entry.is_dir(follow_symlinks=False)
             elif (identity := _identity_of_folder(entry)) is not None:
-                if identity not in folder.ancestors:
+                if identity not in folder.ancestors and exclude.takes_folder(prefix + entry.name):
                     folders[entry.name + b"/"] = _Folder(prefix + entry.name, folder.ancestors | {identity})
             elif entry.name.lower().endswith(SUFFIXES):
-                files.append(entry.name)
+                if exclude.takes(prefix + entry.name):
+                    files.append(entry.name)
             else:
                 left_out += 1
     except OSError:

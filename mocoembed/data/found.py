@@ -41,6 +41,7 @@ class Found:
         """Absolute paths of all files and folders that this was read from, as they were before reading."""
         self.left_out = self.repeated = 0
         self.closed: list[bytes] = []
+        self.excluded: dict[str, int] = {}
         self.shards: Shards | None = None
         self._blob, self._ends, self._labels = bytearray(), array("q", [0]), array("i")
         self._numbers: dict[str | None, int] = {None: NO_LABEL}
@@ -77,7 +78,7 @@ class Found:
         place = np.full(len(names) + 1, NO_LABEL, np.int32)  # the last for NO_LABEL, which is -1
         place[[self._numbers[name] for name in names]] = range(len(names))
         return Listing(self.root, paths, place[labels], tuple(names), self.left_out, tuple(sorted(self.closed)), source,
-                       self.repeated + count - len(paths), shards)
+                       self.repeated + count - len(paths), shards, self.excluded)
 
     def _one_label_each(self, paths: np.ndarray, first: np.ndarray, labels: np.ndarray, source: bytes) -> np.ndarray:
         """Of sorted paths, equal ones from each `first` on: the label of each."""

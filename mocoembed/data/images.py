@@ -7,28 +7,29 @@ the list file, or the shards that it was read from has changed.
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mocoembed.data.decode import SUFFIXES
+from mocoembed.data.exclude import Exclude, excluded_text
 from mocoembed.data.folder import find_in_folder
 from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
-from mocoembed.data.list_file import READERS, find_in_list
+from mocoembed.data.list_file import READERS, find_in_list, require_slashes
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable
-from mocoembed.data.listing_cache import cached_listing, keep_listing
+from mocoembed.data.listing_cache import How, cached_listing, keep_listing
 from mocoembed.data.shards import find_in_shards
 from mocoembed.errors import CollectionError, UsageError
 
 __all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
 
-KINDS = ("a folder, a list (.txt, .csv, .jsonl), tar shards ('shard-{000..009}.tar') or an image")
+KINDS = ("a folder, a list (.txt, .csv, .tsv, .jsonl), tar shards ('shard-{000..009}.tar') or an image")
 LOOKED_FOR = 100  # images of lists, when a root is given
 
 
 def scan(collections, labels: str = "parent", what: str = "The collection",
-         note: Callable[[str], None] = lambda text: None, root=None) -> Listing:
+         note: Callable[[str], None] = lambda text: None, root=None, exclude: Sequence[str] = ()) -> Listing:
     """List the images of a collection: a folder (searched recursively), list file, tar shards (with braces), image.
 
     Or of a sequence of several, as one: each image once, by its path below the deepest folder that all lie in, with
@@ -40,6 +41,9 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     lie in it; for lists, it stands for the root that their listing has without it, which is how to say where the
     images have been moved.
 
+    `exclude` holds globs of what is left out (see `Exclude`); in folders and shards thumbnails and the like (`USUAL`)
+    are, too, but not in a list, which names its images itself.
+
     Raises `UsageError` when a collection or `root` does not exist, `FormatError` for a list or shard that is damaged
     and `CollectionError` when there are no images.
     """
@@ -47,28 +51,36 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     if not given:
         raise UsageError(f"No collection is given. Give {KINDS}, or several of these.")
     finders = dict(_finder(os.fspath(each), what) for each in given)
-    listings = [_scan_one(source, find, labels, note) for source, find in sorted(finders.items())]
+    how = How(labels, (exclude,) if isinstance(exclude, str) else tuple(exclude))
+    listings = [_scan_one(source, find, how, note) for source, find in sorted(finders.items())]
     listing = _as_one(listings) if root is None else _below(os.path.abspath(os.fsencode(root)), listings)
     if not len(listing):
         where = ", ".join(repr(os.fsdecode(each)) for each in given)
-        raise CollectionError(f"{what} {where} holds no images ({listing.left_out} other files). Looked for "
+        others = f"{listing.left_out} other files"
+        if listing.excluded:
+            others += f"; {excluded_text(listing.excluded)}"
+        raise CollectionError(f"{what} {where} holds no images ({others}). Looked for "
                               f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
     for each in listings:
         if not len(each):
             note(f"{os.fsdecode(each.source)!r} holds no images")
+    if root is None and any(_is_list(each.source) for each in listings):
+        require_slashes(listing)
+    if listing.excluded:
+        note(excluded_text(listing.excluded))
     if listing.repeated:
         note(f"named more than once and used once: {listing.repeated} images")
     return listing
 
 
-def _scan_one(source: bytes, find, labels: str, note: Callable[[str], None]) -> Listing:
+def _scan_one(source: bytes, find, how: How, note: Callable[[str], None]) -> Listing:
     """The listing of one collection, which may be empty; the kept one if it holds."""
-    listing = cached_listing(source, labels)
+    listing = cached_listing(source, how)
     if listing is None:
         begun = time.time_ns()
-        found = find(labels, Teller(f"listing {os.fsdecode(source)}", note))
+        found = find(how.labels, Teller(f"listing {os.fsdecode(source)}", note), how.exclude)
         listing = found.listing(source)
-        keep_listing(listing, labels, found.witnesses, begun, note)
+        keep_listing(listing, how, found.witnesses, begun, note)
     return listing
 
 
@@ -88,8 +100,7 @@ def _below(root: bytes, listings: list[Listing]) -> Listing:
     require_root(root)
     here, lists = [], []
     for listing in listings:
-        is_list = os.path.splitext(listing.source)[1].lower() in READERS and not os.path.isdir(listing.source)
-        (lists if is_list else here).append(listing)
+        (lists if _is_list(listing.source) else here).append(listing)
     for listing in here:
         if os.path.commonpath([root, listing.root]) != root:
             raise UsageError(f"{os.fsdecode(listing.source)!r} does not lie in the root {os.fsdecode(root)!r}. Give a "
@@ -97,8 +108,13 @@ def _below(root: bytes, listings: list[Listing]) -> Listing:
     if lists:
         there = _as_one(lists)
         here.append(dataclasses.replace(there, root=root))
+        require_slashes(here[-1])
         _require_some(here[-1], there.root)
     return here[0] if len(here) == 1 and here[0].root == root else joined(here, root)
+
+
+def _is_list(source: bytes) -> bool:
+    return os.path.splitext(source)[1].lower() in READERS and not os.path.isdir(source)
 
 
 def _require_some(listing: Listing, before: bytes):
@@ -111,27 +127,33 @@ def _require_some(listing: Listing, before: bytes):
 
 
 def _finder(given: str | bytes, what: str):
-    """A collection's absolute path and how to list it, a function of (labels, tell); `UsageError` for no such."""
+    """A collection's absolute path and how to list it, a function of (labels, tell, globs).
+
+    Raises `UsageError` where there is none.
+    """
     source = os.path.abspath(os.fsencode(given))
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isdir(source):
-        return source, lambda *how: find_in_folder(source, *how)
+        return source, lambda labels, tell, globs: find_in_folder(source, labels, tell, Exclude(globs, usual=True))
     if suffix == b".tar":
-        return source, lambda *how: find_in_shards(os.fsdecode(given), *how)
+        return source, lambda labels, tell, globs: find_in_shards(os.fsdecode(given), labels, tell,
+                                                                 Exclude(globs, usual=True))
     if not os.path.exists(source):
         raise UsageError(f"{what} {os.fsdecode(given)!r} does not exist. Give {KINDS}.")
     if suffix in READERS:
-        return source, lambda *how: find_in_list(source, *how)
+        return source, lambda labels, tell, globs: find_in_list(source, labels, tell, Exclude(globs))
     if suffix in SUFFIXES:
-        return source, lambda *how: _one(source, *how)
+        return source, lambda labels, tell, globs: _one(source, labels, Exclude(globs))
     raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no images. Give {KINDS}.")
 
 
-def _one(path: bytes, labels: str, tell) -> Found:
+def _one(path: bytes, labels: str, exclude: Exclude) -> Found:
     """A single image."""
     root, name = os.path.split(path)
     found = Found(root)
-    found.extend([name], [folder_label(name, root, labels)])
+    found.excluded = exclude.counts
+    if exclude.takes(name):
+        found.extend([name], [folder_label(name, root, labels)])
     found.witnesses[path] = State.of(path)
     return found
 

@@ -27,6 +27,8 @@ def joined(listings: list[Listing], root: bytes) -> Listing:
                          [names[number] for number in listing.labels[rows].tolist()])
         found.left_out += listing.left_out
         found.repeated += listing.repeated
+        for glob, count in listing.excluded.items():
+            found.excluded[glob] = found.excluded.get(glob, 0) + count
     found.closed = list({(start + folder).removesuffix(b"/") for start, listing in zip(starts, listings)
                          for folder in listing.closed})
     if any(listing.shards for listing in listings):

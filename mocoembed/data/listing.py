@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from mocoembed.data.decode import UnreadableImage, read_file
 
 NO_LABEL = -1
 STATE = np.dtype([("size", np.int64), ("mtime_ns", np.int64)])
+NO_FILE, OUTSIDE = -1, -2  # in place of a size: a special member of a shard, and one with a name outside the shard
 UNKNOWN = -1  # both of them, of an image that cannot be looked up
 AT_A_TIME = 2000  # paths made Python objects, or files looked up
 SLOW_LOOK_UP = 50e-6  # seconds; a local file takes some 5 microseconds, one over a network 200 and more
@@ -75,7 +76,7 @@ class Shards:
     places: torch.Tensor
     """(N, 3) int64: shard, offset and size of each image's bytes.
 
-    The shard is -1 for an image in a file of its own, the size -1 for what is not a regular file in its shard.
+    The shard is -1 for an image in a file of its own, the size NO_FILE or OUTSIDE for what is not read from its shard.
     """
 
     def of_rows(self, rows) -> "Shards":
@@ -89,6 +90,8 @@ class Shards:
     def read(self, root: bytes, row: int) -> tuple[bytes, int]:
         """The bytes of image `row` and the time of the shard's last change in ns."""
         shard, offset, size = self.places[row].tolist()
+        if size == OUTSIDE:
+            raise UnreadableImage("its name, absolute or with '..', is that of a file outside its shard")
         if size < 0:
             raise UnreadableImage("a link or another special member of its shard, not a file")
         data, status = read_file(os.path.join(root, self.names[shard]), offset, size)
@@ -144,6 +147,8 @@ class Listing:
     """Lines of a list, members of a shard, or images of another collection that name an image again."""
     shards: Shards | None = None
     """Where the images are, when not all are in files of their own."""
+    excluded: dict[str, int] = field(default_factory=dict)
+    """{glob or usual name: files and folders that it left out; a folder, whatever is in it, counts once}."""
 
     def __len__(self):
         return len(self.paths)
@@ -189,7 +194,7 @@ class Listing:
         rows = np.fromiter(rows, np.int64)
         shards = self.shards and self.shards.of_rows(rows)
         return Listing(self.root, PathTable(self.paths.take(rows)), self.labels[rows], self.label_names,
-                       self.left_out, self.closed, self.source, self.repeated, shards)
+                       self.left_out, self.closed, self.source, self.repeated, shards, self.excluded)
 
 
 def _states_of_files(listing: Listing, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""The listings of large collections, kept in the user's cache folder: one file for each collection and kind of labels.
+"""The listings of large collections, kept in the user's cache folder: one file for each collection, kind
+of labels and set of exclusions.
 
 A kept listing is used when everything that it was read from is as it was: every folder (inode, size, times of the
 last change), or the list file, or every shard. That sees each file that is added, removed or renamed. It does not see
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,18 +31,27 @@ SETTLED_NS = 3_000_000_000  # what changed later before the scan may change agai
 KIND = "mocoembed listing"
 
 
-def _file_of(source: bytes, labels: str) -> pathlib.Path:
-    return cache_folder() / "listings" / hashlib.sha256(labels.encode() + b"\0" + source).hexdigest()
+class How(NamedTuple):
+    """What a listing depends on besides the collection."""
+
+    labels: str
+    exclude: tuple[str, ...] = ()
 
 
-def cached_listing(source: bytes, labels: str) -> Listing | None:
+def _file_of(source: bytes, how: How) -> pathlib.Path:
+    name = json.dumps([os.fsdecode(source), *how]).encode()
+    return cache_folder() / "listings" / hashlib.sha256(name).hexdigest()
+
+
+def cached_listing(source: bytes, how: How) -> Listing | None:
     """The kept listing of a collection by its absolute path, if there is one and it still holds."""
     try:
-        with open(_file_of(source, labels), "rb") as file:
+        with open(_file_of(source, how), "rb") as file:
             header = json.loads(file.readline())
             body = bytearray(file.read())
-        if [header["kind"], header["mocoembed"], header["source"], header["labels_from"], header["sha256"]] != [
-                KIND, __version__, os.fsdecode(source), labels, hashlib.sha256(body).hexdigest()]:
+        if [header["kind"], header["mocoembed"], header["source"], header["how"], header["sha256"]] != [
+                KIND, __version__, os.fsdecode(source), [how.labels, list(how.exclude)],
+                hashlib.sha256(body).hexdigest()]:
             return None
         arrays, at = {}, 0
         for name, kind, shape in header["arrays"]:
@@ -62,10 +73,10 @@ def _listing(header: dict, arrays: dict[str, np.ndarray], source: bytes) -> List
                         torch.from_numpy(arrays["shard_states"]), torch.from_numpy(arrays["places"]))
     return Listing(os.fsencode(header["root"]), PathTable.of_arrays(arrays["paths"], arrays["path_ends"]),
                    arrays["labels"], tuple(header["label_names"]), header["left_out"], (), source, header["repeated"],
-                   shards)
+                   shards, header["excluded"])
 
 
-def keep_listing(listing: Listing, labels: str, witnesses: dict[bytes, State], begun: int,
+def keep_listing(listing: Listing, how: How, witnesses: dict[bytes, State], begun: int,
                  note: Callable[[str], None]):
     """Keep a listing that was begun at `begun` (ns since 1970), if it is large and everything in it has settled.
 
@@ -88,12 +99,13 @@ def keep_listing(listing: Listing, labels: str, witnesses: dict[bytes, State], b
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(array.data)
-    header = {"kind": KIND, "mocoembed": __version__, "source": os.fsdecode(listing.source), "labels_from": labels,
+    header = {"kind": KIND, "mocoembed": __version__, "source": os.fsdecode(listing.source), "how": how,
               "sha256": digest.hexdigest(), "root": os.fsdecode(listing.root), "label_names": listing.label_names,
               "left_out": listing.left_out, "repeated": listing.repeated,
+              "excluded": listing.excluded,
               "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()]}
     try:
-        with replacing(_file_of(listing.source, labels)) as temporary, open(temporary, "wb") as file:
+        with replacing(_file_of(listing.source, how)) as temporary, open(temporary, "wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             for array in arrays.values():
                 file.write(array.data)

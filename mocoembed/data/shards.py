@@ -1,7 +1,9 @@
 """Images in tar shards as WebDataset writes them -> `Found`: every member's place is read once, its bytes later.
 
-The members of one sample share a name up to the first dot: `0815.jpg`, `0815.cls`, `0815.json`. A sample's label is
-the text of its `.cls`, or `label` in its `.json`. Every member with an image's name is an image of its own.
+Every member with an image's name is an image of its own. Its label is the text of the `.cls`, or `label` in the
+`.json`, of the same name without the last suffix, or without the last two, ... up to the first dot, where WebDataset
+ends the name of a sample: for `0815.left.jpg` that is `0815.left.cls`, `0815.left.json`, `0815.cls`, `0815.json`, the
+first that gives one. A member that comes again replaces the earlier one, as when a tar file is unpacked.
 """
 
 import bisect
@@ -12,18 +14,23 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from mocoembed.data.decode import SUFFIXES, read_file
+from mocoembed.data.exclude import Exclude
 from mocoembed.data.found import Found, State
+from mocoembed.data.label import given_label
 from mocoembed.data.list_file import common_folder
-from mocoembed.data.listing import Listing, PathTable, Shards
+from mocoembed.data.listing import NO_FILE, OUTSIDE, Listing, PathTable, Shards
+from mocoembed.data.tar_file import tar_members
 from mocoembed.errors import FormatError, UsageError
 
+LABELS = (b"cls", b"json")  # suffixes; of two with the same name the first counts
 LABEL_BYTES = 1 << 20  # at most, of a .cls or .json
+WITHOUT = "`embed --labels none` does without."
 
 
 def shard_paths(given: str) -> list[str]:
@@ -41,7 +48,7 @@ def shard_paths(given: str) -> list[str]:
     return [path for part in parts for path in shard_paths(given[:match.start()] + part + given[match.end():])]
 
 
-def find_in_shards(given: str, labels: str, tell) -> Found:
+def find_in_shards(given: str, labels: str, tell: Callable[[int], None], exclude: Exclude | None = None) -> Found:
     """Every image in the shards that `given` names, with its sample's label unless `labels` is `none`.
 
     Raises `UsageError` for a shard that does not exist and `FormatError` for one that is damaged or compressed.
@@ -54,77 +61,100 @@ def find_in_shards(given: str, labels: str, tell) -> Found:
     root = common_folder(files, os.path.dirname(files[0]))
     names = [os.path.relpath(file, root) for file in files]
     found, places = Found(root), array("q")
+    exclude = exclude or Exclude()
+    found.excluded = exclude.counts
     for number, (file, name) in enumerate(zip(files, names)):
         found.witnesses[file] = State.of(file)
-        images, label_of, left_out = _images_in(file, labels != "none")
-        found.extend([name + b"/" + member for member, *_ in images], [label_of.get(key) for _, key, *_ in images])
-        for _, _, offset, size in images:
-            places.extend((number, offset, size))
-        found.left_out += left_out
+        content = _Content(file)
+        images = [image for image in content.images() if exclude.takes(name + b"/" + image)]
+        found.extend([name + b"/" + image for image in images],
+                     [None if labels == "none" else content.label(image) for image in images])
+        for image in images:
+            places.extend((number, *content.places[image]))
+        found.left_out += content.left_out
+        found.repeated += content.repeated
         tell(len(found))
     states = torch.tensor([[state.size, state.mtime_ns] for state in found.witnesses.values()], dtype=torch.int64)
     found.shards = Shards(PathTable(names), states, torch.from_numpy(np.array(places, np.int64)).view(-1, 3))
     return found
 
 
-def _images_in(file: bytes, with_labels: bool) -> tuple[list[tuple[bytes, str, int, int]], dict[str, str], int]:
-    """Of one shard: (name, sample's key, offset, size) of every image, {key: label}, and how many were passed over.
+class _Content:
+    """The images and labels in one shard."""
 
-    The size is -1 for what is not a regular file (a link), which will fail to be read.
-    """
-    images, label_of, left_out = [], {}, 0
-    for member in _members(file):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key, name = f"{folder}/{stem}", member.name.encode("utf-8", "surrogateescape")
-        if not base.startswith(".") and name.lower().endswith(SUFFIXES):
-            images.append((name, key, member.offset_data, member.size if _is_plain(member) else -1))
-        elif base.startswith(".") or extension not in ("cls", "json"):
-            left_out += 1
-        elif with_labels and (extension == "cls" or key not in label_of):
-            label = _label(file, member, extension)
-            if label is not None:
-                label_of[key] = label
-    return images, label_of, left_out
+    def __init__(self, file: bytes):
+        self.file = file
+        self.places: dict[bytes, tuple[int, int]] = {}
+        """{name: (offset, size)} of images and labels; the size is NO_FILE or OUTSIDE for what cannot be read."""
+        self.left_out = self.repeated = 0
+        self._labels: dict[bytes, bytes] = {}  # {name with its suffix in lower case: name}
+        self._read: dict[bytes, str | None] = {}
+        for member in tar_members(file):
+            self._add(member)
+
+    def _add(self, member: tarfile.TarInfo):
+        given = member.name.encode("utf-8", "surrogateescape")
+        name = os.path.normpath(given)
+        outside = leaves(name)
+        is_image = name.lower().endswith(SUFFIXES)
+        stem, _, suffix = name.rpartition(b".")
+        if (not outside and (b"/." in name or name.startswith(b"."))) or not (
+                is_image or (suffix.lower() in LABELS and not outside)):
+            self.left_out += 1
+        elif outside:
+            self.places[given] = (0, OUTSIDE)
+        elif (place := self._place(member, name)) is not None:
+            self.repeated += is_image and name in self.places
+            self.places[name] = place
+            if not is_image:
+                self._labels[stem + b"." + suffix.lower()] = name
+
+    def _place(self, member: tarfile.TarInfo, name: bytes) -> tuple[int, int] | None:
+        """Where the bytes are; `None` for a hard link to itself, as tar writes when it is given a file twice."""
+        if member.islnk():
+            target = os.path.normpath(member.linkname.encode("utf-8", "surrogateescape"))
+            return self.places.get(target, (0, NO_FILE)) if target != name else None
+        plain = member.isreg() and not member.issparse()
+        return member.offset_data, member.size if plain else NO_FILE
+
+    def images(self) -> list[bytes]:
+        """The names of all images."""
+        return [name for name in self.places if name.lower().endswith(SUFFIXES)]
+
+    def label(self, image: bytes) -> str | None:
+        """The label of an image, if its sample has one; `FormatError` for one that is none."""
+        folder, slash, base = image.rpartition(b"/")
+        while b"." in base:
+            base = base.rpartition(b".")[0]
+            for suffix in LABELS:
+                name = self._labels.get(folder + slash + base + b"." + suffix)
+                if name is not None and (label := self._label_in(name, suffix)) is not None:
+                    return label
+        return None
+
+    def _label_in(self, name: bytes, suffix: bytes) -> str | None:
+        if name not in self._read:
+            offset, size = self.places[name]
+            where = f"{os.fsdecode(self.file)!r}, member {os.fsdecode(name)!r}"
+            if not 0 <= size <= LABEL_BYTES:
+                raise FormatError(f"{where}: not a file of at most {LABEL_BYTES} bytes. {WITHOUT}")
+            data = read_file(self.file, offset, size)[0]
+            value = data.decode("utf-8", "surrogateescape") if suffix == b"cls" else _label_in_json(data, where)
+            self._read[name] = given_label(value, where)
+        return self._read[name]
 
 
-def _members(file: bytes) -> Iterator[tarfile.TarInfo]:
-    """All but the folders of a tar file, in order, none of them kept; `FormatError` for what is not a whole one."""
-    name, count = os.fsdecode(file), 0
-    try:
-        with tarfile.open(name, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # else every member is remembered
-                count += 1
-                if not member.isdir():
-                    yield member
-            end = read_file(file, tar.offset, tarfile.BLOCKSIZE)[0]
-    except tarfile.TarError as error:
-        raise FormatError(f"{name!r} is not a whole, uncompressed tar file: {error}. Copy it again, unpack it (gunzip) "
-                          "or leave it out.") from error
-    if end != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
-        raise FormatError(f"{name!r} is damaged or cut off after {count} members: no end mark. Copy it again, or leave "
-                          "it out.")
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse()
-
-
-def _label(file: bytes, member: tarfile.TarInfo, extension: str) -> str | None:
-    """The label that a .cls or .json member gives, if it does."""
-    where = f"{os.fsdecode(file)!r}, member {member.name!r}"
-    if not _is_plain(member) or member.size > LABEL_BYTES:
-        raise FormatError(f"{where}: not a file of at most {LABEL_BYTES} bytes. --labels none does without.")
-    data, _ = read_file(file, member.offset_data, member.size)
-    if extension == "cls":
-        return data.decode("utf-8", "backslashreplace").strip() or None
+def _label_in_json(data: bytes, where: str) -> object:
     try:
         value = json.loads(data)
-    except ValueError as error:
-        raise FormatError(f"{where}: not JSON: {error}. --labels none does without.") from error
-    label = value.get("label") if isinstance(value, dict) else None
-    return None if label is None else str(label)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not JSON: {error}. {WITHOUT}") from error
+    return value.get("label") if isinstance(value, dict) else None
+
+
+def leaves(name: bytes) -> bool:
+    """Whether a member's normalised name is that of a file outside the shard: absolute, or above it."""
+    return name.startswith((b"/", b"../")) or name == b".."
 
 
 def split_at_shard(path: bytes) -> tuple[bytes, bytes] | None:
@@ -144,6 +174,7 @@ def read_path(path) -> bytes:
     if inside is None:
         return read_file(path)[0]
     shard, member = inside
+    member = member if leaves(normal := os.path.normpath(member)) else normal
     listing, name = _indexed(shard, State.of(shard)), os.path.basename(shard) + b"/" + member
     row = bisect.bisect_left(listing.paths, name)
     if row == len(listing) or listing.paths[row] != name:

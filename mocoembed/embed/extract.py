@@ -49,6 +49,8 @@ class EmbedResult:
     """Hidden files and files without an image's name."""
     closed: tuple[bytes, ...]
     """Folders that could not be opened, relative to the root."""
+    excluded: dict[str, int]
+    """{glob or usual name: files and folders that it left out; a folder counts once}."""
     resumed_from: int
     """Images that an earlier, interrupted run had already done."""
     images_per_second: float
@@ -101,7 +103,8 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
                         config.precision, config.labels, config.full_decode, config.dtype)
 
     def first_job() -> Job:
-        return prepare(config, scan(config.collections, config.labels, note=say, root=config.root), settings, say)
+        listing = scan(config.collections, config.labels, note=say, root=config.root, exclude=config.exclude)
+        return prepare(config, listing, settings, say)
 
     job = ranks.from_first(first_job)
     seconds = 0.0
@@ -208,7 +211,7 @@ def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
                 _publish_or_clear(job, rows, settings)
     remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
-    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed,
+    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed, listing.excluded,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
 
 

@@ -37,6 +37,7 @@ LAYOUTS = (
     Layout("backbone alone", "backbone."),
     Layout("encoder alone", "encoder."),
     Layout("torchvision", ""),
+    Layout("SwAV", "", "projection_head."),
     Layout("MoCo", "encoder_q.", "encoder_q.fc."),
     Layout("MoCo, CIFAR-10 demo", "encoder_q.net.", "encoder_q.net.9."),
     Layout("MoCo v3", "base_encoder.", "base_encoder.fc."),
@@ -48,19 +49,42 @@ LAYOUTS = (
     Layout("mmpretrain", "backbone.", "neck."),
     Layout("VISSL", "trunk._feature_blocks.", "heads."),
     Layout("VISSL", "_feature_blocks."),
+    Layout("DINO, teacher", "teacher.backbone.", "teacher.head."),
+    Layout("DINO, teacher", "teacher."),
+    Layout("DINO, student", "student.backbone.", "student.head."),
+    Layout("DINO, student", "student."),
 )
 CONTAINERS = ("classy_state_dict", "base_model", "state_dict", "model_state_dict", "model")  # of the state dict
-WRAPPERS = re.compile(r"^((module|model|_orig_mod)\.)+")  # DistributedDataParallel, Lightning modules, torch.compile
+# DistributedDataParallel and AveragedModel, torch.compile, FSDP, its activation checkpointing; around all or a part
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+COUNTERS = {"total_ops", "total_params", "n_averaged"}  # left by thop in every module, and by AveragedModel
+# Beside the layers of a backbone: classifiers and heads, which are not needed. Nothing else may be left over, since it
+# could change the features.
+HEADS = ("fc.", "head.", "classifier.", "projector.", "projection_head.", "prototypes.", "predictor.")
 SHOWN = 3  # names in a message
 DEPTH = 4  # dicts within dicts that are looked into
+LIGHTNING = re.compile(r"^(model\.)+")  # the attribute that holds the network
 OPTIONAL = "num_batches_tracked"  # BatchNorm's count of batches; the features do not depend on it
 
 
-def state_dict_in(content: dict[str, Any]) -> Tensors:
-    """The tensors of the state dict in a checkpoint, nested names joined by dots, without the prefixes of wrappers."""
+def state_dict_in(content: dict[str, Any], path) -> Tensors:
+    """The tensors of the state dict in a checkpoint, nested names joined by dots, without what wrappers add.
+
+    Raises `FormatError` when two are the same without the wrappers' names.
+    """
     for _ in range(DEPTH):
         content = next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
-    return {WRAPPERS.sub("", name): tensor for name, tensor in _flat(content, "", DEPTH)}
+    tensors: Tensors = {}
+    for given, tensor in _flat(content, "", DEPTH):
+        parts = [part for part in given.split(".") if part not in WRAPPERS]
+        if parts and parts[-1] in COUNTERS:
+            continue
+        name = LIGHTNING.sub("", ".".join(parts))
+        if name in tensors:
+            raise FormatError(f"{path} holds {name!r} twice, once within a wrapper ({given!r}). Save one of the two "
+                              "networks alone.")
+        tensors[name] = tensor
+    return tensors
 
 
 def _flat(content: dict, before: str, depth: int):
@@ -181,15 +205,15 @@ def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing,
     A projection head of another form than ours is left out, which the provenance says (`left_out`). Raises
     `FormatError` for an unknown layout and for keys, shapes, types or numbers that are wrong.
     """
-    tensors = state_dict_in(content)
+    tensors = state_dict_in(content, path)
     layout = find_layout(tensors, path)
     theirs = {name.removeprefix(layout.head): tensor for name, tensor in tensors.items()
               if layout.head and name.startswith(layout.head)}
     names = [name.removeprefix(layout.backbone) for name in tensors if name.startswith(layout.backbone)
              and not (layout.head and name.startswith(layout.head))]
-    classifier = [name for name in names if name.startswith("fc.")]
+    heads = [name for name in names if name.startswith(HEADS)]
     weights = {new: tensors[layout.backbone + name] for name, new in torchvision_names(names).items()
-               if name not in classifier}
+               if name not in heads}
     arch, width, stem = find_architecture(weights, path)
     with torch.device("meta"):
         features = Backbone(arch, width, stem).features
@@ -199,13 +223,21 @@ def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing,
     ours.update({f"head.{name}": tensor for name, tensor in head.items()})
     require_numbers(ours, path)
     encoder.load_state_dict({**encoder.state_dict(), **ours})
-    left_out = [layout.backbone + name for name in classifier]
-    if not head:
+    left_out = [layout.backbone + name for name in heads] + _heads_beside(tensors, layout)
+    if not head and layout.head:
         left_out += [layout.head + name for name in theirs]
     provenance = {"layout": layout.name, **source, **tool_provenance()}
     if left_out:
         provenance["left_out"] = some(left_out)
     return FrozenEncoder(encoder.eval().requires_grad_(False), preprocessing.transform(stem), provenance)
+
+
+def _heads_beside(tensors: Tensors, layout: Layout) -> list[str]:
+    """The heads that no layout reads, of the network that the backbone is a part of."""
+    network = layout.backbone.rpartition("backbone.")[0] if layout.backbone.endswith("backbone.") else None
+    return [] if network is None else [
+        name for name in tensors if name.startswith((f"{network}head.", f"{network}prototypes."))
+        and not (layout.head and name.startswith(layout.head))]
 
 
 def require_numbers(tensors: Tensors, path):

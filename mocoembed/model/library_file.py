@@ -40,7 +40,7 @@ def encoder_in(path: pathlib.Path, network: Network, preprocessing: Preprocessin
     given = f"{network.name}={path}"
     if not path.is_file():
         raise UsageError(f"{given}: the file {str(path)!r} does not exist.")
-    tensors = state_dict_in(_content(path))
+    tensors = state_dict_in(_content(path), path)
     encoder = Encoder(EncoderSpec(network.arch, 1.0, "7x7s2-pool", "none", 0))
     classifiers = tuple(f"{name}." for name in encoder.backbone.classifiers)
     needed: Tensors = encoder.backbone.state_dict()

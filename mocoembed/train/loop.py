@@ -84,7 +84,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     say = watcher.note if ranks.first else lambda text: None
     compute = Compute.of(config.device, config.precision)
     compute.tune()
-    listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say), config))
+    listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say, exclude=config.exclude), config))
     config, notes = settled(config, len(listing), ranks.size)
     run = run_folder(config)
     start = ranks.from_first(lambda: find_start(config, run, say))
@@ -93,7 +93,8 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
-        monitor = KnnMonitor(ranks.from_first(lambda: labelled_images(config.val)), compute, workers, ranks)
+        labelled = ranks.from_first(lambda: labelled_images(config.val, config.exclude, say))
+        monitor = KnnMonitor(labelled, compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
     begin(training, start)
     with contextlib.ExitStack() as held:

@@ -17,6 +17,7 @@ from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
+from mocoembed.notes import say_nothing
 
 KNN_K, KNN_TEMPERATURE = 200, 0.1
 
@@ -145,9 +146,9 @@ class KnnMonitor:
         return KnnReport(step, epoch, top1, k, KNN_TEMPERATURE, images)
 
 
-def labelled_images(folder: str) -> Listing:
+def labelled_images(folder: str, exclude: tuple[str, ...] = (), note: Callable[[str], None] = say_nothing) -> Listing:
     """The images of `--val`; `UsageError` or `CollectionError` when it is not there or cannot measure anything."""
-    listing = scan(folder, what="The collection of --val")
+    listing = scan(folder, what="The collection of --val", note=note, exclude=exclude)
     if len(listing.label_names) < 2:
         raise CollectionError(f"--val {folder} holds images of one label only ({listing.label_names[0]}): "
                               "any encoder gets 100 %. Give a folder with a folder for each label.")

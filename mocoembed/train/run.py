@@ -136,6 +136,8 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
+    if not learned["exclude"]:
+        del learned["exclude"]  # so that runs of versions without it keep their names
     learned["images"] = os.path.abspath(config.images)
     if config.init is None:
         del learned["init"]  # added later; so runs keep their names
@@ -239,7 +241,7 @@ def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path
     if config.epochs < state["epoch"]:
         raise UsageError(f"--epochs {config.epochs}: run {run.name!r} has done {state['epoch']}. Give more, or another "
                          "--run.")
-    may_change = (*EXECUTION, "images", "epochs")
+    may_change = (*EXECUTION, "images", "exclude", "epochs")  # which images they are, the listing's digest shows
     old, new = state["config"], to_dict(config)
     differing = [name for name in new if name not in may_change and old.get(name) != new[name]]
     if differing:
