@@ -33,8 +33,11 @@ def fold(network: nn.Module, side: int) -> nn.Module:
                 return network
             names = {layer: name for name, layer in folded.named_modules()}
             for conv, norm in pairs:
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                mean, variance = norm.running_mean, norm.running_var
+                if mean is None or variance is None:  # it takes those of the batch
+                    continue
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps,
+                                                              norm.weight, norm.bias)
                 folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
             after = folded(probe)
         except (RuntimeError, MemoryError):  # of the memory or the size: the first batch will say so

@@ -7,6 +7,7 @@ does not matter; everything else is checked before anything is copied.
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
@@ -71,5 +72,5 @@ def _content(path: pathlib.Path) -> dict:
 def _changed(transform: EvaluationTransform, given: Preprocessing) -> EvaluationTransform:
     """The transform with what was given on the command line in its place."""
     size = given.image_size or transform.crop
-    return dataclasses.replace(transform, resize=round(transform.resize * size / transform.crop), crop=size,
-                               mean=given.mean or transform.mean, std=given.std or transform.std)
+    colours: dict[str, Any] = {name: value for name, value in (("mean", given.mean), ("std", given.std)) if value}
+    return dataclasses.replace(transform, resize=round(transform.resize * size / transform.crop), crop=size, **colours)

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class ActivatedBatchNorm2d(GroupedBatchNorm2d):
         super().__init__(layer.num_features, groups)
         self.eps, self.momentum = layer.eps, layer.momentum
         self.weight, self.bias = layer.weight, layer.bias
-        self.drop, self.act = layer.drop, layer.act
+        self.drop, self.act = layer.get_submodule("drop"), layer.get_submodule("act")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, H, W), any memory format."""
@@ -90,7 +91,7 @@ def synchronized_timm(network: nn.Module) -> nn.Module:
 
 def _length(network: nn.Module, arch: str) -> int:
     """Length of the network's vectors, seen on one image; `UsageError` when it gives something else."""
-    size = network.pretrained_cfg["input_size"]
+    size = cast(dict, network.pretrained_cfg)["input_size"]
     training = network.training
     with torch.inference_mode():
         vectors = network.eval()(torch.zeros(1, *size))

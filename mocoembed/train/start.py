@@ -15,6 +15,7 @@ from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.errors import UsageError
 from mocoembed.files import read_json
+from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.train.checkpoint import MANIFEST
 from mocoembed.train.export import open_encoder
@@ -88,7 +89,6 @@ def begin(training: Training, start: Start):
     if start.weights is None:
         return
     training.started_from = start.record
-    encoders = [training.method.encoder_q, getattr(training.method, "encoder_k", training.method.encoder_q)]
-    for encoder in encoders:
-        own = encoder.state_dict()
-        encoder.load_state_dict({**own, **start.weights})
+    for encoder in training.method.children():
+        if isinstance(encoder, Encoder):
+            encoder.load_state_dict({**encoder.state_dict(), **start.weights})
