@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 
 import click
 
@@ -10,6 +11,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import counter
 from mocoembed.config import EmbedConfig
+from mocoembed.notes import duration
 
 SHOWN_FAILURES = 10
 
@@ -39,8 +41,9 @@ def embed(as_json, **values):
     """
     from mocoembed.embed.claim import output_lock
 
-    config = EmbedConfig(**values)
+    config, begun = EmbedConfig(**values), time.monotonic()
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
+        from mocoembed.data.skipped import skipped_text
         from mocoembed.embed.extract import embed_images
 
         result = embed_images(config, progress, note)
@@ -52,15 +55,16 @@ def embed(as_json, **values):
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
     for folder in result.closed:
         note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
-    if result.left_out:
-        note(f"left out: {result.left_out} files that are hidden or have no image's name")
+    if result.skipped:
+        note(skipped_text(result.skipped))
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),
-                               "left_out": result.left_out, "excluded": result.excluded,
+                               "skipped": result.skipped, "excluded": result.excluded,
                                "closed": list(map(os.fsdecode, result.closed)), "resumed_from": result.resumed_from}))
     else:
-        speed = f", {result.images_per_second:.0f} images/s" if result.images_per_second else ""
+        took = duration(time.monotonic() - begun)
+        speed = f", {result.images_per_second:.0f} images/s, in {took}" if result.images_per_second else ""
         put(f"{result.path}: {result.embedded} embedded{_parts(result.counts)}, {len(result.failed)} failed{speed}")
 
 

@@ -40,5 +40,6 @@ def pretrain(images, recipe, **values):
     if result.failed:
         note(f"{counted(result.failed, 'image')} could not be read and were replaced (named above)")
     loss = f", loss {result.last.loss:.3f}" if result.last else " (already complete)"
+    took = progress.took() if result.last else ""
     waiting = f", {result.waiting:.0%} of the time waiting for images" if result.last else ""
-    put(f"{result.encoder}: {result.steps} steps{loss}{waiting}; run {result.run}")
+    put(f"{result.encoder}: {result.steps} steps{took}{loss}{waiting}; run {result.run}")

@@ -1,6 +1,7 @@
 """Checking the values of a config, and carrying a config through JSON."""
 
 import dataclasses
+import math
 
 from mocoembed.errors import FormatError, UsageError
 
@@ -48,6 +49,13 @@ def relative_globs(config, name: str):
         if not glob or glob.startswith("/") or ".." in glob.split("/"):
             raise UsageError(f"{option_name(name)} {glob!r}: must be a name or a path relative to the collection, for "
                              "example: thumbs, '*.png' or 'old/raw*'.")
+
+
+def rising_pair(config, name: str):
+    """Raise `UsageError` unless field `name` is empty or holds two finite numbers, the lower one first."""
+    value = getattr(config, name)
+    ok = not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
+    require(config, name, ok, "two numbers, the lower one first")
 
 
 def to_dict(config) -> dict:

@@ -61,3 +61,7 @@ class Interrupted(MocoembedError):
 
     def __str__(self):
         return self.args[0]
+
+
+class UnreadableImage(Exception):
+    """An image that the rules of `data/decode.py` refuse. It costs this one image, and never ends a command."""

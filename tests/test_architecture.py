@@ -20,9 +20,12 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
-          "pyarrow": {"mocoembed/embed/parquet.py"},
+          "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
-          "PIL": {"mocoembed/data/decode.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",
+          "PIL": {"mocoembed/data/decode.py", "mocoembed/data/deep.py", "mocoembed/data/formats.py",
+                  "mocoembed/data/gif.py",
+                  "mocoembed/data/jpeg.py", "mocoembed/data/png.py", "mocoembed/data/tiff.py",
+                  "mocoembed/data/tiff_segments.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",
                   "mocoembed/data/sample.py", "mocoembed/search/sheet.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))
@@ -192,7 +195,7 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 58, "ExportConfig": 8, "EmbedConfig": 19, "IndexConfig": 5, "SearchConfig": 8,
+    assert fields == {"PretrainConfig": 59, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 5, "SearchConfig": 8,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5}
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 from mocoembed.config import PretrainConfig
 from mocoembed.data import cache as cache_module
 from mocoembed.data import resident, workers
-from mocoembed.data.cache import SharedBytes
 from mocoembed.data.crop import crop
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, view_batches
 from mocoembed.data.resident import ResidentImages, crops_on_device
+from mocoembed.data.shared import SharedBytes
 from mocoembed.errors import Interrupted, MocoembedError
 from mocoembed.model.ranks import ALONE
 from mocoembed.train import filling

@@ -39,8 +39,8 @@ def labels(listing):
 
 def equal(one, other, row=1):
     """Whether two listings are the same in all, and image `row` as it is read."""
-    return (one.digest(), one.root, one.source, one.label_names, one.left_out, one.repeated, labels(one), one.closed,
-            one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.left_out,
+    return (one.digest(), one.root, one.source, one.label_names, one.skipped, one.repeated, labels(one), one.closed,
+            one.read(row)) == (other.digest(), other.root, other.source, other.label_names, other.skipped,
                                other.repeated, labels(other), other.closed, other.read(row))
 
 
@@ -168,7 +168,7 @@ def test_shards_give_path_label_and_bytes(tmp_path, form):
         b"0.tar/" + long.encode(): None, b"1.tar/0.jpg": None, b"1.tar/\xff.jpg": None}
     assert [listing.read(row)[0] for row in range(7)] == [b"one", b"oneone", b"two", b"other", b"long", b"nul", b"raw"]
     assert listing.read(1)[1].size == 6
-    assert listing.left_out == 2
+    assert listing.skipped.total() == 2
     assert labels(scan(tmp_path / "s" / "{0..1}.tar", "none")) == [None] * 7
     part = listing.subset([6, 2])
     assert [part.read(row)[0] for row in range(2)] == [b"raw", b"two"]
@@ -253,7 +253,7 @@ def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
         (b"far/9.jpg", "fox"), (b"missing.jpg", None), (b"pets/a.tar/x.jpg", "ox"), (b"pets/b.tar/y.jpg", None),
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
-    assert (listing.repeated, listing.left_out) == (1, 1)
+    assert (listing.repeated, listing.skipped.total()) == (1, 1)
     assert notes == ["named more than once and used once: 1 images"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
@@ -296,7 +296,7 @@ def test_several_of_which_some_are_empty_missing_or_closed(pets, tmp_path, monke
         scan([pets, tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="No collection"):
         scan([])
-    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no images \(2 other files\)"):
+    with pytest.raises(CollectionError, match=r"none', '.*nil' holds no images \(skipped 2 files: 2 \.md\)"):
         scan([tmp_path / "none", tmp_path / "nil"])
     real = os.scandir
 
@@ -331,7 +331,7 @@ def test_the_file_systems_order_does_not_matter(pets, tmp_path, monkeypatch, sev
 
 
 def test_every_file_with_an_images_name_is_listed_and_the_others_are_counted(tmp_path):
-    put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.heic", "b/.git/7.jpg")
+    put(tmp_path, "a/1.jpg", "a/2.TIFF", "a/3.jpg.txt", "a/jpg", "a/.4.jpg", "b/5.webp", "b/6.mov", "b/.git/7.jpg")
     os.mkfifo(tmp_path / "b" / "8.png")
     (tmp_path / "b" / "9.gif").symlink_to("nowhere")
     (tmp_path / "a" / "folder.jpg").mkdir()
@@ -339,7 +339,7 @@ def test_every_file_with_an_images_name_is_listed_and_the_others_are_counted(tmp
     for collections in (tmp_path, [tmp_path / "a", tmp_path / "b"]):
         listing = scan(collections)
         assert paths(listing) == listed
-        assert listing.left_out == 4
+        assert listing.skipped.total() == 4
         for row in (3, 4):
             with pytest.raises((OSError, UnreadableImage)):
                 listing.read(row)

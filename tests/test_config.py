@@ -51,7 +51,7 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9,
                 "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
                 "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
-                "full_decode": True, "exclude": ("*.png", "old/raw"),
+                "full_decode": True, "exclude": ("*.png", "old/raw"), "value_range": (-5.0, 4095.0),
                 "init": "other.safetensors"}
 
 

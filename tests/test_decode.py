@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mocoembed.config import EmbedConfig
-from mocoembed.data import image as module
+from mocoembed.data import decode as module
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.embed.extract import embed_images

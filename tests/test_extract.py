@@ -38,7 +38,7 @@ def test_every_image_is_embedded_or_reported(embed, tmp_path, make_images):
     os.mkfifo(folder / "red" / "pipe.png")
     (folder / "notes.txt").write_text("left out")
     result = embed(folder)
-    assert (result.listed, result.embedded, result.left_out) == (27, 24, 1)
+    assert (result.listed, result.embedded, result.skipped) == (27, 24, {".txt": 1})
     assert [(one.path, one.error) for one in result.failed] == [
         (b"blue/text.jpg", "UnidentifiedImageError"), (b"red/empty.png", "UnidentifiedImageError"),
         (b"red/pipe.png", "UnreadableImage")]
@@ -103,7 +103,8 @@ def test_other_folders_and_settings_never_replace_a_file_unasked(embed, images, 
                                  (images, {"normalize": False}, "normalize"),
                                  (images, {"precision": "bf16"}, "precision"),
                                  (images, {"labels": "none"}, "labels"),
-                                 (images, {"full_decode": True}, "full decode")]:
+                                 (images, {"full_decode": True}, "full decode"),
+                                 (images, {"value_range": (0.0, 4095.0)}, "value range")]:
         with pytest.raises(MismatchError, match=f"another {what}.*--fresh"):
             embed(folder, **values)
     assert first.path.read_bytes() == before

@@ -36,7 +36,7 @@ def test_lists_any_depth_sorted_and_counts_what_it_leaves_out(tmp_path):
     touch(tmp_path, "b/2.jpg", "b/1.PNG", "a/deep/er/3.webp", "top.jpeg", "notes.txt", ".hidden.jpg", "a/.git/4.jpg")
     listing = scan(tmp_path)
     assert [listing.paths[i] for i in range(len(listing))] == [b"a/deep/er/3.webp", b"b/1.PNG", b"b/2.jpg", b"top.jpeg"]
-    assert listing.left_out == 2
+    assert listing.skipped == {".txt": 1, "hidden": 1}
     assert [listing.label_names[label] for label in listing.labels] == ["er", "b", "b", tmp_path.name]
 
 
@@ -88,7 +88,7 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "a.tgz").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"a file that holds no images. Give a folder, a list"):
         scan(tmp_path / "a.tgz")
-    with pytest.raises(CollectionError, match=r"no images \(2 other files\)"):
+    with pytest.raises(CollectionError, match=r"no images \(skipped 2 files: 1 .tgz, 1 .txt\)"):
         scan(tmp_path)
 
 

@@ -8,11 +8,13 @@ import sys
 import time
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from mocoembed.data.decode import MOST_MEMORY, EncodedImage, UnreadableImage
 
+pillow_heif.register_heif_opener()  # to save
 COPIES = 8
 KINDS = {  # mode, format, options, bytes for each pixel that decoding takes at its peak
     "opaque": ("RGB", "PNG", {"compress_level": 1}, 4),
@@ -24,6 +26,10 @@ KINDS = {  # mode, format, options, bytes for each pixel that decoding takes at 
     "progressive": ("RGB", "JPEG", {"quality": 30, "progressive": True, "subsampling": 0}, 10),
     "webp": ("RGB", "WEBP", {"quality": 10, "method": 0}, 19),
     "transparent-webp": ("RGBA", "WEBP", {"quality": 10, "method": 0}, 19),
+    "avif": ("RGB", "AVIF", {"quality": 10, "speed": 10}, 11.5),
+    "transparent-avif": ("RGBA", "AVIF", {"quality": 10, "speed": 10}, 16.5),
+    "heic": ("RGB", "HEIF", {"quality": 10}, 11),
+    "turned-heic": ("RGB", "HEIF", {"quality": 10, "chroma": 444, "turned": True}, 14),
     "one-strip": ("RGB", "TIFF", {"compression": "tiff_lzw", "strip_size": 1 << 30}, 7),
 }
 

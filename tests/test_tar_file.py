@@ -110,7 +110,7 @@ def test_names_are_normalised_and_none_leaves_the_shard(tmp_path):
             with pytest.raises(UnreadableImage, match="is that of a file outside its shard"):
                 listing.read(row)
     assert labels(listing)[paths(listing).index(b"a.tar/a/2.jpg")] == "two"
-    assert listing.left_out == 1
+    assert listing.skipped.total() == 1
     assert read_path(tmp_path / "a.tar" / "." / "a" / ".." / "000.jpg") == b"0"
 
 
@@ -157,7 +157,7 @@ def test_labels_of_names_with_dots(tmp_path):
 def test_hidden_folders_in_a_shard_are_left_out_as_on_the_disk(tmp_path):
     listing = scan(write_tar(tmp_path / "a.tar", [("a/.git/1.jpg", b""), (".x/2.jpg", b""), ("a/._3.jpg", b""),
                                                   ("./4.jpg", b"")]))
-    assert (paths(listing), listing.left_out) == ([b"a.tar/4.jpg"], 3)
+    assert (paths(listing), listing.skipped.total()) == ([b"a.tar/4.jpg"], 3)
 
 
 def test_members_are_not_remembered(tmp_path):

@@ -1,5 +1,7 @@
 """Loading processes that are killed or hang: the batches are what they would be if one image were unreadable."""
 
+import collections
+import itertools
 import os
 import signal
 import time
@@ -12,6 +14,7 @@ from mocoembed.data import loader, workers
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
+from mocoembed.data.lost import Lost
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
@@ -189,3 +192,78 @@ def test_embedding_goes_on_and_names_the_image(fresh_workspace, images, decode):
     assert (failed.path, failed.error) == (scan(images).paths[VICTIM], "WorkerDied")
     with EmbeddingFile(result.path) as file:
         assert len(file) == 23
+
+
+@pytest.mark.parametrize(("number", "said"), [
+    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is started again\. Most often memory is too small: .*iB "
+                     r"for loading processes, of which each takes .*iB; give fewer --workers: 1 instead of 2\."),
+    (signal.SIGBUS, r"SIGBUS.*Most often memory is too small.*fewer --workers: 1 instead of 2"),
+    (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is started again\. If it dies there again, the image is skip"),
+])
+def test_a_death_is_told_at_once_with_what_to_change(images, decode, number, said, tmp_path, capfd):
+    def die_once():
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), number)
+
+    decode(die_once)
+    with pytest.warns(UserWarning, match=said) as told:
+        assert sum(len(one[-1]) for one in evaluated(scan(images), 2)) == 0
+    assert len(told) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_without_memory_is_an_error_that_says_what_to_change(images, monkeypatch):
+    def full(dataset, slots):
+        raise MemoryError
+
+    monkeypatch.setattr(loader.EvaluationImages, "__getitem__", full)
+    monkeypatch.setattr(workers, "SECONDS_TO_DIE", 0.1)
+    with pytest.raises(MocoembedError, match=r"^A loading process ran out of memory: .* for loading processes; give "
+                                             r"fewer --workers: 1 instead of 2\."):
+        evaluated(scan(images), 2)
+
+
+def test_what_is_left_to_load_survives_two_deaths_in_a_row(images, monkeypatch):
+    """The second comes when only a part of what the first had left has been handed out again."""
+    ahead = [5, 2, 1]  # items asked for before a process dies, dies again, or gives a batch
+
+    class Loading:
+        def __init__(self, batches, items):
+            self.items, self.undelivered = items, collections.deque()
+
+        def next(self):
+            self.undelivered.extend(itertools.islice(self.items, ahead[0]))
+            if len(ahead) > 1:
+                ahead.pop(0)
+                raise workers._ProcessLost
+            return self.undelivered.popleft() if self.undelivered else None
+
+        def lost(self):
+            return None
+
+        def alive(self):
+            return set()
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(workers, "_Loading", Loading)
+    dataset = loader.EvaluationImages(scan(images), TRANSFORM)
+    dataset.images.at = torch.full((1, 3), -1)
+    for items in (list(range(1, 11)), iter(range(1, 11)), (item for item in range(1, 11))):
+        ahead[:] = [5, 2, 1]
+        assert list(workers.Batches(dataset, items, 1, False)) == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("workers_now", "held", "available", "advice"), [
+    (4, 400, 1000, "1000.0 MiB for loading processes, of which each takes 400.0 MiB; give fewer --workers: 2 instead "
+                   "of 4."),
+    (4, 400, 100, "100.0 MiB for loading processes, of which each takes 400.0 MiB; give fewer --workers: 1 instead of "
+                  "4."),
+    (4, 0, None, "give fewer --workers: 3 instead of 4."),
+    (1, 400, 9000, "8.79 GiB for loading processes, of which each takes 400.0 MiB; give --workers 0 or a smaller "
+                   "--batch-size.")])
+def test_the_advice_has_a_number_that_fits(workers_now, held, available, advice):
+    lost = Lost(signal.SIGKILL, None, workers_now, held << 20, None if available is None else available << 20)
+    assert lost.advice() == advice

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, relative_globs, require
+from mocoembed.checks import at_least, at_most, one_of, relative_globs, require, rising_pair
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
 from mocoembed.recipes import KNN_PRESETS
@@ -71,6 +71,9 @@ class EmbedConfig:
     two, labels in a list file or in shards count before folders."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    value_range: tuple[float, ...] = ()
+    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default the encoder's, or
+    all that a pixel can hold. Queries are decoded in the same way."""
     batch_size: int = 64
     """Images in a batch."""
     workers: int | None = None
@@ -93,6 +96,7 @@ class EmbedConfig:
             object.__setattr__(self, "collections", (self.collections,))
         if not self.collections:
             raise UsageError("No collection to embed. Give one or more: mocoembed embed COLLECTION...")
+        rising_pair(self, "value_range")
         relative_globs(self, "exclude")
         one_of(self, "features", FEATURES)
         one_of(self, "labels", ("parent", "first", "none"))

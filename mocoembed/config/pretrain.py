@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require
+from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require, rising_pair
 from mocoembed.errors import UsageError
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 
@@ -125,6 +125,9 @@ class PretrainConfig:
     """Where decoded images are kept: none, or ram (decoded once, in memory that all processes share)."""
     full_decode: bool = False
     """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    value_range: tuple[float, ...] = ()
+    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default all that a pixel
+    can hold. The encoder remembers it."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
@@ -162,6 +165,7 @@ class PretrainConfig:
         at_most(self, 2**63 - 1, "seed")
         in_unit_interval(self, "momentum", "bank_momentum", "jitter_probability", "grey_probability",
                          "blur_probability", "solarize_probability", "flip_probability")
+        rising_pair(self, "value_range")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
         missing = 0 if self.init is None else 1  # with --init they may be its source's
         require(self, "mean", len(self.mean) == 3 or bool(missing and not self.mean), "three numbers")

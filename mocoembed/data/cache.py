@@ -4,8 +4,6 @@
 memory has no name in the file system: it is gone with the last process, however that ends.
 """
 
-import mmap
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,31 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.data.decode import EncodedImage, UnreadableImage, pixels_of
+from mocoembed.data.deep import Seen, joined
 from mocoembed.data.listing import Listing
+from mocoembed.data.shared import SharedBytes
 from mocoembed.data.workers import Failure, Images
-
-
-class SharedBytes:
-    """Zeroed memory that forked and spawned processes, and others of the same user on this machine, can open."""
-
-    def __init__(self, size: int, path: str | None = None):
-        self.size = size
-        if path is None:
-            self._descriptor = os.memfd_create("mocoembed-cache")
-            os.truncate(self._descriptor, max(1, size))
-        else:
-            self._descriptor = os.open(path, os.O_RDWR)
-        self._map = mmap.mmap(self._descriptor, max(1, size))
-        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        """Where others find it, as long as this process lives."""
-        self.array = np.frombuffer(self._map, np.uint8, size)
-
-    def __reduce__(self):
-        return SharedBytes, (self.size, self.path)
-
-    def __del__(self):
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 class CachedImage(NamedTuple):
@@ -49,6 +26,8 @@ class CachedImage(NamedTuple):
     height: int
     pixels: np.ndarray
     """(H, W, 3) uint8: as it was decoded, at full size or smaller."""
+    seen: Seen | None = None
+    """Nothing: what deep images use was told when they were decoded."""
 
     def rgb(self, shrink: float) -> np.ndarray:
         """The pixels; `shrink` has been allowed for."""
@@ -115,29 +94,31 @@ class Sizes(Dataset):
         failures: list[Failure] = []
         for i, row in enumerate(rows.tolist()):
             with self.images.at_image(row, failures):
-                image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+                image = EncodedImage(self.images.read(row)[0], self.config.full_decode, self.config.value_range)
                 kept = image.reduce(smallest_shrink(image.width, image.height, self.config))
                 sizes[i] = (image.width, image.height, *kept)
         return sizes, failures
 
 
 class Decoding(Dataset):
-    """Rows -> (their number, failures); their pixels are put into the cache."""
+    """Rows -> (what range the deep ones use, failures); their pixels are put into the cache."""
 
     def __init__(self, listing: Listing, config, cache: ImageCache):
         self.images, self.config, self.cache = Images(listing), config, cache
 
-    def __getitem__(self, rows: np.ndarray) -> tuple[int, list[Failure]]:
+    def __getitem__(self, rows: np.ndarray) -> tuple[Seen | None, list[Failure]]:
         failures: list[Failure] = []
+        seen: list[Seen | None] = []
         for row in rows.tolist():
             if row not in self.cache.aside:
                 with self.images.at_image(row, failures):
-                    self._keep(row)
-        return len(rows), failures
+                    seen.append(self._keep(row))
+        return joined(seen), failures
 
-    def _keep(self, row: int):
-        image = EncodedImage(self.images.read(row)[0], self.config.full_decode)
+    def _keep(self, row: int) -> Seen | None:
+        image = EncodedImage(self.images.read(row)[0], self.config.full_decode, self.config.value_range)
         decoded = image.rgb(smallest_shrink(image.width, image.height, self.config))
         if [image.width, image.height, decoded.width, decoded.height] != self.cache.sizes[row].tolist():
             raise UnreadableImage("its size has changed while it was being read into memory")
         pixels_of(decoded, self.cache[row].pixels)
+        return image.seen

@@ -2,12 +2,14 @@
 
 import bisect
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mocoembed.data.decode import SUFFIXES
 from mocoembed.data.exclude import Exclude
+from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import Found, State, folder_label
+from mocoembed.data.skipped import HIDDEN, suffix_of
 
 AT_A_TIME = 10_000  # images
 
@@ -53,24 +55,26 @@ def find_in_folder(root: bytes, labels: str, tell: Callable[[int], None], exclud
 def _read(folder: _Folder, found: Found, exclude: Exclude) -> list[_Folder | _Files]:
     """What lies in a folder, sorted as the paths will be: as if a folder's name ended with a slash."""
     path, prefix = os.path.join(found.root, folder.path), os.path.join(folder.path, b"")
-    files, folders, left_out = [], {}, 0
+    suffixes, skipped = suffixes_read(), Counter()
+    files, folders = [], {}
     try:
         found.witnesses[path] = State.of(path)
         for entry in os.scandir(path):
             if entry.name.startswith(b"."):
-                left_out += not entry.is_dir(follow_symlinks=False)
+                if not entry.is_dir(follow_symlinks=False):
+                    skipped[HIDDEN] += 1
             elif (identity := _identity_of_folder(entry)) is not None:
                 if identity not in folder.ancestors and exclude.takes_folder(prefix + entry.name):
                     folders[entry.name + b"/"] = _Folder(prefix + entry.name, folder.ancestors | {identity})
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif entry.name.lower().endswith(suffixes):
                 if exclude.takes(prefix + entry.name):
                     files.append(entry.name)
             else:
-                left_out += 1
+                skipped[suffix_of(entry.name)] += 1
     except OSError:
         found.closed.append(folder.path)
         return []
-    found.left_out += left_out
+    found.skipped += skipped
     files.sort()
     steps, begun = [], 0
     for name in sorted(folders):

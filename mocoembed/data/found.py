@@ -7,6 +7,7 @@ of order and have to be sorted.
 import itertools
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,7 +40,9 @@ class Found:
         self.root = root
         self.witnesses: dict[bytes, State] = {}
         """Absolute paths of all files and folders that this was read from, as they were before reading."""
-        self.left_out = self.repeated = 0
+        self.skipped: Counter[str] = Counter()
+        """How many files were not taken for images, by `suffix_of`."""
+        self.repeated = 0
         self.closed: list[bytes] = []
         self.excluded: dict[str, int] = {}
         self.shards: Shards | None = None
@@ -77,7 +80,7 @@ class Found:
         names = sorted(self._numbers.keys() - {None})
         place = np.full(len(names) + 1, NO_LABEL, np.int32)  # the last for NO_LABEL, which is -1
         place[[self._numbers[name] for name in names]] = range(len(names))
-        return Listing(self.root, paths, place[labels], tuple(names), self.left_out, tuple(sorted(self.closed)), source,
+        return Listing(self.root, paths, place[labels], tuple(names), self.skipped, tuple(sorted(self.closed)), source,
                        self.repeated + count - len(paths), shards, self.excluded)
 
     def _one_label_each(self, paths: np.ndarray, first: np.ndarray, labels: np.ndarray, source: bytes) -> np.ndarray:

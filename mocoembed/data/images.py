@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mocoembed.data.decode import SUFFIXES
 from mocoembed.data.exclude import Exclude, excluded_text
 from mocoembed.data.folder import find_in_folder
+from mocoembed.data.formats import IMAGE_SUFFIXES, suffixes_read
 from mocoembed.data.found import Found, State, folder_label
 from mocoembed.data.joining import joined
 from mocoembed.data.list_file import READERS, find_in_list, require_slashes
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable
 from mocoembed.data.listing_cache import How, cached_listing, keep_listing
 from mocoembed.data.shards import find_in_shards
+from mocoembed.data.skipped import skipped_text
 from mocoembed.errors import CollectionError, UsageError
 
 __all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
@@ -56,11 +57,11 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     listing = _as_one(listings) if root is None else _below(os.path.abspath(os.fsencode(root)), listings)
     if not len(listing):
         where = ", ".join(repr(os.fsdecode(each)) for each in given)
-        others = f"{listing.left_out} other files"
-        if listing.excluded:
-            others += f"; {excluded_text(listing.excluded)}"
-        raise CollectionError(f"{what} {where} holds no images ({others}). Looked for "
-                              f"{', '.join(suffix.decode() for suffix in SUFFIXES)} at any depth.")
+        texts = [skipped_text(listing.skipped)] if listing.skipped else []
+        texts += [excluded_text(listing.excluded)] if listing.excluded else []
+        others = f" ({'; '.join(texts)})" if texts else ""
+        raise CollectionError(f"{what} {where} holds no images{others}. Looked for "
+                              f"{', '.join(suffix.decode() for suffix in suffixes_read())} at any depth.")
     for each in listings:
         if not len(each):
             note(f"{os.fsdecode(each.source)!r} holds no images")
@@ -142,7 +143,7 @@ def _finder(given: str | bytes, what: str):
         raise UsageError(f"{what} {os.fsdecode(given)!r} does not exist. Give {KINDS}.")
     if suffix in READERS:
         return source, lambda labels, tell, globs: find_in_list(source, labels, tell, Exclude(globs))
-    if suffix in SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:  # it is tried, whatever is installed
         return source, lambda labels, tell, globs: _one(source, labels, Exclude(globs))
     raise UsageError(f"{what} {os.fsdecode(given)!r} is a file that holds no images. Give {KINDS}.")
 

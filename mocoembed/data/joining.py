@@ -25,7 +25,7 @@ def joined(listings: list[Listing], root: bytes) -> Listing:
             rows = range(first, min(first + AT_A_TIME, len(listing)))
             found.extend([start + path for path in listing.paths.take(rows)],
                          [names[number] for number in listing.labels[rows].tolist()])
-        found.left_out += listing.left_out
+        found.skipped += listing.skipped
         found.repeated += listing.repeated
         for glob, count in listing.excluded.items():
             found.excluded[glob] = found.excluded.get(glob, 0) + count

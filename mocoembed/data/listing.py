@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -134,8 +135,8 @@ class Listing:
     """(N,) int32: index into `label_names`, or -1 where the label is unknown."""
     label_names: tuple[str, ...]
     """Sorted names of the labels."""
-    left_out: int
-    """Files that were passed over: hidden ones and those without an image's name."""
+    skipped: Counter[str]
+    """Files that were not taken for images, counted by `data/skipped.py`'s `suffix_of`."""
     closed: tuple[bytes, ...] = ()
     """Folders that could not be opened."""
     source: bytes = b""
@@ -194,7 +195,7 @@ class Listing:
         rows = np.fromiter(rows, np.int64)
         shards = self.shards and self.shards.of_rows(rows)
         return Listing(self.root, PathTable(self.paths.take(rows)), self.labels[rows], self.label_names,
-                       self.left_out, self.closed, self.source, self.repeated, shards, self.excluded)
+                       self.skipped, self.closed, self.source, self.repeated, shards, self.excluded)
 
 
 def _states_of_files(listing: Listing, rows: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ last change), or the list file, or every shard. That sees each file that is adde
 what a scan would not have seen either (an image's new content), nor a link to nowhere whose target appears, nor, on
 network file systems, what another machine did in the last seconds. A file that is damaged in any way is not used.
 
+A listing also depends on which suffixes can be read, so it is not used once another decoder is installed.
+
 The file: a line of JSON, then the arrays that it names, one after the other.
 """
 
@@ -13,12 +15,14 @@ import hashlib
 import json
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import State
 from mocoembed.data.listing import Listing, PathTable, Shards
 from mocoembed.errors import MocoembedError
@@ -38,6 +42,11 @@ class How(NamedTuple):
     exclude: tuple[str, ...] = ()
 
 
+def _suffixes() -> list[str]:
+    """Of which a listing depends: a decoder that is installed later makes other files images."""
+    return [suffix.decode() for suffix in suffixes_read()]
+
+
 def _file_of(source: bytes, how: How) -> pathlib.Path:
     name = json.dumps([os.fsdecode(source), *how]).encode()
     return cache_folder() / "listings" / hashlib.sha256(name).hexdigest()
@@ -49,8 +58,9 @@ def cached_listing(source: bytes, how: How) -> Listing | None:
         with open(_file_of(source, how), "rb") as file:
             header = json.loads(file.readline())
             body = bytearray(file.read())
-        if [header["kind"], header["mocoembed"], header["source"], header["how"], header["sha256"]] != [
-                KIND, __version__, os.fsdecode(source), [how.labels, list(how.exclude)],
+        if [header["kind"], header["mocoembed"], header["source"], header["how"], header["suffixes"],
+                header["sha256"]] != [
+                KIND, __version__, os.fsdecode(source), [how.labels, list(how.exclude)], _suffixes(),
                 hashlib.sha256(body).hexdigest()]:
             return None
         arrays, at = {}, 0
@@ -72,8 +82,8 @@ def _listing(header: dict, arrays: dict[str, np.ndarray], source: bytes) -> List
         shards = Shards(PathTable.of_arrays(arrays["shards"], arrays["shard_ends"]),
                         torch.from_numpy(arrays["shard_states"]), torch.from_numpy(arrays["places"]))
     return Listing(os.fsencode(header["root"]), PathTable.of_arrays(arrays["paths"], arrays["path_ends"]),
-                   arrays["labels"], tuple(header["label_names"]), header["left_out"], (), source, header["repeated"],
-                   shards, header["excluded"])
+                   arrays["labels"], tuple(header["label_names"]), Counter(header["skipped"]), (), source,
+                   header["repeated"], shards, header["excluded"])
 
 
 def keep_listing(listing: Listing, how: How, witnesses: dict[bytes, State], begun: int,
@@ -101,7 +111,7 @@ def keep_listing(listing: Listing, how: How, witnesses: dict[bytes, State], begu
         digest.update(array.data)
     header = {"kind": KIND, "mocoembed": __version__, "source": os.fsdecode(listing.source), "how": how,
               "sha256": digest.hexdigest(), "root": os.fsdecode(listing.root), "label_names": listing.label_names,
-              "left_out": listing.left_out, "repeated": listing.repeated,
+              "skipped": listing.skipped, "suffixes": _suffixes(), "repeated": listing.repeated,
               "excluded": listing.excluded,
               "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()]}
     try:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from mocoembed.data.cache import CachedImage, ImageCache
 from mocoembed.data.crop import crop
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.deep import Seen, joined
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import Listing
 from mocoembed.data.views import (
@@ -80,6 +81,8 @@ class ViewBatch(NamedTuple):
     keys: list[ViewParameters]
     """And to the crops of the other view of each, in the images' shuffled order; none for a memory bank."""
     failures: list[Failure]
+    seen: Seen | None = None
+    """The range of the deep images among them that no value range was given for."""
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
@@ -131,7 +134,7 @@ class TwoViews(Dataset):
 
     def __init__(self, listing: Listing, config, cache: ImageCache | None = None):
         self.images, self.settings, self.draws = Images(listing), ViewSettings.of(config), Draws(config.seed)
-        self.full_decode, self.cache = config.full_decode, cache
+        self.full_decode, self.value_range, self.cache = config.full_decode, config.value_range, cache
         self.boxes_only = cache is not None and cache.cropped_on_device
         if cache is not None:
             self.images.aside.update(cache.aside)
@@ -143,11 +146,12 @@ class TwoViews(Dataset):
         crops = np.zeros((self.views, n, 4), np.int64) if self.boxes_only else \
             np.empty((self.views, n, size, size, 3), np.uint8)
         rows = np.array(place.rows)
-        failures = []
+        failures: list[Failure] = []
+        seen: list[Seen | None] = []
         draws = {(row, view): self.draws(place.epoch, row, view)
                  for row in {*place.rows.tolist(), *place.key_rows.tolist()} for view in range(self.views)}
         for i, row in enumerate(place.rows.tolist()):
-            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(self.views)], row, failures)
+            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(self.views)], row, failures, seen)
 
         def parameters(of_rows, view: int) -> ViewParameters:
             drawn = np.stack([draws[row, view] for row in of_rows.tolist()])
@@ -159,9 +163,10 @@ class TwoViews(Dataset):
                          tuple(crops if self.boxes_only else crops.permute(0, 1, 4, 2, 3)),
                          [parameters(place.rows, view) for view in self.query_views],
                          [parameters(place.key_rows, 1 - view) for view in self.query_views if self.views == 2],
-                         failures)
+                         failures, joined(seen))
 
-    def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure]) -> int:
+    def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure],
+              seen: list[Seen | None]) -> int:
         """Put the crops (V, ...) of image `row`, or of the next readable one, and return its row, else -1."""
         for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.images)))):
             candidate %= len(self.images)
@@ -172,12 +177,13 @@ class TwoViews(Dataset):
                     crops[:] = boxes
                 else:
                     self._crop(crops, image, boxes)
+                seen.append(image.seen)
                 return candidate
         return -1
 
     def _image(self, row: int) -> EncodedImage | CachedImage:
         if self.cache is None:
-            return EncodedImage(self.images.read(row)[0], self.full_decode)
+            return EncodedImage(self.images.read(row)[0], self.full_decode, self.value_range)
         self.images.require(row)
         return self.cache[row]
 
@@ -213,6 +219,8 @@ class EvaluationBatch:
     known: np.ndarray
     """(N,) bool: not decoded, because its bytes are known; width and height are 0."""
     failures: list[Failure]
+    seen: Seen | None = None
+    """The range of the deep images among them that no value range was given for."""
 
     def pin_memory(self) -> "EvaluationBatch":
         """The batch with its pixels in memory from which a GPU can copy while others compute."""
@@ -225,8 +233,8 @@ FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_
 class EvaluationImages(Dataset):
     """Loads the slots (first, last + 1) of a listing as an `EvaluationBatch`.
 
-    With `full_decode`, JPEG files are decoded at full size before they are made small. Images whose bytes are `known`
-    are not decoded.
+    With `full_decode`, JPEG files are decoded at full size before they are made small. Deep images are scaled by the
+    transform's value range. Images whose bytes are `known` are not decoded.
     """
 
     def __init__(self, listing: Listing, transform: EvaluationTransform, full_decode: bool = False,
@@ -238,7 +246,8 @@ class EvaluationImages(Dataset):
         side = self.transform.crop
         pixels = np.zeros((end - first, side, side, 3), np.uint8)
         facts, known = np.zeros(end - first, FACTS), np.zeros(end - first, bool)
-        failures = []
+        failures: list[Failure] = []
+        seen: list[Seen | None] = []
         for i, row in enumerate(range(first, end)):
             with self.images.at_image(row, failures):
                 data, origin = self.images.read(row)
@@ -246,11 +255,13 @@ class EvaluationImages(Dataset):
                 known[i] = self.known is not None and self.known.find(digest) >= 0
                 width = height = 0
                 if not known[i]:
-                    image = EncodedImage(data, self.full_decode)
+                    image = EncodedImage(data, self.full_decode, self.transform.value_range)
                     pixels[i] = self.transform.pixels(image)
+                    seen.append(image.seen)
                     width, height = image.width, image.height
                 facts[i] = (width, height, *origin, digest)
-        return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, known, failures)
+        return EvaluationBatch(first, torch.from_numpy(pixels).permute(0, 3, 1, 2), facts, known, failures,
+                               joined(seen))
 
 
 def evaluation_batches(listing: Listing, transform: EvaluationTransform, batch_size: int,

@@ -14,17 +14,20 @@ import os
 import re
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from mocoembed.data.decode import SUFFIXES, read_file
+from mocoembed.data.decode import read_file
 from mocoembed.data.exclude import Exclude
+from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import Found, State
 from mocoembed.data.label import given_label
 from mocoembed.data.list_file import common_folder
 from mocoembed.data.listing import NO_FILE, OUTSIDE, Listing, PathTable, Shards
+from mocoembed.data.skipped import HIDDEN, suffix_of
 from mocoembed.data.tar_file import tar_members
 from mocoembed.errors import FormatError, UsageError
 
@@ -71,7 +74,7 @@ def find_in_shards(given: str, labels: str, tell: Callable[[int], None], exclude
                      [None if labels == "none" else content.label(image) for image in images])
         for image in images:
             places.extend((number, *content.places[image]))
-        found.left_out += content.left_out
+        found.skipped += content.skipped
         found.repeated += content.repeated
         tell(len(found))
     states = torch.tensor([[state.size, state.mtime_ns] for state in found.witnesses.values()], dtype=torch.int64)
@@ -86,7 +89,9 @@ class _Content:
         self.file = file
         self.places: dict[bytes, tuple[int, int]] = {}
         """{name: (offset, size)} of images and labels; the size is NO_FILE or OUTSIDE for what cannot be read."""
-        self.left_out = self.repeated = 0
+        self.skipped: Counter[str] = Counter()
+        self.repeated = 0
+        self._suffixes = suffixes_read()
         self._labels: dict[bytes, bytes] = {}  # {name with its suffix in lower case: name}
         self._read: dict[bytes, str | None] = {}
         for member in tar_members(file):
@@ -96,11 +101,11 @@ class _Content:
         given = member.name.encode("utf-8", "surrogateescape")
         name = os.path.normpath(given)
         outside = leaves(name)
-        is_image = name.lower().endswith(SUFFIXES)
+        is_image = name.lower().endswith(self._suffixes)
         stem, _, suffix = name.rpartition(b".")
         if (not outside and (b"/." in name or name.startswith(b"."))) or not (
                 is_image or (suffix.lower() in LABELS and not outside)):
-            self.left_out += 1
+            self.skipped[HIDDEN if b"/." in name else suffix_of(name)] += 1
         elif outside:
             self.places[given] = (0, OUTSIDE)
         elif (place := self._place(member, name)) is not None:
@@ -119,7 +124,7 @@ class _Content:
 
     def images(self) -> list[bytes]:
         """The names of all images."""
-        return [name for name in self.places if name.lower().endswith(SUFFIXES)]
+        return [name for name in self.places if name.lower().endswith(self._suffixes)]
 
     def label(self, image: bytes) -> str | None:
         """The label of an image, if its sample has one; `FormatError` for one that is none."""

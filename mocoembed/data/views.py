@@ -257,6 +257,8 @@ class EvaluationTransform:
     interpolation: str = "bilinear"
     mode: str = "shorter-side"
     """Or `squash`: resize both sides to `resize`, whatever the image's shape."""
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH): deep pixels from LOW to HIGH become 0 to 255; empty: all that they can hold."""
 
     @classmethod
     def of(cls, image_size: int, mean, std) -> "EvaluationTransform":

@@ -3,6 +3,7 @@
 torch's DataLoader ends when one of its processes does, or waits for ever for one that hangs. Here each process notes
 which image it is at; when one dies or hangs, all are started anew, the image is set aside as unreadable, and what
 had not been delivered is loaded again. What a batch holds depends on its item alone, so the batches are the same.
+They travel as parcels (see `shared`), whatever the size of `/dev/shm`.
 """
 
 import contextlib
@@ -24,8 +25,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mocoembed.data.listing import Listing, Origin
+from mocoembed.data.lost import OF_MEMORY, Lost, seen
+from mocoembed.data.shared import opened, parcel, shared_rows
 from mocoembed.errors import MocoembedError
-from mocoembed.memory import LARGEST_KEPT, keep_freed_blocks
+from mocoembed.memory import LARGEST_KEPT, available_memory, keep_freed_blocks
 
 SECONDS_AFTER_SIGTERM = 30
 SECONDS_FOR_AN_IMAGE = 40.0  # to read and decode it; a hung process is found at most SECONDS_BETWEEN_LOOKS later
@@ -50,7 +53,7 @@ class Failure(NamedTuple):
     def of(cls, row: int, error: Exception) -> "Failure":
         """The failure of image `row` with `error`."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", reason)  # an address differs from run to run
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
@@ -116,34 +119,43 @@ class Batches:
     """`dataset[item]` for each of `items`, in order, loaded ahead by `workers` processes (0: by this one).
 
     The dataset reads by its `images`, an `Images`. Raises `MocoembedError` when processes die or hang again and
-    again and no image is to blame. `meanwhile` is called now and then while a batch is waited for; it may raise.
+    again and no image is to blame, or run out of memory. A death is told in a warning, with what to change.
+    `meanwhile` is called now and then while a batch is waited for; it may raise.
     """
 
     def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool,
                  meanwhile: Callable[[], None] = lambda: None):
         self.dataset, self.items, self.workers, self.pin, self.meanwhile = dataset, items, workers, pin, meanwhile
+        self.deaths = 0
+        """Times that processes had to be started again so far."""
 
     def __len__(self):
         return len(self.items)
 
     def __iter__(self):
-        source, again, deaths, restarts = iter(self.items), [], {}, 0
+        source, again, deaths, restarts, lost = iter(self.items), deque(), {}, 0, None
         while True:
-            loading = _Loading(self, itertools.chain(again, source))
+            loading = _Loading(self, itertools.chain(_popped(again), source))
             try:
                 while (batch := loading.next()) is not None:
                     restarts = 0
                     yield batch
                 return
             except _ProcessLost:
-                again = list(loading.undelivered)
+                again.extendleft(reversed(loading.undelivered))
+                lost = loading.lost()
                 restarts = 0 if self._set_aside(loading, deaths) else restarts + 1
+                self._tell(lost, blamed=restarts == 0)
             finally:
                 loading.end()
             if restarts > RESTARTS:
-                raise MocoembedError("Loading processes were killed again and again, often for want of memory, or did "
-                                     "nothing any more: give fewer --workers. What was saved is kept; run the same "
-                                     "command again to go on.")
+                raise MocoembedError(_no_way_on(lost))
+
+    def _tell(self, lost: Lost | None, blamed: bool):
+        """Say what has died, unless an image is `blamed` for it and named: the 1st, 2nd, 4th, 8th ... time."""
+        self.deaths += 1
+        if lost is not None and not blamed and self.deaths & (self.deaths - 1) == 0:
+            warnings.warn(lost.told(), stacklevel=2)
 
     def _set_aside(self, loading: "_Loading", deaths: dict[int, int]) -> bool:
         """Set aside the images that are to blame; whether there are any."""
@@ -160,6 +172,23 @@ class Batches:
         return len(images.aside) > before
 
 
+def _popped(items: deque) -> Iterator:
+    """The items, of which those that are not asked for stay where they are."""
+    while items:
+        yield items.popleft()
+
+
+def _no_way_on(lost: Lost | None) -> str:
+    """Why no more processes are started, and what to do."""
+    kept = "What was saved is kept; run the same command again to go on."
+    if lost is None:
+        return f"Loading processes did nothing any more, again and again: give fewer --workers. {kept}"
+    if lost.signal_number in OF_MEMORY:
+        return f"Loading processes were killed again and again ({lost.name}), most often for want of memory: " \
+               f"{lost.advice()} {kept}"
+    return f"Loading processes died again and again ({lost.name}). {kept}"
+
+
 class _ProcessLost(Exception):
     """A loading process has died or hangs."""
 
@@ -170,14 +199,12 @@ class _Loading:
     def __init__(self, batches: Batches, items: Iterator):
         self.undelivered: deque = deque()
         self.images, workers, self._meanwhile = batches.dataset.images, batches.workers, batches.meanwhile
-        self.images.at = torch.full((max(1, workers), 3), -1)
-        if workers:
-            self.images.at.share_memory_()
+        self.images.at = shared_rows(max(1, workers), 3)
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
                                 num_workers=workers, pin_memory=batches.pin, prefetch_factor=4 if workers else None,
-                                collate_fn=_as_it_is, worker_init_fn=_begin_worker,
+                                collate_fn=parcel if workers else _as_it_is, worker_init_fn=_begin_worker,
                                 timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
             self._iterator = iter(loader)
         self._processes = self._iterator._workers if workers else []
@@ -192,9 +219,13 @@ class _Loading:
         seen, still_since = None, time.monotonic()
         while True:
             try:
-                batch = next(self._iterator)
+                batch = opened(next(self._iterator))
             except StopIteration:
                 return None
+            except MemoryError as error:
+                held = Lost(signal.SIGKILL, None, max(1, len(self._processes)), 0, available_memory())
+                raise MocoembedError(f"A loading process ran out of memory: {held.advice()} What was saved is kept; "
+                                     "run the same command again to go on.") from error
             except Exception as error:
                 late = str(error).startswith("DataLoader timed out")
                 # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.
@@ -219,6 +250,17 @@ class _Loading:
     def alive(self) -> set[int]:
         """Ids of the processes that run."""
         return {process.pid for process in self._processes if process.is_alive()}
+
+    def lost(self) -> Lost | None:
+        """What one of the processes died of, if one did."""
+        alive = self.alive()
+        dead = [process for process in self._processes if process.pid not in alive]
+        if not dead:
+            return None
+        rows = {process: row for process, row, _ in self.images.at.tolist() if row >= 0}
+        first = next((process for process in dead if process.pid in rows), dead[0])
+        image = repr(os.fsdecode(self.images.listing.paths[rows[first.pid]])) if first.pid in rows else None
+        return seen(-(first.exitcode or 0), image, len(self._processes), alive)
 
     def end(self):
         """End the processes at once: one that hangs would hear of nothing else."""
@@ -254,6 +296,8 @@ def _begin_worker(worker: int):
     keep_freed_blocks(LARGEST_KEPT)  # the parent may keep larger ones, for its encoder
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch's handlers print; the parent tells it better
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
     if sys.platform == "linux":  # to die with the parent at once: other ranks wait for the last holder of its sockets
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,13 +8,14 @@ parts of the work file; rank 0 prepares and publishes.
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from mocoembed.config import EmbedConfig
+from mocoembed.data.deep import RangeWatch, shown_range
 from mocoembed.data.digests import DigestTable
 from mocoembed.data.images import scan
-from mocoembed.data.loader import EvaluationImages, worker_count
+from mocoembed.data.loader import EvaluationBatch, EvaluationImages, worker_count
 from mocoembed.data.workers import Batches
 from mocoembed.embed.claim import output_file, output_lock
 from mocoembed.embed.fill import fill, slices
@@ -45,8 +46,8 @@ class EmbedResult:
     listed: int
     failed: list[FailedImage]
     counts: Counts
-    left_out: int
-    """Hidden files and files without an image's name."""
+    skipped: dict[str, int]
+    """Files that were not taken for images, by suffix or as `hidden`."""
     closed: tuple[bytes, ...]
     """Folders that could not be opened, relative to the root."""
     excluded: dict[str, int]
@@ -100,7 +101,11 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
     frozen = _same_encoder(config, workspace, ranks, say)
     compute = Compute.of(config.device, config.precision)
     settings = Settings(frozen.metadata(), config.features, config.normalize, frozen.dimension(config.features),
-                        config.precision, config.labels, config.full_decode, config.dtype)
+                        config.precision, config.labels, config.full_decode, config.dtype,
+                        config.value_range or frozen.transform.value_range)
+    if settings.value_range != frozen.transform.value_range:
+        say(f"--value-range {shown_range(settings.value_range)}; the encoder has learned with "
+            f"{shown_range(frozen.transform.value_range)}")
 
     def first_job() -> Job:
         listing = scan(config.collections, config.labels, note=say, root=config.root, exclude=config.exclude)
@@ -153,14 +158,24 @@ class Share:
             self.own = range(self.ranks.rank, self.work.parts, self.ranks.size)
             self.others = [part for part in range(self.work.parts) if part not in self.own]
             todo = slices(self.work, self.own, self.config.batch_size)
-            dataset = EvaluationImages(job.images(), embedder.frozen.transform, self.config.full_decode, known)
+            transform = embedder.frozen.transform
+            transform = replace(transform, value_range=self.config.value_range or transform.value_range)
+            dataset = EvaluationImages(job.images(), transform, self.config.full_decode, known)
             workers = worker_count(self.config.workers, len(todo) * self.config.batch_size, share_of_cores(self.ranks))
             batches = Batches(dataset, todo, workers, pin=embedder.compute.device.type == "cuda")
-            fill(self.work, self.own, batches if todo else [], embedder, self._report)
+            fill(self.work, self.own, self._watched(batches) if todo else [], embedder, self._report)
             self._leave_if_asked()
             if self.ranks.first:
                 self._wait_for_others()
         return time.monotonic() - begun
+
+    def _watched(self, batches: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
+        """The batches; warns, on rank 0, when deep images among them use little of their range."""
+        ranges = RangeWatch(self.watcher.note if self.ranks.first else say_nothing)
+        for batch in batches:
+            ranges.add(batch.seen)
+            yield batch
+        ranges.close()
 
     def _report(self, own_done: int) -> bool:
         """Tell how far all processes are; whether to stop."""
@@ -211,7 +226,8 @@ def finish(job: Job, settings: Settings, seconds: float) -> EmbedResult:
                 _publish_or_clear(job, rows, settings)
     remove_unfinished(job.output)
     kept = len(listing) - len(job.plan.todo)
-    return EmbedResult(job.output, len(listing), failed, counts, listing.left_out, listing.closed, listing.excluded,
+    return EmbedResult(job.output, len(listing), failed, counts, dict(listing.skipped), listing.closed,
+                       listing.excluded,
                        kept + job.resumed_from if job.resumed_from else 0, read / seconds if seconds else 0.0)
 
 

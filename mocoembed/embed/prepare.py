@@ -239,7 +239,7 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
     now = settings.required()
     for what, old in file.required().items():
         if old != now[what]:
-            name, was, wanted = what.replace("_", " "), str(old)[:12], str(now[what])[:12]
+            name, was, wanted = what.replace("_", " "), _short(str(old)), _short(str(now[what]))
             raise MismatchError(f"{file.path} was made with another {name}: {was}, now {wanted}. Add --fresh "
                                 "to replace it, or give another --output.")
     if file.source == listing.source:
@@ -254,6 +254,11 @@ def require_replaceable(file: EmbeddingFile, listing: Listing, settings: Setting
     if 2 * same < min(len(file), len(listing)):
         raise MismatchError(f"{another} Only {same} of its {len(file)} images are there, so it has not merely moved. "
                             "Add --fresh to replace it, or give another --output.")
+
+
+def _short(value: str) -> str:
+    """A fingerprint's beginning; other values as they are."""
+    return value[:12] if len(value) == 64 else value
 
 
 def _shown(source: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from mocoembed.data.deep import shown_range
 from mocoembed.data.loader import FACTS
 from mocoembed.embed.column import column, digests, float32, texts
 from mocoembed.embed.seal import MARK, check_seal
@@ -156,6 +157,11 @@ class EmbeddingFile:
         return bool(self._file.attrs.get("full_decode", False))
 
     @property
+    def value_range(self) -> tuple[float, ...]:
+        """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
+        return tuple(map(float, self._file.attrs.get("value_range", ())))
+
+    @property
     def dtype(self) -> str:
         """Of the vectors in the file, `float32` or `float16`; `embeddings` gives them in float32."""
         return self._file["embeddings"].dtype.name
@@ -164,7 +170,7 @@ class EmbeddingFile:
         """What must be equal for vectors to stand in one file, as `Settings.required` tells it."""
         return {"encoder": self.fingerprint, "features": self.features, "normalize": self.normalized,
                 "precision": self.precision, "full_decode": self.full_decode, "labels": self.labels_from,
-                "dtype": self.dtype}
+                "dtype": self.dtype, "value_range": shown_range(self.value_range)}
 
     @property
     def labels_from(self) -> str:
@@ -247,7 +253,8 @@ class EmbeddingFile:
                 "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
                            for one in self.failed()],
                 "features": self.features, "normalized": self.normalized, "precision": self.precision,
-                "full_decode": self.full_decode, "root": os.fsdecode(self.root),
+                "full_decode": self.full_decode, "value_range": list(self.value_range) or None,
+                "root": os.fsdecode(self.root),
                 "source": os.fsdecode(self.source), "labels_from": self.labels_from, "label_names": self.label_names,
                 "rows_sha256": self.identity, "mocoembed": str(self._file.attrs["mocoembed"]),
                 "encoder": self.encoder}

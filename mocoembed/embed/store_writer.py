@@ -12,6 +12,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from mocoembed.data.deep import shown_range
 from mocoembed.data.images import Listing
 from mocoembed.embed.seal import SEAL, make_seal, outside
 from mocoembed.embed.sparse import SparseFile
@@ -33,12 +34,14 @@ class Settings(NamedTuple):
     full_decode: bool = False
     dtype: str = "float32"
     """Of the vectors in the file: `float32` or `float16`."""
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
 
     def required(self) -> dict:
         """What must be equal for vectors to stand in one file, as `EmbeddingFile.required` tells it."""
         return {"encoder": self.encoder["fingerprint"], "features": self.features, "normalize": self.normalized,
                 "precision": self.precision, "full_decode": self.full_decode, "labels": self.labels,
-                "dtype": self.dtype}
+                "dtype": self.dtype, "value_range": shown_range(self.value_range)}
 
 
 def write_embeddings(path, listing: Listing, settings: Settings, done: np.ndarray, facts: np.ndarray,
@@ -104,6 +107,8 @@ def _describe(file: h5py.File, listing: Listing, settings: Settings, failed: lis
         "encoder": json.dumps(settings.encoder, sort_keys=True),
         "rows_sha256": "0" * 64,
     })
+    if settings.value_range:
+        file.attrs["value_range"] = np.array(settings.value_range, "<f8")
 
 
 def _type(dtype: np.dtype):

@@ -43,7 +43,9 @@ class FrozenEncoder:
     def _identity(self) -> dict:
         transform = dataclasses.asdict(self.transform)
         if self.transform.mode == "shorter-side":
-            del transform["mode"]  # added later; so fingerprints stayed as they were
+            del transform["mode"]  # added later, like the next; so fingerprints stayed as they were
+        if not self.transform.value_range:
+            del transform["value_range"]
         return {"encoder": dataclasses.asdict(self.encoder.spec), "transform": transform}
 
     def fingerprint(self) -> str:

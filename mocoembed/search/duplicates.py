@@ -83,7 +83,8 @@ class DuplicatesResult:
     """How pairs were looked for: `all pairs`, an approximate index, or `bytes`."""
     bytes_known: bool
     """Whether the file has digests; without them nothing is said about bytes."""
-
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
     threshold_reason: str = ""
     """Why it is that threshold, when it was chosen from the collection."""
 
@@ -146,7 +147,7 @@ def find_duplicates(config: DuplicatesConfig,
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
         return DuplicatesResult(tuple(groups), len(file), threshold and threshold.cosine, compared, bytes_known,
-                                threshold.reason if threshold else "")
+                                file.value_range, threshold.reason if threshold else "")
 
 
 def _threshold(config: DuplicatesConfig, file: EmbeddingFile, digests: np.ndarray) -> Threshold:

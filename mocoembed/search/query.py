@@ -6,7 +6,7 @@ Index, embeddings file and encoder must belong together; a foreign or outdated o
 import os
 import pathlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -51,10 +51,12 @@ class QueryResult:
 
     query: str
     hits: list[Hit]
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH) that the deep pixels of all of them were scaled from; empty: all that they can hold."""
 
     def as_json(self) -> dict:
-        """Plain JSON types."""
-        return asdict(self)
+        """Query and hits, as plain JSON types."""
+        return {"query": self.query, "hits": [asdict(hit) for hit in self.hits]}
 
 
 def search_images(config: SearchConfig,
@@ -73,7 +75,8 @@ def search_images(config: SearchConfig,
         for first in range(0, len(config.images), BATCH):
             names = config.images[first:first + BATCH]
             vectors = searcher.embed([searcher.read(name) for name in names])
-            results += map(QueryResult, names, searcher.hits(vectors, config.k))
+            results += [QueryResult(name, hits, searcher.file.value_range)
+                        for name, hits in zip(names, searcher.hits(vectors, config.k))]
             progress(len(results), len(config.images))
     return results
 
@@ -90,7 +93,7 @@ def require_images(names):
 def read_query(name: str, transform, full_decode: bool) -> np.ndarray:
     """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
     try:
-        return transform.pixels(EncodedImage(read_path(name), full_decode))
+        return transform.pixels(EncodedImage(read_path(name), full_decode, transform.value_range))
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
         raise CollectionError(f"The image {name!r} cannot be read: {failure.error}: {failure.reason}") from error
@@ -110,8 +113,8 @@ class Searcher:
         self.index = SearchIndex.open(workspace.index_file(config.index))
         self.root, manifest = config.root, self.index.manifest
         frozen = find_encoder(workspace, config.encoder, self.index, note)
-        self.transform = frozen.transform
         self.file = open_embeddings(self.index, config.embeddings)
+        self.transform = replace(frozen.transform, value_range=self.file.value_range)
         compute = Compute.nearest(config.device, self.file.precision)
         self._embedder = Embedder(frozen, compute, manifest["features"], manifest["normalized"])
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names

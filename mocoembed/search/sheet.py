@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.deep import ValueRange
 from mocoembed.data.shards import read_path
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
@@ -90,7 +91,7 @@ def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
                  if one.identical is not None and one.identical == group.keeper.identical}
     rows = [QueryResult(group.keeper.path, [
         Hit(rank, one.similarity, one.path, f"{one.pixels}  {os.path.basename(one.path)}".lstrip(), one.row)
-        for rank, one in enumerate(group.members[1:], 1)]) for group in result.groups]
+        for rank, one in enumerate(group.members[1:], 1)], result.value_range) for group in result.groups]
     return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "same bytes as the framed one",
                                            lambda row, hit: hit.row in identical, ""))
 
@@ -128,7 +129,7 @@ class Sheet:
 
     def _row(self, top: int, result: QueryResult) -> bool:
         """Draw a query and its hits; whether a hit was marked."""
-        self._image(MARGIN, top, result.query)
+        self._image((MARGIN, top), result.query, result.value_range)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
         self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
         marked, shown = False, result.hits[:self.columns]
@@ -137,17 +138,18 @@ class Sheet:
             self._blank(self.image.width - MARGIN - TILE, top, f"+{len(result.hits) - len(shown)} more")
         for column, hit in enumerate(shown):
             left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
-            self._image(left, top, hit.path)
+            self._image((left, top), hit.path, result.value_range)
             self._caption(left, top, (score_text(hit), INK), under(hit))
             if self.words.marks(result, hit):
                 self._dot(left + TILE - 11, top + TILE + 15)
                 marked = True
         return marked
 
-    def _image(self, left: int, top: int, path: str):
+    def _image(self, place: tuple[int, int], path: str, value_range: ValueRange):
         """The image within its tile, or a grey tile with the reason."""
+        left, top = place
         try:
-            image = EncodedImage(read_path(path))
+            image = EncodedImage(read_path(path), value_range=value_range)
             tile = ImageOps.contain(image.rgb(max(image.width, image.height) / TILE), (TILE, TILE))
         except Exception as error:  # whatever a decoder raises
             self._blank(left, top, "file not found" if isinstance(error, FileNotFoundError) else "cannot be read")

@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from mocoembed.config import PretrainConfig
-from mocoembed.data.cache import Decoding, ImageCache, SharedBytes, Sizes, bytes_of, same_size
+from mocoembed.data.cache import Decoding, ImageCache, Sizes, bytes_of, same_size
+from mocoembed.data.deep import RangeWatch, joined
 from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
+from mocoembed.data.shared import SharedBytes
 from mocoembed.data.workers import Batches, Failure
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.memory import available_memory, shown
@@ -97,6 +99,9 @@ class Filling:
         cache = ImageCache(sizes, offsets, self._memory(int(offsets[-1])), aside, self._on_device(sizes))
         own = self._slices()[self.ranks.local_rank::self.ranks.local_size]
         parts = list(self._loaded(Decoding(self.listing, self.config, cache), own, "decoding into memory"))
+        watch = RangeWatch(self.note)
+        watch.add(joined(self.ranks.objects(joined(seen for seen, _ in parts))))
+        watch.close()
         failures = self.ranks.objects([failures for _, failures in parts])  # waits for all
         aside.update(_by_row(one for of_rank in failures for one in of_rank))
         if aside:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
+from mocoembed.data.deep import RangeWatch
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
 from mocoembed.data.resident import ResidentImages
+from mocoembed.data.skipped import skipped_text
 from mocoembed.data.workers import Batches
 from mocoembed.errors import Interrupted, TrainingError
 from mocoembed.files import StopRequest, locked, write_json
@@ -117,7 +119,7 @@ class Session:
         self.say = watcher.note if self.ranks.first else lambda text: None
         self.steps_per_epoch = steps_per_epoch(len(listing), self.config.batch_size, self.config.drop_last)
         self.steps = self.steps_per_epoch * self.config.epochs
-        self.guard = Guard(training, listing, watcher.note)
+        self.guard, self.ranges = Guard(training, listing, watcher.note), RangeWatch(self.say)
         self.images: ResidentImages | None = None
         self.meter, self.advised = Meter(), False
         self.chance = chance_loss(self.config)
@@ -136,6 +138,7 @@ class Session:
             batches = self._batches(places, workers, stop)
             self.meter.restart()
             for batch in self.meter.wait_for(batches):
+                self.ranges.add(batch.seen)
                 self._one_step(batch, stop)
                 self._after_step(monitor)
                 self._look_at_waiting(batches.workers)
@@ -175,6 +178,8 @@ class Session:
 
     def _say_what_comes(self, workers: int):
         self.say(course_of_loss(self.config))
+        if self.listing.skipped:
+            self.say(skipped_text(self.listing.skipped))
         for folder in self.listing.closed:
             self.say(f"could not be opened, left out with all in it: {folder!r}")
         self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
@@ -209,6 +214,8 @@ class Session:
     def _after_step(self, monitor: KnnMonitor | None):
         """Save, stop and evaluate, when each is due; all ranks decide alike."""
         step, signal_number = self.training.step, self.guard.signal_number
+        if step % self.steps_per_epoch == 0:
+            self.ranges.close()
         if signal_number or step % self.steps_per_epoch == 0 or step % self.config.checkpoint_every == 0:
             self.training.save(self.run, self.listing, self.steps_per_epoch)
             self.meter.restart()  # saving is nobody's images per second

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mocoembed.checks import option_name, to_dict
+from mocoembed.checks import from_dict, option_name, to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSettings, generator
@@ -136,11 +136,10 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
-    if not learned["exclude"]:
-        del learned["exclude"]  # so that runs of versions without it keep their names
+    for name in ("exclude", "init", "value_range"):
+        if not learned[name]:
+            del learned[name]  # so that runs of versions without it keep their names
     learned["images"] = os.path.abspath(config.images)
-    if config.init is None:
-        del learned["init"]  # added later; so runs keep their names
     return Workspace(config.workspace).runs / (config.run or f"{config.recipe}-{sha256_json(learned)[:8]}")
 
 
@@ -242,7 +241,7 @@ def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path
         raise UsageError(f"--epochs {config.epochs}: run {run.name!r} has done {state['epoch']}. Give more, or another "
                          "--run.")
     may_change = (*EXECUTION, "images", "exclude", "epochs")  # which images they are, the listing's digest shows
-    old, new = state["config"], to_dict(config)
+    old, new = to_dict(from_dict(PretrainConfig, state["config"])), to_dict(config)  # with defaults for what is new
     differing = [name for name in new if name not in may_change and old.get(name) != new[name]]
     if differing:
         changes = ", ".join(f"{option_name(name)} {old.get(name)} -> {new[name]}" for name in differing)
@@ -258,7 +257,8 @@ def frozen_encoder(weights: dict[str, torch.Tensor], config: PretrainConfig, sou
                for name, value in weights.items()}
     require_fits(weights, encoder.state_dict(), "The encoder")
     encoder.load_state_dict(weights, assign=True)
-    transform = EvaluationTransform.of(config.image_size, config.mean, config.std)
+    transform = replace(EvaluationTransform.of(config.image_size, config.mean, config.std),
+                        value_range=config.value_range)
     return FrozenEncoder(encoder.eval().requires_grad_(False), transform, {
         **source, "recipe": config.recipe, "seed": config.seed, "pretrained_on": pathlib.Path(config.images).name,
         **tool_provenance()})
