@@ -19,6 +19,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
          "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
           "PIL": {"mocoembed/data/decode.py", "mocoembed/data/deep.py", "mocoembed/data/formats.py",

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
@@ -35,12 +35,14 @@ from mocoembed.train.run import (
     Training,
     export_to_workspace,
     limited,
+    origin,
     require_shares,
     resume,
     run_folder,
     set_up,
     settled,
 )
+from mocoembed.train.start import begin, find_start
 from mocoembed.train.step import NUMBERS, make_views, training_step
 from mocoembed.train.waiting import SHARE_OF_STRETCH, Meter, advice
 from mocoembed.workspace import Workspace
@@ -87,6 +89,9 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say, exclude=config.exclude), config))
     config, notes = settled(config, len(listing), ranks.size)
+    run = run_folder(config)
+    start = ranks.from_first(lambda: find_start(config, run, say))
+    config = replace(config, **start.settings)
     steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few images
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
@@ -94,7 +99,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         labelled = ranks.from_first(lambda: labelled_images(config.val, config.exclude, say))
         monitor = KnnMonitor(labelled, compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
-    run = run_folder(config)
+    begin(training, start)
     with contextlib.ExitStack() as held:
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
         for text in notes:
@@ -102,7 +107,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         memory = plan(training, workers, say)
         resume(training, run, listing, say)
         if ranks.first:
-            write_json(run / "config.json", to_dict(config))
+            write_json(run / "config.json", {**to_dict(config), **origin(training.started_from)})
         held.enter_context(compute.keeping_memory())
         held.enter_context(running_out_said(memory, training))
         return Session(training, listing, run, watcher).train(workers, monitor)
