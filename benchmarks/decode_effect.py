@@ -19,8 +19,9 @@ import torch
 from benchmarks.decoders import chosen, enlarged
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.views import EvaluationTransform
+from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder import Encoder
-from mocoembed.model.encoder_file import Embedder, FrozenEncoder
+from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace

@@ -16,9 +16,9 @@ from mocoembed.config import EmbedConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.embed.extract import embed_images
-from mocoembed.model.batchnorm import fold
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder
+from mocoembed.model.folding import fold
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -86,7 +86,8 @@ def kept(lab: Lab, folder: pathlib.Path):
 
 def folded(lab: Lab, folder: pathlib.Path):
     """The same with BatchNorm folded."""
-    x, network = lab.ready(torch.float32) / 255, fold(copy.deepcopy(lab.network).requires_grad_(False), print)
+    x = lab.ready(torch.float32) / 255
+    network = fold(copy.deepcopy(lab.network).requires_grad_(False), x.shape[-1])
     network = network.to(memory_format=torch.channels_last)
     with lab.compute.keeping_memory():
         _repeat(lab, folder, lambda: network(x))

@@ -44,9 +44,10 @@ def _summary(result) -> str:
 def duplicates(as_json, sheet, **values):
     """Find groups of near-duplicates among the images of the embeddings file EMBEDDINGS; nothing is deleted.
 
-    Two images are near-duplicates when the cosine similarity of their vectors is --threshold or more. Groups are
-    connected: in a long chain the ends may be less similar, as the similarity to the first image shows. The largest
-    image of a group is the one suggested to keep (*). The same letter marks files that are equal byte for byte.
+    Two images are near-duplicates when the cosine similarity of their vectors is --threshold or more; by default it
+    is chosen from the similarities in this collection, and printed. Groups are connected: in a long chain the ends
+    may be less similar, as the similarity to the first image shows. The largest image of a group is the one suggested
+    to keep (*). The same letter marks files that are equal byte for byte.
 
     \b
       mocoembed duplicates
@@ -64,6 +65,8 @@ def duplicates(as_json, sheet, **values):
     else:
         if result.groups:
             put(table(list(HEADER), list(_rows(result.groups)), "similarity pixels bytes"))
+        if result.threshold_reason:
+            put(f"threshold {result.threshold:g} (auto): {result.threshold_reason}")
         put(_summary(result))
     if sheet and result.groups:
         duplicates_sheet(result, sheet)

@@ -43,12 +43,26 @@ class NumberList(click.ParamType):
         return numbers
 
 
+class NumberOrWord(click.ParamType):
+    """A number, or a word that the config knows."""
+
+    name = "number or word"
+
+    def convert(self, value, parameter, context):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+
 def _click_type(annotation) -> tuple[typing.Any, bool]:
     """The click type of a field's annotation, and whether it is a flag."""
     if typing.get_origin(annotation) is tuple:
         numbers = typing.get_args(annotation)
         return NumberList(numbers[0], None if numbers[-1] is Ellipsis else len(numbers)), False
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    if {float, str} <= set(kinds):
+        return NumberOrWord(), False
     kind = kinds[0] if kinds else annotation
     return kind, kind is bool
 

@@ -65,7 +65,7 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
                 "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
                 "full_decode": True, "decay_norms": True, "exclude": ("*.png", "old/raw"),
-                "value_range": (-5.0, 4095.0), "groups_at_once": 1}
+                "value_range": (-5.0, 4095.0), "groups_at_once": 1, "init": "other.safetensors"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -216,7 +216,8 @@ def test_command_without_duplicates_and_with_wrong_calls(workspace, tmp_path, ru
     status, out, err = run_cli("duplicates", "--workspace", workspace, "--exact-only", "--sheet", tmp_path / "s.png")
     assert (status, out) == (0, "no duplicates among 24 images (equal bytes)\n")
     assert err == "no sheet drawn: no duplicates\n"
-    for arguments, message in [(("none.h5",), "none.h5"), (("--threshold", 2), "--threshold 2.0: must be above 0"),
+    for arguments, message in [(("none.h5",), "none.h5"), (("--threshold", 2), "--threshold 2.0: must be auto, or a"),
+                               (("--threshold", "low"), "--threshold low: must be auto"),
                                (("--sheet", "s.jpg"), "must end in .png")]:
         status, out, err = run_cli("duplicates", "--workspace", workspace, *arguments)
         assert (status, out, message in err) == (2, "", True)

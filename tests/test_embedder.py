@@ -1,18 +1,18 @@
-"""The embedder: folded against unfolded networks, its arithmetic, and what it does when memory runs out."""
+"""The embedder: its arithmetic, and what it does when memory runs out."""
 
 import copy
 
 import pytest
 import torch
-import torchvision
+from test_folding import unlike_the_identity
 from torch import nn
 from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform, normalize
 from mocoembed.errors import MocoembedError
-from mocoembed.model.batchnorm import GroupedBatchNorm2d, fold
+from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.model.embedder import Embedder
-from mocoembed.model.encoder import Encoder, EncoderSpec, build_backbone
+from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -27,31 +27,10 @@ def pixels(n, side=32, seed=0):
     return torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
 
 
-def unlike_the_identity(network):
-    """The network with BatchNorms that change what goes through them."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, 0, 0.1)
-                nn.init.normal_(layer.running_mean, 0, 0.1)
-                nn.init.uniform_(layer.running_var, 0.5, 2)
-    return network
-
-
 def small_encoder():
     """An untrained `FrozenEncoder` with the 7x7 stem and groups in its BatchNorms."""
     encoder = unlike_the_identity(Encoder(EncoderSpec("resnet18", 0.125, "7x7s2-pool", "mlp", 8), bn_groups=2))
     return FrozenEncoder(encoder.eval(), EvaluationTransform.of(32, IMAGENET_MEAN, IMAGENET_STD), {})
-
-
-def backbone(arch):
-    return build_backbone(arch, 1.0, "7x7s2-pool", bn_groups=2)
-
-
-def batchnorms(network):
-    return sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
 
 
 def unfolded(frozen, x, features, dtype):
@@ -60,36 +39,6 @@ def unfolded(frozen, x, features, dtype):
     with torch.inference_mode():
         x = normalize(x.to(dtype) / 255, frozen.transform.mean, frozen.transform.std)
         return (encoder if features == "projection" else encoder.backbone)(x)
-
-
-def vision_transformer(name):
-    network = torchvision.models.VisionTransformer(32, 16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
-    network.heads = nn.Identity()  # whose weights begin as zeros
-    return network
-
-
-# name -> (network, side, BatchNorms that are left); half of DenseNet's come before their convolution.
-NETWORKS = {
-    "densenet121": (backbone, 64, 62), "efficientnet_b0": (backbone, 64, 0), "googlenet": (backbone, 64, 0),
-    "mobilenet_v2": (backbone, 64, 0), "mobilenet_v3_small": (backbone, 64, 0), "regnet_y_400mf": (backbone, 64, 0),
-    "resnet18": (backbone, 64, 0), "resnet50": (backbone, 64, 0), "shufflenet_v2_x0_5": (backbone, 64, 0),
-    "vgg11_bn": (lambda name: torchvision.models.vgg11_bn().features, 32, 0),
-    "vision transformer": (vision_transformer, 32, 0),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_folded_network_gives_the_same_features(name):
-    make, side, left = NETWORKS[name]
-    network, notes = unlike_the_identity(make(name)).eval(), []
-    x = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = copy.deepcopy(network).double()(x)
-        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
-            folded = fold(copy.deepcopy(network).to(dtype), notes.append)
-            assert batchnorms(folded) == left
-            assert (folded(x.to(dtype)) - expected).abs().max() < tolerance * expected.abs().max()
-    assert notes == []
 
 
 def test_the_encoder_stays_as_it_was():
@@ -116,47 +65,6 @@ def test_vectors_of_each_precision(features, precision, tolerance):
     assert (vectors - expected).abs().max() < tolerance
     other = Embedder(frozen, compute(precision), features, True)(x.contiguous())  # channels first in memory
     torch.testing.assert_close(other, vectors, rtol=0, atol=tolerance)
-
-
-class Twice(nn.Module):
-    """One convolution with two BatchNorms: folding either into it would be wrong."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.one, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-        for layer in (self.one, self.other):
-            nn.init.normal_(layer.running_mean)
-            nn.init.normal_(layer.weight)
-
-    def forward(self, x):
-        return self.other(self.conv(self.one(self.conv(x))))
-
-
-class Shared(Twice):
-    """The convolution's output goes to a BatchNorm and elsewhere."""
-
-    def forward(self, x):
-        y = self.conv(x)
-        return self.other(self.one(y) + y)
-
-
-class Untraceable(Twice):
-    """It looks at its input's values."""
-
-    def forward(self, x):
-        return self.one(self.conv(x if x.sum() > 0 else -x))
-
-
-@pytest.mark.parametrize(("kind", "said"), [(Twice, "twice"), (Shared, None), (Untraceable, "cannot be traced")])
-def test_what_cannot_be_folded_is_left(kind, said):
-    network, notes = kind().eval().double(), []
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    expected = network(x)
-    left = fold(copy.deepcopy(network), notes.append)
-    assert batchnorms(left) == batchnorms(network)
-    assert torch.equal(left(x), expected)
-    assert len(notes) == (said is not None)
-    assert said is None or said in notes[0]
 
 
 def limited(embedder, limit, error):

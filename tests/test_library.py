@@ -3,23 +3,26 @@
 import builtins
 import hashlib
 import json
+import pathlib
+import time
 import urllib.error
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
 from torch import nn
 
-from mocoembed.config import EmbedConfig, ExportConfig, IndexConfig, PretrainConfig, SearchConfig
+from mocoembed.config import EmbedConfig, ExportConfig, IndexConfig, SearchConfig
 from mocoembed.data.decode import EncodedImage
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MocoembedError, UsageError
-from mocoembed.model import published
-from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone
-from mocoembed.model.encoder_file import load_encoder, read_metadata
+from mocoembed.model import published, timm_backbone
+from mocoembed.model.encoder_file import load_encoder, read_metadata, save_encoder
+from mocoembed.model.foreign import Preprocessing
 from mocoembed.model.library import library_encoder
 from mocoembed.search.index import build_index
 from mocoembed.search.query import search_images
@@ -248,8 +251,9 @@ def test_timm_without_weights_or_with_wrong_ones(timm, timm_cache, tmp_path, mon
         raise OSError("no way there.")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", out_of_reach)
+    monkeypatch.setattr(timm_backbone, "_out_of_reach", lambda: None)
     with pytest.raises(MocoembedError, match=r"timm:test_resnet.r160_in1k cannot be had from timm/test_resnet.*no way"
-                                             r" there\.\n(?s:.*)put its weights at .*cache/timm/test_resnet.r160_in1k"):
+                                             r" there\.\n(?s:.*)or put it at .*cache/timm/test_resnet.r160_in1k"):
         library_encoder("timm:test_resnet", lambda text: None)
     timm_cache("test_vit.r160_in1k")
     folder = tmp_path / "cache" / "timm"
@@ -279,10 +283,8 @@ def test_without_timm_the_message_says_how_to_get_it(timm_cache, tmp_path, monke
     assert read_metadata(path)["encoder"]["arch"] == "timm:test_resnet.r160_in1k"  # its description needs none
 
 
-def test_a_timm_model_is_not_pretrained_and_not_of_torchvisions_layout(timm_cache, tmp_path):
+def test_a_timm_model_is_not_of_torchvisions_layout(timm_cache, tmp_path):
     timm_cache("test_resnet.r160_in1k")
-    with pytest.raises(UsageError, match="timm's models can embed, not be pretrained"):
-        check_backbone(Encoder(EncoderSpec("timm:test_resnet", 1.0, "7x7s2-pool", "none", 0)), 64)
     for form, message in (("torchvision", "timm's models, as this timm:test_resnet.* have no torchvision layout"),
                           ("detectron2", "is for ResNets only.* Give --format encoder or onnx")):
         with pytest.raises(UsageError, match=f"--format {form}: {message}"):
@@ -295,9 +297,91 @@ def test_fingerprints_of_encoders_from_before_are_what_they_were(make_encoder):
     json.dumps(identity)
 
 
-def test_pretrain_refuses_timm_on_the_command_line(timm, images, tmp_path, run_cli):
-    status, _, err = run_cli("pretrain", images, "--recipe", "small", "--arch", "timm:test_resnet", "--width", 1,
-                             "--stem", "7x7s2-pool", "--workspace", tmp_path / "ws", "--device", "cpu",
-                             "--queue-size", 16, "--batch-size", 8, "--processes", 1)
-    assert (status, "not be pretrained" in err) == (2, True), err
-    assert PretrainConfig.of("small", str(images)).arch != "timm:test_resnet"
+# ------------------------------------------------------------------------------------ files of others' weights
+
+
+def fine_tuned(network: nn.Module, path, classes: int = 7):
+    """Write the network's weights with another classifier, as training scripts do; the network without it."""
+    state = network.state_dict()
+    names = [name for name in state if name.startswith(("fc.", "head.fc.", "classifier."))]
+    assert names
+    for name in names:
+        state[name] = state[name][:classes].clone()
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "arch": "x", "state_dict": {f"module.{name}": state[name] for name in state}}, path)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_a_timm_model_that_was_fine_tuned(timm, name, suffix, photograph, tmp_path):
+    torch.manual_seed(1)
+    network, path = shaken(timm.create_model(name)), tmp_path / f"mine{suffix}"
+    fine_tuned(network, path)
+    notes = []
+    frozen = library_encoder(f"timm:{name}={path}", notes.append)
+    network.reset_classifier(0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+    with torch.inference_mode():
+        expected = network(transform(photograph.rgb())[None])
+    torch.testing.assert_close(vectors_of(frozen, photograph), expected, rtol=1e-3,
+                               atol=1e-3 * float(expected.abs().max()))
+    full = frozen.provenance["name"]
+    assert full.startswith(f"timm:{name}.")
+    assert frozen.provenance["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert notes == [f"mine{suffix}: weights of {full}, images of {frozen.transform.crop} pixels"]
+    again = load_encoder(export_encoder(ExportConfig(f"timm:{name}={path}", str(tmp_path / "ws"))).path)
+    assert again.fingerprint() == frozen.fingerprint()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small"])
+def test_a_file_of_a_torchvision_model_that_was_fine_tuned(arch, photograph, tmp_path):
+    network, path = shaken(torchvision.models.get_model(arch)), tmp_path / "mine=2.pth"
+    torch.save(network.state_dict(), path)
+    frozen = library_encoder(f"torchvision:{arch}={path}", lambda text: None,
+                             Preprocessing(image_size=96, mean=(0.4, 0.5, 0.6)))
+    assert (frozen.transform.crop, frozen.transform.mean) == (96, (0.4, 0.5, 0.6))
+    assert frozen.transform.resize == round(torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+                                            .resize_size[0] * 96 / 224)
+    x = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(frozen.encoder.backbone(x), without_last_linear(network)(x), rtol=0, atol=0)
+
+
+def test_files_of_other_weights_are_refused_whole(timm, tmp_path, run_cli, images):
+    state = shaken(timm.create_model("test_resnet")).state_dict()
+    path, given = tmp_path / "w.pth", f"timm:test_resnet={tmp_path / 'w.pth'}"
+    wrong = {name: tensor for name, tensor in state.items() if name not in ("conv1.weight", "bn1.bias")}
+    cases = [({**wrong, "extra": torch.zeros(1)}, r"Missing: 'bn1.bias'.*Left over: 'extra'|Missing: 'conv1.weight'"),
+             ({**state, "bn1.bias": torch.zeros(3)}, r"Of another shape: 'bn1.bias \(3,\) instead of"),
+             ({**state, "bn1.bias": torch.full_like(state["bn1.bias"], torch.nan)}, "bn1.bias holds numbers")]
+    for content, message in cases:
+        torch.save(content, path)
+        with pytest.raises(FormatError, match=message):
+            library_encoder(given, print)
+    with pytest.raises(UsageError, match=r"the file 'none\.pth' does not exist"):
+        library_encoder("timm:test_resnet=none.pth", print)
+    torch.save(pathlib.PurePosixPath, path)  # a class, not weights
+    with pytest.raises(FormatError):
+        library_encoder(given, print)
+    torch.save(shaken(timm.create_model("test_efficientnet")).state_dict(), path)
+    status, _, err = run_cli("embed", images, "--encoder", path, "--workspace", tmp_path / "ws", "--device", "cpu")
+    assert (status, f"timm:NAME={path}" in err, f"torchvision:NAME={path}" in err) == (1, True, True)
+
+
+def test_an_encoder_file_of_ours_needs_no_name(make_encoder, tmp_path):
+    save_encoder(tmp_path / "e.safetensors", make_encoder())
+    with pytest.raises(UsageError, match=r"says its network itself. Give .*e.safetensors alone"):
+        library_encoder(f"torchvision:resnet18={tmp_path / 'e.safetensors'}", print)
+
+
+def test_a_hub_out_of_reach_is_said_once_and_at_once(timm, tmp_path, run_cli, images):
+    from huggingface_hub import constants
+
+    began = time.monotonic()
+    status, out, err = run_cli("embed", images, "--encoder", "timm:test_resnet", "--workspace", tmp_path / "ws")
+    assert time.monotonic() - began < 10
+    assert (status, out, len(err.splitlines())) == (1, "", 3)  # where from, what is wrong, what to do
+    assert f"no way to {constants.ENDPOINT} (Name or service not known)" in err
+    assert "timm:test_resnet.r160_in1k=FILE" in err
+    assert constants.HF_HUB_OFFLINE is False

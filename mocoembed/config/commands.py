@@ -18,8 +18,8 @@ class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
     source: str | None = None
-    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME; by default
-    the newest run."""
+    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME, with
+    =FILE for weights of one's own; by default the newest run."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     format: str = "encoder"
@@ -52,8 +52,8 @@ class EmbedConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     encoder: str | None = None
-    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME; by default the
-    workspace's newest encoder."""
+    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME, with =FILE for
+    weights of one's own; by default the workspace's newest encoder."""
     output: str | None = None
     """Embeddings file to write; by default embeddings.h5 in the workspace."""
     fresh: bool = False
@@ -216,15 +216,17 @@ class DuplicatesConfig:
     """Embeddings file; by default embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
-    threshold: float = 0.98
-    """Least cosine similarity of two images that are near-duplicates; how alike that is depends on the encoder."""
+    threshold: float | str = "auto"
+    """Least cosine similarity of two images that are near-duplicates; auto chooses it from how alike the images of
+    this collection are, as that depends on the encoder."""
     exact_only: bool = False
     """Find only files with the same bytes; vectors are not compared."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
 
     def __post_init__(self):
-        require(self, "threshold", 0 < self.threshold <= 1, "above 0, 1 at most")
+        require(self, "threshold", self.threshold == "auto" if isinstance(self.threshold, str)
+                else 0 < self.threshold <= 1, "auto, or a number above 0, 1 at most")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from mocoembed.checks import at_least, at_most, in_unit_interval, one_of, relative_globs, require, rising_pair
 from mocoembed.errors import UsageError
@@ -17,6 +18,7 @@ DICTIONARIES = ("queue", "memory-bank", "end-to-end")
 KEY_ENCODERS = ("shared", "separate")
 BATCHNORMS = ("shuffled", "none", "sync")
 CACHES = ("none", "ram")
+FROM_INIT = "init"  # as `arch`: that of the encoder to start from
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 
 
@@ -40,8 +42,12 @@ class PretrainConfig:
     """Name of the run's folder; by default the recipe and a hash of the settings."""
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
+    init: str | None = None
+    """Start from this encoder instead of random weights: anything that embed takes as --encoder. Its architecture,
+    mean and standard deviation become the defaults."""
     arch: str = "resnet50"
-    """Backbone: a ResNet, ResNeXt or wide ResNet, or another classifier of torchvision (see docs/pretraining.md)."""
+    """Backbone: a ResNet, ResNeXt or wide ResNet, another classifier of torchvision, or timm:NAME (see
+    docs/pretraining.md)."""
     width: float = 1.0
     """Multiplier of all channel counts: 0.25 for a laptop, 2 for R50w2x."""
     stem: str = "7x7s2-pool"
@@ -172,7 +178,11 @@ class PretrainConfig:
                          "blur_probability", "solarize_probability", "flip_probability")
         rising_pair(self, "value_range")
         require(self, "width", 0 < self.width < math.inf, "more than 0")
-        require(self, "std", min(self.std) > 0, "three numbers above 0")
+        missing = 0 if self.init is None else 1  # with --init they may be its source's
+        require(self, "mean", len(self.mean) == 3 or bool(missing and not self.mean), "three numbers")
+        require(self, "std", min(self.std, default=missing) > 0, "three numbers above 0")
+        require(self, "init", self.init != "", "an encoder")
+        require(self, "arch", self.arch != FROM_INIT or self.init is not None, "a network's name without --init")
         require(self, "recipe", not (RECIPES.get(self.recipe) and self._takes_nothing_from_the_recipe()),
                 "taken from its preset: use PretrainConfig.of(recipe, images, ...)")
         require(self, "temperature", self.temperature > 0, "more than 0")
@@ -221,10 +231,16 @@ class PretrainConfig:
     def of(cls, recipe: str, images: str, **overrides) -> "PretrainConfig":
         """The preset `recipe` with some fields overridden; `UsageError` for an unknown recipe.
 
-        Of `auto` the fields given are those that it leaves as they are.
+        With `init`, architecture (unless `arch`, `width` or `stem` is overridden), mean and standard deviation are
+        left to it. Of `auto` the fields given are those that it leaves as they are.
         """
         if recipe == AUTO:
             return cls(images=str(images), given=tuple(overrides), **overrides)
         if recipe not in RECIPES:
             raise UsageError(f"--recipe {recipe}: must be one of {', '.join((AUTO, *RECIPES))}.")
-        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **overrides})
+        of_source: dict[str, Any] = {}
+        if overrides.get("init") is not None:
+            of_source = {"mean": (), "std": ()}
+            if not {"arch", "width", "stem"} & set(overrides):
+                of_source["arch"] = FROM_INIT
+        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **of_source, **overrides})

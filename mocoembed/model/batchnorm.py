@@ -1,13 +1,10 @@
-"""BatchNorm over groups of the batch, as if each group were on a GPU of its own, and BatchNorm folded away."""
+"""BatchNorm over groups of the batch, as if each group were on a GPU of its own."""
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 
@@ -39,12 +36,6 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return torch.cat(parts)
         return _Grouped.apply(x, self.weight, self.bias, (self.running_mean, self.running_var),
                               list(zip(sizes, momenta)), self.eps)
-
-    def plain(self) -> nn.BatchNorm2d:
-        """The layer that this is in evaluation, with the same tensors."""
-        layer = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, device="meta")
-        layer.load_state_dict(self.state_dict(keep_vars=True), assign=True)
-        return layer.train(self.training)
 
 
 def shares_of_update(momentum: float, count: int) -> list[float]:
@@ -92,26 +83,9 @@ class _Grouped(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def fold(network: nn.Module, note: Callable[[str], None]) -> nn.Module:
-    """A network in evaluation mode with every BatchNorm that follows a convolution made part of that convolution.
-
-    May change `network`, so give a copy. Other BatchNorms stay: one that comes before its convolution cannot be folded
-    where the border is padded. So does everything in a network without BatchNorm and in one that torch.fx cannot trace
-    or that uses a layer twice, which is said by `note(text)`.
-    """
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, GroupedBatchNorm2d):
-            network.set_submodule(name, layer.plain())
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
-        return network
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception as error:  # whatever the network's own code raises when its input has no values
-        note(f"the network cannot be traced, so its BatchNorm is not folded ({str(error).partition(chr(10))[0]})")
-        return network
-    uses = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    if any(count > 1 and isinstance(traced.get_submodule(name), nn.Conv2d | nn.BatchNorm2d)
-           for name, count in uses.items()):
-        note("the network uses a convolution or a BatchNorm twice, so its BatchNorm is not folded")
-        return network
-    return fuse(traced, inplace=True, no_trace=True)
+def grouped(layer: nn.BatchNorm2d, groups: int) -> GroupedBatchNorm2d:
+    """A layer as new as `layer`, with its parameters, that works in groups."""
+    new = GroupedBatchNorm2d(layer.num_features, groups)
+    new.eps, new.momentum = layer.eps, layer.momentum
+    new.weight, new.bias = layer.weight, layer.bias
+    return new

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import MocoembedError
-from mocoembed.model.batchnorm import fold
 from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.folding import fold
 from mocoembed.model.precision import Compute, to_host
 
 # In the messages of RuntimeErrors: torch on a CPU, and libraries on a GPU that allocate for themselves.
@@ -34,7 +34,7 @@ class Embedder:
     def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalized: bool,
                  compile: bool = False, note: Callable[[str], None] = lambda text: None):
         wanted: nn.Module = frozen.encoder if features == "projection" else frozen.encoder.backbone
-        network = fold(copy.deepcopy(wanted).to(compute.dtype).eval().requires_grad_(False), note)
+        network = fold(copy.deepcopy(wanted).to(compute.dtype).eval().requires_grad_(False), frozen.transform.crop)
         self.frozen, self.compute, self.note = frozen, compute, note
         self._inference = compute.place(_Inference(network, frozen.transform, normalized).eval())
         if compute.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The encoder: a torchvision ResNet of any width and stem, or another of its classifiers, and the projection head.
+"""The encoder: a torchvision ResNet of any width and stem, or another classifier, and the projection head.
 
 In: normalised images (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole.
 """
@@ -16,8 +16,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
 from mocoembed.errors import UsageError
-from mocoembed.model.batchnorm import GroupedBatchNorm2d
-from mocoembed.model.timm_backbone import PREFIX, TimmBackbone
+from mocoembed.model.batchnorm import GroupedBatchNorm2d, grouped
+from mocoembed.model.timm_backbone import PREFIX, TimmBackbone, synchronized_timm
 
 # name -> (block, layers, further arguments of torchvision's ResNet); all are torchvision's but resnext50_32x8d, which
 # is the ResNeXt-50 of He et al. 2019.
@@ -42,6 +42,8 @@ UNFIT = {
 # Without the classifiers on the side that only training has.
 ARGUMENTS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # which are in the published weights of these two
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -58,7 +60,8 @@ class Backbone(ResNet):
     """A torchvision ResNet with every channel count times `width`, a choice of stem, and no classifier.
 
     With width 1 and the stem `7x7s2-pool` its state dict is torchvision's without `fc`. Width 2 and 4 are the
-    R50w2x and R50w4x of He et al. 2019, section 4.1. Its output is (N, D); `features` is D.
+    R50w2x and R50w4x of He et al. 2019, section 4.1. Its output is (N, D); `features` is D. As in every backbone,
+    `classifiers` names what others' weights may have beyond it.
     """
 
     def __init__(self, arch: str, width: float = 1.0, stem: str = "7x7s2-pool", bn_groups: int = 1):
@@ -74,7 +77,7 @@ class Backbone(ResNet):
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         else:  # as in the authors' notebook: PyTorch's own beginning for the first convolution, and no pooling
             self.maxpool = nn.Identity()
-        self.features = scaled(512, width) * block.expansion
+        self.features, self.classifiers = scaled(512, width) * block.expansion, ("fc",)
         self.fc = nn.Identity()
 
     def _make_layer(self, block, planes, *arguments, **more):
@@ -103,11 +106,11 @@ class OtherBackbone(nn.Module):
         super().__init__()
         self.network = torchvision.models.get_model(arch, weights=None, **ARGUMENTS.get(arch, {}))
         last, linear = [(name, one) for name, one in self.network.named_modules() if isinstance(one, nn.Linear)][-1]
-        self.features = linear.in_features
+        self.features, self.classifiers = linear.in_features, (last, *AUXILIARY)
         self.network.set_submodule(last, nn.Identity())
         for name, layer in list(self.network.named_modules()):
             if isinstance(layer, nn.BatchNorm2d):
-                self.network.set_submodule(name, _grouped(layer, bn_groups))
+                self.network.set_submodule(name, grouped(layer, bn_groups))
             elif isinstance(layer, nn.Dropout | StochasticDepth):
                 layer.p = 0.0
         self.register_state_dict_post_hook(_to_torchvisions_names)
@@ -115,13 +118,6 @@ class OtherBackbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x)  # N x 3 x S x S -> N x D
-
-
-def _grouped(layer: nn.BatchNorm2d, groups: int) -> GroupedBatchNorm2d:
-    new = GroupedBatchNorm2d(layer.num_features, groups)
-    new.eps, new.momentum = layer.eps, layer.momentum
-    new.weight, new.bias = layer.weight, layer.bias
-    return new
 
 
 def _to_torchvisions_names(module, state: dict, prefix: str, metadata):
@@ -141,16 +137,21 @@ def build_backbone(arch: str, width: float, stem: str,
     if arch in ARCHITECTURES:
         return Backbone(arch, width, stem, bn_groups)
     if arch.startswith(PREFIX):
-        return TimmBackbone(arch)
+        _require_no_width(arch, width, stem)
+        return TimmBackbone(arch, bn_groups)
     for family, reason in UNFIT.items():
         if arch.startswith(family):
             raise UsageError(f"--arch {arch}: cannot be a backbone: {reason}.")
     if arch not in (known := known_architectures()):
         raise UsageError(f"--arch {arch}: must be one of {', '.join(known)}.")
+    _require_no_width(arch, width, stem)
+    return OtherBackbone(arch, bn_groups)
+
+
+def _require_no_width(arch: str, width: float, stem: str):
     if (width, stem) != (1, "7x7s2-pool"):
         raise UsageError(f"--arch {arch}: has one width and one stem; --width {width:g} and --stem {stem} are for "
                          "ResNets only. Give --width 1 --stem 7x7s2-pool.")
-    return OtherBackbone(arch, bn_groups)
 
 
 def known_architectures() -> list[str]:
@@ -196,15 +197,19 @@ def zero_init_residual(backbone: nn.Module):
         nn.init.zeros_(norm.weight)
 
 
+def synchronized(encoder: Encoder) -> Encoder:
+    """The encoder with BatchNorm over all processes, made with one group."""
+    if encoder.spec.arch.startswith(PREFIX):
+        return synchronized_timm(encoder)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+
+
 def check_backbone(encoder: Encoder, image_size: int):
     """Try one image of the wanted size before training; `UsageError` when it does not go through.
 
     Warns when the backbone has no BatchNorm.
     """
     arch, backbone, training = encoder.spec.arch, encoder.backbone, encoder.training
-    if arch.startswith(PREFIX):
-        raise UsageError(f"--arch {arch}: timm's models can embed, not be pretrained. "
-                         f"Give one of {', '.join(known_architectures())}.")
     image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
     try:
         with torch.inference_mode():

@@ -103,7 +103,8 @@ def find_layout(tensors: Tensors, path) -> Layout:
     whole = [layout for layout in fitting if layout.head and any(name.startswith(layout.head) for name in tensors)]
     if not fitting:
         raise FormatError(f"{path} has no known layout: no key is that of a ResNet's first convolution. "
-                          f"Its tensors: {_some(tensors)}.")
+                          f"Its tensors: {some(tensors)}. If it is a model of timm or torchvision, name the model: "
+                          f"timm:NAME={path} or torchvision:NAME={path}.")
     return (whole or fitting)[0]
 
 
@@ -131,10 +132,10 @@ def find_architecture(weights: Tensors, path) -> tuple[str, float, str]:
                if layers == blocks and (block is Bottleneck) == bottleneck]
     if not fitting:
         raise FormatError(f"{path}: its stages have {blocks} {'bottleneck' if bottleneck else 'basic'} blocks, as none "
-                          f"of {', '.join(ARCHITECTURES)} has. Its keys: {_some(weights)}.")
+                          f"of {', '.join(ARCHITECTURES)} has. Its keys: {some(weights)}.")
     problems = {arch: _differences(weights, arch, width, stem) for arch in fitting}
     arch = min(problems, key=lambda arch: sum(map(len, problems[arch].values())))
-    if found := "; ".join(f"{what}: {_some(names)}" for what, names in problems[arch].items() if names):
+    if found := told(problems[arch]):
         raise FormatError(f"{path} does not hold the weights of a {arch} of width {width:g}. {found}.")
     return arch, width, stem
 
@@ -142,12 +143,22 @@ def find_architecture(weights: Tensors, path) -> tuple[str, float, str]:
 def _differences(weights: Tensors, arch: str, width: float, stem: str) -> dict[str, list[str]]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a grouped convolution of a small width may have no channels at all
-        expected = {name: tuple(tensor.shape) for name, tensor in Backbone(arch, width, stem).state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        expected = Backbone(arch, width, stem).state_dict()
+    return differences(weights, expected)
+
+
+def differences(weights: Tensors, wanted: Tensors) -> dict[str, list[str]]:
+    """{what is wrong with the names or shapes: names} of `weights` for a network whose state dict is `wanted`."""
+    expected, shapes = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (wanted, weights))
     return {"Missing": [name for name in expected if name not in shapes and not name.endswith(OPTIONAL)],
             "Left over": [name for name in shapes if name not in expected],
             "Of another shape": [f"{name} {shapes[name]} instead of {shape}" for name, shape in expected.items()
                                  if shapes.get(name, shape) != shape]}
+
+
+def told(problems: dict[str, list[str]]) -> str:
+    """What `differences` found, in one line; empty when there is nothing."""
+    return "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
 
 
 def our_head(tensors: Tensors, features: int) -> tuple[str, Tensors]:
@@ -210,14 +221,14 @@ def foreign_encoder(content: dict[str, Any], path, preprocessing: Preprocessing,
     encoder = Encoder(EncoderSpec(arch, width, stem, kind, len(head["fc.bias"]) if head else 0))
     ours = {f"backbone.{name}": tensor for name, tensor in weights.items()}
     ours.update({f"head.{name}": tensor for name, tensor in head.items()})
-    _require_numbers(ours, path)
+    require_numbers(ours, path)
     encoder.load_state_dict({**encoder.state_dict(), **ours})
     left_out = [layout.backbone + name for name in heads] + _heads_beside(tensors, layout)
     if not head and layout.head:
         left_out += [layout.head + name for name in theirs]
     provenance = {"layout": layout.name, **source, **tool_provenance()}
     if left_out:
-        provenance["left_out"] = _some(left_out)
+        provenance["left_out"] = some(left_out)
     return FrozenEncoder(encoder.eval().requires_grad_(False), preprocessing.transform(stem), provenance)
 
 
@@ -229,7 +240,8 @@ def _heads_beside(tensors: Tensors, layout: Layout) -> list[str]:
         and not (layout.head and name.startswith(layout.head))]
 
 
-def _require_numbers(tensors: Tensors, path):
+def require_numbers(tensors: Tensors, path):
+    """Raise `FormatError` unless all are dense floats on the CPU, and finite."""
     for name, tensor in tensors.items():
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not name.endswith(OPTIONAL) and not (dense and tensor.is_floating_point()):
@@ -238,7 +250,7 @@ def _require_numbers(tensors: Tensors, path):
             raise FormatError(f"{path}: {name} holds numbers that are not finite.")
 
 
-def _some(names) -> str:
+def some(names) -> str:
     """The first few of the names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -1,6 +1,7 @@
 """Encoders of other libraries by name: `torchvision:resnet50`, `timm:resnet50` -> a frozen encoder of ours.
 
-The classifier is taken off; the evaluation transform is the one that the weights were published with.
+The classifier is taken off; the evaluation transform is the one that the weights were published with. With `=FILE`
+after the name the weights are those of a file.
 """
 
 import pathlib
@@ -16,6 +17,8 @@ from mocoembed.files import sha256_file
 from mocoembed.model import timm_backbone
 from mocoembed.model.encoder import Encoder, EncoderSpec, known_architectures
 from mocoembed.model.encoder_file import FrozenEncoder, tool_provenance
+from mocoembed.model.foreign import Preprocessing
+from mocoembed.model.library_file import Network, encoder_in
 from mocoembed.model.pickled import read_pickled
 from mocoembed.model.published import Published, fetch_into
 
@@ -31,16 +34,33 @@ def is_library_name(given: str) -> bool:
     return given.startswith((TORCHVISION, TIMM))
 
 
-def library_encoder(given: str, note: Callable[[str], None]) -> FrozenEncoder:
-    """The frozen encoder that `torchvision:NAME`, `torchvision:NAME@WEIGHTS` or `timm:NAME` names.
+def library_encoder(given: str, note: Callable[[str], None],
+                    preprocessing: Preprocessing = Preprocessing()) -> FrozenEncoder:  # noqa: B008 (it is frozen)
+    """The frozen encoder that `torchvision:NAME`, `torchvision:NAME@WEIGHTS` or `timm:NAME` names, or its `=FILE`.
 
-    `note(text)` tells about download and licence. Raises `UsageError` for an unknown name or a missing package,
-    `MocoembedError` when the weights cannot be had, `FormatError` when they are damaged.
+    `note(text)` tells about download and licence; `preprocessing` is for files. Raises `UsageError` for an unknown
+    name, a missing package or a missing file, `MocoembedError` when the weights cannot be had, `FormatError` when they
+    are damaged or do not fit.
     """
-    library, _, name = given.partition(":")
+    named, equals, file = given.partition("=")
+    library, _, name = named.partition(":")
     if not name.partition("@")[0]:
         raise UsageError(f"{given!r} lacks the name of a model. Give {library}:resnet50, for instance.")
+    if equals:
+        return encoder_in(pathlib.Path(file), _network(named), preprocessing, note)
+    if preprocessing != Preprocessing():
+        raise UsageError(f"--image-size, --mean and --std are for files of weights; {given} says them itself.")
     return _timm(given, note) if given.startswith(TIMM) else _torchvision(given, note)
+
+
+def _network(named: str) -> Network:
+    """The network that a name stands for, whatever weights it will have."""
+    if named.startswith(TIMM):
+        arch, transform, source = timm_backbone.described(named)
+        return Network(arch, arch, transform, source)
+    arch, _, wanted = named.removeprefix(TORCHVISION).partition("@")
+    transform = _preset(_weights(named, arch, wanted).transforms(), arch)
+    return Network(named, arch, transform, {"torchvision": torchvision.__version__})
 
 
 def _timm(given: str, note) -> FrozenEncoder:
@@ -50,19 +70,24 @@ def _timm(given: str, note) -> FrozenEncoder:
 
 def _torchvision(given: str, note) -> FrozenEncoder:
     arch, _, wanted = given.removeprefix(TORCHVISION).partition("@")
-    if arch not in (known := known_architectures()) or arch not in torchvision.models.list_models():
-        raise UsageError(f"{given}: torchvision {torchvision.__version__} has no such classifier that can be an "
-                         f"encoder; it has {', '.join(known)}.")
-    choices = torchvision.models.get_model_weights(arch)
-    if wanted and wanted not in choices.__members__:
-        raise UsageError(f"{given}: {arch} has the weights {', '.join(choices.__members__)}.")
-    weights = choices[wanted] if wanted else choices.DEFAULT
+    weights = _weights(given, arch, wanted)
     licence = weights.meta.get("license", NO_LICENCE)
     published = Published(weights.url, _digits(weights.url), licence, "sha256", "torchvision")
     path = fetch_into(pathlib.Path(torch.hub.get_dir()) / "checkpoints", given, published, note)
     source = {"name": f"{TORCHVISION}{arch}", "weights": str(weights), "url": weights.url, "licence": licence,
               "torchvision": torchvision.__version__, "checkpoint_sha256": sha256_file(path)}
     return _frozen(arch, _torchvision_state(read_pickled(path), arch), _preset(weights.transforms(), arch), source)
+
+
+def _weights(given: str, arch: str, wanted: str) -> torchvision.models.WeightsEnum:
+    """torchvision's entry for the weights `wanted`, or for its default ones."""
+    if arch not in (known := known_architectures()) or arch not in torchvision.models.list_models():
+        raise UsageError(f"{given}: torchvision {torchvision.__version__} has no such classifier that can be an "
+                         f"encoder; it has {', '.join(known)}.")
+    choices = torchvision.models.get_model_weights(arch)
+    if wanted and wanted not in choices.__members__:
+        raise UsageError(f"{given}: {arch} has the weights {', '.join(choices.__members__)}.")
+    return choices[wanted] if wanted else choices.DEFAULT
 
 
 def _digits(url: str) -> str:

@@ -1,14 +1,20 @@
 """timm's models as backbones: `timm:resnet50.a1_in1k` -> a network (N, 3, S, S) -> (N, D), with or without weights.
 
-timm is an optional extra. This is the only module that imports it, when a name begins with `timm:`.
+timm is an optional extra. This is the only module that imports it and huggingface_hub, which it brings along, when a
+name begins with `timm:`.
 """
 
+import contextlib
 import difflib
+import http.client
 import math
 import os
 import pathlib
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,11 +22,14 @@ from torch import nn
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import sha256_file
+from mocoembed.model.batchnorm import GroupedBatchNorm2d, grouped
 from mocoembed.workspace import cache_folder
 
 PREFIX = "timm:"
 SUFFIXES = (".safetensors", ".pth", ".bin")
 SHOWN = 8
+RANDOM = ("p", "drop_prob", "drop_rate", "attn_drop_rate", "drop_path_rate")  # attributes of layers: chances
+SECONDS = 5.0  # for the hub to answer
 
 
 def _timm():
@@ -35,13 +44,24 @@ def _timm():
 class TimmBackbone(nn.Module):
     """A model of timm without its classifier; `features` is the length D of what it then gives.
 
-    Its state dict is timm's. The architecture's name holds timm's tag, on which its size may depend.
+    Its state dict is timm's. The architecture's name holds timm's tag, on which its size may depend. Dropout and
+    stochastic depth are off, because they would draw from a stream of random numbers that no checkpoint holds; with
+    several groups its BatchNorm layers are `GroupedBatchNorm2d`, their activations kept.
     """
 
-    def __init__(self, arch: str):
+    def __init__(self, arch: str, bn_groups: int = 1):
         super().__init__()
         network = _timm().create_model(known_name(arch), pretrained=False, num_classes=0)
         self.features = _length(network, arch)
+        theirs = network.pretrained_cfg.get("classifier") or ()
+        self.classifiers = (theirs,) if isinstance(theirs, str) else tuple(theirs)
+        for name, layer in list(network.named_modules()):
+            if isinstance(layer, nn.BatchNorm2d) and bn_groups > 1:
+                network.set_submodule(name, ActivatedBatchNorm2d(layer, bn_groups) if hasattr(layer, "act")
+                                      else grouped(layer, bn_groups))
+            for chance in RANDOM:
+                if isinstance(getattr(layer, chance, None), float):
+                    setattr(layer, chance, 0.0)
         self.network = network
         self.register_state_dict_post_hook(_to_timms_names)
         self.register_load_state_dict_pre_hook(_from_timms_names)
@@ -50,9 +70,28 @@ class TimmBackbone(nn.Module):
         return self.network(x)  # N x 3 x S x S -> N x D
 
 
+class ActivatedBatchNorm2d(GroupedBatchNorm2d):
+    """timm's BatchNormAct2d over groups of the batch: the activation is part of the layer."""
+
+    def __init__(self, layer: nn.BatchNorm2d, groups: int):
+        super().__init__(layer.num_features, groups)
+        self.eps, self.momentum = layer.eps, layer.momentum
+        self.weight, self.bias = layer.weight, layer.bias
+        self.drop, self.act = layer.get_submodule("drop"), layer.get_submodule("act")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (N, C, H, W), any memory format."""
+        return self.act(self.drop(super().forward(x)))
+
+
+def synchronized_timm(network: nn.Module) -> nn.Module:
+    """The network with BatchNorm over all processes; torch's own function would drop timm's activations."""
+    return _timm().layers.convert_sync_batchnorm(network)
+
+
 def _length(network: nn.Module, arch: str) -> int:
     """Length of the network's vectors, seen on one image; `UsageError` when it gives something else."""
-    size = network.pretrained_cfg["input_size"]
+    size = cast(dict, network.pretrained_cfg)["input_size"]
     training = network.training
     with torch.inference_mode():
         vectors = network.eval()(torch.zeros(1, *size))
@@ -117,18 +156,59 @@ def pretrained(arch: str, note: Callable[[str], None]) -> TimmWeights:
     if path:
         source["checkpoint_sha256"] = sha256_file(path)
     note(f"{PREFIX}{name}: weights from {path or source['from']}, licence {source['licence']}")
+    return TimmWeights(_loaded(timm, name, path, source["from"]), transform, source)
+
+
+def _loaded(timm, name: str, path: pathlib.Path | None, origin: str) -> dict[str, torch.Tensor]:
+    """The state dict, without the classifier, of the file at `path` or of what timm downloads from `origin`."""
+    absent = None if path else _out_of_reach()
+    overlay = {"pretrained_cfg_overlay": {"file": os.fspath(path)}} if path else {}
     try:
-        network = timm.create_model(name, pretrained=True,
-                                    **({"pretrained_cfg_overlay": {"file": os.fspath(path)}} if path else {}))
+        with _from_hubs_cache_alone(absent is not None):
+            network = timm.create_model(name, pretrained=True, **overlay)
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = absent or " ".join(str(error).split())[:300].rstrip(".")
         if path:
             raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
                                  "Give the file that timm publishes, or delete it to download that.") from error
-        raise MocoembedError(f"{PREFIX}{name} cannot be had from {source['from']}: {reason}.\nWithout a network, put "
-                             f"its weights at {folder() / (name + SUFFIXES[0])} (or .pth).") from error
+        raise MocoembedError(f"{PREFIX}{name} cannot be had from {origin}: {reason}.\nWithout a network, give a "
+                             f"file of its weights: {PREFIX}{name}=FILE, or put it at "
+                             f"{folder() / (name + SUFFIXES[0])} (or .pth).") from error
     network.reset_classifier(0)
-    return TimmWeights(network.state_dict(), transform, source)
+    return network.state_dict()
+
+
+def _out_of_reach() -> str | None:
+    """Why the hub of Hugging Face does not answer; `None` when it does, with whatever status."""
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=SECONDS).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, http.client.HTTPException) as error:
+        return f"no way to {constants.ENDPOINT} ({getattr(error, 'reason', None) or error or type(error).__name__})"
+    return None
+
+
+@contextlib.contextmanager
+def _from_hubs_cache_alone(alone: bool) -> Iterator[None]:
+    """While the block runs, let huggingface_hub use what it has on this machine; else it retries for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or alone
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def described(arch: str) -> tuple[str, EvaluationTransform, dict]:
+    """(`timm:name.tag`, its evaluation transform, timm's version for the provenance) of a model of any weights."""
+    timm, name = _timm(), known_name(arch)
+    transform = _transform(timm, timm.get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg, arch)
+    return PREFIX + name, transform, {"timm": timm.__version__}
 
 
 def folder() -> pathlib.Path:

@@ -23,6 +23,7 @@ from mocoembed.errors import UsageError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
 from mocoembed.search.index import ID_BYTES, WORKING_BYTES, empty_index, require_vectors
+from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 
 EXACT_ROWS = 200_000  # up to so many rows every pair is compared
@@ -84,6 +85,8 @@ class DuplicatesResult:
     """Whether the file has digests; without them nothing is said about bytes."""
     value_range: tuple[float, ...] = ()
     """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
+    threshold_reason: str = ""
+    """Why it is that threshold, when it was chosen from the collection."""
 
     @property
     def extra(self) -> int:
@@ -106,7 +109,8 @@ class DuplicatesResult:
 
     def as_json(self) -> dict:
         """Plain JSON types."""
-        return {"count": self.count, "threshold": self.threshold, "compared": self.compared,
+        return {"count": self.count, "threshold": self.threshold, "threshold_reason": self.threshold_reason,
+                "compared": self.compared,
                 "groups": [{"keep": group.keeper.path, "members": [asdict(one) for one in group.members]}
                            for group in self.groups],
                 "extra": self.extra, "identical_copies": self.copies, "extra_bytes": self.extra_bytes}
@@ -131,18 +135,26 @@ def find_duplicates(config: DuplicatesConfig,
                              "from another tool. Leave the option out, or embed the images: mocoembed embed FOLDER")
         for rows in same_bytes(digests):
             components.join(rows)
-        compared = "bytes"
+        compared, threshold = "bytes", None
         if not config.exact_only:
             needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES + PAIR_BYTES
             with within_memory(f"Comparing {len(file)} vectors of dimension {file.dimension}", needed):
-                compared = _join_near(file, components, config.threshold, progress, stop)
+                threshold = _threshold(config, file, digests)
+                compared = _join_near(file, components, threshold.cosine, progress, stop)
         groups = []
         for rows in components.groups():
             groups.append(_group(file, rows, config.root))
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
-        threshold = None if config.exact_only else config.threshold
-        return DuplicatesResult(tuple(groups), len(file), threshold, compared, bytes_known, file.value_range)
+        return DuplicatesResult(tuple(groups), len(file), threshold and threshold.cosine, compared, bytes_known,
+                                file.value_range, threshold.reason if threshold else "")
+
+
+def _threshold(config: DuplicatesConfig, file: EmbeddingFile, digests: np.ndarray) -> Threshold:
+    """The threshold that was given, or the collection's own."""
+    if isinstance(config.threshold, str):
+        return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]), digests)
+    return Threshold(config.threshold, "")
 
 
 class Components:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.notes import about, counted
-from mocoembed.recipes import RECIPES
 
 PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
 FEW_FOR_SCRATCH = 20_000  # images, below which the weights of others are likely to serve better
@@ -63,7 +63,7 @@ class Choice:
 
     recipe: str
     settings: dict[str, Any]
-    """The fields of `PretrainConfig` that differ from the recipe."""
+    """The fields of `PretrainConfig` that were chosen otherwise than by the recipe, and those that were given."""
     reasons: list[str]
     """Lines for people."""
 
@@ -73,8 +73,8 @@ class _Plan:
 
     def __init__(self, recipe: str, facts: Facts, given: dict[str, Any]):
         self.recipe, self.facts, self.given = recipe, facts, given
-        defaults = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
-        self.preset: dict[str, Any] = {**defaults, **RECIPES[recipe]}
+        source = {"init": given["init"]} if given.get("init") else {}
+        self.preset: dict[str, Any] = vars(PretrainConfig.of(recipe, "", **source))
         self.chosen: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -85,8 +85,8 @@ class _Plan:
         self.chosen |= {name: value for name, value in values.items() if name not in self.given}
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the recipe."""
-        return {name: value for name, value in {**self.chosen, **self.given}.items() if self.preset[name] != value}
+        """What was chosen otherwise than by the recipe, and what was given."""
+        return {**{name: value for name, value in self.chosen.items() if self.preset[name] != value}, **self.given}
 
 
 def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, ...]) -> Choice:
@@ -103,9 +103,10 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     _choose_dictionary(plan)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
     reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
-    if facts.images < FEW_FOR_SCRATCH:
+    if facts.images < FEW_FOR_SCRATCH and not given.get("init"):
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
-                       "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
+                       "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md), or a start from "
+                       "them (--init moco-v2-800ep)")
     return Choice(plan.recipe, plan.settings(), reasons)
 
 
@@ -131,11 +132,13 @@ def _choose_batch(plan: _Plan, usual: int) -> None:
 def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
     """Architecture, width, stem, size and epochs; the reason."""
     facts, wanted = plan.facts, wanted_epochs(plan.facts.images)
+    size = 32 if facts.small else 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64
+    if plan["arch"] == FROM_INIT:
+        plan.put({"epochs": max(1, wanted // 10), "image_size": size if facts.gpu else min(size, 128)})
+        return f"the network of --init, views of {plan['image_size']} pixels"
     if facts.gpu:
         plan.put({"arch": "resnet50" if facts.images >= FEW_FOR_SCRATCH and not facts.small else "resnet18",
-                  "width": 1.0, "epochs": min(2 * MOST_EPOCHS, 4 * wanted)})
-        if not facts.small:
-            plan.put({"image_size": 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64})
+                  "width": 1.0, "epochs": min(2 * MOST_EPOCHS, 4 * wanted), "image_size": size})
         _fit_other_networks(plan, resnets)
         return f"{_shown_network(plan)}: by the size of the images and their number"
     ladder = LADDER_OF_SMALL_IMAGES if facts.small else LADDER
@@ -185,7 +188,7 @@ def _of_batch_and_dictionary(plan: _Plan) -> str:
 
 def _of_time(plan: _Plan, cost: Cost) -> str:
     more = f"--epochs {2 * plan['epochs']} takes twice as long"
-    if plan.facts.gpu:
+    if plan.facts.gpu or plan["arch"] == FROM_INIT:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
     time = about(estimated_seconds(plan, cost, plan["epochs"]))
     return (f"{counted(plan['epochs'], 'epoch')}, {time} by the network's multiplications on "

@@ -16,7 +16,7 @@ from mocoembed.model.published import PUBLISHED, fetch
 from mocoembed.model.weights import WRITERS
 from mocoembed.notes import say_nothing
 from mocoembed.train.checkpoint import STATE, current_checkpoint, load_checkpoint
-from mocoembed.train.run import export_to_workspace, frozen_encoder
+from mocoembed.train.run import export_to_workspace, frozen_encoder, origin
 from mocoembed.workspace import Workspace
 
 
@@ -68,7 +68,7 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
     if not (named or path.exists()):
         raise UsageError(f"{given!r} does not exist. Make one with: mocoembed pretrain IMAGES\nOr give a file of "
                          f"weights, one of {', '.join(PUBLISHED)}, {TORCHVISION}NAME or {TIMM}NAME.")
-    content, ours = ({}, library_encoder(given, note)) if named else _read(path)
+    content, ours = ({}, library_encoder(given, note, preprocessing)) if named else _read(path)
     if ours is None:
         source = {**source, "file": path.name, "checkpoint_sha256": sha256_file(path)}
         frozen = foreign_encoder(content, path, preprocessing, source)
@@ -77,7 +77,7 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
         if left_out := frozen.provenance.get("left_out"):
             note(f"{path.name}: left out, as no projection head of a known form: {left_out}")
         return frozen
-    if preprocessing != Preprocessing():
+    if not named and preprocessing != Preprocessing():
         raise UsageError(f"--image-size, --mean and --std are for weights of others; {given} says them itself.")
     return ours
 
@@ -100,5 +100,6 @@ def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:
     config = from_dict(PretrainConfig, state["config"])
     weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["model"].items()
                if name.startswith("encoder_q.")}
-    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"]}
+    source = {"epochs": state["epoch"], "steps": state["step"], "checkpoint_sha256": state["sha256"],
+              **origin(state.get("started_from"))}
     return frozen_encoder(weights, config, source)

@@ -37,6 +37,7 @@ from mocoembed.train.run import (
     Training,
     export_to_workspace,
     limited,
+    origin,
     require_a_batch,
     require_shares,
     resume,
@@ -44,6 +45,7 @@ from mocoembed.train.run import (
     set_up,
     settled,
 )
+from mocoembed.train.start import begin, find_start
 from mocoembed.train.step import NUMBERS, make_views, training_step
 from mocoembed.train.waiting import SHARE_OF_STRETCH, Meter, advice
 from mocoembed.workspace import Workspace
@@ -93,13 +95,16 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     config, lines = _resolved(config, listing, compute, ranks)
     config, notes = settled(config, len(listing), ranks.size)
     require_a_batch(config, len(listing), ranks.size)
+    run = run_folder(config)
+    start = ranks.from_first(lambda: find_start(config, run, say))
+    config = replace(config, **start.settings)
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
         labelled = ranks.from_first(lambda: labelled_images(config.val, config.exclude, say))
         monitor = KnnMonitor(labelled, compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
-    run = run_folder(config)
+    begin(training, start)
     with contextlib.ExitStack() as held:
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
         for text in (*lines, *notes):
@@ -107,7 +112,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         memory = plan(training, workers, say)
         resume(training, run, listing, say)
         if ranks.first:
-            write_json(run / "config.json", to_dict(config))
+            write_json(run / "config.json", {**to_dict(config), **origin(training.started_from)})
             watcher.begin(config)
         held.enter_context(compute.keeping_memory())
         held.enter_context(running_out_said(memory, training))

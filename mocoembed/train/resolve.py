@@ -64,12 +64,13 @@ def _fits_the_cache(config: PretrainConfig, listing: Listing) -> bool:
 
 def command_of(config: PretrainConfig) -> str:
     """The command line that gives this run: the recipe, and all that differs from it and changes the result."""
-    preset = PretrainConfig.of(config.recipe, config.images)
+    source = {} if config.init is None else {"init": config.init}
+    preset = PretrainConfig.of(config.recipe, config.images, **source)
     words = ["mocoembed", "pretrain", os.fspath(config.images), "--recipe", config.recipe]
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), option_name(field.name)
         told = field.name in ("cache", "workspace", "run") or field.name not in (*EXECUTION, "images", "recipe")
-        if not told or value == getattr(preset, field.name):
+        if not told or (value == getattr(preset, field.name) and field.name not in source):
             continue
         if isinstance(value, bool):
             words.append(name if value else name.replace("--", "--no-", 1))

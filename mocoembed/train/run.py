@@ -5,6 +5,7 @@ import os
 import pathlib
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +18,13 @@ from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSetting
 from mocoembed.errors import CollectionError, TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank
-from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, zero_init_residual
+from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, synchronized, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
 from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.model.timm_backbone import PREFIX as TIMM
+from mocoembed.model.timm_backbone import known_name
 from mocoembed.notes import counted
 from mocoembed.train.checkpoint import (
     delete_checkpoints,
@@ -61,6 +64,8 @@ class Training:
     """Steps done."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint that was written or loaded last."""
+    started_from: dict[str, Any] | None = None
+    """What the encoders began with (`train/start.py`); `None`: chance."""
 
     @property
     def groups(self) -> int:
@@ -84,19 +89,24 @@ class Training:
             "step": self.step, "epoch": epoch, "position": position, "model": weights,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "config": to_dict(self.config), "listing": listing.digest(), "images": len(listing),
-            "processes": self.ranks.size, "groups_at_once": self.groups_at_once,
+            "processes": self.ranks.size, "groups_at_once": self.groups_at_once, "started_from": self.started_from,
             "versions": {"mocoembed": __version__, "torch": str(torch.__version__)}})["sha256"]
 
     def frozen(self, steps_per_epoch: int) -> FrozenEncoder:
         """A copy of the query encoder as it is now, with where it comes from."""
         source = {"epochs": self.step // steps_per_epoch, "steps": self.step,
-                  "checkpoint_sha256": self.checkpoint_sha256}
+                  "checkpoint_sha256": self.checkpoint_sha256, **origin(self.started_from)}
         return frozen_encoder(self.method.encoder_q.state_dict(), self.config, source)
 
 
 def groups_of(config: PretrainConfig, processes: int) -> int:
     """BatchNorm groups of one process's batch."""
     return 1 if config.batchnorm == "sync" else config.bn_groups // processes
+
+
+def origin(started_from: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of a provenance that says what the run began with."""
+    return {} if started_from is None else {"started_from": started_from}
 
 
 def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
@@ -137,7 +147,10 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 
     `require_shares` has seen it already.
     """
-    notes, changes = [], {}
+    notes: list[str] = []
+    changes: dict[str, Any] = {}
+    if config.arch.startswith(TIMM):
+        changes["arch"] = TIMM + known_name(config.arch)
     if config.mask_same_image is None:
         masked = config.dictionary == "queue" and config.queue_size > MASKED_FROM * images
         changes["mask_same_image"] = masked
@@ -157,7 +170,7 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
-    for name in ("exclude", "value_range"):
+    for name in ("exclude", "init", "value_range"):
         if not learned[name]:
             del learned[name]  # so that runs of versions without it keep their names
     learned["images"] = os.path.abspath(config.images)
@@ -202,7 +215,7 @@ def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module
             warnings.simplefilter("ignore")
         check_backbone(encoder_q, config.image_size)
     if config.batchnorm == "sync" and ranks.size > 1:
-        encoder_q = nn.SyncBatchNorm.convert_sync_batchnorm(encoder_q)
+        encoder_q = synchronized(encoder_q)
     if config.dictionary == "end-to-end":
         return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
     if config.dictionary == "memory-bank":
@@ -224,6 +237,7 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
     training.step, training.checkpoint_sha256 = state["step"], state["sha256"]
+    training.started_from = state.get("started_from")
     note(f"resuming {run} after step {training.step} (epoch {state['epoch']})")
     before, now = state["config"], training.config
     if before["images"] != now.images:
