@@ -105,8 +105,7 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
     if facts.images < FEW_FOR_SCRATCH and not given.get("init"):
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
-                       "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md), or a start from "
-                       "them (--init moco-v2-800ep)")
+                       "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
     return Choice(plan.recipe, plan.settings(), reasons)
 
 
