@@ -25,7 +25,7 @@ def demo(**values):
     from mocoembed.demo import TEMPERATURE, Demo, K
 
     pipeline = Demo(DemoConfig(**values), note)
-    with TrainingProgress(pipeline.training(), sys.stderr) as progress:
+    with TrainingProgress(sys.stderr) as progress:
         result = pipeline.run(progress.watcher())
     score = result.knn.scores[0]
     put(table(["features", f"kNN accuracy (k {K}, T {TEMPERATURE:g})"], [

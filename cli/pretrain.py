@@ -8,22 +8,24 @@ from mocoembed.cli.options import given, options_of
 from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import TrainingProgress
 from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import AUTO
 from mocoembed.notes import counted
 from mocoembed.recipes import RECIPES
 
 
 @click.command()
 @click.argument("images", metavar="COLLECTION")
-@options_of(PretrainConfig, leave_out=("images",), presets=tuple(RECIPES.values()))
+@options_of(PretrainConfig, leave_out=("images", "given"), presets=tuple(RECIPES.values()))
 def pretrain(images, recipe, **values):
     """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
 
     A COLLECTION is a folder (searched recursively), a list of paths (.txt, .csv, .tsv, .jsonl) or tar shards
     ('shard-{000..009}.tar').
 
-    A recipe (--recipe, by default moco-v2) sets everything; any option given overrides it. Running the same command
-    again resumes where it stopped; another command gets a run folder of its own. At the end the encoder is exported
-    into the workspace, where `mocoembed embed` finds it.
+    A recipe sets everything; any option given overrides it. The default, auto, looks at the images and the machine,
+    and prints what it chose, why, and the whole command. Running the same command again resumes where it stopped;
+    another command gets a run folder of its own. At the end the encoder is exported into the workspace, where
+    `mocoembed embed` finds it.
 
     \b
       mocoembed pretrain photos
@@ -32,8 +34,8 @@ def pretrain(images, recipe, **values):
     """
     from mocoembed.train.loop import pretrain as run_pretrain
 
-    config = PretrainConfig.of(recipe or "moco-v2", images, **given(values))
-    with TrainingProgress(config, sys.stderr) as progress:
+    config = PretrainConfig.of(recipe or AUTO, images, **given(values))
+    with TrainingProgress(sys.stderr) as progress:
         result = run_pretrain(config, progress.watcher())
     if result is None:  # another rank's to tell
         return

@@ -52,11 +52,9 @@ class TrainingProgress:
     Each tells the time left, as soon as there is something to tell it by; the first time in a line of its own.
     """
 
-    def __init__(self, config, stream):
-        from mocoembed.model.loss import chance_loss
-
-        self.chance, self.epochs, self.stream = chance_loss(config), config.epochs, stream
-        self.bar, self.last = None, 0.0
+    def __init__(self, stream):
+        self.stream = stream
+        self.epochs, self.bar, self.last = 0, None, 0.0
         self.forecast, self.foreseen = Forecast(), False
         self.begun, self.resumed = time.monotonic(), False
 
@@ -71,7 +69,10 @@ class TrainingProgress:
         """The `Watcher` to give to `pretrain`."""
         from mocoembed.train.monitor import Watcher
 
-        return Watcher(self._step, self._note)
+        return Watcher(self._step, self._note, self._begin)
+
+    def _begin(self, config):
+        self.epochs = config.epochs
 
     def took(self) -> str:
         """How long it has taken, to stand behind the steps: ` in 26 min 52 s`."""
@@ -85,7 +86,7 @@ class TrainingProgress:
             note(text)
 
     def _step(self, report, steps: int):
-        numbers = (f"loss {report.loss:.3f} (chance {self.chance:.2f})  top-1 {report.top1:.1%}  "
+        numbers = (f"loss {report.loss:.3f} (chance {report.chance:.2f})  top-1 {report.top1:.1%}  "
                    f"top-5 {report.top5:.1%}  lr {report.lr:.4f}  {report.images_per_second:.0f} images/s  "
                    f"waiting {report.waiting:.0%}  queue {report.queue_filled:.0%}")
         left = self.forecast.words(report.step, steps)

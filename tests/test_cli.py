@@ -65,13 +65,14 @@ def bad(tmp_path, fresh_workspace):
 # (arguments, with {bad}, {ws} and {images} filled in; exit status; a part of the message)
 WRONG_CALLS = [
     ("pretrain {bad}/nowhere", 2, "does not exist"),
-    ("pretrain {bad}/text.txt", 1, "1 images do not fill one batch"),
+    ("pretrain {bad}/text.txt", 1, "1 image does not fill a batch of 2. Pretraining takes 2 or more"),
     ("pretrain {ws}/embeddings.h5", 2, "is a file that holds no images. Give a folder, a list"),
     ("embed {bad}/shard-{{0..3}}.tar", 2, "shard-0.tar' does not exist or is no file (4 of 4"),
     ("pretrain {bad}/empty", 1, "holds no images"),
-    ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "do not fill one batch"),
-    ("pretrain {images}", 1, "24 images do not fill one batch of 256"),
-    ("pretrain {images} --recipe moco-v9", 2, "must be one of moco-v1, moco-v2, moco-v2-plus, cifar10, small"),
+    ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "1 image does not fill a batch of 2"),
+    ("pretrain {images} --recipe moco-v2", 1, "24 images do not fill a batch of 256. Give --batch-size 24."),
+    ("pretrain {images} --recipe moco-v2 --bn-groups 16", 1, "a batch of 256. Give --batch-size 24 --bn-groups 1."),
+    ("pretrain {images} --recipe moco-v9", 2, "must be one of auto, moco-v1, moco-v2, moco-v2-plus, lightly"),
     ("pretrain {images} --epochs many", 2, "many"),
     ("pretrain {images} --epochs 0", 2, "--epochs 0: must be 1 or more"),
     ("pretrain {images} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),

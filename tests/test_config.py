@@ -31,6 +31,19 @@ PUBLISHED = {
                      "batch_size": 256, "lr": 0.2, "schedule": "cosine", "epochs": 100, "sgd_momentum": 0.9,
                      "weight_decay": 1e-4, "jitter": (0.4, 0.4, 0.4, 0.1), "blur_probability": 0.5,
                      "solarize_probability": 0.2, "batchnorm": "sync", "zero_init_residual": True, "symmetric": False},
+    # lightly at e8d317fc: benchmarks/imagenet/resnet50/mocov2.py, main.py (100 epochs, SyncBatchNorm), MoCoV2Transform,
+    # MoCoProjectionHead (2048, 2048, 128), get_weight_decay_parameters (none on norms and biases)
+    "lightly": {**IMAGENET, "head": "mlp", "temperature": 0.2, "schedule": "cosine", "epochs": 100, "batchnorm": "sync",
+                "bn_groups": 1, "decay_norms": False, "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8,
+                "blur_probability": 0.5, "blur_sigma": (0.1, 2.0)},
+    # solo-learn at 9187ea3: scripts/pretrain/imagenet/mocov2plus.yaml with augmentations/symmetric_weak.yaml. lr: 0.3
+    # for 256 images (solo/args/pretrain.py), 2 x 64 of them; half of it with twice the decay for a sum of two losses
+    "solo-learn": {"arch": "resnet50", "head": "mlp", "dim": 256, "queue_size": 65536, "temperature": 0.2,
+                   "symmetric": True, "batchnorm": "sync", "bn_groups": 1, "batch_size": 2 * 64,
+                   "lr": 0.3 * (2 * 64) / 256 / 2, "weight_decay": 2 * 3e-5, "schedule": "cosine", "warmup_epochs": 10,
+                   "epochs": 400, "crop_scale": (0.08, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8,
+                   "grey_probability": 0.2, "blur_probability": 0.5, "blur_sigma": (0.1, 2.0),
+                   "solarize_probability": 0.0, "flip_probability": 0.5, "zero_init_residual": False},
 }
 
 
@@ -51,8 +64,8 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "workers": 3, "device": "cpu", "precision": "bf16", "val": "v", "val_every": 4, "checkpoint_every": 9,
                 "dictionary": "end-to-end", "key_encoder": "separate", "bank_momentum": 0.2, "mask_same_image": True,
                 "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
-                "full_decode": True, "exclude": ("*.png", "old/raw"), "value_range": (-5.0, 4095.0),
-                "groups_at_once": 1, "init": "other.safetensors"}
+                "full_decode": True, "decay_norms": True, "exclude": ("*.png", "old/raw"),
+                "value_range": (-5.0, 4095.0), "groups_at_once": 1, "init": "other.safetensors"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -63,7 +76,8 @@ def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, 
               "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first,
               "batchnorm": {"shuffled": "none", "sync": "none"}[preset.batchnorm],
               "zero_init_residual": not preset.zero_init_residual}
-    assert {"images", "recipe", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
+    values["decay_norms"] = not preset.decay_norms
+    assert {"images", "recipe", "given", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
     arguments = ["pretrain", "images", "--recipe", recipe]
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
@@ -92,14 +106,14 @@ def test_survives_json():
 
 
 WRONG = [
-    (PretrainConfig, {"recipe": "moco-v9"}, "--recipe moco-v9: must be one of moco-v1"),
+    (PretrainConfig, {"recipe": "moco-v9"}, "--recipe moco-v9: must be one of auto, moco-v1"),
     (PretrainConfig, {"stem": "5x5"}, "--stem 5x5"),
     (PretrainConfig, {"queue_size": 0}, "--queue-size 0"),
     (PretrainConfig, {"momentum": 1.5}, "--momentum 1.5"),
     (PretrainConfig, {"temperature": 0.0}, "--temperature 0.0"),
     (PretrainConfig, {"crop_scale": (0.5, 0.2)}, "--crop-scale 0.5,0.2"),
     (PretrainConfig, {"jitter": (0.1, 0.1, 0.1, 0.9)}, "--jitter"),
-    (PretrainConfig, {"bn_groups": 3}, "--bn-groups 3: must be a divisor of --batch-size 256"),
+    (PretrainConfig, {"bn_groups": 3, "recipe": "moco-v2"}, "--bn-groups 3: must be a divisor of --batch-size 256"),
     (PretrainConfig, {"run": "a/b"}, "--run a/b"),
     (PretrainConfig, {"cache": "disk"}, "--cache disk: must be one of none, ram"),
     (PretrainConfig, {"epochs": 0}, "--epochs 0: must be 1 or more"),

@@ -234,3 +234,12 @@ def test_heads(head, parameters):
     encoder = Encoder(EncoderSpec("resnet18", 0.125, "3x3s2", head, 16))
     assert count_parameters(encoder.head) == parameters
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 16)
+
+
+@pytest.mark.parametrize(("stem", "deviation"), [("7x7s2-pool", (2 / (64 * 7 * 7)) ** 0.5),
+                                                 ("3x3s1", (3 * 3 * 3) ** -0.5 / 3**0.5),
+                                                 ("3x3s2", (3 * 3 * 3) ** -0.5 / 3**0.5)])
+def test_the_first_convolution_starts_as_in_the_authors_code(stem, deviation):
+    """torchvision's ResNet draws it by fan-out; the authors' notebook puts a new one there, as PyTorch draws it."""
+    weights = torch.cat([Backbone("resnet18", 1.0, stem).conv1.weight.flatten() for _ in range(8)])
+    assert weights.std().item() == pytest.approx(deviation, rel=0.03)

@@ -45,3 +45,18 @@ def test_the_optimizer_is_plain_sgd_on_every_parameter():
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.06, 0.9, 5e-4, False)
     set_learning_rate(optimizer, 0.5)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_biases_and_norms_can_be_left_without_decay():
+    """With gradients of zero, a step takes lr times weight decay of a matrix, and nothing of a vector."""
+    config = PretrainConfig.of("lightly", "images", lr=0.5, weight_decay=0.1)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = build_optimizer(list(network.parameters()), config)
+    optimizer.step()
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value, before[name] * (0.95 if name == "0.weight" else 1.0))
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

@@ -35,7 +35,8 @@ def report(step, epoch=0):
 
 
 def train(clock, steps, seconds):
-    shown = progress.TrainingProgress(PretrainConfig.of("small", "images", epochs=10), io.StringIO())
+    shown = progress.TrainingProgress(io.StringIO())
+    shown.watcher().begin(PretrainConfig.of("small", "images", epochs=10))
     for step in steps:
         clock.now += seconds
         shown.watcher().step(report(step, (step - 1) // 100), 1000)
@@ -83,7 +84,8 @@ def test_a_terminal_has_the_time_left_in_its_bars(clock, monkeypatch):
             clock.now += 12
             count(done, 500)
             clock.now += 0
-    with progress.TrainingProgress(PretrainConfig.of("small", "images", epochs=10), terminal) as shown:
+    with progress.TrainingProgress(terminal) as shown:
+        shown.watcher().begin(PretrainConfig.of("small", "images", epochs=10))
         for step in (1, 2, 3):
             clock.now += 12
             shown.watcher().step(report(step), 1000)

@@ -164,7 +164,9 @@ class KnnConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
     preset: str | None = None
-    """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07)."""
+    """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07).
+    DINO's own code assumes 1,000 classes and, for k below 5, counts only k places for top-5; here the classes are the
+    bank's, and five places count."""
     k: tuple[int, ...] = ()
     """Numbers k of nearest neighbours that vote, separated by commas; by default the preset's, or 200."""
     temperature: tuple[float, ...] = ()

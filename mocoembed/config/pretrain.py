@@ -10,6 +10,7 @@ from mocoembed.errors import UsageError
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 
 DEFAULT_WORKSPACE = "mocoembed-workspace"
+AUTO = "auto"  # the recipe that is chosen when the images are known
 STEMS = ("7x7s2-pool", "3x3s1", "3x3s2")
 HEADS = ("linear", "mlp")
 SCHEDULES = ("cosine", "step")
@@ -23,14 +24,20 @@ PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that `mocoembed pretrain` needs. The defaults are the recipe `moco-v2`."""
+    """Everything that `mocoembed pretrain` needs.
+
+    The defaults are those of moco-v2; the recipe `auto` takes other values for the fields that are not given.
+    """
 
     images: str
     """Folder of images, list file, or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder in which every command leaves its results and finds those of the others."""
-    recipe: str = "moco-v2"
-    """Preset of all the settings below: moco-v1, moco-v2, moco-v2-plus, cifar10 or small."""
+    recipe: str = AUTO
+    """Preset of all the settings below: auto (chosen for the images and the machine), moco-v1, moco-v2, moco-v2-plus,
+    cifar10, lightly, solo-learn or small."""
+    given: tuple[str, ...] = ()
+    """Of the recipe auto: fields that it leaves as they are, besides those that differ from the defaults."""
     run: str | None = None
     """Name of the run's folder; by default the recipe and a hash of the settings."""
     fresh: bool = False
@@ -89,6 +96,8 @@ class PretrainConfig:
     """Momentum of SGD (not of the key encoder)."""
     weight_decay: float = 1e-4
     """Weight decay of SGD."""
+    decay_norms: bool = True
+    """Weight decay on biases and BatchNorm's weights too, as in the authors' code."""
     image_size: int = 224
     """Side of a view in pixels."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -150,7 +159,7 @@ class PretrainConfig:
     """Steps between two checkpoints (also at the end of every epoch)."""
 
     def __post_init__(self):
-        one_of(self, "recipe", tuple(RECIPES))
+        one_of(self, "recipe", (AUTO, *RECIPES))
         relative_globs(self, "exclude")
         one_of(self, "stem", STEMS)
         one_of(self, "head", HEADS)
@@ -174,7 +183,7 @@ class PretrainConfig:
         require(self, "std", min(self.std, default=missing) > 0, "three numbers above 0")
         require(self, "init", self.init != "", "an encoder")
         require(self, "arch", self.arch != FROM_INIT or self.init is not None, "a network's name without --init")
-        require(self, "recipe", not (RECIPES[self.recipe] and self._takes_nothing_from_the_recipe()),
+        require(self, "recipe", not (RECIPES.get(self.recipe) and self._takes_nothing_from_the_recipe()),
                 "taken from its preset: use PretrainConfig.of(recipe, images, ...)")
         require(self, "temperature", self.temperature > 0, "more than 0")
         require(self, "timeout", self.timeout > 0, "more than 0")
@@ -183,7 +192,9 @@ class PretrainConfig:
         require(self, "crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two rising numbers in (0, 1]")
         require(self, "jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
                 "four numbers of 0 or more, the hue at most 0.5")
-        require(self, "bn_groups", self.batch_size % self.bn_groups == 0 and self.batch_size > self.bn_groups,
+        chosen_later = self.recipe == AUTO and not {"batch_size", "bn_groups"} <= set(self.given_fields())
+        fits = self.batch_size % self.bn_groups == 0 and self.batch_size > self.bn_groups
+        require(self, "bn_groups", chosen_later or fits,
                 f"a divisor of --batch-size {self.batch_size}, with two or more images to a group")
         if self.groups_at_once is not None:
             require(self, "groups_at_once", self.groups_at_once <= self.bn_groups,
@@ -207,6 +218,11 @@ class PretrainConfig:
         """Whether keys are shuffled between BatchNorm's groups."""
         return self.batchnorm == "shuffled" and self.bn_groups > 1 and self.dictionary != "memory-bank"
 
+    def given_fields(self) -> tuple[str, ...]:
+        """The fields that `auto` leaves as they are."""
+        return tuple(field.name for field in dataclasses.fields(self) if field.name not in ("images", "recipe", "given")
+                     and (field.name in self.given or getattr(self, field.name) != field.default))
+
     def _takes_nothing_from_the_recipe(self) -> bool:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return all(getattr(self, name) == defaults[name] for name in RECIPES[self.recipe])
@@ -216,13 +232,15 @@ class PretrainConfig:
         """The preset `recipe` with some fields overridden; `UsageError` for an unknown recipe.
 
         With `init`, architecture (unless `arch`, `width` or `stem` is overridden), mean and standard deviation are
-        left to it.
+        left to it. Of `auto` the fields given are those that it leaves as they are.
         """
-        if recipe not in RECIPES:
-            raise UsageError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}.")
-        of_source: dict[str, Any] = {}
+        if recipe not in (AUTO, *RECIPES):
+            raise UsageError(f"--recipe {recipe}: must be one of {', '.join((AUTO, *RECIPES))}.")
         if overrides.get("init") is not None:
-            of_source = {"mean": (), "std": ()}
+            of_source: dict[str, Any] = {"mean": (), "std": ()}
             if not {"arch", "width", "stem"} & set(overrides):
                 of_source["arch"] = FROM_INIT
-        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **of_source, **overrides})
+            overrides = {**of_source, **overrides}
+        if recipe == AUTO:
+            return cls(images=str(images), given=tuple(overrides), **overrides)
+        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **overrides})

@@ -32,7 +32,6 @@ from mocoembed.data.views import (
     generator,
 )
 from mocoembed.data.workers import Batches, Failure, Images
-from mocoembed.errors import CollectionError
 
 REPLACEMENTS = 50  # images tried in the place of an unreadable one
 
@@ -86,13 +85,9 @@ class ViewBatch(NamedTuple):
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
-    """Batches in an epoch; `CollectionError` when there is not one whole batch and `drop_last` is on."""
+    """Batches in an epoch; 0 when there is not one."""
     whole, rest = divmod(count, batch_size)
-    steps = whole if drop_last or rest == 1 else -(-count // batch_size)  # BatchNorm cannot do with one image
-    if steps == 0:
-        raise CollectionError(f"{count} images do not fill one batch of {batch_size}. "
-                              f"Give --batch-size {count} or less that --bn-groups divides.")
-    return steps
+    return whole if drop_last or rest == 1 else -(-count // batch_size)  # BatchNorm cannot do with one image
 
 
 class Places:

@@ -72,9 +72,10 @@ class Backbone(ResNet):
         channels = scaled(64, width)
         kernel, stride = (7, 2) if stem == "7x7s2-pool" else (3, int(stem[-1]))
         self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = norm(channels)
-        if stem != "7x7s2-pool":
+        if stem == "7x7s2-pool":
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        else:  # as in the authors' notebook: PyTorch's own beginning for the first convolution, and no pooling
             self.maxpool = nn.Identity()
         self.features, self.classifiers = scaled(512, width) * block.expansion, ("fc",)
         self.fc = nn.Identity()

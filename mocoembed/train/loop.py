@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import AUTO
 from mocoembed.data.deep import RangeWatch
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import Places, ViewBatch, steps_per_epoch, view_batches, worker_count
@@ -31,11 +32,13 @@ from mocoembed.train.monitor import (
     labelled_images,
 )
 from mocoembed.train.optim import learning_rate, set_learning_rate
+from mocoembed.train.resolve import resolved
 from mocoembed.train.run import (
     Training,
     export_to_workspace,
     limited,
     origin,
+    require_a_batch,
     require_shares,
     resume,
     run_folder,
@@ -77,8 +80,9 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Pretrain
     run, `Interrupted` after a signal, when all is saved.
     """
     joined = joined_ranks()
-    require_shares(config, joined.size if joined else process_count(config),
-                   on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
+    if config.recipe != AUTO:  # whose batch is not known yet
+        require_shares(config, joined.size if joined else process_count(config),
+                       on_gpu=Compute.of(config.device, "fp32").device.type == "cuda")
     return run_on_ranks(pretrain_rank, config, watcher or Watcher())
 
 
@@ -88,11 +92,12 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute = Compute.of(config.device, config.precision)
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say, exclude=config.exclude), config))
+    config, lines = _resolved(config, listing, compute, ranks)
     config, notes = settled(config, len(listing), ranks.size)
+    require_a_batch(config, len(listing), ranks.size)
     run = run_folder(config)
     start = ranks.from_first(lambda: find_start(config, run, say))
     config = replace(config, **start.settings)
-    steps_per_epoch(len(listing), config.batch_size, config.drop_last)  # refuses too few images
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if config.val:
@@ -102,15 +107,26 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     begin(training, start)
     with contextlib.ExitStack() as held:
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
-        for text in notes:
+        for text in (*lines, *notes):
             say(text)
         memory = plan(training, workers, say)
         resume(training, run, listing, say)
         if ranks.first:
             write_json(run / "config.json", {**to_dict(config), **origin(training.started_from)})
+            watcher.begin(config)
         held.enter_context(compute.keeping_memory())
         held.enter_context(running_out_said(memory, training))
         return Session(training, listing, run, watcher).train(workers, monitor)
+
+
+def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks) \
+        -> tuple[PretrainConfig, list[str]]:
+    """What the recipe `auto` stands for here, as rank 0 decides, and what to say; any other config as it is."""
+    if config.recipe != AUTO:
+        return config, []
+    on_gpu = compute.device.type == "cuda"
+    chosen, lines = ranks.from_first(lambda: resolved(config, listing, on_gpu, ranks.size))
+    return replace(chosen, device=config.device), lines  # each rank has its own
 
 
 class Session:

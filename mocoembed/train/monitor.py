@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.errors import CollectionError
@@ -169,3 +170,5 @@ class Watcher:
     """Called with each step's report and the number of all steps."""
     note: Callable[[str], None] = lambda text: None
     """Called with a line for people."""
+    begin: Callable[[PretrainConfig], None] = lambda config: None
+    """Called before the first step with the config that is run: all that `auto` chose is in it."""

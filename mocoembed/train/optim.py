@@ -7,9 +7,16 @@ from torch import nn
 
 
 def build_optimizer(parameters: list[nn.Parameter], config) -> torch.optim.SGD:
-    """SGD over all that is trained, weight decay on every parameter, as the authors' code has it."""
-    return torch.optim.SGD(parameters, config.lr, momentum=config.sgd_momentum,
-                           weight_decay=config.weight_decay, foreach=True)
+    """SGD over all that is trained, weight decay on every parameter, as the authors' code has it.
+
+    Without `decay_norms` there is none on vectors: biases, and BatchNorm's weights.
+    """
+    groups: list[dict] = [{"params": parameters}]
+    if not config.decay_norms:
+        groups = [{"params": [one for one in parameters if one.ndim > 1]},
+                  {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay,
+                           foreach=True)
 
 
 def learning_rate(config, step: int, steps_per_epoch: int) -> float:

@@ -1,5 +1,6 @@
 """A run: its folder, its state, how it resumes, and the frozen encoder that comes out of it."""
 
+import math
 import os
 import pathlib
 import warnings
@@ -12,8 +13,9 @@ from torch import nn
 from mocoembed.checks import from_dict, option_name, to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing
+from mocoembed.data.loader import steps_per_epoch
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSettings, generator
-from mocoembed.errors import TrainingError, UsageError
+from mocoembed.errors import CollectionError, TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank
 from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, synchronized, zero_init_residual
@@ -37,7 +39,7 @@ from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
 # Settings that do not change what is learned: they are not part of a run's name, and may change on resuming.
-EXECUTION = ("workspace", "run", "fresh", "workers", "cache", "device", "compile", "processes", "timeout",
+EXECUTION = ("given", "workspace", "run", "fresh", "workers", "cache", "device", "compile", "processes", "timeout",
              "check_ranks", "val", "val_every", "checkpoint_every", "groups_at_once")
 MASKED_FROM = 0.1  # K as a share of the images from which same-image masking is on by default
 
@@ -122,6 +124,22 @@ def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
                              "--processes 1.")
     elif config.bn_groups > processes and config.bn_groups % processes:
         raise UsageError(f"--bn-groups {config.bn_groups}: must be a multiple of the {processes} processes.")
+
+
+def require_a_batch(config: PretrainConfig, images: int, processes: int):
+    """Raise `CollectionError` when the images do not fill one batch, with the options that would do."""
+    if steps_per_epoch(images, config.batch_size, config.drop_last):
+        return
+    least = math.lcm(1 if config.batchnorm == "sync" else config.bn_groups, processes)
+    fitting = images // least * least
+    if fitting >= 2 * least:
+        advice = f"Give --batch-size {fitting}."
+    elif images >= 2 * processes:
+        advice = f"Give --batch-size {images // processes * processes} --bn-groups {processes}."
+    else:
+        advice = f"Pretraining takes {2 * processes} or more, and hundreds to learn something."
+    raise CollectionError(f"{counted(images, 'image')} do not fill a batch of {config.batch_size}. {advice}"
+                          .replace("1 image do", "1 image does"))
 
 
 def settled(config: PretrainConfig, images: int, processes: int) -> tuple[PretrainConfig, list[str]]:

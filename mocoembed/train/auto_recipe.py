@@ -1,0 +1,195 @@
+"""The rule of `--recipe auto`: how many images, how large, and the machine -> all settings, with the reasons.
+
+`choose` is a function of plain facts. docs/own-images.md has the measurements behind the numbers here, and says on what
+the rule has not been tried.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import FROM_INIT
+from mocoembed.notes import about, counted
+from mocoembed.recipes import RECIPES
+
+PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
+FEW_FOR_SCRATCH = 20_000  # images, below which the weights of others are likely to serve better
+SMALL_SIDE = 48  # pixels of the shorter side, up to which images are treated as those of CIFAR-10 are
+BUDGET = 1800.0  # seconds that a pretraining on a CPU should take
+MOST_EPOCHS, EPOCHS_AT_800 = 400, 200
+LARGEST_QUEUE = 4096  # where no published recipe is run as it is
+SHARE_IN_QUEUE = 0.8  # of the images, whose keys the queue may hold
+BATCHES = ((2_000, 64), (20_000, 128), (math.inf, 256))  # (fewer images than, batch size)
+LR = 0.06  # with these batches; in proportion with others
+WARMUP_SHARE, LONGEST_WARMUP = 0.1, 5.0  # of the epochs; epochs
+# Networks for a CPU, from the costly to the cheap: (width of a ResNet-18, side of a view).
+LADDER = ((1.0, 128), (1.0, 96), (0.5, 96), (0.5, 64), (0.25, 64))
+LADDER_OF_SMALL_IMAGES = ((1.0, 32), (0.5, 32), (0.25, 32))
+# Of one core of an Intel Xeon (Emerald Rapids). A step is four forward passes of an image; the rest are its views.
+MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 35e9, 0.001
+MORE_CORES = 0.8  # of a core, that each core after the first adds
+
+Cost = Callable[[str, float, str, int], int]
+"""(arch, width, stem, image size) -> multiplications of a forward pass of one image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """All that `choose` knows of the images and the machine."""
+
+    images: int
+    side: int
+    """Shorter side of an image in pixels, the median of a sample; 0 when none could be read."""
+    gpu: bool
+    cores: int
+    """Processor cores of this machine that may be used."""
+    processes: int
+
+    @property
+    def small(self) -> bool:
+        """Whether the images are as small as CIFAR-10's."""
+        return 0 < self.side <= SMALL_SIDE
+
+    @property
+    def published(self) -> bool:
+        """Whether a published recipe is run as it is."""
+        return self.gpu and self.images >= PUBLISHED_FROM
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What to run, and why."""
+
+    recipe: str
+    settings: dict[str, Any]
+    """The fields of `PretrainConfig` that differ from the recipe."""
+    reasons: list[str]
+    """Lines for people."""
+
+
+class _Plan:
+    """Settings that are being chosen: the recipe's, over them the chosen ones, over all those that were given."""
+
+    def __init__(self, recipe: str, facts: Facts, given: dict[str, Any]):
+        self.recipe, self.facts, self.given = recipe, facts, given
+        defaults = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
+        self.preset: dict[str, Any] = {**defaults, **RECIPES[recipe]}
+        self.chosen: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return {**self.preset, **self.chosen, **self.given}[name]
+
+    def put(self, values: dict[str, Any]) -> None:
+        """Choose these, except where they were given."""
+        self.chosen |= {name: value for name, value in values.items() if name not in self.given}
+
+    def settings(self) -> dict[str, Any]:
+        """What differs from the recipe."""
+        return {name: value for name, value in {**self.chosen, **self.given}.items() if self.preset[name] != value}
+
+
+def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, ...]) -> Choice:
+    """The settings for these facts. Those that were `given` stay, and the others go with them.
+
+    `resnets`: the architectures that take a width and a stem.
+    """
+    plan = _Plan("cifar10" if facts.small else "moco-v2" if facts.published else "small", facts, given)
+    if facts.published:
+        _choose_batch(plan, plan.preset["batch_size"])
+        return Choice(plan.recipe, plan.settings(), [f"as published for many images on GPUs: {plan.recipe}"])
+    _choose_batch(plan, next(batch for fewer_than, batch in BATCHES if facts.images < fewer_than))
+    network = _choose_network(plan, cost, resnets)
+    _choose_dictionary(plan)
+    plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
+    reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
+    if facts.images < FEW_FOR_SCRATCH:
+        reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
+                       "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
+    return Choice(plan.recipe, plan.settings(), reasons)
+
+
+def wanted_epochs(images: int) -> int:
+    """Epochs worth their time: fewer for more images, so that twice the images take 1.4 times as long."""
+    return max(1, min(MOST_EPOCHS, round(EPOCHS_AT_800 * math.sqrt(800 / images))))
+
+
+def _choose_batch(plan: _Plan, usual: int) -> None:
+    """Batch size, BatchNorm groups and learning rate."""
+    facts, groups = plan.facts, plan["bn_groups"] if "bn_groups" in plan.given else 1
+    unit = math.lcm(groups, facts.processes)
+    batch = max(min(usual, facts.images) // unit, 2) * unit
+    plan.put({"batch_size": batch})
+    batch = plan["batch_size"]
+    lr = plan.preset["lr"] if facts.published else LR
+    most = max(facts.processes, batch * plan.preset["bn_groups"] // plan.preset["batch_size"])
+    plan.put({"bn_groups": max((number for number in range(1, most + 1) if batch % number == 0
+                                and number % facts.processes == 0 and number < batch), default=1),
+              "lr": float(f"{lr * batch / usual:.3g}")})
+
+
+def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
+    """Architecture, width, stem, size and epochs; the reason."""
+    facts, wanted = plan.facts, wanted_epochs(plan.facts.images)
+    if facts.gpu:
+        plan.put({"arch": "resnet50" if facts.images >= FEW_FOR_SCRATCH and not facts.small else "resnet18",
+                  "width": 1.0, "epochs": min(2 * MOST_EPOCHS, 4 * wanted)})
+        if not facts.small:
+            plan.put({"image_size": 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64})
+        _fit_other_networks(plan, resnets)
+        return f"{_shown_network(plan)}: by the size of the images and their number"
+    ladder = LADDER_OF_SMALL_IMAGES if facts.small else LADDER
+    for width, size in ladder:
+        plan.put({"arch": "resnet18", "width": width, "image_size": size, "epochs": wanted,
+                  "stem": "3x3s2" if facts.small else "7x7s2-pool"})
+        _fit_other_networks(plan, resnets)
+        if (seconds := estimated_seconds(plan, cost, wanted)) <= BUDGET:
+            return f"{_shown_network(plan)}: the largest whose {wanted} epochs fit into {BUDGET / 60:.0f} min here"
+    plan.put({"epochs": max(1, int(wanted * BUDGET / seconds))})
+    return f"{_shown_network(plan)}: the smallest, with the epochs that {BUDGET / 60:.0f} min here allow"
+
+
+def _fit_other_networks(plan: _Plan, resnets: tuple[str, ...]) -> None:
+    """Of an architecture that was given and takes no width: the size that such networks are made for."""
+    if plan["arch"] not in resnets:
+        plan.put({"width": 1.0, "stem": "7x7s2-pool", "image_size": 224})
+
+
+def _choose_dictionary(plan: _Plan) -> None:
+    """K."""
+    images = plan.facts.images
+    size = min(LARGEST_QUEUE, 2 ** int(math.log2(max(2.0, SHARE_IN_QUEUE * images))))
+    if plan["dictionary"] == "memory-bank":
+        size = max(1, min(size, images - plan["batch_size"]))
+    plan.put({"queue_size": size})
+
+
+def estimated_seconds(plan: _Plan, cost: Cost, epochs: int) -> float:
+    """About what so many epochs take on this machine's cores."""
+    encoder = cost(plan["arch"], plan["width"], plan["stem"], plan["image_size"])
+    each = 4 * encoder / MULTIPLICATIONS_A_SECOND + SECONDS_AN_IMAGE
+    passes = 2 if plan["symmetric"] else 1
+    return plan.facts.images * epochs * passes * each / (1 + MORE_CORES * (plan.facts.cores - 1))
+
+
+def _shown_network(plan: _Plan) -> str:
+    if plan["arch"] == FROM_INIT:
+        return f"the network of --init, views of {plan['image_size']} pixels"
+    width = "" if plan["width"] == 1 else f" of width {plan['width']:g}"
+    return f"{plan['arch']}{width}, views of {plan['image_size']} pixels"
+
+
+def _of_batch_and_dictionary(plan: _Plan) -> str:
+    groups = counted(plan["bn_groups"], "BatchNorm group")
+    return (f"batch {plan['batch_size']} in {groups}, lr {plan['lr']:g}, K {plan['queue_size']}, "
+            f"m {plan['momentum']:g}: by the number of images, as in docs/own-images.md")
+
+
+def _of_time(plan: _Plan, cost: Cost) -> str:
+    more = f"--epochs {2 * plan['epochs']} takes twice as long"
+    if plan.facts.gpu:
+        return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
+    time = about(estimated_seconds(plan, cost, plan["epochs"]))
+    return (f"{counted(plan['epochs'], 'epoch')}, {time} by the network's multiplications on "
+            f"{counted(plan.facts.cores, 'core')}; {more}")

@@ -1,0 +1,120 @@
+"""The rule of `--recipe auto` as a table: what is chosen for which images and machine, and what stays when given."""
+
+import pytest
+
+from mocoembed.config import PretrainConfig
+from mocoembed.train.auto_recipe import BUDGET, Facts, choose, estimated_seconds, wanted_epochs
+from mocoembed.train.auto_recipe import _Plan as Plan
+
+RESNETS = ("resnet18", "resnet50")
+
+
+def cost(arch, width, stem, size):
+    """About that of a ResNet-18 with the ImageNet stem: the square of the width and of the side."""
+    return int(1.8e9 * width**2 * (size / 224) ** 2 * (4 if stem == "3x3s2" else 1))
+
+
+def chosen(images, side=300, gpu=False, cores=2, processes=1, **given):
+    choice = choose(Facts(images, side, gpu, cores, processes), given, cost, RESNETS)
+    return PretrainConfig.of(choice.recipe, "images", **choice.settings), choice
+
+
+def seconds(config, images, cores):
+    plan = Plan(config.recipe, Facts(images, 300, False, cores, 1), {
+        name: getattr(config, name) for name in ("arch", "width", "stem", "image_size", "symmetric")})
+    return estimated_seconds(plan, cost, config.epochs)
+
+
+@pytest.mark.parametrize(("side", "images", "recipe"), [(400, 1_281_167, "moco-v2"), (400, 100_000, "moco-v2"),
+                                                  (32, 100_000, "cifar10")])
+def test_many_images_on_a_gpu_get_the_published_recipe_unchanged(side, images, recipe):
+    config, choice = chosen(images, side, gpu=True)
+    assert config == PretrainConfig.of(recipe, "images")
+    assert choice.settings == {}
+    assert recipe in choice.reasons[0]
+
+
+@pytest.mark.parametrize(("images", "batch", "queue"), [(64, 64, 32), (100, 64, 64), (800, 64, 512), (5_000, 128, 2048),
+                                                  (50_000, 256, 4096), (1_000_000, 256, 4096)])
+def test_batch_and_queue_go_with_the_number_of_images(images, batch, queue):
+    config, _ = chosen(images)
+    assert (config.batch_size, config.queue_size) == (batch, queue)
+    assert config.queue_size <= 0.8 * images
+
+
+@pytest.mark.parametrize("images", [2, 3, 5, 17, 63, 640, 5_000, 50_000, 1_300_000])
+@pytest.mark.parametrize("cores", [1, 2, 64])
+@pytest.mark.parametrize("side", [0, 32, 64, 3000])
+def test_every_choice_is_valid_and_takes_half_an_hour_at_most(images, cores, side):
+    config, choice = chosen(images, side, cores=cores)
+    assert config.batch_size <= images
+    assert config.batch_size % config.bn_groups == 0
+    if config.epochs > 1:
+        assert seconds(config, images, cores) <= BUDGET
+    assert config.warmup_epochs <= max(1, config.epochs / 10)
+    assert any("published weights" in line for line in choice.reasons) == (images < 20_000)
+
+
+def test_more_cores_get_a_larger_network_and_fewer_cores_fewer_epochs():
+    small, large = chosen(50_000, cores=1)[0], chosen(50_000, cores=64)[0]
+    assert cost(small.arch, small.width, small.stem, small.image_size) \
+        < cost(large.arch, large.width, large.stem, large.image_size)
+    assert chosen(2_000_000, cores=1)[0].epochs < wanted_epochs(2_000_000)
+    assert chosen(2_000_000, cores=64)[0].epochs == wanted_epochs(2_000_000)
+
+
+def test_small_images_get_the_stem_and_the_views_of_cifar():
+    config, _ = chosen(50_000, side=32)
+    assert (config.recipe, config.stem, config.image_size) == ("cifar10", "3x3s2", 32)
+    assert config.batch_size // config.bn_groups == 64
+
+
+@pytest.mark.parametrize(("side", "images", "expected"), [
+    (500, 800, ("resnet18", 224)), (500, 30_000, ("resnet50", 224)), (100, 800, ("resnet18", 96)),
+    (64, 800, ("resnet18", 64)), (32, 800, ("resnet18", 32))])
+def test_on_a_gpu_the_network_goes_with_the_images(side, images, expected):
+    config, _ = chosen(images, side, gpu=True)
+    assert (config.arch, config.image_size, config.width) == (*expected, 1)
+
+
+# (given, what goes with it)
+GIVEN = [
+    ({"batch_size": 32}, {"lr": 0.03, "bn_groups": 1}),
+    ({"batch_size": 96, "lr": 0.5}, {"lr": 0.5, "bn_groups": 1}),
+    ({"batch_size": 256}, {"lr": 0.24, "bn_groups": 4}),
+    ({"bn_groups": 3}, {"batch_size": 63, "bn_groups": 3}),
+    ({"epochs": 7}, {"warmup_epochs": 0.7}),
+    ({"queue_size": 99, "momentum": 0.5, "temperature": 0.3}, {"batch_size": 64}),
+    ({"arch": "convnext_tiny"}, {"width": 1.0, "stem": "7x7s2-pool", "image_size": 224}),
+    ({"arch": "resnet50"}, {"stem": "7x7s2-pool"}),
+    ({"image_size": 48}, {"arch": "resnet18"}),
+    ({"dictionary": "memory-bank", "batch_size": 500, "bn_groups": 1}, {"queue_size": 300}),
+]
+
+
+@pytest.mark.parametrize(("given", "with_it"), GIVEN)
+def test_what_is_given_stays_and_the_others_go_with_it(given, with_it):
+    config, _ = chosen(800, **given)
+    for name, value in {**with_it, **given}.items():
+        assert getattr(config, name) == value, name
+
+
+def test_epochs_that_are_given_do_not_change_the_network():
+    few, many = chosen(800, epochs=1)[0], chosen(800, epochs=10_000)[0]
+    assert (few.arch, few.width, few.image_size) == (many.arch, many.width, many.image_size)
+
+
+@pytest.mark.parametrize(("images", "processes"), [(800, 2), (800, 3), (50, 4), (100_000, 8)])
+def test_batch_and_groups_can_be_shared_out_among_processes(images, processes):
+    config, _ = chosen(images, processes=processes)
+    assert config.batch_size % processes == 0
+    assert config.bn_groups % processes == 0
+    assert config.batch_size >= 2 * config.bn_groups
+
+
+def test_twice_the_images_take_less_than_twice_the_time():
+    assert wanted_epochs(800) == 200
+    for images in (800, 5_000, 50_000):
+        assert 1.3 < 2 * wanted_epochs(2 * images) / wanted_epochs(images) < 1.5
+    assert wanted_epochs(1) == wanted_epochs(10)
+    assert wanted_epochs(10**9) == 1

@@ -1,0 +1,96 @@
+"""`--recipe auto` from the command line: what it says, what it records, and that its command is the same run."""
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+
+from mocoembed.checks import to_dict
+from mocoembed.config import PretrainConfig
+from mocoembed.data.images import scan
+from mocoembed.errors import UsageError
+from mocoembed.model.cost import multiplications
+from mocoembed.model.encoder import EncoderSpec
+from mocoembed.train.loop import pretrain
+from mocoembed.train.monitor import Watcher
+from mocoembed.train.resolve import command_of, resolved
+
+TINY = ["--width", "0.125", "--epochs", "2", "--workers", "0"]
+
+
+def test_the_default_says_what_it_chose_and_its_command_is_the_same_run(tmp_path, images, run_cli):
+    workspace = ["--workspace", tmp_path / "ws"]
+    status, _, err = run_cli("pretrain", images, *TINY, *workspace)
+    assert status == 0
+    for said in ("24 images, shorter side 40 pixels in the median", "few to learn from scratch", "epoch 2/2"):
+        assert said in err
+    (run,) = (tmp_path / "ws" / "runs").iterdir()
+    recorded = json.loads((run / "config.json").read_text())
+    assert (recorded["recipe"], recorded["given"], recorded["batch_size"], recorded["queue_size"]) \
+        == ("cifar10", [], 24, 16)
+    (command,) = [line.partition(": ")[2] for line in err.splitlines() if line.startswith("  the same run anywhere")]
+    words = shlex.split(command)
+    assert "--cache" not in words  # two epochs do not pay for it
+    _, again, _ = run_cli(*words[1:])
+    assert "(already complete)" in again
+    assert f"run {run}" in again
+    words[words.index("--workspace") + 1] = str(tmp_path / "other")
+    run_cli(*words[1:])
+    of_both = [{path.name for path in (tmp_path / name / "encoders").iterdir()} for name in ("ws", "other")]
+    assert of_both[0] == of_both[1]  # named by their fingerprint
+    _, again, _ = run_cli("pretrain", images, *TINY, *workspace)
+    assert "(already complete)" in again  # the short command resumes, too
+
+
+def test_fields_that_differ_from_the_defaults_count_as_given(images):
+    listing = scan(str(images))
+    plain, _ = resolved(PretrainConfig(str(images), epochs=3, bn_groups=2), listing, False, 1)
+    assert (plain.epochs, plain.bn_groups, plain.batch_size) == (3, 2, 24)
+    assert plain.queue_size == 16  # not the default, which nobody gave
+    given, _ = resolved(PretrainConfig.of("auto", str(images), queue_size=65536), listing, False, 1)
+    assert given.queue_size == 65536
+
+
+def test_a_config_survives_its_command(run_cli, monkeypatch):
+    """Every field that differs from the recipe and changes the result, through a shell's eyes."""
+    config = PretrainConfig.of("moco-v1", "my 'images'", arch="resnet18", width=0.375, jitter=(0.1, 0.2, 0.3, 0.4),
+                               grey_first=False, symmetric=True, decay_norms=False, lr=0.0123456789, cache="ram",
+                               mask_same_image=False, milestones=(0.5,), run="a b", workspace="w",
+                               exclude=("*.png", "old raw"))
+    arrived = []
+    monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
+    run_cli(*shlex.split(command_of(config))[1:])
+    assert arrived == [config]
+    run_cli(*shlex.split(command_of(dataclasses.replace(config, device="cpu", workers=3, val="v")))[1:])
+    assert arrived[1] == config  # what changes nothing of the result is left out
+
+
+def test_two_processes_agree(tmp_path, images):
+    begun, notes = [], []
+    config = PretrainConfig.of("auto", str(images), workspace=str(tmp_path), width=0.125, epochs=1, workers=0,
+                               device="cpu", processes=2, check_ranks=True)
+    result = pretrain(config, Watcher(note=notes.append, begin=begun.append))
+    assert result.steps == 1
+    assert (begun[0].batch_size, begun[0].bn_groups, begun[0].recipe) == (24, 2, "cifar10")
+    assert sum(line.startswith("--recipe auto") for line in notes) == 1
+
+
+def test_settings_that_do_not_go_together_are_refused(images):
+    with pytest.raises(UsageError, match="--bn-groups 5: must be a divisor of --batch-size 12"):
+        PretrainConfig.of("auto", str(images), batch_size=12, bn_groups=5)
+    with pytest.raises(UsageError, match="--bn-groups 4: must be a multiple of the 3 processes"):
+        resolved(PretrainConfig.of("auto", str(images), batch_size=12, bn_groups=4), scan(str(images)), False, 3)
+
+
+def test_a_resolved_config_is_recorded_as_if_it_had_been_typed(images):
+    config, _ = resolved(PretrainConfig.of("auto", str(images)), scan(str(images)), False, 1)
+    assert to_dict(config)["given"] == []
+    assert (config.recipe, config.cache) == ("cifar10", "ram")
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("resnet18", 1814), ("resnet50", 4089)])
+def test_multiplications_are_those_that_are_published(arch, millions):
+    """He et al. 2016, table 1: 1.8 and 3.8 billion; torchvision, whose bottlenecks stride later: 1.81 and 4.09."""
+    counted = multiplications(EncoderSpec(arch, 1.0, "7x7s2-pool", "linear", 128), 224)
+    assert counted == pytest.approx(millions * 1e6, rel=0.01)
