@@ -104,7 +104,7 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     _choose_dictionary(plan)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
     reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
-    if facts.images < FEW_FOR_SCRATCH:
+    if facts.images < FEW_FOR_SCRATCH and plan["init"] is None:
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
                        "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
     return Choice(plan.recipe, plan.settings(), reasons)
