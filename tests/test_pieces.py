@@ -82,7 +82,8 @@ def test_a_scaled_loss_is_unscaled_once():
 
     whole, weights = whole_batch("queue")
     pieces, weights_of_pieces = run(1, scaler=scaler())
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pieces[:, :-1], whole[:, :-1], rtol=0, atol=1e-12)
+    assert set(pieces[:, -1].tolist()) == {2.0**10}  # the scale is told, too
     require_close(weights, weights_of_pieces, 1e-12)
 
 

@@ -134,6 +134,8 @@ def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
     size = 32 if facts.small else 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64
     if plan["arch"] == FROM_INIT:
         plan.put({"epochs": max(1, wanted // 10), "image_size": size if facts.gpu else min(size, 128)})
+        if not facts.gpu and (seconds := estimated_seconds(plan, cost, plan["epochs"])) > BUDGET:
+            plan.put({"epochs": max(1, int(plan["epochs"] * BUDGET / seconds))})
         return f"the network of --init, views of {plan['image_size']} pixels"
     if facts.gpu:
         plan.put({"arch": "resnet50" if facts.images >= FEW_FOR_SCRATCH and not facts.small else "resnet18",
@@ -187,8 +189,9 @@ def _of_batch_and_dictionary(plan: _Plan) -> str:
 
 def _of_time(plan: _Plan, cost: Cost) -> str:
     more = f"--epochs {2 * plan['epochs']} takes twice as long"
-    if plan.facts.gpu or plan["arch"] == FROM_INIT:
+    if plan.facts.gpu:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
     time = about(estimated_seconds(plan, cost, plan["epochs"]))
-    return (f"{counted(plan['epochs'], 'epoch')}, {time} by the network's multiplications on "
+    whose = "a ResNet-50's" if plan["arch"] == FROM_INIT else "the network's"
+    return (f"{counted(plan['epochs'], 'epoch')}, {time} by {whose} multiplications on "
             f"{counted(plan.facts.cores, 'core')}; {more}")

@@ -11,6 +11,7 @@ from functools import cache
 
 from mocoembed.checks import option_name
 from mocoembed.config import PretrainConfig
+from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import cores
 from mocoembed.memory import available_memory
@@ -37,6 +38,8 @@ def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int
 
     @cache
     def cost(arch: str, width: float, stem: str, size: int) -> int:
+        if arch == FROM_INIT:  # not opened yet: taken for a ResNet-50, which few sources exceed
+            arch, width, stem = "resnet50", 1.0, "7x7s2-pool"
         return multiplications(EncoderSpec(arch, width, stem, "linear", 128), size)
 
     choice = choose(facts, given, cost, tuple(ARCHITECTURES))
