@@ -89,7 +89,7 @@ def plan(training: Training, workers: int, note: Callable[[str], None]) -> Plan:
     at_once = min(one for one, _, _ in rows)
     left = min((one for _, one, _ in rows if one is not None), default=None)
     if not at_once or (left is not None and max(needed for _, _, needed in rows) > SHARE * left):
-        raise ranks.agreed(MocoembedError(ranks.from_first(lambda: _refusal(mine, training, left, at_once))))
+        raise ranks.agreed(MocoembedError(ranks.from_first(lambda: _refusal(mine, training, left or 0, at_once))))
     training.groups_at_once = at_once
     text = f"memory: {_groups(groups)} at once need {shown(mine.needed(groups))}"
     text += "" if left is None else f", {shown(left)} available"
