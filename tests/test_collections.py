@@ -254,7 +254,7 @@ def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
     assert (listing.repeated, listing.skipped.total()) == (1, 1)
-    assert notes == ["named more than once and used once: 1 images"]
+    assert notes == ["listed more than once, used once: 1 images"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
     with pytest.raises(FileNotFoundError):
@@ -397,7 +397,7 @@ def test_what_is_not_a_list_lies_in_the_root(pets, tmp_path):
 def test_a_root_that_cannot_be(pets, tmp_path):
     with pytest.raises(UsageError, match=r"The root '.*nowhere' is no folder"):
         scan(pets, root=tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"'.*cats' does not lie in the root '.*dogs'"):
+    with pytest.raises(UsageError, match=r"'.*cats' is not inside the root '.*dogs'"):
         scan([pets / "dogs", pets / "cats"], root=pets / "dogs")
     (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n")
     with pytest.raises(CollectionError, match=r"Nothing was found in the root '.*far' of 2 images looked for, such "

@@ -124,7 +124,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(server, tmp_path):
     path.write_bytes(b"x" + server.data[1:])
     notes = []
     assert fetch(NAME, notes.append).read_bytes() == server.data
-    assert "is damaged; it is downloaded again" in notes[0]
+    assert "is damaged and is downloaded again" in notes[0]
 
 
 def no_name(*arguments):

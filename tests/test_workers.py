@@ -195,7 +195,7 @@ def test_embedding_goes_on_and_names_the_image(fresh_workspace, images, decode):
 
 
 @pytest.mark.parametrize(("number", "said"), [
-    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is started again\. Most often memory is too small: .*iB "
+    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is started again\. Usually there is too little memory: .*iB "
                      r"for loading processes, of which each takes .*iB; give fewer --workers: 1 instead of 2\."),
     (signal.SIGBUS, r"SIGBUS.*Most often memory is too small.*fewer --workers: 1 instead of 2"),
     (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is started again\. If it dies there again, the image is skip"),
