@@ -118,7 +118,7 @@ def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(images, decod
 
 def test_processes_killed_for_no_image_are_an_error(images, monkeypatch):
     monkeypatch.setattr(loader.EvaluationImages, "__getitem__", lambda dataset, slots: die())
-    with pytest.raises(MocoembedError, match=r"killed again and again.*fewer --workers"):
+    with pytest.raises(MocoembedError, match=r"killed repeatedly.*fewer --workers"):
         evaluated(scan(images), 2)
 
 
@@ -195,10 +195,10 @@ def test_embedding_goes_on_and_names_the_image(fresh_workspace, images, decode):
 
 
 @pytest.mark.parametrize(("number", "said"), [
-    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is started again\. Usually there is too little memory: .*iB "
+    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is restarted\. Usually there is too little memory: .*iB "
                      r"for loading processes, of which each takes .*iB; give fewer --workers: 1 instead of 2\."),
-    (signal.SIGBUS, r"SIGBUS.*Most often memory is too small.*fewer --workers: 1 instead of 2"),
-    (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is started again\. If it dies there again, the image is skip"),
+    (signal.SIGBUS, r"SIGBUS.*Usually there is too little memory.*fewer --workers: 1 instead of 2"),
+    (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is restarted\. If it dies there again, the image is skip"),
 ])
 def test_a_death_is_told_at_once_with_what_to_change(images, decode, number, said, tmp_path, capfd):
     def die_once():

@@ -52,7 +52,7 @@ class Filling:
         fit into the memory available.
         """
         if not hasattr(os, "memfd_create"):
-            raise UsageError("--cache ram:works on Linux only. Give --cache none.")
+            raise UsageError("--cache ram: works on Linux only. Give --cache none.")
         available = min((one for one in self.ranks.objects(available_memory()) if one is not None), default=None)
         count = len(self.listing)
         if count > 4 * SAMPLE:

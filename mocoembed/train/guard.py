@@ -89,7 +89,7 @@ class Guard:
         self._collapsed = self._collapsed + 1 if spread < COLLAPSED_SPREAD else 0
         if self._collapsed < COLLAPSED_STEPS:
             return None
-        return TrainingError(f"Collapse: for {COLLAPSED_STEPS}steps, all queries have pointed the same way (spread "
+        return TrainingError(f"Collapse: for {COLLAPSED_STEPS} steps, all queries have pointed the same way (spread "
                              f"{spread:.4f} of 1, loss {loss:.3f}) at step {self.training.step + 1}. Start over with a "
                              "lower --lr, some --warmup-epochs, or a --momentum nearer to 1.")
 

@@ -91,7 +91,7 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
     if workers == 0:
         ways.append("--workers 1 or more (with 0, images are loaded between the steps)")
     elif idle > 0:
-        ways.append(f"--workers {workers + idle} ({idle} of {cores}cores are idle)")
+        ways.append(f"--workers {workers + idle} ({idle} of {cores} cores are idle)")
     if config.cache == "none" and available is not None and needed <= SHARE * available:
         ways.append(f"--cache ram (about {shown(needed)}, {shown(available)} are available)")
     side = int(sizes[:, :2].min(dim=1).values.median())
