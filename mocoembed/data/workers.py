@@ -163,7 +163,7 @@ class Batches:
         for row in dead:
             deaths[row] = deaths.get(row, 0) + 1
             if deaths[row] >= DEATHS:
-                reason = f"the process that read it died, {deaths[row]} times"
+                reason = f"the process that read it died {deaths[row]} times"
                 images.aside[row] = Failure(row, "WorkerDied", reason)
         for row in hung:
             reason = f"not read and decoded after {SECONDS_FOR_AN_IMAGE:g} seconds"
@@ -181,11 +181,11 @@ def _no_way_on(lost: Lost | None) -> str:
     """Why no more processes are started, and what to do."""
     kept = "What was saved is kept; run the same command again to continue."
     if lost is None:
-        return f"Loading processes did nothing any more, again and again: give fewer --workers. {kept}"
+        return f"Loading processes stopped responding repeatedly: give fewer --workers. {kept}"
     if lost.signal_number in OF_MEMORY:
-        return f"Loading processes were killed again and again ({lost.name}), most often for want of memory: " \
+        return f"Loading processes were killed repeatedly ({lost.name}), most often for lack of memory: " \
                f"{lost.advice()} {kept}"
-    return f"Loading processes died again and again ({lost.name}). {kept}"
+    return f"Loading processes died repeatedly ({lost.name}). {kept}"
 
 
 class _ProcessLost(Exception):
