@@ -44,7 +44,7 @@ class PretrainConfig:
     """Start over, deleting this run's earlier checkpoints."""
     init: str | None = None
     """Start from this encoder instead of random weights: anything that embed takes as --encoder. Its architecture,
-    mean and standard deviation become the defaults."""
+    mean, standard deviation and value range become the defaults."""
     arch: str = "resnet50"
     """Backbone: a ResNet, ResNeXt or wide ResNet, another classifier of torchvision, or timm:NAME (see
     docs/pretraining.md)."""
