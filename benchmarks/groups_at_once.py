@@ -8,6 +8,7 @@ first; where other work shares the machine, those per second of processor time t
     python benchmarks/groups_at_once.py --batch-size 64 --groups 8 --repeats 1
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -17,8 +18,6 @@ import sys
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the mocoembed command does
-
-import click
 
 MIB = 1 << 20
 
@@ -69,22 +68,23 @@ def _kib(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-@click.command()
-@click.option("--batch-size", default=256, show_default=True, help="Images in a step.")
-@click.option("--groups", "bn_groups", default=8, show_default=True, help="BatchNorm groups.")
-@click.option("--image-size", default=224, show_default=True, help="Side of a view in pixels.")
-@click.option("--arch", default="resnet50", show_default=True, help="Backbone.")
-@click.option("--width", default=1.0, show_default=True, help="Multiplier of its channels.")
-@click.option("--precision", default="fp32", show_default=True, help="Arithmetic of the encoders.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--steps", default=3, show_default=True, help="Steps of each run; the first does not count for speed.")
-@click.option("--repeats", default=3, show_default=True, help="Runs of each way.")
-@click.option("--one", type=int, hidden=True, help="Groups at a time: one run, here, as JSON.")
-def main(**options):
+def main():
     """Print a line for each way, then how they compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--groups", type=int, default=8, dest="bn_groups")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--arch", default="resnet50")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=3, help="of each run; the first does not count for speed")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # groups at a time: one run, here, as JSON
+    options = vars(parser.parse_args())
     steps, repeats, one = (options.pop(name) for name in ("steps", "repeats", "one"))
     if one:
-        click.echo(json.dumps(one_way(one, steps, options)))
+        print(json.dumps(one_way(one, steps, options)))
         return
     found: dict[int, list[dict]] = {options["bn_groups"]: [], 1: []}
     for _ in range(repeats):
@@ -93,16 +93,16 @@ def main(**options):
                                   stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(told.stdout.splitlines()[-1]))
     facts = found[1][0]
-    click.echo(f"{options}, torch {facts['torch']}, {facts['threads']} threads, n = {repeats}")
+    print(f"{options}, torch {facts['torch']}, {facts['threads']} threads, n = {repeats}")
     for at_once, runs in found.items():
         peaks, rates = [one["peak"] / MIB for one in runs], [one["rate"] for one in runs]
-        click.echo(f"{at_once} at a time: peak {statistics.median(peaks):.0f} MiB ({min(peaks):.0f} to {max(peaks):.0f}"
+        print(f"{at_once} at a time: peak {statistics.median(peaks):.0f} MiB ({min(peaks):.0f} to {max(peaks):.0f}"
                    f"), predicted {runs[0]['predicted'] / MIB:.0f} MiB; {statistics.median(rates):.2f} images/s "
                    f"({min(rates):.2f} to {max(rates):.2f}), "
                    f"{statistics.median(one['processor'] for one in runs):.2f} images per second of processor")
     whole, pieces = ({name: statistics.median(one[name] for one in runs) for name in ("peak", "rate", "processor")}
                      for runs in found.values())
-    click.echo(f"one at a time: {pieces['peak'] / whole['peak']:.2f} of the memory, "
+    print(f"one at a time: {pieces['peak'] / whole['peak']:.2f} of the memory, "
                f"{pieces['rate'] / whole['rate']:.2f} of the speed ({pieces['processor'] / whole['processor']:.2f} by "
                "processor time)")
 

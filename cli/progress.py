@@ -36,14 +36,14 @@ def counter(what: str, unit: str):
         return
     last = time.monotonic()
 
-    def progress(done: int, total: int):
+    def lines(done: int, total: int):
         nonlocal last
         left = forecast.words(done, total)
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             note(f"{what}: {done} of {total} {unit}" + (f", {left}" if left else ""))
 
-    yield progress
+    yield lines
 
 
 class TrainingProgress:

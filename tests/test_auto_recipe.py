@@ -88,6 +88,8 @@ GIVEN = [
     ({"arch": "convnext_tiny"}, {"width": 1.0, "stem": "7x7s2-pool", "image_size": 224}),
     ({"arch": "resnet50"}, {"stem": "7x7s2-pool"}),
     ({"image_size": 48}, {"arch": "resnet18"}),
+    ({"init": "moco-v2-800ep"}, {"arch": "init", "epochs": 20, "image_size": 128, "mean": (), "std": ()}),
+    ({"init": "moco-v2-800ep", "arch": "resnet50", "width": 1.0}, {"arch": "resnet50", "width": 1.0, "mean": ()}),
     ({"dictionary": "memory-bank", "batch_size": 500, "bn_groups": 1}, {"queue_size": 300}),
 ]
 

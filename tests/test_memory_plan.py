@@ -67,8 +67,8 @@ def test_the_number_is_chosen_by_memory(training, monkeypatch):
     with_available(monkeypatch, whole.needed(3))  # less than needed by the margin; two pieces either way
     plan(training, 0, notes.append)
     assert training.groups_at_once in (1, 2)
-    assert re.fullmatch(r"memory: 4 BatchNorm groups at once need [\d.]+ MiB, [\d.]+ MiB available: 2 BatchNorm groups "
-                        r"at a time \([\d.]+ MiB\)", notes[1])
+    assert re.fullmatch(r"memory: all 4 BatchNorm groups at once would need [\d.]+ MiB, [\d.]+ MiB available: "
+                        r"computing 2 at a time \([\d.]+ MiB\), with the same result", notes[1])
 
 
 def test_what_does_not_fit_is_refused_with_what_would(training, monkeypatch):
@@ -139,7 +139,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize(("left", "status", "told"), [
     (180, 1, r"Memory: a step with 1 BatchNorm group at a time needs [\d.]+ MiB, and [\d.]+ MiB are available\. "
              r"What would fit: "),
-    (420, 0, r"MiB available: \d BatchNorm groups? at a time \([\d.]+ MiB\)")])
+    (420, 0, r"MiB available: computing \d at a time \([\d.]+ MiB\)")])
 def test_a_limit_of_the_process_is_never_run_into(images, tmp_path, left, status, told):
     """`ulimit -v` of so many MiB more than the process has: a refusal, or fewer groups at a time and the run done."""
     options = ["--recipe", "small", "--batch-size", "24", "--bn-groups", "8", "--image-size", "96", "--epochs", "1",

@@ -43,6 +43,19 @@ def test_the_default_says_what_it_chose_and_its_command_is_the_same_run(tmp_path
     assert "(already complete)" in again  # the short command resumes, too
 
 
+def test_a_start_from_other_weights_brings_its_network(tmp_path, images, workspace, run_cli):
+    arguments = ["pretrain", images, "--init", workspace / "encoder.safetensors", "--epochs", 1, "--workers", 0]
+    status, _, err = run_cli(*arguments, "--workspace", tmp_path)
+    assert status == 0
+    assert "the network of --init, views of 32 pixels" in err
+    assert "few to learn from scratch" not in err
+    (run,) = (tmp_path / "runs").iterdir()
+    recorded = json.loads((run / "config.json").read_text())
+    assert (recorded["width"], recorded["stem"]) == (0.125, "3x3s2")  # the fixture's
+    (command,) = [line.partition(": ")[2] for line in err.splitlines() if line.startswith("  the same run anywhere")]
+    assert "(already complete)" in run_cli(*shlex.split(command)[1:])[1]
+
+
 def test_fields_that_differ_from_the_defaults_count_as_given(images):
     listing = scan(str(images))
     plain, _ = resolved(PretrainConfig(str(images), epochs=3, bn_groups=2), listing, False, 1)
@@ -62,6 +75,8 @@ def test_a_config_survives_its_command(run_cli, monkeypatch):
     monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
     run_cli(*shlex.split(command_of(config))[1:])
     assert arrived == [config]
+    started = PretrainConfig.of("small", "images", init="moco-v2-800ep", epochs=3)
+    assert command_of(started) == "mocoembed pretrain images --recipe small --init moco-v2-800ep --epochs 3"
     run_cli(*shlex.split(command_of(dataclasses.replace(config, device="cpu", workers=3, val="v")))[1:])
     assert arrived[1] == config  # what changes nothing of the result is left out
 

@@ -197,7 +197,7 @@ class PretrainConfig:
         require(self, "bn_groups", chosen_later or fits,
                 f"a divisor of --batch-size {self.batch_size}, with two or more images to a group")
         if self.groups_at_once is not None:
-            require(self, "groups_at_once", self.groups_at_once <= self.bn_groups,
+            require(self, "groups_at_once", chosen_later or self.groups_at_once <= self.bn_groups,
                     f"--bn-groups {self.bn_groups} or less")
         if self.run is not None:
             require(self, "run", self.run not in ("", ".", "..") and "/" not in self.run, "a plain name without '/'")
@@ -234,13 +234,13 @@ class PretrainConfig:
         With `init`, architecture (unless `arch`, `width` or `stem` is overridden), mean and standard deviation are
         left to it. Of `auto` the fields given are those that it leaves as they are.
         """
-        if recipe not in (AUTO, *RECIPES):
-            raise UsageError(f"--recipe {recipe}: must be one of {', '.join((AUTO, *RECIPES))}.")
-        if overrides.get("init") is not None:
-            of_source: dict[str, Any] = {"mean": (), "std": ()}
-            if not {"arch", "width", "stem"} & set(overrides):
-                of_source["arch"] = FROM_INIT
-            overrides = {**of_source, **overrides}
         if recipe == AUTO:
             return cls(images=str(images), given=tuple(overrides), **overrides)
-        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **overrides})
+        if recipe not in RECIPES:
+            raise UsageError(f"--recipe {recipe}: must be one of {', '.join((AUTO, *RECIPES))}.")
+        of_source: dict[str, Any] = {}
+        if overrides.get("init") is not None:
+            of_source = {"mean": (), "std": ()}
+            if not {"arch", "width", "stem"} & set(overrides):
+                of_source["arch"] = FROM_INIT
+        return cls(images=str(images), recipe=recipe, **{**RECIPES[recipe], **of_source, **overrides})

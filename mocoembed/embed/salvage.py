@@ -7,6 +7,7 @@ import heapq
 import itertools
 import os
 import pathlib
+from collections import Counter
 from operator import itemgetter
 
 import numpy as np
@@ -33,7 +34,8 @@ def salvage(work: WorkFile, base_path: pathlib.Path | None, target: pathlib.Path
         if base is not None:
             base.verify()
             paths, plan = _with_all_of(base, paths, plan)
-        listing = Listing(os.fsencode(work.header["root"]), paths, np.full(len(paths), NO_LABEL, np.int32), (), 0,
+        labels = np.full(len(paths), NO_LABEL, np.int32)
+        listing = Listing(os.fsencode(work.header["root"]), paths, labels, (), Counter(),
                           source=os.fsencode(work.header["key"]["source"]))
         rows = Rows(listing, plan, work, base, whole=False)
         read = int((rows.status[plan.todo] == EMBEDDED).sum())

@@ -27,6 +27,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         groups = max(1, min(self.groups, len(x) // 2))
         smaller, rest = divmod(len(x), groups)
         sizes = [smaller + (g < rest) for g in range(groups)]
+        assert self.momentum is not None  # the constructor sets it, and the counter
+        assert self.num_batches_tracked is not None
         momenta = shares_of_update(self.momentum, groups)
         self.num_batches_tracked.add_(1)
         if torch.compiler.is_compiling():  # the compiler makes one pass of it by itself

@@ -13,7 +13,7 @@ from torch.nn import functional
 from mocoembed.data.uploads import uploaded
 from mocoembed.data.views import PURPOSE_BANK, generator
 from mocoembed.model.encoder import Encoder
-from mocoembed.model.moco import Keys, Views, encode, unshuffled
+from mocoembed.model.moco import Keys, MoCo, Views, encode, unshuffled
 from mocoembed.model.ranks import ALONE, Ranks
 
 
@@ -27,7 +27,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.ranks = ranks
         self.encoder_q = encoder_q
-        self.trained = {"encoder_q": encoder_q}
+        self.trained: dict[str, nn.Module] = {"encoder_q": encoder_q}
         if not shared:
             self.encoder_k = copy.deepcopy(encoder_q)
             self.trained["encoder_k"] = self.encoder_k
@@ -57,11 +57,13 @@ class MemoryBank(nn.Module):
     the features of the images seen become normalised m_f feature + (1 - m_f) q.
     """
 
+    bank: torch.Tensor
+
     def __init__(self, encoder_q: Encoder, images: int, K: int, m_f: float, seed: int, ranks: Ranks = ALONE):
         super().__init__()
         self.K, self.m_f, self.seed, self.ranks = K, m_f, seed, ranks
         self.encoder_q = encoder_q
-        self.trained = {"encoder_q": encoder_q}
+        self.trained: dict[str, nn.Module] = {"encoder_q": encoder_q}
         self.register_buffer("bank", functional.normalize(torch.randn(images, encoder_q.spec.dim), dim=1))
 
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
@@ -75,9 +77,9 @@ class MemoryBank(nn.Module):
     def key(self, x_k: torch.Tensor, views: Views) -> Keys:
         """The stored features of the batch's images, and K others; x_k is not looked at."""
         batch = self.ranks.gather(views.rows)
-        drawn = generator(self.seed, PURPOSE_BANK, views.step).choice(len(self.bank), self.K + len(batch),
-                                                                      replace=False)
-        drawn = uploaded(torch.from_numpy(drawn), self.bank.device)
+        chosen = generator(self.seed, PURPOSE_BANK, views.step).choice(len(self.bank), self.K + len(batch),
+                                                                       replace=False)
+        drawn = uploaded(torch.from_numpy(chosen), self.bank.device)
         # The first K that are not in the batch: those that are go to the end. `torch.isin` would wait for the device.
         in_batch = torch.zeros(len(self.bank), dtype=torch.bool, device=self.bank.device).index_fill_(0, batch, True)
         others = drawn[in_batch[drawn].int().argsort(stable=True)[:self.K]]
@@ -90,3 +92,7 @@ class MemoryBank(nn.Module):
         # An image that is there twice, in an unreadable one's place, is updated by the first alone, on every rank.
         seen = self.ranks.gather(q[0])[place][torch.searchsorted(rows, rows)]
         self.bank[rows] = functional.normalize(self.m_f * self.bank[rows] + (1 - self.m_f) * seen, dim=1)
+
+
+Method = MoCo | EndToEnd | MemoryBank
+"""What a step trains: three dictionaries with the same calls."""

@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision
@@ -197,7 +198,7 @@ def zero_init_residual(backbone: nn.Module):
         nn.init.zeros_(norm.weight)
 
 
-def synchronized(encoder: Encoder) -> Encoder:
+def synchronized(encoder: Encoder) -> Any:
     """The encoder with BatchNorm over all processes, made with one group."""
     if encoder.spec.arch.startswith(PREFIX):
         return synchronized_timm(encoder)

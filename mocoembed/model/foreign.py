@@ -165,10 +165,10 @@ def our_head(tensors: Tensors, features: int) -> tuple[str, Tensors]:
     """(`linear` or `mlp`, the weights under our names) of a projection head; (`none`, {}) if it has another form."""
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     kind, names = {1: ("linear", ["fc"]), 2: ("mlp", ["hidden", "fc"])}.get(len(layers), ("none", []))
-    ours = {f"{name}.{part}": tensors.get(f"{layer}.{part}".lstrip("."))
-            for layer, name in zip(layers, names) for part in ("weight", "bias")}
-    complete = len(ours) == len(tensors) and all(tensor is not None for tensor in ours.values())
-    if not names or not complete or not _relu_between(layers):
+    theirs = {f"{name}.{part}": f"{layer}.{part}".lstrip(".")
+              for layer, name in zip(layers, names) for part in ("weight", "bias")}
+    ours = {name: tensors[their] for name, their in theirs.items() if their in tensors}
+    if not names or not len(ours) == len(theirs) == len(tensors) or not _relu_between(layers):
         return "none", {}
     with torch.device("meta"):
         expected = projection_head(kind, features, ours["fc.weight"].shape[:1].numel()).state_dict()

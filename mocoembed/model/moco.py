@@ -24,10 +24,10 @@ class Views(NamedTuple):
 
     queries: list[torch.Tensor]
     """One view (N, 3, S, S) of this rank's images, or, for a symmetric loss, both."""
-    keys: list[torch.Tensor | None]
+    keys: list[torch.Tensor]
     """For each of `queries` the other view (N, 3, S, S) of the images whose keys this rank encodes.
 
-    `None` for a memory bank, which encodes none.
+    For a memory bank, which encodes none, any.
     """
     rows: torch.Tensor
     """(N,) int64: this rank's images, by their rows in the collection."""
@@ -60,7 +60,7 @@ class MoCo(nn.Module):
         self.encoder_q = encoder_q
         self.encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)  # the encoders start equal
         self.queue = Queue(encoder_q.spec.dim, K)
-        self.trained = {"encoder_q": encoder_q}  # as called in training: `wrap_trained` may wrap them
+        self.trained: dict[str, nn.Module] = {"encoder_q": encoder_q}  # `wrap_trained` may wrap them
 
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
         """q (N, C) of unit length from views (N, 3, S, S)."""
@@ -84,6 +84,7 @@ class MoCo(nn.Module):
         """Enqueue the step's keys; the oldest ones go."""
         rows = self.ranks.gather(views.rows) if self.mask_same_image else None
         for keys in reversed(k):
+            assert keys.new is not None  # as `key` made them
             self.queue.enqueue(keys.new, rows)
 
 
@@ -114,16 +115,16 @@ def batch_statistics(method: nn.Module) -> list[torch.Tensor]:
     return [buffer for name, buffer in method.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
-def wrap_trained(method: nn.Module, ranks: Ranks):
+def wrap_trained(trained: dict[str, nn.Module], ranks: Ranks) -> None:
     """Let gradients be averaged over the ranks in what is trained, and in nothing else."""
-    method.trained = {name: ranks.wrap(encoder) for name, encoder in method.trained.items()}
+    trained.update({name: ranks.wrap(encoder) for name, encoder in trained.items()})
 
 
 @contextlib.contextmanager
-def gradients_summed_up(method: nn.Module) -> Iterator[None]:
+def gradients_summed_up(trained: dict[str, nn.Module]) -> Iterator[None]:
     """In the block, forward and backward only add to this rank's gradients; the next backward averages the sum."""
     with contextlib.ExitStack() as held:
-        for encoder in method.trained.values():
+        for encoder in trained.values():
             if isinstance(encoder, nn.parallel.DistributedDataParallel):
                 held.enter_context(encoder.no_sync())
         yield

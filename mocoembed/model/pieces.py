@@ -49,8 +49,9 @@ class OneUpdate:
     def __init__(self, encoder: nn.Module):
         self._layers = [layer for layer in encoder.modules() if isinstance(layer, GroupedBatchNorm2d)]
         layers = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
-        self._statistics = [one for layer in layers for one in (layer.running_mean, layer.running_var)]
-        self._counts = [layer.num_batches_tracked for layer in layers]
+        self._statistics = [one for layer in layers for one in (layer.running_mean, layer.running_var)
+                            if one is not None]
+        self._counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         self._before = [one.clone() for one in self._statistics]
         self._counts_before = [one.clone() for one in self._counts]
         self._sum = [torch.zeros_like(one) for one in self._statistics]

@@ -146,8 +146,8 @@ def find_duplicates(config: DuplicatesConfig,
             groups.append(_group(file, rows, config.root))
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
-        return DuplicatesResult(tuple(groups), len(file), threshold and threshold.cosine, compared, bytes_known,
-                                file.value_range, threshold.reason if threshold else "")
+        cosine, reason = (threshold.cosine, threshold.reason) if threshold else (None, "")
+        return DuplicatesResult(tuple(groups), len(file), cosine, compared, bytes_known, file.value_range, reason)
 
 
 def _threshold(config: DuplicatesConfig, file: EmbeddingFile, digests: np.ndarray) -> Threshold:

@@ -12,7 +12,6 @@ from typing import Any
 from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.notes import about, counted
-from mocoembed.recipes import RECIPES
 
 PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
 FEW_FOR_SCRATCH = 20_000  # images, below which the weights of others are likely to serve better
@@ -64,7 +63,7 @@ class Choice:
 
     recipe: str
     settings: dict[str, Any]
-    """The fields of `PretrainConfig` that differ from the recipe."""
+    """The fields of `PretrainConfig` that were chosen otherwise than by the recipe, and those that were given."""
     reasons: list[str]
     """Lines for people."""
 
@@ -74,8 +73,8 @@ class _Plan:
 
     def __init__(self, recipe: str, facts: Facts, given: dict[str, Any]):
         self.recipe, self.facts, self.given = recipe, facts, given
-        defaults = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
-        self.preset: dict[str, Any] = {**defaults, **RECIPES[recipe]}
+        source = {"init": given["init"]} if given.get("init") else {}
+        self.preset: dict[str, Any] = vars(PretrainConfig.of(recipe, "", **source))
         self.chosen: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -86,8 +85,8 @@ class _Plan:
         self.chosen |= {name: value for name, value in values.items() if name not in self.given}
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the recipe."""
-        return {name: value for name, value in {**self.chosen, **self.given}.items() if self.preset[name] != value}
+        """What was chosen otherwise than by the recipe, and what was given."""
+        return {**{name: value for name, value in self.chosen.items() if self.preset[name] != value}, **self.given}
 
 
 def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, ...]) -> Choice:
@@ -104,7 +103,7 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     _choose_dictionary(plan)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
     reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
-    if facts.images < FEW_FOR_SCRATCH and plan["init"] is None:
+    if facts.images < FEW_FOR_SCRATCH and not given.get("init"):
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
                        "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
     return Choice(plan.recipe, plan.settings(), reasons)
@@ -132,11 +131,15 @@ def _choose_batch(plan: _Plan, usual: int) -> None:
 def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
     """Architecture, width, stem, size and epochs; the reason."""
     facts, wanted = plan.facts, wanted_epochs(plan.facts.images)
+    size = 32 if facts.small else 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64
+    if plan["arch"] == FROM_INIT:
+        plan.put({"epochs": max(1, wanted // 10), "image_size": size if facts.gpu else min(size, 128)})
+        if not facts.gpu and (seconds := estimated_seconds(plan, cost, plan["epochs"])) > BUDGET:
+            plan.put({"epochs": max(1, int(plan["epochs"] * BUDGET / seconds))})
+        return f"the network of --init, views of {plan['image_size']} pixels"
     if facts.gpu:
         plan.put({"arch": "resnet50" if facts.images >= FEW_FOR_SCRATCH and not facts.small else "resnet18",
-                  "width": 1.0, "epochs": min(2 * MOST_EPOCHS, 4 * wanted)})
-        if not facts.small:
-            plan.put({"image_size": 224 if facts.side >= 160 else 96 if facts.side >= 80 else 64})
+                  "width": 1.0, "epochs": min(2 * MOST_EPOCHS, 4 * wanted), "image_size": size})
         _fit_other_networks(plan, resnets)
         return f"{_shown_network(plan)}: by the size of the images and their number"
     ladder = LADDER_OF_SMALL_IMAGES if facts.small else LADDER
@@ -174,8 +177,6 @@ def estimated_seconds(plan: _Plan, cost: Cost, epochs: int) -> float:
 
 
 def _shown_network(plan: _Plan) -> str:
-    if plan["arch"] == FROM_INIT:
-        return f"the network of --init, views of {plan['image_size']} pixels"
     width = "" if plan["width"] == 1 else f" of width {plan['width']:g}"
     return f"{plan['arch']}{width}, views of {plan['image_size']} pixels"
 
@@ -191,5 +192,6 @@ def _of_time(plan: _Plan, cost: Cost) -> str:
     if plan.facts.gpu:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
     time = about(estimated_seconds(plan, cost, plan["epochs"]))
-    return (f"{counted(plan['epochs'], 'epoch')}, {time} by the network's multiplications on "
+    whose = "a ResNet-50's" if plan["arch"] == FROM_INIT else "the network's"
+    return (f"{counted(plan['epochs'], 'epoch')}, {time} by {whose} multiplications on "
             f"{counted(plan.facts.cores, 'core')}; {more}")

@@ -100,8 +100,8 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     config = replace(config, **start.settings)
     workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
-    if config.val:
-        labelled = ranks.from_first(lambda: labelled_images(config.val, config.exclude, say))
+    if (val := config.val) is not None:
+        labelled = ranks.from_first(lambda: labelled_images(val, config.exclude, say))
         monitor = KnnMonitor(labelled, compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
     begin(training, start)

@@ -43,9 +43,7 @@ def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int
         return multiplications(EncoderSpec(arch, width, stem, "linear", 128), size)
 
     choice = choose(facts, given, cost, tuple(ARCHITECTURES))
-    of_source = ("width", "stem") if config.arch == FROM_INIT else ()
-    chosen = PretrainConfig.of(choice.recipe, config.images, **{
-        name: value for name, value in choice.settings.items() if name not in of_source})
+    chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)
     require_shares(chosen, processes, gpu)
     if "cache" not in given and _fits_the_cache(chosen, listing):
         chosen = dataclasses.replace(chosen, cache="ram")
@@ -69,12 +67,13 @@ def _fits_the_cache(config: PretrainConfig, listing: Listing) -> bool:
 
 def command_of(config: PretrainConfig) -> str:
     """The command line that gives this run: the recipe, and all that differs from it and changes the result."""
-    preset = PretrainConfig.of(config.recipe, config.images)
+    source = {} if config.init is None else {"init": config.init}
+    preset = PretrainConfig.of(config.recipe, config.images, **source)
     words = ["mocoembed", "pretrain", os.fspath(config.images), "--recipe", config.recipe]
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), option_name(field.name)
         told = field.name in ("cache", "workspace", "run") or field.name not in (*EXECUTION, "images", "recipe")
-        if not told or value in (getattr(preset, field.name), FROM_INIT, ()):  # the last two: left to --init's source
+        if not told or (value == getattr(preset, field.name) and field.name not in source):
             continue
         if isinstance(value, bool):
             words.append(name if value else name.replace("--", "--no-", 1))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from mocoembed.checks import from_dict, option_name, to_dict
 from mocoembed.config import PretrainConfig
@@ -17,7 +16,7 @@ from mocoembed.data.loader import steps_per_epoch
 from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSettings, generator
 from mocoembed.errors import CollectionError, TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
-from mocoembed.model.dictionary import EndToEnd, MemoryBank
+from mocoembed.model.dictionary import EndToEnd, MemoryBank, Method
 from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, synchronized, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
 from mocoembed.model.moco import MoCo, wrap_trained
@@ -51,8 +50,7 @@ class Training:
     config: PretrainConfig
     compute: Compute
     ranks: Ranks
-    method: nn.Module
-    """`MoCo`, `MemoryBank` or `EndToEnd`."""
+    method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     views: ViewSettings
@@ -194,18 +192,19 @@ def set_up(config: PretrainConfig, compute: Compute, images: int, ranks: Ranks =
     """New encoders, dictionary and optimizer, drawn by the seed, the same on all ranks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        method = compute.place(build_method(config, images, ranks)).train()
+        method = build_method(config, images, ranks)
+        compute.place(method).train()
     if config.compile:
         for encoder in (method.encoder_q, getattr(method, "encoder_k", method.encoder_q)):
             encoder.compile()
-    wrap_trained(method, ranks)
+    wrap_trained(method.trained, ranks)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
     return Training(config, compute, ranks, method, build_optimizer(trained, config), scaler,
                     ViewSettings.of(config), groups_of(config, ranks.size))
 
 
-def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module:
+def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> Method:
     """`MoCo`, `MemoryBank` or `EndToEnd`, on the CPU; `UsageError` for more keys than there are images."""
     encoder_q = Encoder(encoder_spec(config), groups_of(config, ranks.size))
     if config.zero_init_residual:
@@ -224,7 +223,7 @@ def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> nn.Module
             raise UsageError(f"--queue-size {config.queue_size}: must be {most} or less with --dictionary memory-bank "
                              f"({images} images, {config.batch_size} of them in the batch).")
         return MemoryBank(encoder_q, images, config.queue_size, config.bank_momentum, config.seed, ranks)
-    return MoCo(encoder_q, config.queue_size, config.momentum, config.mask_same_image, ranks)
+    return MoCo(encoder_q, config.queue_size, config.momentum, bool(config.mask_same_image), ranks)
 
 
 def resume(training: Training, run: pathlib.Path, listing: Listing, note):
@@ -251,10 +250,10 @@ def resume(training: Training, run: pathlib.Path, listing: Listing, note):
     if state["processes"] != training.ranks.size:
         note(f"{training.ranks.size} processes now, {state['processes']} before: the same mathematics, but not the "
              "same bits")
-    before, now = state.get("groups_at_once"), training.groups_at_once
-    if before not in (None, now) and state["processes"] == training.ranks.size:
-        note(f"{counted(now, 'BatchNorm group')} at once now, {before} before: the same mathematics, but not the same "
-             "bits")
+    groups_before, groups = state.get("groups_at_once"), training.groups_at_once
+    if groups_before not in (None, groups) and state["processes"] == training.ranks.size:
+        note(f"{counted(groups, 'BatchNorm group')} at once now, {groups_before} before: the same mathematics, but "
+             "not the same bits")
 
 
 def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> dict | None:

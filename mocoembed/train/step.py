@@ -52,7 +52,7 @@ def at_once(training: Training, views: Views, told: tuple[float, ...]) -> Learnt
         k = [method.key(x_k, views) for x_k in views.keys]  # positive: N x C, negatives: C x K
     contrasts = [info_nce(one, keys.positive, keys.negatives, T, keys.excluded) for one, keys in zip(q, k)]
     gathered = to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
-    training.scaler.scale(sum(contrast.loss for contrast in contrasts)).backward()
+    training.scaler.scale(torch.stack([contrast.loss for contrast in contrasts]).sum()).backward()
     return q, k, gathered
 
 
@@ -67,7 +67,7 @@ def in_pieces(training: Training, views: Views, told: tuple[float, ...]) -> Lear
         update, done = OneUpdate(method.encoder_q), []
         for piece in views.pieces:
             own, last = piece.images, piece is views.pieces[-1] and x_q is views.queries[-1]
-            with contextlib.nullcontext() if last else gradients_summed_up(method), update.of(piece):
+            with contextlib.nullcontext() if last else gradients_summed_up(method.trained), update.of(piece):
                 with compute.autocast():
                     part = method.query(x_q[own])  # n x C
                 excluded = None if keys.excluded is None else keys.excluded[own]
@@ -76,7 +76,7 @@ def in_pieces(training: Training, views: Views, told: tuple[float, ...]) -> Lear
                 training.scaler.scale(contrast.loss * share).backward()
             done.append((part.detach(), [share * number.detach() for number in contrast]))
         q.append(torch.cat([part for part, _ in done]))
-        contrasts.append(Contrast(*map(sum, zip(*(numbers for _, numbers in done)))))
+        contrasts.append(Contrast(*(torch.stack(numbers).sum() for numbers in zip(*(some for _, some in done)))))
     return q, k, to_host(training.ranks.gather(summary(contrasts, q, told, training.scaler)))
 
 
@@ -89,10 +89,10 @@ def summary(contrasts: list[Contrast], q: list[torch.Tensor], told: tuple[float,
     spread, 0 when all queries are the same (collapse).
     """
     spread = torch.stack([one.std(dim=0).mean() * one.shape[1] ** 0.5 for one in q]).mean()
-    numbers = [*(torch.stack(values).mean() for values in zip(*contrasts)), spread]
-    numbers = torch.stack([number.double() for number in numbers])
-    told = [numbers.new_full((1,), value) for value in told]  # filled on the device: a copy would wait for it
-    return torch.cat([numbers, *told, scaler.scale(numbers.new_ones(1))]).view(1, -1)
+    means = [*(torch.stack(values).mean() for values in zip(*contrasts)), spread]
+    numbers = torch.stack([number.double() for number in means])
+    more = [numbers.new_full((1,), value) for value in told]  # filled on the device: a copy would wait for it
+    return torch.cat([numbers, *more, scaler.scale(numbers.new_ones(1))]).view(1, -1)
 
 
 def make_views(batch: ViewBatch, training: Training, images: ResidentImages | None = None) -> Views:
@@ -102,7 +102,7 @@ def make_views(batch: ViewBatch, training: Training, images: ResidentImages | No
     """
     compute, ranks = training.compute, training.ranks
     if images is not None:
-        batch = batch._replace(crops=[images.crops(batch.rows, boxes) for boxes in batch.crops])
+        batch = batch._replace(crops=tuple(images.crops(batch.rows, boxes) for boxes in batch.crops))
 
     def view(number: int, parameters: ViewParameters, order: torch.Tensor | None) -> torch.Tensor:
         crops = batch.crops[number].to(compute.device, non_blocking=True)
@@ -111,6 +111,7 @@ def make_views(batch: ViewBatch, training: Training, images: ResidentImages | No
         return apply_views(crops, parameters, training.views, compute.dtype)
 
     queries = [view(i, parameters, None) for i, parameters in enumerate(batch.queries)]
-    keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)] or [None]
+    keys = [view(1 - i, parameters, batch.order) for i, parameters in enumerate(batch.keys)]
     pieces = cut(len(batch.rows), training.groups, training.groups_at_once)
-    return Views(queries, keys, batch.rows.to(compute.device, non_blocking=True), batch.order, batch.step, pieces)
+    rows = batch.rows.to(compute.device, non_blocking=True)
+    return Views(queries, keys or queries, rows, batch.order, batch.step, pieces)
