@@ -39,10 +39,10 @@ def cli(debug):
     Everything lands in one workspace folder, and each command finds there what the one before it left:
 
     \b
-      mocoembed pretrain IMAGES     learn an encoder from unlabelled images
-      mocoembed embed IMAGES        one vector for every image
+      mocoembed pretrain IMAGES       learn an encoder from unlabelled images
+      mocoembed embed IMAGES          one vector for every image
       mocoembed index                 make them searchable
-      mocoembed search IMAGE        find similar ones
+      mocoembed search IMAGE          find similar ones
       mocoembed knn                   measure: how often do neighbours share a label?
       mocoembed duplicates            find images that are there more than once
       mocoembed convert --to parquet  give the vectors to other tools
