@@ -15,7 +15,7 @@ from mocoembed.config import ConvertConfig
 @options_of(ConvertConfig, leave_out=("source",))
 @json_option
 def convert(as_json, **values):
-    """Write the embeddings file SOURCE for other tools, or make one from vectors of other tools.
+    """Convert the embeddings file SOURCE for other tools, or make one from vectors of other tools.
 
     npy writes the vectors (N x D, in the dtype of the file) and, beside them, NAME-paths.csv with the id, path and
     label of every row. parquet (vectors in one fixed-size column) and csv hold everything in one file. Paths are

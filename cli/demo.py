@@ -13,10 +13,10 @@ from mocoembed.config import DemoConfig
 @click.command()
 @options_of(DemoConfig)
 def demo(**values):
-    """Generate images, learn from them without labels, embed, index, search and measure: minutes on two cores.
+    """Run the whole pipeline on generated images: pretrain, embed, index, search, knn. Minutes on two CPU cores.
 
-    Prints the commands that it stands for, then the kNN accuracy of the learned encoder beside that of the raw
-    pixels and of the untrained encoder, and draws a contact sheet to look at.
+    Prints the commands that it runs, then the kNN accuracy of the pretrained encoder next to raw pixels and the
+    untrained encoder, and draws a contact sheet of held-out images and their nearest neighbours.
 
     \b
       mocoembed demo

@@ -27,8 +27,8 @@ def embed(as_json, **values):
     label), tar shards ('shard-{000..009}.tar') or an image; see docs/collections.md. Every file with an image extension
     is either embedded or reported as failed, with the reason.
 
-    Run again, the command embeds only what is new or has changed, drops what is gone and keeps the rest. After an
-    interruption it continues where it stopped.
+    Run it again to update the file: only new and changed images are embedded, and those that no longer exist are
+    dropped. After an interruption, it continues where it stopped.
 
     \b
       mocoembed embed photos
@@ -54,7 +54,7 @@ def embed(as_json, **values):
     if len(result.failed) > SHOWN_FAILURES:
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
     for folder in result.closed:
-        note(f"could not be opened, left out with all in it: {os.fsdecode(folder)!r}")
+        note(f"could not be opened, skipped with everything in it: {os.fsdecode(folder)!r}")
     if result.skipped:
         note(skipped_text(result.skipped))
     if as_json:

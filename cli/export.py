@@ -11,13 +11,13 @@ from mocoembed.config import ExportConfig
 @click.argument("source", required=False)
 @options_of(ExportConfig, leave_out=("source",))
 def export(**values):
-    """Write the query encoder of SOURCE: a checkpoint, run folder or encoder file; by default the newest run.
+    """Export the query encoder of SOURCE: a checkpoint, run folder or encoder file; by default, the newest run.
 
-    SOURCE can also be weights of others (MoCo, lightly, solo-learn, VISSL, mmpretrain, torchvision) or a known name:
-    moco-v1-200ep, moco-v2-200ep or moco-v2-800ep, which is downloaded, torchvision:NAME or timm:NAME.
+    SOURCE can also be a weights file of another library (MoCo, lightly, solo-learn, VISSL, mmpretrain, torchvision), a
+    published name, which is downloaded (moco-v1-200ep, moco-v2-200ep or moco-v2-800ep), torchvision:NAME or timm:NAME.
 
-    The format `encoder` becomes the workspace's newest encoder. torchvision, detectron2 and onnx hold the backbone
-    alone, without the projection head.
+    With the format `encoder`, the file becomes the workspace's newest encoder. The formats torchvision, detectron2 and
+    onnx hold only the backbone, without the projection head.
 
     \b
       mocoembed export

@@ -36,18 +36,18 @@ class LazyGroup(click.Group):
 def cli(debug):
     """Pretrain image encoders with Momentum Contrast, and put them to work.
 
-    Everything lands in one workspace folder, and each command finds there what the one before it left:
+    All results go to one workspace folder, where each command finds those of the previous one:
 
     \b
       mocoembed pretrain IMAGES       learn an encoder from unlabelled images
-      mocoembed embed IMAGES          one vector for every image
-      mocoembed index                 make them searchable
-      mocoembed search IMAGE          find similar ones
-      mocoembed knn                   measure: how often do neighbours share a label?
-      mocoembed duplicates            find images that are there more than once
-      mocoembed convert --to parquet  give the vectors to other tools
+      mocoembed embed IMAGES          compute one vector per image
+      mocoembed index                 make the vectors searchable
+      mocoembed search IMAGE          find similar images
+      mocoembed knn                   measure how often nearest neighbours share a label
+      mocoembed duplicates            find exact copies and near-duplicates
+      mocoembed convert --to parquet  write the vectors for other tools
 
-    Start with `mocoembed demo`: all of it on generated images, in minutes on two CPU cores.
+    Start with `mocoembed demo`: the whole pipeline on generated images, in minutes on two CPU cores.
     """
 
 

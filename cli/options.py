@@ -44,7 +44,7 @@ class NumberList(click.ParamType):
 
 
 class NumberOrWord(click.ParamType):
-    """A number, or a word that the config knows."""
+    """A number, or one of the words that the config allows."""
 
     name = "number or word"
 

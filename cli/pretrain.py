@@ -17,15 +17,15 @@ from mocoembed.recipes import RECIPES
 @click.argument("images", metavar="COLLECTION")
 @options_of(PretrainConfig, leave_out=("images", "given"), presets=tuple(RECIPES.values()))
 def pretrain(images, recipe, **values):
-    """Learn an encoder from the images of COLLECTION with Momentum Contrast. Labels are not used.
+    """Pretrain an encoder on the images of COLLECTION with Momentum Contrast. Labels are not used.
 
     A COLLECTION is a folder (searched recursively), a list of paths (.txt, .csv, .tsv, .jsonl) or tar shards
     ('shard-{000..009}.tar').
 
-    A recipe sets everything; any option given overrides it. The default, auto, looks at the images and the machine,
-    and prints what it chose, why, and the whole command. Running the same command again resumes where it stopped;
-    another command gets a run folder of its own. At the end the encoder is exported into the workspace, where
-    `mocoembed embed` finds it.
+    A recipe sets all options; the ones you give override it. The default recipe, auto, looks at the images and the
+    machine, and prints what it chose, why, and the whole command. Run the same command again to resume; another
+    command gets its own run folder. At the end, the encoder is exported to the workspace, where `mocoembed embed`
+    finds it.
 
     \b
       mocoembed pretrain photos

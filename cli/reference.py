@@ -6,9 +6,9 @@ from mocoembed.cli.main import COMMANDS, cli
 
 HEADER = """# Commands
 
-Made from the commands' own help by `python -m mocoembed.cli.reference > docs/commands.md`; a test compares the two.
-Results go to standard output, everything else to standard error. Exit status: 0 done (also when some images were
-unreadable: they are counted and listed), 1 the work failed, 2 the call was wrong, 130 and 143 after SIGINT and SIGTERM.
+Generated from the commands' help by `python -m mocoembed.cli.reference > docs/commands.md`; a test compares the two.
+Results go to standard output, everything else to standard error. Exit status: 0 success (also if some images were
+unreadable: they are counted and listed), 1 failure, 2 usage error, 130 and 143 after SIGINT and SIGTERM.
 `mocoembed --debug COMMAND ...` shows the traceback of an error.
 """
 

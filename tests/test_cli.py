@@ -67,7 +67,7 @@ WRONG_CALLS = [
     ("pretrain {bad}/nowhere", 2, "does not exist"),
     ("pretrain {bad}/text.txt", 1, "1 image does not fill a batch of 2. Pretraining takes 2 or more"),
     ("pretrain {ws}/embeddings.h5", 2, "is a file that holds no images. Give a folder, a list"),
-    ("embed {bad}/shard-{{0..3}}.tar", 2, "shard-0.tar' does not exist or is no file (4 of 4"),
+    ("embed {bad}/shard-{{0..3}}.tar", 2, "shard-0.tar' does not exist or is not a file (4 of 4"),
     ("pretrain {bad}/empty", 1, "holds no images"),
     ("pretrain {bad}/text --batch-size 2 --bn-groups 1", 1, "1 image does not fill a batch of 2"),
     ("pretrain {images} --recipe moco-v2", 1, "24 images do not fill a batch of 256. Give --batch-size 24."),

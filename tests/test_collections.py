@@ -120,7 +120,7 @@ def test_a_table_without_labels_and_names_that_are_not_utf_8(tmp_path):
     ("a.csv", "path,label\n,cat\n", "line 2: no path"),
     ("a.csv", 'path\n"a', "line 2: unexpected end"), ("a.jsonl", "{]\n", "line 1: not JSON"),
     ("a.jsonl", "[1]\n", "line 1: no path"), ("a.jsonl", '{"path": "a", "label": [1]}', r"the label is \[1\]"),
-    ("a.jsonl", '{"path": "\\ud800"}', "cannot be a path")])
+    ("a.jsonl", '{"path": "\\ud800"}', "is not a valid path")])
 def test_a_line_that_is_none_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FormatError, match=message):
@@ -205,7 +205,7 @@ def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
     members_end = 20 * (512 + 1024)
     for cut in (0, 100, 600, 1536, 5000, members_end - 10, members_end):
         (tmp_path / "a.tar").write_bytes(whole[:cut])
-        with pytest.raises(FormatError, match=r"whole, uncompressed|damaged or cut off"):
+        with pytest.raises(FormatError, match=r"whole, uncompressed|damaged or truncated"):
             scan(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole[:1536] + b"?" * 512 + whole[2048:])
     with pytest.raises(FormatError, match="cut off after 1 members"):
@@ -254,7 +254,7 @@ def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
     assert (listing.repeated, listing.skipped.total()) == (1, 1)
-    assert notes == ["named more than once and used once: 1 images"]
+    assert notes == ["listed more than once, used once: 1 images"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
     with pytest.raises(FileNotFoundError):
@@ -395,9 +395,9 @@ def test_what_is_not_a_list_lies_in_the_root(pets, tmp_path):
 
 
 def test_a_root_that_cannot_be(pets, tmp_path):
-    with pytest.raises(UsageError, match=r"The root '.*nowhere' is no folder"):
+    with pytest.raises(UsageError, match=r"The root '.*nowhere' is not a folder"):
         scan(pets, root=tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"'.*cats' does not lie in the root '.*dogs'"):
+    with pytest.raises(UsageError, match=r"'.*cats' is not inside the root '.*dogs'"):
         scan([pets / "dogs", pets / "cats"], root=pets / "dogs")
     (tmp_path / "old.txt").write_text("/old/pets/cats/1.jpg\n/old/pets/dogs/1.jpg\n")
     with pytest.raises(CollectionError, match=r"Nothing was found in the root '.*far' of 2 images looked for, such "

@@ -256,7 +256,7 @@ def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
             ((path, "--to", "csv", "--output", tmp_path), "is a folder"),
             ((path, "--to", "csv", "--output", tmp_path / "text" / "new" / "a.csv"),
              f"--output {tmp_path}/text/new/a.csv: {tmp_path}/text is a file, not a folder"),
-            ((path, "--to", "csv", "--root", tmp_path / "text"), "text' is no folder"),
+            ((path, "--to", "csv", "--root", tmp_path / "text"), "text' is not a folder"),
             ((tmp_path / "none.h5", "--to", "csv"), "does not exist"),
             ((tmp_path / "e.npy", "--to", "csv"), "can only become an embeddings file"),
             ((tmp_path / "e.npy", "--paths", tmp_path / "none.txt"), "none.txt' does not exist. Give a .txt"),

@@ -143,7 +143,7 @@ def test_the_sheet_marks_copies_of_the_keeper_and_counts_what_it_leaves_out(tmp_
 
 def test_a_root_that_is_no_folder(tmp_path):
     path = made(tmp_path / "e.h5", np.ones((2, 2)))
-    with pytest.raises(UsageError, match="none' is no folder"):
+    with pytest.raises(UsageError, match="none' is not a folder"):
         find_duplicates(DuplicatesConfig(path, root=str(tmp_path / "none")))
 
 

@@ -93,7 +93,7 @@ def test_when_memory_runs_out_smaller_pieces_are_computed_and_that_is_said_once(
     del seen[:]
     torch.testing.assert_close(embedder(x[:12]), expected[:12])
     assert seen == [5, 5, 2]
-    assert notes == ["memory ran out; batches are computed 5 images at a time from now on"]
+    assert notes == ["out of memory; batches are computed 5 images at a time from now on"]
 
 
 def test_a_single_image_that_does_not_fit_is_an_error(make_encoder):

@@ -259,7 +259,7 @@ WRONG = [
      r"Of another shape: 'layer2\.0\.conv1\.weight \(16, 8, 5, 5\) instead of \(16, 8, 3, 3\)'"),
     ({"conv1.weight": torch.zeros(8, 3, 5, 5)}, r"conv1\.weight has the shape \(8, 3, 5, 5\); it must be"),
     ({"conv1.weight": torch.zeros(0, 3, 7, 7)}, r"conv1\.weight has the shape \(0, 3, 7, 7\)"),
-    ({"layer4.1.bn1.bias": torch.full((64,), torch.nan)}, r"layer4\.1\.bn1\.bias holds numbers that are not finite"),
+    ({"layer4.1.bn1.bias": torch.full((64,), torch.nan)}, r"layer4\.1\.bn1\.bias holds values that are not finite"),
     ({"layer4.1.bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)}, "not finite"),
     ({"layer4.1.bn1.bias": torch.zeros(64, dtype=torch.int64)}, "of torch.int64, not of floats"),
     ({"layer4.1.bn1.bias": torch.zeros(64).to_sparse()}, "torch.sparse_coo tensor"),

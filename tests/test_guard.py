@@ -53,7 +53,7 @@ def test_collapse_stops_after_many_steps_in_a_row(guard):
     guard.check(numbers(spread=0.5))  # it has recovered
     for _ in range(COLLAPSED_STEPS - 1):
         guard.check(numbers(spread=0.001))
-    with pytest.raises(TrainingError, match="Collapse: for 50 steps all queries have pointed the same way"):
+    with pytest.raises(TrainingError, match="Collapse: for 50 steps, all queries have pointed the same way"):
         guard.check(numbers(spread=0.001))
 
 

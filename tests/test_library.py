@@ -142,12 +142,12 @@ def test_torchvision_without_a_network_or_with_a_wrong_name(hub, tmp_path):
     notes = []
     with pytest.raises(MocoembedError, match="cannot be downloaded"):
         library_encoder("torchvision:resnet18", notes.append)
-    assert "is damaged; it is downloaded again" in notes[0]
+    assert "is damaged and is downloaded again" in notes[0]
 
 
 @pytest.mark.parametrize("given", ["torchvision:", "torchvision:@V1", "timm:"])
 def test_a_library_without_a_name(given):
-    with pytest.raises(UsageError, match=f"'{given}' lacks the name of a model"):
+    with pytest.raises(UsageError, match=f"'{given}' is missing the name of a model"):
         library_encoder(given, print)
 
 
@@ -252,8 +252,8 @@ def test_timm_without_weights_or_with_wrong_ones(timm, timm_cache, tmp_path, mon
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", out_of_reach)
     monkeypatch.setattr(timm_backbone, "_out_of_reach", lambda: None)
-    with pytest.raises(MocoembedError, match=r"timm:test_resnet.r160_in1k cannot be had from timm/test_resnet.*no way"
-                                             r" there\.\n(?s:.*)or put it at .*cache/timm/test_resnet.r160_in1k"):
+    with pytest.raises(MocoembedError, match=r"timm:test_resnet.r160_in1k cannot be downloaded from timm/test_resnet.*"
+                                             r"no way there\.\n(?s:.*)or put it at .*cache/timm/test_resnet.r160_in1k"):
         library_encoder("timm:test_resnet", lambda text: None)
     timm_cache("test_vit.r160_in1k")
     folder = tmp_path / "cache" / "timm"

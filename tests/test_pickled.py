@@ -81,7 +81,7 @@ class Calls:
 def test_a_malicious_file_runs_nothing_and_is_refused_in_one_line(saved, tmp_path, function, argument, hidden):
     bad = Calls(function, argument.format(tmp_path / "run"))
     path = saved({"state_dict": {"w": torch.zeros(1)}, "args": argparse.Namespace(x=bad) if hidden else bad})
-    with pytest.raises(FormatError, match=r"it asks for '.*'\. Refused; nothing in it was run") as refusal:
+    with pytest.raises(FormatError, match=r"it asks for '.*'\. Refused; none of its code was executed") as refusal:
         read_pickled(path)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()

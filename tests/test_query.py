@@ -204,7 +204,7 @@ def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, 
                                                     (("IMAGE", "--sheet", "hits.jpg"), ".png"),
                                                     (("IMAGE", "--sheet", "IMAGE"), "not a contact sheet"),
                                                     (("IMAGE", "--index", "absent.faiss"), "absent.faiss"),
-                                                    (("IMAGE", "--root", "absent"), "'absent' is no folder")])
+                                                    (("IMAGE", "--root", "absent"), "'absent' is not a folder")])
 def test_command_with_a_wrong_call(indexed_workspace, images, run_cli, arguments, message):
     image = images / "red" / "000.png"
     before = image.read_bytes()

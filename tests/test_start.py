@@ -126,7 +126,7 @@ def test_a_run_resumes_without_its_source_and_not_from_another(config, source, t
         assert load_encoder(made).transform.mean == COLOURS["mean"]
     with pytest.raises(UsageError, match="does not exist"):
         pretrain(config(fresh=True))
-    with pytest.raises(UsageError, match=r"was begun with other settings: --init .*source.safetensors -> .*away"):
+    with pytest.raises(UsageError, match=r"was started with other settings: --init .*source.safetensors -> .*away"):
         pretrain(config(run=result.run.name, init=str(tmp_path / "away.safetensors")))
 
 

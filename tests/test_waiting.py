@@ -93,16 +93,16 @@ def filling(images, workers=3, **changes):
 def test_advice_has_the_numbers_at_hand(images, monkeypatch):
     monkeypatch.setattr(waiting, "available_memory", lambda: 3 << 30)
     text = advice(0.43, 4.6, 16, dataclasses.replace(filling(images), workers=1))
-    assert text == ("43% of the last 60 s went into waiting for images. What helps: --workers 6 (5 of 16 cores have "
-                    "no work); --cache ram (about 0.1 MiB, 3.00 GiB are available).")
+    assert text == ("43% of the last 60 s were spent waiting for images. What would help: --workers 6 (5 of 16 cores "
+                    "are idle); --cache ram (about 0.1 MiB, 3.00 GiB are available).")
 
 
 @pytest.mark.parametrize(("workers", "idle", "cores", "changes", "free", "expected"), [
     (0, 5.0, 8, {"cache": "ram"}, 3 << 30, "--workers 1 or more (with 0, images are loaded between the steps)."),
-    (1, 5.0, 3, {"cache": "ram"}, 3 << 30, "--workers 2 (1 of 3 cores have no work)."),
+    (1, 5.0, 3, {"cache": "ram"}, 3 << 30, "--workers 2 (1 of 3 cores are idle)."),
     (1, 5.0, 2, {}, 0, "a faster disk or more cores (1 loading processes, 2 cores)."),
     (1, 0.2, 8, {"cache": "ram"}, 3 << 30, "a faster disk or more cores (1 loading processes, 8 cores)."),
-    (1, 0.2, 8, {"image_size": 8}, 0, "smaller files (shorter side 40 pixels in the median; 16 would do)."),
+    (1, 0.2, 8, {"image_size": 8}, 0, "smaller image files (shorter side 40 pixels in the median; 16 would do)."),
 ])
 def test_advice_in_other_cases(images, monkeypatch, workers, idle, cores, changes, free, expected):
     monkeypatch.setattr(waiting, "available_memory", lambda: free)

@@ -15,6 +15,7 @@ from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
 from mocoembed.data.lost import Lost
+from mocoembed.data.shared import SharedRows
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
@@ -113,12 +114,12 @@ def test_a_death_is_heard_of_only_when_the_next_batch_is_asked_for(images, decod
     got += list(batches)
     assert [batch.first for batch in got] == list(range(0, 24, 2))
     assert [(one.row, one.error, one.reason) for batch in got for one in batch.failures] == [
-        (VICTIM, "WorkerDied", "the process that read it died, 2 times")]
+        (VICTIM, "WorkerDied", "the process that read it died 2 times")]
 
 
 def test_processes_killed_for_no_image_are_an_error(images, monkeypatch):
     monkeypatch.setattr(loader.EvaluationImages, "__getitem__", lambda dataset, slots: die())
-    with pytest.raises(MocoembedError, match=r"killed again and again.*fewer --workers"):
+    with pytest.raises(MocoembedError, match=r"killed repeatedly.*fewer --workers"):
         evaluated(scan(images), 2)
 
 
@@ -126,7 +127,7 @@ def test_processes_that_hang_at_no_image_are_an_error(images, monkeypatch):
     monkeypatch.setattr(workers, "SECONDS_FOR_AN_IMAGE", 0.3)
     monkeypatch.setattr(workers, "RESTARTS", 1)
     monkeypatch.setattr(loader.EvaluationImages, "__getitem__", lambda dataset, slots: hang())
-    with pytest.raises(MocoembedError, match="did nothing any more"):
+    with pytest.raises(MocoembedError, match="stopped responding repeatedly"):
         evaluated(scan(images), 2)
 
 
@@ -195,10 +196,10 @@ def test_embedding_goes_on_and_names_the_image(fresh_workspace, images, decode):
 
 
 @pytest.mark.parametrize(("number", "said"), [
-    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is started again\. Most often memory is too small: .*iB "
+    (signal.SIGKILL, r"died \(SIGKILL\) at '.*005.*' and is restarted\. Usually there is too little memory: .*iB "
                      r"for loading processes, of which each takes .*iB; give fewer --workers: 1 instead of 2\."),
-    (signal.SIGBUS, r"SIGBUS.*Most often memory is too small.*fewer --workers: 1 instead of 2"),
-    (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is started again\. If it dies there again, the image is skip"),
+    (signal.SIGBUS, r"SIGBUS.*Usually there is too little memory.*fewer --workers: 1 instead of 2"),
+    (signal.SIGSEGV, r"died \(SIGSEGV\) at '.*005.*' and is restarted\. If it dies there again, the image is skip"),
 ])
 def test_a_death_is_told_at_once_with_what_to_change(images, decode, number, said, tmp_path, capfd):
     def die_once():
@@ -250,7 +251,7 @@ def test_what_is_left_to_load_survives_two_deaths_in_a_row(images, monkeypatch):
 
     monkeypatch.setattr(workers, "_Loading", Loading)
     dataset = loader.EvaluationImages(scan(images), TRANSFORM)
-    dataset.images.at = torch.full((1, 3), -1)
+    dataset.images.at = SharedRows(1, 3)
     for items in (list(range(1, 11)), iter(range(1, 11)), (item for item in range(1, 11))):
         ahead[:] = [5, 2, 1]
         assert list(workers.Batches(dataset, items, 1, False)) == list(range(1, 11))

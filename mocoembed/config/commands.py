@@ -18,22 +18,22 @@ class ExportConfig:
     """Everything that `mocoembed export` needs."""
 
     source: str | None = None
-    """Checkpoint, run folder, encoder file, weights of others, a known name, torchvision:NAME or timm:NAME, with
-    =FILE for weights of one's own; by default the newest run."""
+    """Checkpoint, run folder, encoder file, weights file of another library, published name, or torchvision:NAME or
+    timm:NAME (with =FILE for fine-tuned weights); by default, the newest run."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     format: str = "encoder"
-    """What to write: encoder (for this tool), torchvision, detectron2 or onnx (backbone only)."""
+    """Format to write: encoder (for mocoembed), torchvision, detectron2 or onnx (these three: backbone only)."""
     output: str | None = None
-    """File to write; by default a name made from the encoder's fingerprint, in the workspace."""
+    """File to write; by default, a name made from the encoder's fingerprint, in the workspace."""
     fresh: bool = False
-    """Replace the file of --output if it exists."""
+    """Replace the output file if it exists."""
     image_size: int | None = None
-    """For weights of others: side of the images in pixels; by default 224 for a 7x7 stem, 32 for a 3x3 one."""
+    """Weights of another library: side length of the images in pixels; by default, 224 for a 7x7 stem, 32 for 3x3."""
     mean: tuple[float, ...] = ()
-    """For weights of others: mean of the pixels (red, green, blue; 0 to 1); by default ImageNet's or CIFAR-10's."""
+    """Weights of another library: mean of the pixels (red, green, blue; 0 to 1); by default, ImageNet or CIFAR-10."""
     std: tuple[float, ...] = ()
-    """For weights of others: standard deviation of the pixels; by default ImageNet's or CIFAR-10's."""
+    """Weights of another library: standard deviation of the pixels; by default, ImageNet or CIFAR-10."""
 
     def __post_init__(self):
         one_of(self, "format", EXPORT_FORMATS)
@@ -47,49 +47,49 @@ class EmbedConfig:
     """Everything that `mocoembed embed` needs."""
 
     collections: tuple[str, ...]
-    """Folders (searched recursively), list files (.txt, .csv, .tsv, .jsonl), tar shards ('shard-{000..009}.tar'),
-    images; one of them may also be given as it is."""
+    """Folders (searched recursively), list files (.txt, .csv, .tsv, .jsonl), tar shards ('shard-{000..009}.tar') or
+    images; a single one may be given as a string."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     encoder: str | None = None
-    """Encoder file, run folder, weights of others, a known name, torchvision:NAME or timm:NAME, with =FILE for
-    weights of one's own; by default the workspace's newest encoder."""
+    """Encoder file, run folder, weights file of another library, published name, or torchvision:NAME or timm:NAME
+    (with =FILE for fine-tuned weights); by default, the workspace's newest encoder."""
     output: str | None = None
-    """Embeddings file to write; by default embeddings.h5 in the workspace."""
+    """Embeddings file to write; by default, embeddings.h5 in the workspace."""
     fresh: bool = False
-    """Embed everything anew: replaces a file of other collections, encoder or settings, drops unfinished work."""
+    """Embed everything again: replace a file of other collections, encoder or settings, and delete unfinished work."""
     root: str | None = None
-    """Where the collection is now, if it has moved since its list was written or its embeddings were made."""
+    """Folder where the collection is now, if it has moved since its list was written or its embeddings were made."""
     exclude: tuple[str, ...] = ()
-    """Glob of files and folders to leave out, by name, or with a slash by path; may be given again."""
+    """Exclude files and folders that match this glob: by name, or by path if it has a slash. May be given again."""
     features: str = "backbone"
-    """Which vectors: backbone, or projection (the head's output, compared in training)."""
+    """Vectors to store: backbone, or projection (output of the projection head, which the loss compares)."""
     normalize: bool = True
-    """Scale every vector to length 1, so that an inner product is the cosine similarity."""
+    """Scale every vector to unit length, so that the inner product is the cosine similarity."""
     labels: str = "parent"
-    """Label of an image: parent (its folder's name), first (the first folder below the root) or none. With the first
-    two, labels in a list file or in shards count before folders."""
+    """Label of an image: parent (its folder's name), first (the first folder below the root) or none. Labels in a list
+    file or in shards take precedence over folders, except with none."""
     full_decode: bool = False
-    """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    """Decode JPEG files at full size instead of the smallest scale of the decoder that is large enough."""
     value_range: tuple[float, ...] = ()
-    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default the encoder's, or
-    all that a pixel can hold. Queries are decoded in the same way."""
+    """LOW,HIGH: map 16-bit, 32-bit and floating-point pixels from LOW..HIGH to 0..255; by default, the encoder's range,
+    or the whole range of the pixel type. Queries are decoded in the same way."""
     batch_size: int = 64
-    """Images in a batch."""
+    """Images per batch."""
     workers: int | None = None
-    """Processes that decode; by default chosen from the number of cores; 0: none."""
+    """Loading processes that decode; by default, by the number of cores; 0: none."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
     precision: str = "fp32"
-    """Arithmetic of the encoder: fp64, fp32, bf16 or fp16."""
+    """Precision of the encoder: fp64, fp32, tf32, bf16 or fp16."""
     dtype: str = "float32"
-    """Numbers in the file: float32, or float16, which halves it and keeps three digits of each."""
+    """Type of the numbers in the file: float32, or float16 (half the size, about three significant digits)."""
     compile: bool = False
-    """Compile the encoder with torch.compile: slow to start, faster on GPUs."""
+    """Compile the encoder with torch.compile: a slow start, then faster on GPUs."""
     processes: int | None = None
-    """Processes on this machine; by default one for each of its GPUs, or one on a CPU. Under torchrun: theirs."""
+    """Processes on this machine; by default, one per GPU, or one on a CPU. Under torchrun, its own number."""
     timeout: float = 600.0
-    """Seconds that a process waits for the others before the job ends."""
+    """Timeout in seconds: how long a process waits for the others before the job is ended."""
 
     def __post_init__(self):
         if isinstance(self.collections, str):
@@ -112,11 +112,11 @@ class IndexConfig:
     """Everything that `mocoembed index` needs."""
 
     embeddings: str | None = None
-    """Embeddings file; by default embeddings.h5 in the workspace."""
+    """Embeddings file; by default, embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     output: str | None = None
-    """Index file to write; by default beside the embeddings file, with the extension .faiss."""
+    """Index file to write; by default, beside the embeddings file, with the extension .faiss."""
     fresh: bool = False
     """Replace an index of another embeddings file."""
     type: str = "auto"
@@ -133,19 +133,19 @@ class SearchConfig:
     images: tuple[str, ...]
     """Query images."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     index: str | None = None
-    """Index file; by default embeddings.faiss in the workspace."""
+    """Index file; by default, embeddings.faiss in the workspace."""
     embeddings: str | None = None
-    """Embeddings file that the index was built from; by default the one named in the index."""
+    """Embeddings file that the index was built from; by default, the one named in the index."""
     encoder: str | None = None
-    """Encoder, as for embed; by default the one that made the embeddings, from the workspace."""
+    """Encoder, as for embed; by default, the one that made the embeddings, from the workspace."""
     k: int = 10
     """Number of hits per query."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
         at_least(self, 1, "k")
@@ -158,21 +158,21 @@ class KnnConfig:
     """Everything that `mocoembed knn` needs."""
 
     bank: str | None = None
-    """Embeddings file whose labelled images vote; by default embeddings.h5 in the workspace."""
+    """Embeddings file whose labelled images vote; by default, embeddings.h5 in the workspace."""
     queries: str | None = None
     """Embeddings file of the images to classify; without it, leave-one-out on the bank."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     preset: str | None = None
     """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07).
     DINO's own code assumes 1,000 classes and, for k below 5, counts only k places for top-5; here the classes are the
     bank's, and five places count."""
     k: tuple[int, ...] = ()
-    """Numbers k of nearest neighbours that vote, separated by commas; by default the preset's, or 200."""
+    """Numbers k of nearest neighbours that vote, separated by commas; by default, the preset's, or 200."""
     temperature: tuple[float, ...] = ()
-    """Temperatures T of the vote's weights exp(s/T), separated by commas; by default the preset's, or 0.1."""
+    """Temperatures T of the vote's weights exp(s/T), separated by commas; by default, the preset's, or 0.1."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
         if self.preset is not None:
@@ -186,13 +186,13 @@ class ConvertConfig:
     """Everything that `mocoembed convert` needs."""
 
     source: str | None = None
-    """Embeddings file, or a .npy file of vectors; by default embeddings.h5 in the workspace."""
+    """Embeddings file, or a .npy file of vectors; by default, embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     to: str | None = None
     """Format to write: npy (vectors, and a list of paths beside them), parquet or csv; h5 for a .npy file."""
     output: str | None = None
-    """File to write; by default beside the source, with the format's extension."""
+    """File to write; by default, beside the source, with the format's extension."""
     fresh: bool = False
     """Replace the output if it exists."""
     root: str | None = None
@@ -200,7 +200,7 @@ class ConvertConfig:
     relative to."""
     paths: str | None = None
     """For a .npy file: list (.txt, .csv, .tsv, .jsonl) of the paths, and optionally labels, one per vector in order;
-    by default NAME-paths.csv beside it."""
+    by default, NAME-paths.csv beside it."""
     made_by: str | None = None
     """For a .npy file: name of the encoder that made the vectors; knn compares only files with the same name."""
 
@@ -213,9 +213,9 @@ class DuplicatesConfig:
     """Everything that `mocoembed duplicates` needs."""
 
     embeddings: str | None = None
-    """Embeddings file; by default embeddings.h5 in the workspace."""
+    """Embeddings file; by default, embeddings.h5 in the workspace."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     threshold: float | str = "auto"
     """Least cosine similarity of two images that are near-duplicates; auto chooses it from how alike the images of
     this collection are, as that depends on the encoder."""
@@ -244,13 +244,13 @@ class DemoConfig:
     """Everything that `mocoembed demo` needs."""
 
     workspace: str = "demo-workspace"
-    """Folder for the generated images and all results: new, empty, or from an earlier demo."""
+    """Folder for the generated images and all results: new, empty or from an earlier demo."""
     images: int = 2400
-    """Number of generated training images; a sixth as many are generated to be held out."""
+    """Number of generated training images; a sixth as many held-out images are generated."""
     epochs: int | None = None
-    """Passes over the images; by default the recipe's."""
+    """Passes over the images; by default, as in the recipe."""
     seed: int = 0
-    """Seed of the images and of the pretraining."""
+    """Random seed for the images and the pretraining."""
 
     def __post_init__(self):
         at_least(self, 1, "epochs")

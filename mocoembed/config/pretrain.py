@@ -30,133 +30,133 @@ class PretrainConfig:
     """
 
     images: str
-    """Folder of images, list file, or tar shards to learn from; labels are not used."""
+    """Folder of images, list file or tar shards to learn from; labels are not used."""
     workspace: str = DEFAULT_WORKSPACE
-    """Folder in which every command leaves its results and finds those of the others."""
+    """Folder that holds the results of every command, where the next command finds them."""
     recipe: str = AUTO
-    """Preset of all the settings below: auto (chosen for the images and the machine), moco-v1, moco-v2, moco-v2-plus,
+    """Preset for the options below: auto (chosen for the images and the machine), moco-v1, moco-v2, moco-v2-plus,
     cifar10, lightly, solo-learn or small."""
     given: tuple[str, ...] = ()
-    """Of the recipe auto: fields that it leaves as they are, besides those that differ from the defaults."""
+    """Fields that the recipe auto keeps, besides those that differ from the defaults."""
     run: str | None = None
-    """Name of the run's folder; by default the recipe and a hash of the settings."""
+    """Name of the run folder; by default, the recipe and a hash of the settings."""
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
     init: str | None = None
-    """Start from this encoder instead of random weights: anything that embed takes as --encoder. Its architecture,
+    """Start from this encoder instead of random weights: any source that embed takes as --encoder. Its architecture,
     mean and standard deviation become the defaults."""
     arch: str = "resnet50"
-    """Backbone: a ResNet, ResNeXt or wide ResNet, another classifier of torchvision, or timm:NAME (see
+    """Backbone: a ResNet, ResNeXt or wide ResNet, another torchvision classifier, or timm:NAME (see
     docs/pretraining.md)."""
     width: float = 1.0
     """Multiplier of all channel counts: 0.25 for a laptop, 2 for R50w2x."""
     stem: str = "7x7s2-pool"
     """First layers: 7x7s2-pool (ImageNet), 3x3s1 (32-pixel images) or 3x3s2 (the same, four times faster)."""
     head: str = "mlp"
-    """Projection head: linear, or mlp (one hidden layer as wide as the features)."""
+    """Projection head: linear or mlp (one hidden layer as wide as the features)."""
     dim: int = 128
-    """Length C of the projected vectors q and k."""
+    """Dimension C of the projected vectors q and k."""
     zero_init_residual: bool = False
-    """Start every residual block as the identity: the last BatchNorm's weights are 0."""
+    """Initialise every residual block as the identity (weights of its last BatchNorm are 0)."""
     dictionary: str = "queue"
-    """Where negatives come from: queue (MoCo), memory-bank (one feature per image) or end-to-end (the batch)."""
+    """Source of the negatives: queue (MoCo), memory-bank (one feature per image) or end-to-end (the batch)."""
     queue_size: int = 65536
-    """Number K of negatives in the queue, or drawn from the memory bank; any number goes with any batch size."""
+    """Number K of negatives in the queue, or drawn from the memory bank; any number works with any batch size."""
     key_encoder: str = "shared"
-    """Of the end-to-end dictionary: shared (the query encoder itself) or separate."""
+    """Key encoder of the end-to-end dictionary: shared (the query encoder itself) or separate."""
     bank_momentum: float = 0.5
-    """Momentum of the memory bank's features."""
+    """Momentum with which the features in the memory bank are updated."""
     mask_same_image: bool | None = None
-    """Keys of a query's own image are no negatives of its; by default where K is over a tenth of the images."""
+    """Do not use keys of the query's own image as negatives; by default, if K is over a tenth of the images."""
     momentum: float = 0.999
     """Momentum m of the key encoder's moving average."""
     temperature: float = 0.2
     """Temperature T of the InfoNCE loss."""
     symmetric: bool = False
-    """Use both views as queries and as keys, and minimise the sum of the two losses."""
+    """Symmetric loss: use both views as queries and as keys, and minimise the sum of the two losses."""
     batchnorm: str = "shuffled"
-    """BatchNorm: shuffled (in groups, keys shuffled between them), none (groups, unshuffled) or sync (all as one)."""
+    """BatchNorm: shuffled (groups, keys shuffled between them), none (groups, not shuffled) or sync (whole batch)."""
     bn_groups: int = 8
-    """BatchNorm groups of the batch, shared out among the processes."""
+    """BatchNorm groups in a batch, divided among the processes."""
     epochs: int = 200
     """Passes over the images."""
     batch_size: int = 256
-    """Images in a step, over all processes."""
+    """Batch size: images per step, over all processes."""
     drop_last: bool = True
-    """Leave out the last, incomplete batch of an epoch."""
+    """Drop the last, incomplete batch of an epoch."""
     lr: float = 0.03
-    """Learning rate at the start (after the warm-up)."""
+    """Initial learning rate, after the warm-up."""
     schedule: str = "cosine"
-    """Learning rate over the epochs: cosine to zero, or step (see milestones)."""
+    """Learning rate schedule: cosine (to zero) or step (see --milestones)."""
     milestones: tuple[float, ...] = (0.6, 0.8)
-    """Fractions of the epochs after which the step schedule divides the learning rate by ten."""
+    """Fractions of the epochs at which the step schedule divides the learning rate by ten."""
     warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly from zero."""
+    """Warm-up: epochs over which the learning rate rises linearly from zero."""
     sgd_momentum: float = 0.9
     """Momentum of SGD (not of the key encoder)."""
     weight_decay: float = 1e-4
     """Weight decay of SGD."""
     decay_norms: bool = True
-    """Weight decay on biases and BatchNorm's weights too, as in the authors' code."""
+    """Apply weight decay to biases and BatchNorm weights too, as in the authors' code."""
     image_size: int = 224
-    """Side of a view in pixels."""
+    """Side length of a view in pixels."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a random crop takes."""
+    """Random resized crop: smallest and largest fraction of the image's area."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength of the colour jitter: brightness, contrast, saturation, hue."""
+    """Colour jitter: strength for brightness, contrast, saturation and hue."""
     jitter_probability: float = 0.8
-    """Share of views with colour jitter."""
+    """Probability of colour jitter."""
     grey_probability: float = 0.2
-    """Share of views turned to greyscale."""
+    """Probability of converting a view to greyscale."""
     grey_first: bool = False
-    """Turn to greyscale before the colour jitter, as MoCo v1 does, instead of after it."""
+    """Convert to greyscale before the colour jitter, as in MoCo v1, instead of after it."""
     blur_probability: float = 0.5
-    """Share of views with Gaussian blur."""
+    """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's standard deviation, in pixels."""
+    """Smallest and largest standard deviation of the Gaussian blur, in pixels."""
     solarize_probability: float = 0.0
-    """Share of views that are solarised (values of 128 and more inverted)."""
+    """Probability of solarisation (values of 128 and more are inverted)."""
     flip_probability: float = 0.5
-    """Share of views mirrored left to right."""
+    """Probability of a horizontal flip."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the pixels (red, green, blue; 0 to 1) taken off before the encoder."""
+    """Normalisation: mean subtracted from the pixels (red, green, blue; 0 to 1)."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the pixels divided by before the encoder."""
+    """Normalisation: standard deviation by which the pixels are divided."""
     seed: int = 0
-    """Seed of weights, order and views."""
+    """Random seed for weights, order of the images and views."""
     limit: int | None = None
-    """Learn from this many images only, drawn at random by the seed."""
+    """Use only this many images, sampled at random by the seed."""
     exclude: tuple[str, ...] = ()
-    """Glob of files and folders to leave out, by name, or with a slash by path; may be given again."""
+    """Exclude files and folders that match this glob: by name, or by path if it has a slash. May be given again."""
     workers: int | None = None
-    """Processes that decode and crop; by default chosen from the number of cores; 0: none (see docs/pretraining.md)."""
+    """Loading processes that decode and crop; by default, by the number of cores; 0: none (docs/pretraining.md)."""
     cache: str = "none"
-    """Where decoded images are kept: none, or ram (decoded once, in memory that all processes share)."""
+    """Cache of decoded images: none, or ram (decoded once, in memory that all processes share)."""
     full_decode: bool = False
-    """Decode JPEG files at full size, instead of at the smallest of the decoder's scales that is large enough."""
+    """Decode JPEG files at full size instead of the smallest scale of the decoder that is large enough."""
     value_range: tuple[float, ...] = ()
-    """LOW,HIGH: 16-bit, 32-bit and floating-point pixels from LOW to HIGH become 0 to 255; by default all that a pixel
-    can hold. The encoder remembers it."""
+    """LOW,HIGH: map 16-bit, 32-bit and floating-point pixels from LOW..HIGH to 0..255; by default, from the whole range
+    of the pixel type. Stored in the encoder."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
     precision: str = "tf32"
-    """Arithmetic of the encoders: fp64, fp32, tf32 (fp32, faster on GPUs), bf16 or fp16 (autocast)."""
+    """Precision of the encoders: fp64, fp32, tf32 (fp32, faster on GPUs), bf16 or fp16 (autocast)."""
     groups_at_once: int | None = None
-    """BatchNorm groups of a process's batch that go forward and backward together; by default, what fits in memory."""
+    """Per-process number of BatchNorm groups computed at a time; by default, as many as fit in memory."""
     compile: bool = False
-    """Compile the encoders with torch.compile: slow to start, faster steps."""
+    """Compile the encoders with torch.compile: a slow start, then faster steps."""
     processes: int | None = None
-    """Processes on this machine; by default one for each of its GPUs, or one on a CPU. Under torchrun: theirs."""
+    """Processes on this machine; by default, one per GPU, or one on a CPU. Under torchrun, its own number."""
     timeout: float = 600.0
-    """Seconds that a process waits for the others before the job ends."""
+    """Timeout in seconds: how long a process waits for the others before the job is ended."""
     check_ranks: bool = False
-    """After every step compare weights and queue of all processes (slow; for finding faults)."""
+    """Compare weights and queue of all processes after every step (slow; for debugging)."""
     val: str | None = None
-    """Collection of labelled images for a kNN accuracy every few epochs; never used to learn or to choose."""
+    """Collection of labelled images for kNN accuracy during the run; never used for training or model selection."""
     val_every: int = 10
-    """Epochs between two kNN accuracies (also after the first epoch and at the end)."""
+    """Epochs between kNN evaluations (also after the first epoch and at the end)."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints (also at the end of every epoch)."""
+    """Steps between checkpoints (also at the end of every epoch)."""
 
     def __post_init__(self):
         one_of(self, "recipe", (AUTO, *RECIPES))

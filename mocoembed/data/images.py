@@ -60,8 +60,8 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
         texts = [skipped_text(listing.skipped)] if listing.skipped else []
         texts += [excluded_text(listing.excluded)] if listing.excluded else []
         others = f" ({'; '.join(texts)})" if texts else ""
-        raise CollectionError(f"{what} {where} holds no images{others}. Looked for "
-                              f"{', '.join(suffix.decode() for suffix in suffixes_read())} at any depth.")
+        raise CollectionError(f"{what} {where} holds no images{others}. Searched recursively for "
+                              f"{', '.join(suffix.decode() for suffix in suffixes_read())}.")
     for each in listings:
         if not len(each):
             note(f"{os.fsdecode(each.source)!r} holds no images")
@@ -70,7 +70,7 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     if listing.excluded:
         note(excluded_text(listing.excluded))
     if listing.repeated:
-        note(f"named more than once and used once: {listing.repeated} images")
+        note(f"listed more than once, used once: {listing.repeated} images")
     return listing
 
 
@@ -93,7 +93,7 @@ def _as_one(listings: list[Listing]) -> Listing:
 def require_root(root):
     """Raise `UsageError` unless `root` (or `None`) is a folder."""
     if root is not None and not os.path.isdir(root):
-        raise UsageError(f"The root {os.fsdecode(root)!r} is no folder. Give the one that the images are in now.")
+        raise UsageError(f"The root {os.fsdecode(root)!r} is not a folder. Give the one that the images are in now.")
 
 
 def _below(root: bytes, listings: list[Listing]) -> Listing:
@@ -105,7 +105,7 @@ def _below(root: bytes, listings: list[Listing]) -> Listing:
         (lists if _is_list(listing.source) else here).append(listing)
     for listing in here:
         if os.path.commonpath([root, listing.root]) != root:
-            raise UsageError(f"{os.fsdecode(listing.source)!r} does not lie in the root {os.fsdecode(root)!r}. Give a "
+            raise UsageError(f"{os.fsdecode(listing.source)!r} is not inside the root {os.fsdecode(root)!r}. Give a "
                              "root that holds it, or none.")
     if lists:
         there = _as_one(lists)

@@ -18,11 +18,11 @@ def given_label(value: object, where: str) -> str | None:
         shown = json.dumps(value)
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
         raise FormatError(f"{where}: the label is {shown}; it must be text, a whole number or null. `embed --labels "
-                          "none` does without.")
+                          "none` ignores all labels.")
     text = str(value).removeprefix("\ufeff").strip()
     if "\0" in text:
         raise FormatError(f"{where}: a label with a NUL byte in it.")
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") or None
     except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: {text!r} cannot be a label.") from error
+        raise FormatError(f"{where}: {text!r} is not a valid label.") from error

@@ -209,7 +209,7 @@ def _path(text: object, where: str) -> bytes:
     try:
         name = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: {text!r} cannot be a path.") from error
+        raise FormatError(f"{where}: {text!r} is not a valid path.") from error
     _require_no_nul(name, where)
     return name
 

@@ -36,9 +36,9 @@ class Lost(NamedTuple):
     def told(self) -> str:
         """One death, for people, with what to change."""
         where = "" if self.image is None else f" at {self.image}"
-        begun = f"A loading process died ({self.name}){where} and is started again."
+        begun = f"A loading process died ({self.name}){where} and is restarted."
         if self.signal_number in OF_MEMORY:
-            return f"{begun} Most often memory is too small: {self.advice()}"
+            return f"{begun} Usually there is too little memory: {self.advice()}"
         return begun + ("" if self.image is None else " If it dies there again, the image is skipped.")
 
     def advice(self) -> str:

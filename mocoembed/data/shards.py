@@ -33,7 +33,7 @@ from mocoembed.errors import FormatError, UsageError
 
 LABELS = (b"cls", b"json")  # suffixes; of two with the same name the first counts
 LABEL_BYTES = 1 << 20  # at most, of a .cls or .json
-WITHOUT = "`embed --labels none` does without."
+WITHOUT = "`embed --labels none` ignores all labels."
 
 
 def shard_paths(given: str) -> list[str]:
@@ -59,8 +59,8 @@ def find_in_shards(given: str, labels: str, tell: Callable[[int], None], exclude
     files = sorted({os.path.abspath(os.fsencode(path)) for path in shard_paths(given)})
     missing = [os.fsdecode(file) for file in files if not os.path.isfile(file)]
     if missing:
-        raise UsageError(f"The shard {missing[0]!r} does not exist or is no file ({len(missing)} of {len(files)} are "
-                         "missing). Give the range that there is, for example: 'shard-{000..009}.tar'")
+        raise UsageError(f"The shard {missing[0]!r} does not exist or is not a file ({len(missing)} of {len(files)} "
+                         "are missing). Give the range that there is, for example: 'shard-{000..009}.tar'")
     root = common_folder(files, os.path.dirname(files[0]))
     names = [os.path.relpath(file, root) for file in files]
     found, places = Found(root), array("q")

@@ -38,9 +38,9 @@ def tar_members(file: bytes) -> Iterator[tarfile.TarInfo]:
             if following == end:  # tarfile takes a damaged header for the end
                 if end == begin > 0:
                     raise FormatError(f"{name!r}: after the end mark, from byte {end} on, there are neither zeros nor "
-                                      "another tar file. Copy it again, or leave it out.")
-                raise FormatError(f"{name!r} is damaged or cut off after {count} members: no end mark. Copy it again, "
-                                  "or leave it out.")
+                                      "another tar file. Copy it again, or exclude it.")
+                raise FormatError(f"{name!r} is damaged or truncated after {count} members: no end mark. "
+                                  "Copy it again, or exclude it.")
             begin = following
 
 

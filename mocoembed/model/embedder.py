@@ -69,7 +69,7 @@ class Embedder:
             at += len(piece)
             if self._to_tell:
                 self._to_tell = False
-                self.note(f"memory ran out; batches are computed {self.at_once} images at a time from now on")
+                self.note(f"out of memory; batches are computed {self.at_once} images at a time from now on")
         return lambda: waiting[0]() if len(waiting) == 1 else torch.cat([wait() for wait in waiting])
 
     @torch.inference_mode()
@@ -93,8 +93,8 @@ class Embedder:
         """Compute half as many images at once as there are in `piece`."""
         if len(piece) == 1:
             side, device = piece.shape[-1], self.compute.device
-            raise MocoembedError(f"The memory of the device {device} does not hold the work for a single image of "
-                                 f"{side} x {side} pixels.\nEnd what else uses it, or give another --device.")
+            raise MocoembedError(f"The memory of the device {device} is too small for a single image of "
+                                 f"{side} x {side} pixels.\nStop other programs that use it, or give another --device.")
         self.at_once, self._to_tell = len(piece) // 2, True
         if self.compute.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -247,7 +247,7 @@ def require_numbers(tensors: Tensors, path):
         if not name.endswith(OPTIONAL) and not (dense and tensor.is_floating_point()):
             raise FormatError(f"{path}: {name} is a {tensor.layout} tensor of {tensor.dtype}, not of floats.")
         if not (dense and bool(torch.isfinite(tensor.float()).all())):
-            raise FormatError(f"{path}: {name} holds numbers that are not finite.")
+            raise FormatError(f"{path}: {name} holds values that are not finite.")
 
 
 def some(names) -> str:

@@ -45,11 +45,11 @@ def library_encoder(given: str, note: Callable[[str], None],
     named, equals, file = given.partition("=")
     library, _, name = named.partition(":")
     if not name.partition("@")[0]:
-        raise UsageError(f"{given!r} lacks the name of a model. Give {library}:resnet50, for instance.")
+        raise UsageError(f"{given!r} is missing the name of a model. Give {library}:resnet50, for instance.")
     if equals:
         return encoder_in(pathlib.Path(file), _network(named), preprocessing, note)
     if preprocessing != Preprocessing():
-        raise UsageError(f"--image-size, --mean and --std are for files of weights; {given} says them itself.")
+        raise UsageError(f"--image-size, --mean and --std are for files of weights; {given} defines them itself.")
     return _timm(given, note) if given.startswith(TIMM) else _torchvision(given, note)
 
 

@@ -75,8 +75,8 @@ def read_pickled(path) -> dict:
         text = str(error)
         if "GLOBAL " in text:
             named = text.split("GLOBAL ", 1)[1].split()[0]
-            raise FormatError(f"{path} holds more than weights: it asks for {named!r}. Refused; nothing in it was run. "
-                              "Save its state dict alone, and give that.") from error
+            raise FormatError(f"{path} holds more than weights: it asks for {named!r}. Refused; none of its code "
+                              "was executed. Save only its state dict, and give that.") from error
         raise FormatError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}). "
                           "Give a file of torch.save or safetensors.") from error
     if not isinstance(content, dict):

@@ -60,7 +60,7 @@ def fetch_into(folder: pathlib.Path, name: str, published: Published, note: Call
     if path.exists():
         if _hash(path, published.algorithm).startswith(published.digits):
             return path
-        note(f"{path} is damaged; it is downloaded again")
+        note(f"{path} is damaged and is downloaded again")
     note(f"{name}: weights by {published.author}, licence {published.licence}")
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
         _download(name, published, path, note)
@@ -70,7 +70,7 @@ def fetch_into(folder: pathlib.Path, name: str, published: Published, note: Call
 def _download(name: str, published: Published, path: pathlib.Path, note: Callable[[str], None]):
     part = path.with_name(f"{path.name}.part")
     have = part.stat().st_size if part.exists() else 0
-    note(f"{name}: downloading {published.url}" + (f", going on after {have / 1e6:.0f} MB" if have else ""))
+    note(f"{name}: downloading {published.url}" + (f", continuing after {have / 1e6:.0f} MB" if have else ""))
     try:
         _transfer(published.url, part, have,
                   lambda done, total: note(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
@@ -84,7 +84,7 @@ def _download(name: str, published: Published, path: pathlib.Path, note: Callabl
     if not found.startswith(published.digits):
         part.unlink()
         raise MocoembedError(f"{name}: what came from {published.url} has the {published.algorithm.upper()} {found}, "
-                             f"not {published.digits}...; it was thrown away. Run the same command again.")
+                             f"not {published.digits}...; it was deleted. Run the same command again.")
     with replacing(path) as temporary:
         os.replace(part, temporary)
 
@@ -112,7 +112,8 @@ def _transfer(url: str, part: pathlib.Path, have: int, progress: Callable[[int, 
                     last = time.monotonic()
                     progress(done, total)
     if done < total:
-        raise http.client.HTTPException(f"it broke off after {done / 1e6:.1f} of {total / 1e6:.1f} MB, which are kept")
+        raise http.client.HTTPException(f"the connection broke after {done / 1e6:.1f} of {total / 1e6:.1f} MB, "
+                                         "which are kept")
     progress(done, done)
 
 

@@ -171,7 +171,7 @@ def _loaded(timm, name: str, path: pathlib.Path | None, origin: str) -> dict[str
         if path:
             raise MocoembedError(f"{path} does not hold the weights of {name} ({type(error).__name__}: {reason}).\n"
                                  "Give the file that timm publishes, or delete it to download that.") from error
-        raise MocoembedError(f"{PREFIX}{name} cannot be had from {origin}: {reason}.\nWithout a network, give a "
+        raise MocoembedError(f"{PREFIX}{name} cannot be downloaded from {origin}: {reason}.\nWithout a network, give a "
                              f"file of its weights: {PREFIX}{name}=FILE, or put it at "
                              f"{folder() / (name + SUFFIXES[0])} (or .pth).") from error
     network.reset_classifier(0)

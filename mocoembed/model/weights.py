@@ -12,7 +12,7 @@ from mocoembed.model.encoder import ARCHITECTURES, torchvision_layout
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.timm_backbone import PREFIX as TIMM
 
-INPUT_NOTE = ("float32 N x 3 x S x S, RGB: shorter side resized to `resize` with antialiasing, middle `crop` cut out, "
+INPUT_NOTE = ("float32 N x 3 x S x S, RGB: shorter side resized to `resize` with antialiasing, centre crop `crop`, "
               "divided by 255, minus `mean`, divided by `std`")
 
 

@@ -291,7 +291,7 @@ class SearchIndex:
         """Scores (n, k) float32 and ids (n, k) int64 of the k nearest to `vectors` (n, D), the nearest first.
 
         A k larger than the index is cut to its size. Raises `UsageError` for a k below 1, `MismatchError` for vectors
-        of another length and `FormatError` for numbers that are not finite.
+        of another length and `FormatError` for values that are not finite.
         """
         if k < 1:
             raise UsageError(f"-k {k}: must be 1 or more.")

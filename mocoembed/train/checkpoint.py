@@ -69,7 +69,7 @@ def _entries(run: pathlib.Path) -> list[dict]:
         raise FormatError(f"{manifest} has format {version}; this version reads up to {FORMAT_VERSION}. "
                           "Install a newer mocoembed.")
     if version != FORMAT_VERSION or not isinstance(entries, list) or not all(_is_entry(one) for one in entries):
-        raise FormatError(f"{manifest} is damaged. Mend it, or start over with --fresh.")
+        raise FormatError(f"{manifest} is damaged. Restore it, or start over with --fresh.")
     return entries
 
 
@@ -167,11 +167,11 @@ def _difference(saved, wanted: torch.Tensor) -> str | None:
         return "is not a tensor"
     if (saved.shape, saved.dtype) != (wanted.shape, wanted.dtype):
         return f"is {tuple(saved.shape)} {saved.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"
-    return "holds numbers that are not finite" if not_finite({"": saved}) else None
+    return "holds values that are not finite" if not_finite({"": saved}) else None
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The names of the tensors that hold numbers that are not finite."""
+    """The names of the tensors that hold values that are not finite."""
     return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
 
 

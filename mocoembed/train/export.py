@@ -75,10 +75,11 @@ def open_encoder(given: str | None, workspace: Workspace, note: Callable[[str], 
         note(f"{path.name}: layout {frozen.provenance['layout']}, {frozen.encoder.spec.arch}, "
              f"images of {frozen.transform.crop} pixels")
         if left_out := frozen.provenance.get("left_out"):
-            note(f"{path.name}: left out, as no projection head of a known form: {left_out}")
+            note(f"{path.name}: skipped, not a known form of projection head: {left_out}")
         return frozen
     if not named and preprocessing != Preprocessing():
-        raise UsageError(f"--image-size, --mean and --std are for weights of others; {given} says them itself.")
+        raise UsageError(f"--image-size, --mean and --std are for weights of another library; "
+                         f"{given} defines them itself.")
     return ours
 
 

@@ -51,7 +51,7 @@ class Filling:
         fit into the memory available.
         """
         if not hasattr(os, "memfd_create"):
-            raise UsageError("--cache ram: needs Linux. Give --cache none.")
+            raise UsageError("--cache ram: works on Linux only. Give --cache none.")
         available = min((one for one in self.ranks.objects(available_memory()) if one is not None), default=None)
         count = len(self.listing)
         if count > 4 * SAMPLE:
@@ -104,7 +104,7 @@ class Filling:
         failures = self.ranks.objects([failures for _, failures in parts])  # waits for all
         aside.update(_by_row(one for of_rank in failures for one in of_rank))
         if aside:
-            self.note(f"{counted(len(aside), 'image')} could not be read; named when the turn comes")
+            self.note(f"{counted(len(aside), 'image')} could not be read; they are named when their turn comes")
         return cache
 
     def _on_device(self, sizes: torch.Tensor) -> bool:

@@ -63,7 +63,7 @@ class Guard:
         if not in_a_row and len(self.unreadable) <= UNREADABLE_SHARE * len(self.listing):
             return None
         return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} images so far cannot be read, more "
-                               f"than {UNREADABLE_SHARE:.0%} or too many in a row. Mend or remove them; they are "
+                               f"than {UNREADABLE_SHARE:.0%} or too many in a row. Repair or remove them; they are "
                                "named above.")
 
     def _not_finite(self, numbers: torch.Tensor) -> TrainingError | None:
@@ -73,8 +73,8 @@ class Guard:
         where = f" on rank{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}" if len(numbers) > 1 else ""
         config = self.training.config
         return TrainingError(f"The loss is {float(numbers[bad[0], 0])} at step {self.training.step + 1}{where} (--lr "
-                             f"{config.lr:g}, --precision {config.precision}). No checkpoint holds it: start over with "
-                             "a lower --lr, or --precision fp32.")
+                             f"{config.lr:g}, --precision {config.precision}). No checkpoint contains it: "
+                             "start over with a lower --lr, or --precision fp32.")
 
     def _overflow(self, scale: float) -> TrainingError | None:
         """Steps with infinite gradients are skipped, and every one halves the scale: it cannot go on for ever."""
@@ -89,7 +89,7 @@ class Guard:
         self._collapsed = self._collapsed + 1 if spread < COLLAPSED_SPREAD else 0
         if self._collapsed < COLLAPSED_STEPS:
             return None
-        return TrainingError(f"Collapse: for {COLLAPSED_STEPS} steps all queries have pointed the same way (spread "
+        return TrainingError(f"Collapse: for {COLLAPSED_STEPS} steps, all queries have pointed the same way (spread "
                              f"{spread:.4f} of 1, loss {loss:.3f}) at step {self.training.step + 1}. Start over with a "
                              "lower --lr, some --warmup-epochs, or a --momentum nearer to 1.")
 

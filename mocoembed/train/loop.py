@@ -181,7 +181,7 @@ class Session:
     def _filling(self, workers: int, ranks: Ranks, note, stop: StopRequest | None = None) -> Filling:
         def raise_if_stopped():
             if stop and stop.signal_number is not None:
-                raise ranks.agreed(Interrupted("Stopped while images were read into memory. Run the same command "
+                raise ranks.agreed(Interrupted("Stopped while images were being read into memory. Run the same command "
                                                "again to continue.", stop.signal_number))
 
         return Filling(self.listing, self.config, workers, ranks, note, raise_if_stopped)
@@ -200,15 +200,15 @@ class Session:
         if self.listing.skipped:
             self.say(skipped_text(self.listing.skipped))
         for folder in self.listing.closed:
-            self.say(f"could not be opened, left out with all in it: {folder!r}")
-        self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps; "
+            self.say(f"could not be opened, skipped with everything in it: {folder!r}")
+        self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps per epoch, {self.steps} steps; "
                  f"run {self.run}")
         if self.ranks.size > 1:
             config = self.config
             groups = "one over the whole batch" if config.batchnorm == "sync" else config.bn_groups // self.ranks.size
             self.say(f"{self.ranks.size} processes: each has {config.batch_size // self.ranks.size} of the batch's "
-                     f"{config.batch_size} images, BatchNorm groups: {groups}, {workers} workers; the learning rate "
-                     f"{config.lr:g} is for the whole batch")
+                     f"{config.batch_size} images, BatchNorm groups: {groups}, {workers} loading processes; the "
+                     f"learning rate {config.lr:g} is for the whole batch")
 
     def _one_step(self, batch: ViewBatch, stop: StopRequest):
         training = self.training

@@ -80,8 +80,8 @@ class Training:
     def _write(self, run: pathlib.Path, listing: Listing, steps_per_epoch: int) -> str:
         weights = self.method.state_dict()
         if broken := not_finite(weights):
-            raise TrainingError(f"{len(broken)} tensors hold numbers that are not finite after step {self.step} "
-                                f"({broken[0]}). No checkpoint holds them: start over with a lower --lr.")
+            raise TrainingError(f"{len(broken)} tensors hold values that are not finite after step {self.step} "
+                                f"({broken[0]}). No checkpoint contains them: start over with a lower --lr.")
         epoch, position = divmod(self.step, steps_per_epoch)
         return save_checkpoint(run, {
             "step": self.step, "epoch": epoch, "position": position, "model": weights,
@@ -110,7 +110,8 @@ def origin(started_from: dict[str, Any] | None) -> dict[str, Any]:
 def require_shares(config: PretrainConfig, processes: int, on_gpu: bool):
     """Raise `UsageError` when the batch or its BatchNorm groups cannot be shared out among the processes or in time."""
     if config.groups_at_once is not None and config.whole_because:
-        raise UsageError(f"--groups-at-once {config.groups_at_once}: the batch cannot be cut: {config.whole_because}.")
+        raise UsageError(f"--groups-at-once {config.groups_at_once}: the batch cannot be divided: "
+                         f"{config.whole_because}.")
     if processes == 1:
         return
     if config.batch_size % processes or config.batch_size < 2 * processes:
@@ -161,7 +162,7 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
             notes.append(f"BatchNorm sees each process's images apart: {processes} groups, not {config.bn_groups}.")
         if not config.drop_last:
             changes["drop_last"] = True
-            notes.append("With several processes the last, incomplete batch of an epoch is left out.")
+            notes.append("With several processes the last, incomplete batch of an epoch is dropped.")
     return replace(config, **changes), notes
 
 
@@ -266,7 +267,7 @@ def _to_resume(config: PretrainConfig, run: pathlib.Path, listing: Listing) -> d
         return None
     require_same_settings(state, config, run)
     if state["listing"] != listing.digest():
-        raise UsageError(f"The images in {config.images!r} are not those that run {run.name!r} began with "
+        raise UsageError(f"The images in {config.images!r} are not those that run {run.name!r} started with "
                          f"({state['images']} then, {len(listing)} now). Add --fresh, or give another --run.")
     return state
 
@@ -281,7 +282,7 @@ def require_same_settings(state: dict, config: PretrainConfig, run: pathlib.Path
     differing = [name for name in new if name not in may_change and old.get(name) != new[name]]
     if differing:
         changes = ", ".join(f"{option_name(name)} {old.get(name)} -> {new[name]}" for name in differing)
-        raise UsageError(f"Run {run.name!r} was begun with other settings: {changes}. "
+        raise UsageError(f"Run {run.name!r} was started with other settings: {changes}. "
                          "Give another --run, or --fresh to start this one over.")
 
 

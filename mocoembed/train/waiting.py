@@ -91,12 +91,12 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
     if workers == 0:
         ways.append("--workers 1 or more (with 0, images are loaded between the steps)")
     elif idle > 0:
-        ways.append(f"--workers {workers + idle} ({idle} of {cores} cores have no work)")
+        ways.append(f"--workers {workers + idle} ({idle} of {cores} cores are idle)")
     if config.cache == "none" and available is not None and needed <= SHARE * available:
         ways.append(f"--cache ram (about {shown(needed)}, {shown(available)} are available)")
     side = int(sizes[:, :2].min(dim=1).values.median())
     if config.cache == "none" and side >= LARGE * config.image_size:
-        ways.append(f"smaller files (shorter side {side} pixels in the median; {2 * config.image_size} would do)")
+        ways.append(f"smaller image files (shorter side {side} pixels in the median; {2 * config.image_size} would do)")
     if not ways:
         ways.append(f"a faster disk or more cores ({workers} loading processes, {cores} cores)")
-    return f"{share:.0%} of the last {STRETCH:.0f} s went into waiting for images. What helps: {'; '.join(ways)}."
+    return f"{share:.0%} of the last {STRETCH:.0f} s were spent waiting for images. What would help: {'; '.join(ways)}."
