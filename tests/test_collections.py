@@ -200,7 +200,7 @@ def test_a_shard_named_twice_and_a_member_named_twice(tmp_path):
 
 def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
     whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", bytes(700)) for i in range(20)]).read_bytes()
-    with pytest.raises(UsageError, match=r"b.tar' does not exist or is no file \(1 of 2"):
+    with pytest.raises(UsageError, match=r"b.tar' does not exist or is not a file \(1 of 2"):
         scan(tmp_path / "{a,b}.tar")
     members_end = 20 * (512 + 1024)
     for cut in (0, 100, 600, 1536, 5000, members_end - 10, members_end):
