@@ -82,7 +82,7 @@ def test_comparing_gives_the_mask_that_numpy_gives(made):
             assert isinstance(one, np.ndarray)
             assert np.array_equal(one, other)
         for wrong in (False, np.True_, (False, 0)):
-            with pytest.raises(TypeError, match=r"no row.*file\.labels\(\) == 0"):
+            with pytest.raises(TypeError, match=r"not a row.*file\.labels\(\) == 0"):
                 file.embeddings[wrong]
         with pytest.raises(TypeError, match="unhashable"):
             hash(file.labels)

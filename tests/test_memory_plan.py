@@ -62,8 +62,8 @@ def test_the_number_is_chosen_by_memory(training, monkeypatch):
     with_available(monkeypatch, whole.needed(3))  # less than needed by the margin; two pieces either way
     plan(training, 0, notes.append)
     assert training.groups_at_once in (1, 2)
-    assert re.fullmatch(r"memory: 4 BatchNorm groups at once need [\d.]+ MiB, [\d.]+ MiB available: 2 BatchNorm groups "
-                        r"at a time \([\d.]+ MiB\)", notes[1])
+    assert re.fullmatch(r"memory: all 4 BatchNorm groups at once would need [\d.]+ MiB, [\d.]+ MiB available: "
+                        r"computing 2 at a time \([\d.]+ MiB\), with the same result", notes[1])
 
 
 def test_what_does_not_fit_is_refused_with_what_would(training, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mocoembed.data.shared import AVAILABLE, Parcel, shared_rows
+from mocoembed.data.shared import AVAILABLE, Parcel, SharedRows
 from mocoembed.model.encoder_file import load_encoder
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs memfd_create, which only Linux has")
@@ -75,14 +76,19 @@ def test_no_memory_is_a_memory_error(monkeypatch):
         Parcel(torch.zeros(500, dtype=torch.uint8))
 
 
-def test_rows_are_seen_by_a_child():
-    rows = shared_rows(2, 3)
-    assert rows.tolist() == [[-1] * 3] * 2
-    if (child := os.fork()) == 0:
-        rows[1, 2] = 5
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert rows.tolist() == [[-1] * 3, [-1, -1, 5]]
+def put_five(rows):
+    rows.array[1, 2] = 5
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])  # spawned: by the processes of a pretraining on several GPUs
+def test_rows_are_seen_by_a_child(method):
+    rows = SharedRows(2, 3)
+    assert rows.array.tolist() == [[-1] * 3] * 2
+    child = multiprocessing.get_context(method).Process(target=put_five, args=(rows,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert rows.array.tolist() == [[-1] * 3, [-1, -1, 5]]
 
 
 # ------------------------------------------------------------------------------------------ a small /dev/shm

@@ -15,6 +15,7 @@ from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
 from mocoembed.data.lost import Lost
+from mocoembed.data.shared import SharedRows
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
@@ -250,7 +251,7 @@ def test_what_is_left_to_load_survives_two_deaths_in_a_row(images, monkeypatch):
 
     monkeypatch.setattr(workers, "_Loading", Loading)
     dataset = loader.EvaluationImages(scan(images), TRANSFORM)
-    dataset.images.at = torch.full((1, 3), -1)
+    dataset.images.at = SharedRows(1, 3)
     for items in (list(range(1, 11)), iter(range(1, 11)), (item for item in range(1, 11))):
         ahead[:] = [5, 2, 1]
         assert list(workers.Batches(dataset, items, 1, False)) == list(range(1, 11))

@@ -43,15 +43,24 @@ class SharedBytes:
             os.close(self._descriptor)
 
 
-def shared_rows(rows: int, columns: int) -> torch.Tensor:
-    """(rows, columns) int64, -1 everywhere, which loading processes started later write to and their parent reads."""
-    if not AVAILABLE:
-        return torch.full((rows, columns), -1).share_memory_()
-    descriptor = os.memfd_create("mocoembed")
-    try:
-        return _mapped(descriptor, rows * columns * 8, torch.int64, (rows, columns)).fill_(-1)
-    finally:
-        os.close(descriptor)
+class SharedRows:
+    """`array` (rows, columns) int64, -1 everywhere at first: loading processes, forked or spawned, write to it."""
+
+    def __init__(self, rows: int, columns: int, memory: Any = None):
+        self._shape = rows, columns
+        self._memory = _shared_numbers(rows * columns) if memory is None else memory
+        numbers = self._memory.array.view(np.int64) if AVAILABLE else self._memory.numpy()
+        self.array: np.ndarray = numbers.reshape(rows, columns)
+        if memory is None:
+            self.array[:] = -1
+
+    def __reduce__(self):
+        return SharedRows, (*self._shape, self._memory)
+
+
+def _shared_numbers(count: int) -> Any:
+    """Memory for so many int64 numbers, in a form that can be sent to a process that is being started."""
+    return SharedBytes(8 * count) if AVAILABLE else torch.empty(count, dtype=torch.int64).share_memory_()
 
 
 def _mapped(descriptor: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

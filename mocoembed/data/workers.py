@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mocoembed.data.listing import Listing, Origin
 from mocoembed.data.lost import OF_MEMORY, Lost, seen
-from mocoembed.data.shared import opened, parcel, shared_rows
+from mocoembed.data.shared import SharedRows, opened, parcel
 from mocoembed.errors import MocoembedError
 from mocoembed.memory import LARGEST_KEPT, available_memory, keep_freed_blocks
 
@@ -68,8 +67,8 @@ class Images:
         self.listing = listing
         self.aside: dict[int, Failure] = {}
         """Row -> why it is not touched any more."""
-        self.at: torch.Tensor | None = None
-        """(workers, 3) int64, shared: process, row it is at (or -1), and since when, in ns of the monotonic clock."""
+        self.at = SharedRows(1, 3)
+        """(workers, 3) int64: process, row it is at (or -1), and since when, in ns of the monotonic clock."""
 
     def __len__(self):
         return len(self.listing)
@@ -92,7 +91,7 @@ class Images:
         """
         worker = get_worker_info()
         if worker is not None:
-            self.at[worker.id] = torch.tensor([os.getpid(), row, time.monotonic_ns()])
+            self.at.array[worker.id] = os.getpid(), row, time.monotonic_ns()
         try:
             yield
         except _SetAside:
@@ -100,18 +99,18 @@ class Images:
         except Exception as error:
             failures.append(Failure.of(row, error))
         if worker is not None:
-            self.at[worker.id, 1] = -1
+            self.at.array[worker.id, 1] = -1
 
     def stopped_at(self, alive: set[int]) -> tuple[list[int], list[int]]:
         """The rows at which processes that are not `alive` stopped, and those at which living ones hang."""
         too_long = time.monotonic_ns() - SECONDS_FOR_AN_IMAGE * 1e9
-        at = [one for one in self.at.tolist() if one[1] >= 0]
+        at = [one for one in self.at.array.tolist() if one[1] >= 0]
         return ([row for process, row, _ in at if process not in alive],
                 [row for process, row, since in at if process in alive and since < too_long])
 
     def seen(self) -> list[list[int]] | None:
         """What all processes have noted last, to be compared later; `None` while one is at an image."""
-        at = self.at.tolist()
+        at = self.at.array.tolist()
         return None if any(row >= 0 for _, row, _ in at) else at
 
 
@@ -199,7 +198,7 @@ class _Loading:
     def __init__(self, batches: Batches, items: Iterator):
         self.undelivered: deque = deque()
         self.images, workers, self._meanwhile = batches.dataset.images, batches.workers, batches.meanwhile
-        self.images.at = shared_rows(max(1, workers), 3)
+        self.images.at = SharedRows(max(1, workers), 3)
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
@@ -257,7 +256,7 @@ class _Loading:
         dead = [process for process in self._processes if process.pid not in alive]
         if not dead:
             return None
-        rows = {process: row for process, row, _ in self.images.at.tolist() if row >= 0}
+        rows = {process: row for process, row, _ in self.images.at.array.tolist() if row >= 0}
         first = next((process for process in dead if process.pid in rows), dead[0])
         image = repr(os.fsdecode(self.images.listing.paths[rows[first.pid]])) if first.pid in rows else None
         return seen(-(first.exitcode or 0), image, len(self._processes), alive)

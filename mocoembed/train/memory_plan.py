@@ -91,10 +91,11 @@ def plan(training: Training, workers: int, note: Callable[[str], None]) -> Plan:
     if not at_once or (left is not None and max(needed for _, _, needed in rows) > SHARE * left):
         raise ranks.agreed(MocoembedError(ranks.from_first(lambda: _refusal(mine, training, left or 0, at_once))))
     training.groups_at_once = at_once
-    text = f"memory: {_groups(groups)} at once need {shown(mine.needed(groups))}"
-    text += "" if left is None else f", {shown(left)} available"
+    there = "" if left is None else f", {shown(left)} available"
+    text = f"memory: a step needs about {shown(mine.needed(groups))}{there}"
     if at_once < groups:
-        text += f": {_groups(at_once)} at a time ({shown(mine.needed(at_once))})"
+        text = (f"memory: all {_groups(groups)} at once would need {shown(mine.needed(groups))}{there}: computing "
+                f"{at_once} at a time ({shown(mine.needed(at_once))}), with the same result")
     note(text + (f", for each of {ranks.size} processes" if ranks.size > 1 else ""))
     return mine
 

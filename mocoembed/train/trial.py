@@ -64,7 +64,7 @@ class Measured:
 
 
 def measured(encoder: Encoder, config: PretrainConfig, compute: Compute) -> Measured:
-    """By two trials, of `FEW` and of `MORE` images, on a copy: the encoder and all random streams stay as they are.
+    """By two trials, of `FEW` and of `MORE` images, on a copy: the encoder stays as it is, and nothing random is drawn.
 
     With the device `meta` nothing is computed and no memory taken; then autocast's smaller numbers are not seen.
     """
@@ -97,7 +97,7 @@ def peak(encoder: Encoder, config: PretrainConfig, compute: Compute, images: int
 
 def _pass(encoder: Encoder, x: torch.Tensor, keys: int, with_gradient: bool, compute: Compute):
     """Queries, keys and loss of a step; the key encoder's memory is like the query encoder's."""
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), compute.autocast():
+    with compute.autocast():
         q = encode(encoder, x)  # N x C
         with torch.set_grad_enabled(with_gradient):
             k = encode(encoder, x)
