@@ -208,7 +208,7 @@ def test_shards_that_are_missing_damaged_or_compressed(tmp_path):
         with pytest.raises(FormatError, match=r"whole, uncompressed|damaged or truncated"):
             scan(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole[:1536] + b"?" * 512 + whole[2048:])
-    with pytest.raises(FormatError, match="damaged or truncated after 1 members"):
+    with pytest.raises(FormatError, match="truncated after 1 members"):
         scan(tmp_path / "a.tar")
     with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("x.jpg"))

@@ -172,7 +172,7 @@ def test_embed_index_and_search_with_torchvisions_weights(hub, tmp_path, images,
 
 def test_what_the_weights_say_themselves_is_not_to_be_given(hub, tmp_path):
     hub("resnet18")
-    with pytest.raises(UsageError, match="torchvision:resnet18 says them itself"):
+    with pytest.raises(UsageError, match="torchvision:resnet18 defines them itself"):
         export_encoder(ExportConfig("torchvision:resnet18", str(tmp_path / "ws"), image_size=64))
 
 
@@ -354,7 +354,7 @@ def test_files_of_other_weights_are_refused_whole(timm, tmp_path, run_cli, image
     wrong = {name: tensor for name, tensor in state.items() if name not in ("conv1.weight", "bn1.bias")}
     cases = [({**wrong, "extra": torch.zeros(1)}, r"Missing: 'bn1.bias'.*Left over: 'extra'|Missing: 'conv1.weight'"),
              ({**state, "bn1.bias": torch.zeros(3)}, r"Of another shape: 'bn1.bias \(3,\) instead of"),
-             ({**state, "bn1.bias": torch.full_like(state["bn1.bias"], torch.nan)}, "bn1.bias holds numbers")]
+             ({**state, "bn1.bias": torch.full_like(state["bn1.bias"], torch.nan)}, "bn1.bias holds values")]
     for content, message in cases:
         torch.save(content, path)
         with pytest.raises(FormatError, match=message):

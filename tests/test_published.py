@@ -88,8 +88,7 @@ def test_a_wrong_hash_leaves_nothing(server, tmp_path, monkeypatch):
 def test_a_broken_transfer_is_kept_and_gone_on_with(server, tmp_path):
     server.stop_after = 300_000
     for kept in (300_000, 600_000):
-        so_far = rf"connection broke after 0\.{kept // 100_000} of 1\.0 MB, which are kept"
-        with pytest.raises(MocoembedError, match=so_far):
+        with pytest.raises(MocoembedError, match=rf"connection broke after 0\.{kept // 100_000} of 1\.0 MB"):
             fetch(NAME, print)
         assert names(tmp_path) == ["weights.pth.tar.part"]
         assert (tmp_path / "cache" / "weights.pth.tar.part").read_bytes() == server.data[:kept]
