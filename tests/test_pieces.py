@@ -119,9 +119,13 @@ def test_running_statistics_take_one_update(batch):
     require_close(whole.state_dict(), other.state_dict(), 1e-14)
 
 
+WITH_TWO_PROCESSES = {"queue": {"symmetric": True, "mask_same_image": True},
+                      "memory-bank": {"dictionary": "memory-bank"}}
+
+
 def one_and_all(folder, config, ranks, watcher):
     for at_once in (1, 2):
-        for name, changes in VARIANTS.items():
+        for name, changes in WITH_TWO_PROCESSES.items():
             pretrain_rank(dataclasses.replace(config, workspace=f"{folder}/{name}-{at_once}", groups_at_once=at_once,
                                               check_ranks=True, queue_size=10, **changes), ranks, watcher)
 
@@ -129,7 +133,7 @@ def one_and_all(folder, config, ranks, watcher):
 def test_two_processes_in_pieces(images, tmp_path):
     """Four groups of two images in two processes: 21 steps, one group at a time and both."""
     start(partial(one_and_all, tmp_path), little(images, bn_groups=4), 2, Watcher())
-    for name in VARIANTS:
+    for name in WITH_TWO_PROCESSES:
         one, both = (load_newest(next((tmp_path / f"{name}-{n}" / "runs").iterdir())) for n in (1, 2))
         assert (one["groups_at_once"], both["groups_at_once"], one["step"]) == (1, 2, 21)
         require_close(both["model"], one["model"], 1e-12)
