@@ -100,7 +100,7 @@ WRONG_CALLS = [
     ("embed {images} --encoder {bad}/nowhere", 2, "Make one with: mocoembed pretrain"),
     ("embed {images} --encoder {ws}/embeddings.h5", 1, "is not a checkpoint"),
     ("embed {images} --encoder moco-v9", 2, "moco-v1-200ep, moco-v2-200ep, moco-v2-800ep"),
-    ("export {ws}/encoder.safetensors --image-size 64", 2, "are for weights of others"),
+    ("export {ws}/encoder.safetensors --image-size 64", 2, "are for weights of another library"),
     ("export --std 1,2", 2, "--std 1.0,2.0: must be three numbers above 0"),
     ("embed {images} --features head", 2, "--features head: must be one of backbone, projection"),
     ("embed {images} --features projection", 1, "--fresh"),
