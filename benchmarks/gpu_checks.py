@@ -64,7 +64,7 @@ def made_up_batch(config: PretrainConfig, step: int) -> ViewBatch:
 
     def parameters(of_rows, view: int) -> ViewParameters:
         draws = np.stack([draw(config.seed, 0, row, view) for row in of_rows.tolist()])
-        return ViewParameters(*map(torch.from_numpy, colour_parameters(draws, ViewSettings.of(config))))
+        return colour_parameters(draws, ViewSettings.of(config))
 
     views = (0, 1) if config.symmetric else (0,)
     return ViewBatch(step, 0, torch.from_numpy(rows), None if order is None else torch.from_numpy(order), crops,

@@ -28,7 +28,7 @@ from torch import nn
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.loader import ViewBatch, shuffle_order
-from mocoembed.data.views import DRAWS, ViewParameters, ViewSettings, colour_parameters
+from mocoembed.data.views import DRAWS, ViewSettings, colour_parameters
 from mocoembed.model.encoder import EncoderSpec
 from mocoembed.model.moco import MoCo
 from mocoembed.model.precision import Compute
@@ -86,7 +86,7 @@ def our_steps(steps: int, config: PretrainConfig, ranks: Ranks):
     n, size = config.batch_size // ranks.size, config.image_size
     method = MoCo(NoEncoder(config.dim), config.queue_size, config.momentum, ranks=ranks)
     training = Training(config, Compute.of("cpu", "fp32"), ranks, method, None, None, ViewSettings.of(config))
-    unchanged = ViewParameters(*map(torch.from_numpy, colour_parameters(np.ones((n, DRAWS)), ViewSettings.of(config))))
+    unchanged = colour_parameters(np.ones((n, DRAWS)), ViewSettings.of(config))
     crops = torch.zeros(n, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for step in range(steps):
         order = torch.from_numpy(shuffle_order(config.seed, step, config.batch_size))

@@ -73,8 +73,7 @@ def check():
 
 def contenders(settings: ViewSettings, crops: torch.Tensor) -> dict:
     """Ours and kornia's as functions of nothing; kornia gets the memory layout that it is faster with."""
-    drawn = colour_parameters(np.stack([draw(0, 0, row, 0) for row in range(len(crops))]), settings)
-    parameters = type(drawn)(*map(torch.from_numpy, drawn))
+    parameters = colour_parameters(np.stack([draw(0, 0, row, 0) for row in range(len(crops))]), settings)
     chain, planes = kornia_chain(settings).to(crops.device), crops.contiguous()
     channels_last = crops.contiguous(memory_format=torch.channels_last)
     return {"ours": lambda: apply_views(channels_last, parameters, settings),

@@ -225,7 +225,7 @@ def test_embed_says_what_it_skips_and_why(tmp_path, fresh_workspace):
         (folder / name).touch()
     run = subprocess.run([sys.executable, "-m", "mocoembed", "embed", str(folder), "--workspace", str(fresh_workspace),
                           "--device", "cpu", "--fresh", "--json"], capture_output=True, text=True, check=True)
-    assert "skipped 5 files: 2 .mov, 1 .dng (raw photographs are not read), 1 .txt, 1 hidden" in run.stderr
+    assert "skipped 5 files: 2 .mov, 1 .dng (RAW photographs are not read), 1 .txt, 1 hidden" in run.stderr
     told = json.loads(run.stdout)
     assert (told["embedded"], told["failed"]) == (2, 0)
     assert told["skipped"] == {".mov": 2, ".txt": 1, ".dng": 1, "hidden": 1}

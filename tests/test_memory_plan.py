@@ -1,16 +1,21 @@
 """The memory of a step: counted, planned, chosen, refused with what would fit."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from test_distributed import little
 
+import mocoembed.train.loop
 import mocoembed.train.memory_plan
 from mocoembed.errors import MocoembedError
 from mocoembed.memory import MIB
 from mocoembed.model.precision import Compute
+from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain
 from mocoembed.train.memory_plan import plan, running_out_said
 from mocoembed.train.monitor import Watcher
@@ -96,3 +101,67 @@ def test_running_out_is_said_with_advice(training, monkeypatch, error):
         raise error
     with pytest.raises(RuntimeError, match="another"), running_out_said(mine, training):
         raise RuntimeError("another")
+
+
+def test_running_out_in_mid_run_leaves_the_checkpoint_whole(images, tmp_path, monkeypatch):
+    config = little(images, workspace=str(tmp_path), epochs=6, batch_size=24, bn_groups=8, image_size=64,
+                    stem="3x3s1")
+    real = mocoembed.train.loop.training_step
+
+    def third_fails(training, *rest):
+        if training.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(training, *rest)
+
+    monkeypatch.setattr(mocoembed.train.loop, "training_step", third_fails)
+    with pytest.raises(MocoembedError, match=r"\AOut of memory after step 2, with 8 BatchNorm groups at a time .*"
+                                             r"What was saved is kept\. What would take less: --groups-at-once 4 \("):
+        pretrain(config)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert load_newest(run)["step"] == 2
+    monkeypatch.setattr(mocoembed.train.loop, "training_step", real)
+    notes = []
+    assert pretrain(config, Watcher(note=notes.append)).steps == 6
+    assert any("resuming" in note and "after step 2" in note for note in notes)
+
+
+UNDER_A_LIMIT = """
+import pathlib, resource, sys
+import torch
+from mocoembed.cli.main import main
+import mocoembed.train.loop
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("left", "status", "told"), [
+    (180, 1, r"Memory: a step with 1 BatchNorm group at a time needs [\d.]+ MiB, and [\d.]+ MiB are available\. "
+             r"What would fit: "),
+    (420, 0, r"MiB available: computing \d at a time \([\d.]+ MiB\)")])
+def test_a_limit_of_the_process_is_never_run_into(images, tmp_path, left, status, told):
+    """`ulimit -v` of so many MiB more than the process has: a refusal, or fewer groups at a time and the run done."""
+    options = ["--recipe", "small", "--batch-size", "24", "--bn-groups", "8", "--image-size", "96", "--epochs", "1",
+               "--stem", "3x3s1", "--workers", "0", "--device", "cpu", "--workspace", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT, str(left * MIB), "pretrain", str(images), *options],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert re.search(told, done.stderr), done.stderr
+
+
+@pytest.mark.slow
+def test_the_default_network_under_8_gb(images, tmp_path):
+    """ResNet-50, batch 256 at 224 pixels, under `ulimit -v` of 8 GB: refused with figures, or a step is taken."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    first = next(images.rglob("*.png"), None) or next(one for one in images.rglob("*") if one.is_file())
+    for i in range(256):
+        os.link(first, folder / f"{i}{first.suffix}")
+    command = (f"ulimit -v 8000000; exec {sys.executable} -m mocoembed pretrain {folder} --recipe moco-v2 --epochs 1 "
+               f"--workers 1 --device cpu --workspace {tmp_path / 'ws'}")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    if done.returncode == 1:
+        assert re.search(r"needs [\d.]+ GiB, and [\d.]+ GiB are available\. What would fit: --", done.stderr)

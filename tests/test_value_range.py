@@ -94,7 +94,7 @@ def test_embed_warns_once_of_dark_images(dark, fresh_workspace, run_cli):
     status, _, said = run_cli(*arguments, "--value-range", "0,4095")
     assert status == 0
     assert "give --value-range" not in said
-    assert "--value-range 0,4095; the encoder has learned with none" in said
+    assert "--value-range 0,4095; the encoder was pretrained with none" in said
     told = json.loads(run_cli("info", str(fresh_workspace / "embeddings.h5"), "--json")[1])
     assert told["value_range"] == [0, 4095]
     assert "value_range" not in told["encoder"]["transform"]

@@ -19,6 +19,7 @@ from mocoembed.data.views import (
     PURPOSE_VIEW,
     Draws,
     EvaluationTransform,
+    ViewParameters,
     ViewSettings,
     apply_views,
     blur,
@@ -39,10 +40,6 @@ def settings(**overrides):
 
 def many_draws(count, seed=0):
     return np.stack([draw(seed, 3, index, 0) for index in range(count)])
-
-
-def parameters_of(values, count=6):
-    return type(values)(*map(torch.from_numpy, values))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(size):
 
 def test_colour_parameters_are_distributed_as_the_recipe_says():
     recipe = settings(solarize_probability=0.3)
-    values = colour_parameters(many_draws(6000), recipe)
+    values = ViewParameters(*(each.numpy() for each in colour_parameters(many_draws(6000), recipe)))
     for name, share in [("flip", 0.5), ("jitter", 0.8), ("grey", 0.2), ("solarize", 0.3)]:
         assert getattr(values, name).mean() == pytest.approx(share, abs=0.025), name
     assert (values.sigma > 0).mean() == pytest.approx(0.5, abs=0.025)
@@ -115,7 +112,7 @@ def test_colour_parameters_are_distributed_as_the_recipe_says():
 ])
 def test_jitter_operations_equal_torchvisions(crops, operation, function, values):
     for value in values:
-        values_now = parameters_of(colour_parameters(many_draws(6), settings(**PLAIN)))
+        values_now = colour_parameters(many_draws(6), settings(**PLAIN))
         factors = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(6, 1)
         factors[:, operation] = value
         ours = apply_views(crops, values_now._replace(jitter=torch.ones(6, dtype=torch.bool), factors=factors),
@@ -126,7 +123,7 @@ def test_jitter_operations_equal_torchvisions(crops, operation, function, values
 
 def test_jitter_in_random_order_equals_torchvisions(crops):
     plain = settings(**{**PLAIN, "jitter_probability": 1.0})
-    values = parameters_of(colour_parameters(many_draws(6), plain))
+    values = colour_parameters(many_draws(6), plain)
     ours = apply_views(crops, values, plain)
     functions = (theirs.adjust_brightness, theirs.adjust_contrast, theirs.adjust_saturation, theirs.adjust_hue)
     assert len({tuple(order.tolist()) for order in values.order}) > 3
@@ -141,7 +138,7 @@ def test_grey_flip_and_solarize_equal_torchvisions(crops):
     image = crops.float() / 255
     for name, expected in [("grey", theirs.rgb_to_grayscale(image, 3)), ("flip", theirs.horizontal_flip(image)),
                            ("solarize", theirs.solarize(crops, 128).float() / 255)]:
-        values = parameters_of(colour_parameters(many_draws(6), settings(**PLAIN)))
+        values = colour_parameters(many_draws(6), settings(**PLAIN))
         values = values._replace(**{name: torch.ones(6, dtype=torch.bool)})
         assert (apply_views(crops, values, settings(**PLAIN)) - expected).abs().max() < TWO_LEVELS, name
 
@@ -163,7 +160,7 @@ def test_blur_has_one_sigma_for_each_sample(crops):
 
 def test_grey_comes_first_in_v1_and_last_in_v2(crops):
     always = {**PLAIN, "grey_probability": 1.0, "jitter_probability": 1.0, "jitter": (0.0, 0.0, 0.0, 0.5)}
-    values = parameters_of(colour_parameters(many_draws(6), settings(**always)))
+    values = colour_parameters(many_draws(6), settings(**always))
     first = apply_views(crops, values, settings(**always, grey_first=True))
     torch.testing.assert_close(first, theirs.rgb_to_grayscale(crops.float() / 255, 3), atol=TWO_LEVELS, rtol=0)
     last = apply_views(crops, values, settings(**always))
@@ -173,7 +170,7 @@ def test_grey_comes_first_in_v1_and_last_in_v2(crops):
 
 def test_views_do_not_depend_on_their_neighbours(crops):
     recipe = settings()
-    values = parameters_of(colour_parameters(many_draws(6), recipe))
+    values = colour_parameters(many_draws(6), recipe)
     together = apply_views(crops, values, recipe)
     for i in range(6):
         alone = apply_views(crops[i:i + 1], type(values)(*(value[i:i + 1] for value in values)), recipe)

@@ -43,8 +43,8 @@ class PretrainConfig:
     fresh: bool = False
     """Start over, deleting this run's earlier checkpoints."""
     init: str | None = None
-    """Start from this encoder instead of random weights: any source that embed takes as --encoder. Its architecture,
-    mean and standard deviation become the defaults."""
+    """Start from this encoder instead of random weights: anything that embed takes as --encoder. Its architecture,
+    mean, standard deviation and value range become the defaults."""
     arch: str = "resnet50"
     """Backbone: a ResNet, ResNeXt or wide ResNet, another torchvision classifier, or timm:NAME (see
     docs/pretraining.md)."""

@@ -60,6 +60,8 @@ class EncodedImage:
     """
 
     def __init__(self, data: bytes, full: bool = False, value_range: ValueRange = ()):
+        if not data:
+            raise UnreadableImage("the file is empty")
         self._full, self._data = full, data
         self.seen: Seen | None = None
         """Once decoded: the range of deep pixels that no value range was given for."""

@@ -38,7 +38,7 @@ def find_in_folder(root: bytes, labels: str, tell: Callable[[int], None], exclud
     """
     found, exclude = Found(root), exclude or Exclude()
     found.excluded = exclude.counts
-    pending = [_Folder(b"", frozenset([_identity(os.stat(root))]))]
+    pending: list[_Folder | _Files] = [_Folder(b"", frozenset([_identity(os.stat(root))]))]
     while pending:
         step = pending.pop()
         if isinstance(step, _Folder):
@@ -55,8 +55,9 @@ def find_in_folder(root: bytes, labels: str, tell: Callable[[int], None], exclud
 def _read(folder: _Folder, found: Found, exclude: Exclude) -> list[_Folder | _Files]:
     """What lies in a folder, sorted as the paths will be: as if a folder's name ended with a slash."""
     path, prefix = os.path.join(found.root, folder.path), os.path.join(folder.path, b"")
-    suffixes, skipped = suffixes_read(), Counter()
-    files, folders = [], {}
+    suffixes, skipped = suffixes_read(), Counter[str]()
+    files: list[bytes] = []
+    folders: dict[bytes, _Folder] = {}
     try:
         found.witnesses[path] = State.of(path)
         for entry in os.scandir(path):
@@ -76,7 +77,8 @@ def _read(folder: _Folder, found: Found, exclude: Exclude) -> list[_Folder | _Fi
         return []
     found.skipped += skipped
     files.sort()
-    steps, begun = [], 0
+    steps: list[_Folder | _Files] = []
+    begun = 0
     for name in sorted(folders):
         end = bisect.bisect_left(files, name)
         steps += [_Files(prefix, files[begun:end]), folders[name]]

@@ -23,7 +23,7 @@ AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 NOT_READ = {".jxl": "JPEG XL is not read", **dict.fromkeys(
-    (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"), "raw photographs are not read")}
+    (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"), "RAW photographs are not read")}
 THREADS = 1  # of a decoder: loading processes share out the cores, and every thread takes memory
 SAMPLES = {400: 1.0, 420: 1.5, 422: 2.0, 444: 3.0}  # of a pixel, by the chroma format
 

@@ -76,8 +76,8 @@ class Found:
             objects = objects[order]
             first = np.flatnonzero(np.append(True, objects[1:] != objects[:-1]))
             labels = self._one_label_each(objects, first, labels[order], source)
-            paths, shards = PathTable(objects[first]), shards and shards.of_rows(order[first])
-        names = sorted(self._numbers.keys() - {None})
+            paths, shards = PathTable(objects[first].tolist()), shards and shards.of_rows(order[first])
+        names = sorted(name for name in self._numbers if name is not None)
         place = np.full(len(names) + 1, NO_LABEL, np.int32)  # the last for NO_LABEL, which is -1
         place[[self._numbers[name] for name in names]] = range(len(names))
         return Listing(self.root, paths, place[labels], tuple(names), self.skipped, tuple(sorted(self.closed)), source,

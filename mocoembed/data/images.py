@@ -99,7 +99,8 @@ def require_root(root):
 def _below(root: bytes, listings: list[Listing]) -> Listing:
     """All as one with this root, which stands for the root of the lists among them."""
     require_root(root)
-    here, lists = [], []
+    here: list[Listing] = []
+    lists: list[Listing] = []
     for listing in listings:
         (lists if _is_list(listing.source) else here).append(listing)
     for listing in here:
@@ -120,7 +121,7 @@ def _is_list(source: bytes) -> bool:
 
 def _require_some(listing: Listing, before: bytes):
     """Raise `CollectionError` when none of the images of some lists, taken here and there, is below the new root."""
-    rows = np.unique(np.linspace(0, len(listing) - 1, LOOKED_FOR).astype(np.int64)) if len(listing) else []
+    rows = np.unique(np.linspace(0, len(listing) - 1, min(LOOKED_FOR, len(listing))).astype(np.int64))
     if len(rows) and (listing.states(rows)["size"] < 0).all():
         raise CollectionError(f"Nothing was found in the root {os.fsdecode(listing.root)!r} of {len(rows)} images "
                               f"looked for, such as {os.fsdecode(listing.full_path(int(rows[0])))!r}. The root stands "

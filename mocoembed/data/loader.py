@@ -138,7 +138,7 @@ class TwoViews(Dataset):
 
     def __getitem__(self, place: Place) -> ViewBatch:
         n, size = len(place.rows), self.settings.image_size
-        crops = np.zeros((self.views, n, 4), np.int64) if self.boxes_only else \
+        crops: np.ndarray = np.zeros((self.views, n, 4), np.int64) if self.boxes_only else \
             np.empty((self.views, n, size, size, 3), np.uint8)
         rows = np.array(place.rows)
         failures: list[Failure] = []
@@ -150,12 +150,12 @@ class TwoViews(Dataset):
 
         def parameters(of_rows, view: int) -> ViewParameters:
             drawn = np.stack([draws[row, view] for row in of_rows.tolist()])
-            return ViewParameters(*map(torch.from_numpy, colour_parameters(drawn, self.settings)))
+            return colour_parameters(drawn, self.settings)
 
-        crops = torch.from_numpy(crops)
+        cut = torch.from_numpy(crops)
         return ViewBatch(place.step, place.epoch, torch.from_numpy(rows),
                          None if place.order is None else torch.from_numpy(place.order),
-                         tuple(crops if self.boxes_only else crops.permute(0, 1, 4, 2, 3)),
+                         tuple(cut if self.boxes_only else cut.permute(0, 1, 4, 2, 3)),
                          [parameters(place.rows, view) for view in self.query_views],
                          [parameters(place.key_rows, 1 - view) for view in self.query_views if self.views == 2],
                          failures, joined(seen))
@@ -186,7 +186,7 @@ class TwoViews(Dataset):
         size = self.settings.image_size
         shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
         decoded = image.rgb(shrink)
-        height, width = decoded.shape[:2] if self.cache else (decoded.height, decoded.width)
+        height, width = decoded.shape[:2] if isinstance(decoded, np.ndarray) else (decoded.height, decoded.width)
         across, down = width / image.width, height / image.height
         for view, (left, top, right, bottom) in enumerate(boxes):
             box = (int(left * across), int(top * down), round(right * across), round(bottom * down))

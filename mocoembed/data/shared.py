@@ -65,8 +65,8 @@ def _shared_numbers(count: int) -> Any:
 
 def _mapped(descriptor: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor over all the memory behind a descriptor, which may then be closed."""
-    storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{descriptor}", True, size)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    file = f"/proc/self/fd/{descriptor}"
+    return torch.from_file(file, shared=True, size=size // dtype.itemsize, dtype=dtype).view(shape)
 
 
 class _Place(NamedTuple):
@@ -101,7 +101,7 @@ class Parcel:
                 storages.append(storage)
                 self.size += -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
             first = firsts[storage.data_ptr()]
-            return _Place(first, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            return _Place(first, int(tensor.storage_offset()), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
         self.content = _replaced(batch, torch.Tensor, place)
         descriptor = os.memfd_create("mocoembed-batch")
@@ -121,7 +121,8 @@ class Parcel:
         """The batch; to be called once, in the parent, while the loading process lives (else an `OSError`)."""
         descriptor = self._descriptor.detach()
         try:
-            memory = _mapped(descriptor, self.size, torch.uint8, (self.size,)).untyped_storage() if self.size else None
+            memory = (_mapped(descriptor, self.size, torch.uint8, (self.size,)) if self.size else
+                      torch.empty(0, dtype=torch.uint8)).untyped_storage()
         finally:
             os.close(descriptor)
 
@@ -140,7 +141,7 @@ class Parcel:
 
 def _write(descriptor: int, storage: torch.UntypedStorage, first: int):
     """Put the bytes of a storage at place `first`. Written, not mapped: a lack of memory is then an error, no death."""
-    data = memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], first + done)

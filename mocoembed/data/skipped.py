@@ -23,11 +23,14 @@ def skipped_text(skipped: dict[str, int]) -> str:
     """`skipped 312 files: 240 .heic (pip install 'mocoembed[heif]'), 60 .mov, 12 .txt`; hidden ones come last."""
     total, counts = sum(skipped.values()), Counter(skipped)
     hidden = counts.pop(HIDDEN, 0)
-    kinds = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
-    unread = [kind for kind in kinds if what_reads(kind[0])]
-    named = [kind for kind in kinds if kind in {*unread, *kinds[:NAMED]}]
-    parts = [f"{count:,} {kind}" + (f" ({what_reads(kind)})" if kind in dict(unread) else "") for kind, count in named]
-    if others := sum(count for kind, count in kinds if (kind, count) not in named):
+    kinds = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    groups: dict[str, list[str]] = {}  # what is said of some kinds (of one without a word: itself) -> these
+    for place, kind in enumerate(kinds):
+        if what_reads(kind) or place < NAMED:
+            groups.setdefault(what_reads(kind) or kind, []).append(kind)
+    parts = [", ".join(f"{counts[kind]:,} {kind}" for kind in group) + (f" ({said})" if said != group[0] else "")
+             for said, group in groups.items()]
+    if others := total - hidden - sum(counts[kind] for group in groups.values() for kind in group):
         parts.append(f"{others:,} other{'s' * (others != 1)}")
     if hidden:
         parts.append(f"{hidden:,} hidden")

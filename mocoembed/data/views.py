@@ -56,21 +56,21 @@ class ViewSettings:
 
 
 class ViewParameters(NamedTuple):
-    """What to do to each of N crops. Arrays from `colour_parameters`, tensors on the way to the device."""
+    """What to do to each of N crops. Tensors on the CPU."""
 
-    flip: np.ndarray
+    flip: torch.Tensor
     """(N,) bool."""
-    jitter: np.ndarray
+    jitter: torch.Tensor
     """(N,) bool."""
-    factors: np.ndarray
+    factors: torch.Tensor
     """(N, 4) float32: brightness, contrast, saturation (factors) and hue (turns)."""
-    order: np.ndarray
+    order: torch.Tensor
     """(N, 4) int64: the jitter operation that comes first, second, third and fourth."""
-    grey: np.ndarray
+    grey: torch.Tensor
     """(N,) bool."""
-    sigma: np.ndarray
+    sigma: torch.Tensor
     """(N,) float32: standard deviation of the blur in pixels; 0 for none."""
-    solarize: np.ndarray
+    solarize: torch.Tensor
     """(N,) bool."""
 
 
@@ -128,13 +128,13 @@ def colour_parameters(draws: np.ndarray, settings: ViewSettings) -> ViewParamete
     low[HUE], high[HUE] = -strength[HUE], strength[HUE]
     sigma = settings.blur_sigma[0] + (settings.blur_sigma[1] - settings.blur_sigma[0]) * u[:, 12]
     return ViewParameters(
-        flip=u[:, 0] < settings.flip_probability,
-        jitter=u[:, 1] < settings.jitter_probability,
-        factors=(low + (high - low) * u[:, 2:6]).astype(np.float32),
-        order=np.argsort(u[:, 6:10], axis=1),
-        grey=u[:, 10] < settings.grey_probability,
-        sigma=np.where(u[:, 11] < settings.blur_probability, sigma, 0.0).astype(np.float32),
-        solarize=u[:, 13] < settings.solarize_probability,
+        flip=torch.from_numpy(u[:, 0] < settings.flip_probability),
+        jitter=torch.from_numpy(u[:, 1] < settings.jitter_probability),
+        factors=torch.from_numpy((low + (high - low) * u[:, 2:6]).astype(np.float32)),
+        order=torch.from_numpy(np.argsort(u[:, 6:10], axis=1)),
+        grey=torch.from_numpy(u[:, 10] < settings.grey_probability),
+        sigma=torch.from_numpy(np.where(u[:, 11] < settings.blur_probability, sigma, 0.0).astype(np.float32)),
+        solarize=torch.from_numpy(u[:, 13] < settings.solarize_probability),
     )
 
 

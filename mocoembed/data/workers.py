@@ -19,7 +19,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -114,6 +114,15 @@ class Images:
         return None if any(row >= 0 for _, row, _ in at) else at
 
 
+class HasImages(Protocol):
+    """A dataset that reads by `Images`: item -> batch."""
+
+    images: Images
+
+    def __getitem__(self, item: Any) -> Any:
+        ...
+
+
 class Batches:
     """`dataset[item]` for each of `items`, in order, loaded ahead by `workers` processes (0: by this one).
 
@@ -122,7 +131,7 @@ class Batches:
     `meanwhile` is called now and then while a batch is waited for; it may raise.
     """
 
-    def __init__(self, dataset: Dataset, items: Iterable, workers: int, pin: bool,
+    def __init__(self, dataset: HasImages, items: Iterable, workers: int, pin: bool,
                  meanwhile: Callable[[], None] = lambda: None):
         self.dataset, self.items, self.workers, self.pin, self.meanwhile = dataset, items, workers, pin, meanwhile
         self.deaths = 0
@@ -201,12 +210,12 @@ class _Loading:
         self.images.at = SharedRows(max(1, workers), 3)
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
-            loader = DataLoader(batches.dataset, batch_size=None, sampler=self._handing_out(items),
+            loader = DataLoader(cast(Dataset, batches.dataset), batch_size=None, sampler=self._handing_out(items),
                                 num_workers=workers, pin_memory=batches.pin, prefetch_factor=4 if workers else None,
                                 collate_fn=parcel if workers else _as_it_is, worker_init_fn=_begin_worker,
                                 timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
             self._iterator = iter(loader)
-        self._processes = self._iterator._workers if workers else []
+        self._processes: list[Any] = self._iterator._workers if workers else []  # type: ignore[attr-defined]  # torch's own, private
 
     def _handing_out(self, items: Iterator):
         for item in items:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.cache import Decoding, ImageCache, Sizes, bytes_of, same_size
@@ -20,7 +19,7 @@ from mocoembed.data.deep import RangeWatch, joined
 from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
 from mocoembed.data.shared import SharedBytes
-from mocoembed.data.workers import Batches, Failure
+from mocoembed.data.workers import Batches, Failure, HasImages
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.memory import available_memory, shown
 from mocoembed.model.precision import Compute
@@ -133,7 +132,7 @@ class Filling:
         assert made is not None  # what could not be opened has been raised
         return made
 
-    def _loaded(self, dataset: Dataset, slices: list[np.ndarray], what: str) -> Iterator:
+    def _loaded(self, dataset: HasImages, slices: list[np.ndarray], what: str) -> Iterator:
         """What the dataset gives for each of `slices`, in order."""
         tell = Teller(what, self.note if what else lambda text: None, len(self.listing))
         done, batches = 0, Batches(dataset, slices, self.workers, pin=False, meanwhile=self.stop)

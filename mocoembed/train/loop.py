@@ -19,7 +19,7 @@ from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss, course_of_loss
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
-from mocoembed.train.filling import Filling
+from mocoembed.train.filling import SAMPLE, Filling
 from mocoembed.train.guard import Guard
 from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
 from mocoembed.train.memory_plan import plan, running_out_said
@@ -109,7 +109,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
         for text in (*lines, *notes):
             say(text)
-        memory = plan(training, workers, say)
+        memory = plan(training, workers, say, _to_be_cached(training, listing))
         resume(training, run, listing, say)
         if ranks.first:
             write_json(run / "config.json", {**to_dict(config), **origin(training.started_from)})
@@ -127,6 +127,14 @@ def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks:
     on_gpu = compute.device.type == "cuda"
     chosen, lines = ranks.from_first(lambda: resolved(config, listing, on_gpu, ranks.size))
     return replace(chosen, device=config.device), lines  # each rank has its own
+
+
+def _to_be_cached(training: Training, listing: Listing) -> int:
+    """About the bytes that `--cache ram` will take of this machine."""
+    if training.config.cache != "ram":
+        return 0
+    filling = Filling(listing, training.config, 0, ALONE, lambda text: None, lambda: None)
+    return training.ranks.from_first(lambda: filling.estimated(filling.sample(SAMPLE)))
 
 
 class Session:

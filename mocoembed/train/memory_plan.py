@@ -27,6 +27,9 @@ LOADED_AHEAD = 5  # batches of crops for each loading process: four ahead and on
 LIBRARIES = 150 * MIB  # of code and buffers, that PyTorch takes in its first step on a CPU
 PROCESS = 150 * MIB  # that a loading process takes by itself
 MOST_FOR_A_PIXEL = 4000  # times its bytes, that an image may take in any of the encoders, for choosing the first trial
+# What PyTorch and its libraries say otherwise when an allocation, or a thread's, fails.
+NO_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+             "can't start new thread")
 WIDTHS, SIDES = (0.5, 0.25, 0.125), (160, 128, 96, 64, 32)
 
 
@@ -74,13 +77,14 @@ class Plan:
         return fitting and -(-self.groups // -(-self.groups // fitting))
 
 
-def plan(training: Training, workers: int, note: Callable[[str], None]) -> Plan:
+def plan(training: Training, workers: int, note: Callable[[str], None], cached: int = 0) -> Plan:
     """Set `training.groups_at_once`, the same on all ranks, and say it; called by all ranks before the first step.
 
+    cached: bytes of this machine that `--cache ram` is about to take.
     Raises `MocoembedError` when not even one group at a time fits, or not what `--groups-at-once` says.
     """
     config, ranks, groups = training.config, training.ranks, training.groups
-    available = _available(training)
+    available = _available(training, cached)
     mine = _of(training, workers, available)
     given = min(config.groups_at_once or groups, groups)
     if config.groups_at_once is None and available is not None:
@@ -89,7 +93,8 @@ def plan(training: Training, workers: int, note: Callable[[str], None]) -> Plan:
     at_once = min(one for one, _, _ in rows)
     left = min((one for _, one, _ in rows if one is not None), default=None)
     if not at_once or (left is not None and max(needed for _, _, needed in rows) > SHARE * left):
-        raise ranks.agreed(MocoembedError(ranks.from_first(lambda: _refusal(mine, training, left or 0, at_once))))
+        text = ranks.from_first(lambda: _refusal(mine, training, left or 0, at_once, cached))
+        raise ranks.agreed(MocoembedError(text))
     training.groups_at_once = at_once
     there = "" if left is None else f", {shown(left)} available"
     text = f"memory: a step needs about {shown(mine.needed(groups))}{there}"
@@ -104,14 +109,14 @@ def _groups(count: int) -> str:
     return counted(count, "BatchNorm group")
 
 
-def _available(training: Training) -> int | None:
-    """Bytes that this process may still take on its device."""
+def _available(training: Training, cached: int) -> int | None:
+    """Bytes that this process may still take on its device; the cache is in the machine's memory."""
     device = training.compute.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = available_memory(training.ranks.local_size)
-    return None if available is None else max(0, available)
+    return None if available is None else max(0, available - cached // training.ranks.local_size)
 
 
 def _bytes(parameters) -> int:
@@ -134,7 +139,12 @@ def _of(training: Training, workers: int, available: int | None) -> Plan:
         computed = measured(encoder, config, _nowhere(compute.precision))
         if OVERHEAD["cpu"] * computed.of(MORE) + one > SHARE * available:
             return planned(computed)
-    return planned(measured(encoder, config, compute))
+    try:
+        return planned(measured(encoder, config, compute))
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        return planned(measured(encoder, config, _nowhere(compute.precision)))
 
 
 def _nowhere(precision: str) -> Compute:
@@ -142,43 +152,57 @@ def _nowhere(precision: str) -> Compute:
     return Compute(torch.device("meta"), "fp64" if precision == "fp64" else "fp32")
 
 
-def _refusal(mine: Plan, training: Training, left: int, at_once: int) -> str:
+def _refusal(mine: Plan, training: Training, left: int, at_once: int, cached: int) -> str:
     """What does not fit, with the figures, and what would."""
     shown_groups = mine.groups if mine.config.whole_because else max(1, at_once)
     needed = mine.needed(shown_groups)
     why = f" ({mine.config.whole_because})" if mine.config.whole_because else ""
+    beside = f" beside the {shown(cached)} of --cache ram" if cached else ""
     return (f"Memory: a step with {_groups(shown_groups)} at a time{why} needs {shown(needed)}, and {shown(left)} are "
-            f"available. What would fit: {advice(mine, training, left)}.")
+            f"available{beside}. What would fit: {advice(mine, training, left, shown_groups)}.")
 
 
-def advice(mine: Plan, training: Training, available: int) -> str:
-    """Options that make a step fit into so many bytes, each alone, with what it then needs."""
-    fitting = [f"{option} ({shown(other.needed(n))})" for option, other in _others(mine, training)
-               if (n := other.largest(available))]
+def advice(mine: Plan, training: Training, available: int, at_once: int) -> str:
+    """Options that make a step fit into so many bytes, each alone, with what it then needs.
+
+    at_once: groups at a time that do not fit.
+    """
+    fitting = [f"{option} ({shown(other.needed(other.largest(available)))})"
+               for option, other in _others(mine, training, available, at_once) if other.largest(available)]
     return "; ".join(fitting) or "none of these options alone; use a smaller --arch, --width and --image-size together"
 
 
-def _others(mine: Plan, training: Training) -> Iterator[tuple[str, Plan]]:
+def _others(mine: Plan, training: Training, available: int, at_once: int) -> Iterator[tuple[str, Plan]]:
     """Plans that differ in one option, the nearest that may fit first; of several values of one option see `_first`."""
     config = mine.config
-    if (n := mine.largest(_available(training) or 0)) and config.groups_at_once is not None:
-        yield f"--groups-at-once {n}", _with(mine, "groups_at_once", None)
+    if 0 < (n := mine.largest(available)) < at_once:
+        yield f"--groups-at-once {n}", mine
     if config.dictionary == "end-to-end":
         yield "--dictionary queue", _with(mine, "dictionary", "queue")
     if config.batchnorm == "sync":
         yield "--batchnorm shuffled", _with(mine, "batchnorm", "shuffled")
-    yield from _first(training, ((f"--batch-size {size}", _with(mine, "batch_size", size)) for size in _batches(mine)))
+    yield from _first(available, ((f"--batch-size {size}", _with(mine, "batch_size", size)) for size in _batches(mine)))
     if not (config.dictionary == "end-to-end" or config.batchnorm == "sync"):
-        yield from _first(training, ((f"--bn-groups {n}", _with(mine, "bn_groups", n)) for n in _finer(mine)))
-    yield from _first(training, _measured_again(mine, "width", [w for w in WIDTHS if w < config.width]))
-    yield from _first(training, _measured_again(mine, "image_size", [s for s in SIDES if s < config.image_size]))
+        yield from _first(available, ((f"--bn-groups {n}", _with(mine, "bn_groups", n)) for n in _finer(mine)))
+    yield from _first(available, _measured_again(mine, "width", [w for w in WIDTHS if w < config.width]))
+    yield from _first(available, _measured_again(mine, "image_size", [s for s in SIDES if s < config.image_size]))
     if config.precision == "fp64":
         yield from _measured_again(mine, "precision", ["fp32"])
+    elif config.precision != "bf16" and OVERHEAD["cpu"] * mine.measured.of(MORE) <= SHARE * available:
+        yield from _in_bf16(mine, training)
 
 
-def _first(training: Training, others: Iterator[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
+def _in_bf16(mine: Plan, training: Training) -> Iterator[tuple[str, Plan]]:
+    """By a trial on the device, which fits in fp32: without one nobody knows what autocast casts."""
+    try:
+        of_trial = measured(training.method.encoder_q, mine.config, Compute(training.compute.device, "bf16"))
+    except (MemoryError, RuntimeError):  # the device has no bf16, or no memory for it
+        return
+    yield "--precision bf16", dataclasses.replace(_with(mine, "precision", "bf16"), measured=of_trial)
+
+
+def _first(available: int, others: Iterator[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
     """The first of them that fits, if one does."""
-    available = _available(training) or 0
     for option, other in others:
         if other.largest(available):
             yield option, other
@@ -229,13 +253,15 @@ def running_out_said(mine: Plan, training: Training) -> Iterator[None]:
             raise
         at_once, step = training.groups_at_once, training.step
         needed = mine.needed(at_once)
+        halved = 0 if mine.config.whole_because else int(mine.needed(max(1, at_once // 2)) / SHARE) + 1
+        less = max(int(0.8 * needed), min(halved, needed))
         if training.compute.device.type == "cuda":
             torch.cuda.empty_cache()
         raise MocoembedError(f"Out of memory after step {step}, with {_groups(at_once)} at a time (a step takes about "
                              f"{shown(needed)}). What was saved is kept. What would take less: "
-                             f"{advice(mine, training, int(0.8 * needed))}.") from error
+                             f"{advice(mine, training, less, at_once)}.") from error
 
 
 def of_memory(error: BaseException) -> bool:
     """Whether it says that an allocation failed, on a GPU or on a CPU."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)

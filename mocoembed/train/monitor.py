@@ -21,6 +21,7 @@ from mocoembed.model.ranks import Ranks
 from mocoembed.notes import say_nothing
 
 KNN_K, KNN_TEMPERATURE = 200, 0.1
+AT_A_TIME = 64  # images to embed: their memory stays below that of a step
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class KnnMonitor:
         on_gpu = self.compute.device.type == "cuda"
         features = torch.empty(len(self.listing), frozen.dimension("backbone"))
         labels = torch.from_numpy(self.listing.labels).long()
-        for batch in evaluation_batches(self.listing, frozen.transform, 256, self.workers, on_gpu):
+        for batch in evaluation_batches(self.listing, frozen.transform, AT_A_TIME, self.workers, on_gpu):
             features[batch.first:batch.first + len(batch.facts)] = embedder(batch.pixels)
             labels[[failure.row for failure in batch.failures]] = -1
         features, labels = map(torch.cat, zip(*self.ranks.objects((features, labels))))

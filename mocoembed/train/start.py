@@ -1,7 +1,8 @@
 """What a run begins from with `--init`: any encoder that `embed --encoder` takes -> the first weights of its encoders.
 
-Architecture, width, stem, mean and standard deviation that were not given are the source's. The backbone must be the
-same, the head is taken over when it has the same form and length. A run that has a checkpoint needs no source any more.
+Architecture, width, stem, mean, standard deviation and value range that were not given are the source's. The backbone
+must be the same, the head is taken over when it has the same form and length. A run that has a checkpoint needs no
+source any more.
 """
 
 from collections.abc import Callable
@@ -72,8 +73,8 @@ def _backbone_of(config: PretrainConfig, source: dict[str, Any]) -> dict[str, An
 
 
 def _colours_of(config: PretrainConfig, source: dict[str, Any]) -> dict[str, Any]:
-    """Mean and standard deviation of the source, unless they were given."""
-    return {name: tuple(source[name]) for name in ("mean", "std") if not getattr(config, name)}
+    """Mean, standard deviation and value range of the source, unless they were given."""
+    return {name: tuple(source[name]) for name in ("mean", "std", "value_range") if not getattr(config, name)}
 
 
 def _require_same_backbone(config: PretrainConfig, frozen: FrozenEncoder):

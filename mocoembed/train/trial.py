@@ -6,12 +6,12 @@ to its end, because the process's size says little there: the C library keeps fr
 
 import copy
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mocoembed.config import PretrainConfig
 from mocoembed.model.encoder import Encoder
@@ -31,11 +31,10 @@ class Tally(TorchDispatchMode):
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        before = {one.untyped_storage()._cdata for one in _tensors((args, tuple((kwargs or {}).values())))}
         result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor):
-                self._count(one.untyped_storage(), before)
+        for one in _tensors(result):
+            self._count(one.untyped_storage(), before)
         return result
 
     def _count(self, storage: torch.UntypedStorage, before: set[int]):
@@ -49,6 +48,15 @@ class Tally(TorchDispatchMode):
     def _ended(self, key: int, size: int):
         self.now -= size
         self._known.pop(key, None)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in an operation's arguments or result, which nest in nothing but lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
 
 
 @dataclass(frozen=True)
