@@ -108,7 +108,7 @@ def test_advice_in_other_cases(images, monkeypatch, workers, idle, cores, change
     monkeypatch.setattr(waiting, "available_memory", lambda: free)
     one = filling(images, workers)
     one = dataclasses.replace(one, config=dataclasses.replace(one.config, **changes))
-    assert advice(0.5, idle, cores, one).split("What helps: ")[1] == expected
+    assert advice(0.5, idle, cores, one).split("What would help: ")[1] == expected
 
 
 def test_it_is_said_once_and_only_when_much_is_waited(images, clock, monkeypatch):
@@ -121,4 +121,4 @@ def test_it_is_said_once_and_only_when_much_is_waited(images, clock, monkeypatch
         step(session.meter, clock, 10 * share, 10.0)
         Session._look_at_waiting(session, 1)
         assert len(said) == (share >= 0.3)
-    assert said[0].startswith("30% of the last 10 s went into waiting")
+    assert said[0].startswith("30% of the last 10 s were spent waiting")
