@@ -145,7 +145,8 @@ def test_a_limit_of_the_process_is_never_run_into(images, tmp_path, left, status
     options = ["--recipe", "small", "--batch-size", "24", "--bn-groups", "8", "--image-size", "96", "--epochs", "1",
                "--stem", "3x3s1", "--workers", "0", "--device", "cpu", "--workspace", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT, str(left * MIB), "pretrain", str(images), *options],
-                          capture_output=True, text=True, check=False)
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # each thread takes address space of its own
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
     assert re.search(told, done.stderr), done.stderr
 
