@@ -40,7 +40,7 @@ def test_every_image_is_embedded_or_reported(embed, tmp_path, make_images):
     result = embed(folder)
     assert (result.listed, result.embedded, result.skipped) == (27, 24, {".txt": 1})
     assert [(one.path, one.error) for one in result.failed] == [
-        (b"blue/text.jpg", "UnidentifiedImageError"), (b"red/empty.png", "UnidentifiedImageError"),
+        (b"blue/text.jpg", "UnidentifiedImageError"), (b"red/empty.png", "UnreadableImage"),
         (b"red/pipe.png", "UnreadableImage")]
     with EmbeddingFile(result.path) as file:
         assert len(file) == 24

@@ -236,9 +236,8 @@ class _Loading:
                                      "run the same command again to continue.") from error
             except Exception as error:
                 late = str(error).startswith("DataLoader timed out")
-                # What a process left in its pipe may fail to be read a moment before the process is seen to be dead.
-                if self._processes and not late:
-                    wait([process.sentinel for process in self._processes], SECONDS_TO_DIE)
+                if not late:
+                    self._wait_for_a_death()
                 alive = self.alive()
                 cut_off = isinstance(error, EOFError | ConnectionError)  # while it handed over a batch
                 if cut_off or len(alive) < len(self._processes) or any(self.images.stopped_at(alive)):
@@ -254,6 +253,13 @@ class _Loading:
             else:
                 self.undelivered.popleft()
                 return batch
+
+    def _wait_for_a_death(self) -> None:
+        """What a process left in its pipe may fail to be read a moment before the process is seen to be dead."""
+        ended = wait([process.sentinel for process in self._processes], SECONDS_TO_DIE) if self._processes else []
+        for process in self._processes:
+            if process.sentinel in ended:
+                process.join(SECONDS_TO_DIE)  # its pipes close a moment before it counts as dead
 
     def alive(self) -> set[int]:
         """Ids of the processes that run."""
