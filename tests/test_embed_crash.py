@@ -134,7 +134,8 @@ def test_a_signal_at_any_instant_leaves_no_traceback(first, tmp_path, number):
         run = embed(first, workspace, *BATCH).go()
         time.sleep(0.05 * attempt)
         run.signal(number)
-        assert run.wait() in (0, 128 + number, -signal.SIGTERM)
+        # -number: it came while the interpreter was ending, which had given up its handlers by then
+        assert run.wait() in (0, 128 + number, -number)
         assert "Traceback" not in run.stderr.partition("Exception ignored in")[0]  # at the exit, all done
         require_recovery(first, workspace)
 
