@@ -9,6 +9,7 @@ import click
 
 from mocoembed.cli.output import note
 from mocoembed.errors import MocoembedError
+from mocoembed.memory import is_out_of_memory
 from mocoembed.version import __version__
 
 # Before torch is loaded: its threads must sleep, not spin, while they wait for each other. Beside one busy process
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None):
     except Exception as error:
         if debug:
             raise
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             click.echo("mocoembed: out of memory, or out of shared memory. Give a smaller "
                        "--batch-size or --queue-size, or fewer --workers.\nWhat was saved is kept.", err=True)
             sys.exit(1)
@@ -96,9 +97,3 @@ def main(arguments: list[str] | None = None):
 def _show_warning(message, *place):
     """A warning is a line for people, without the place in the code."""
     note(f"mocoembed: {message}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is Python's, numpy's or torch's way to say that memory is short."""
-    signs = ("out of memory", "can't allocate memory", "unable to allocate shared memory")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)

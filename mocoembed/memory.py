@@ -10,6 +10,10 @@ from mocoembed.errors import MocoembedError
 
 GIB, MIB = 1 << 30, 1 << 20
 LARGEST_KEPT = 32 * MIB  # that glibc comes to keep by itself, of what a program frees
+# In messages of errors that are no MemoryError: of torch on a CPU, of its DataLoader, and of a GPU's libraries, which
+# allocate for themselves. A thread's stack is memory too.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "CUDNN_STATUS_ALLOC_FAILED",
+             "CUBLAS_STATUS_ALLOC_FAILED", "unable to allocate shared memory", "can't start new thread")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
@@ -69,6 +73,12 @@ def _process() -> int | None:
     with contextlib.suppress(OSError):
         return limit - int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's, NumPy's or torch's way to say that an allocation failed, on a CPU or on a GPU."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not loaded
+            or any(sign in str(error) for sign in NO_MEMORY))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from mocoembed.data.listing_cache import How, cached_listing, keep_listing
 from mocoembed.data.shards import find_in_shards
 from mocoembed.data.skipped import skipped_text
 from mocoembed.errors import CollectionError, UsageError
+from mocoembed.notes import counted
 
 __all__ = ["NO_LABEL", "Listing", "PathTable", "require_root", "scan"]
 
@@ -70,7 +71,7 @@ def scan(collections, labels: str = "parent", what: str = "The collection",
     if listing.excluded:
         note(excluded_text(listing.excluded))
     if listing.repeated:
-        note(f"listed more than once, used once: {listing.repeated} images")
+        note(f"listed more than once, used once: {counted(listing.repeated, 'image')}")
     return listing
 
 

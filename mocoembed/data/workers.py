@@ -36,6 +36,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SECONDS_TO_DIE = 10.0  # for a process whose pipe has broken to be seen dead
 DEATHS = 2  # of processes at the same image, until it is set aside: one may be killed for want of memory
 RESTARTS = 6  # without a batch or an image set aside in between
+PREFETCHED = 4  # items that each process has ready, or in work
 
 
 class Failure(NamedTuple):
@@ -211,8 +212,9 @@ class _Loading:
         with _signal_of_a_child_as_it_was(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(cast(Dataset, batches.dataset), batch_size=None, sampler=self._handing_out(items),
-                                num_workers=workers, pin_memory=batches.pin, prefetch_factor=4 if workers else None,
-                                collate_fn=parcel if workers else _as_it_is, worker_init_fn=_begin_worker,
+                                num_workers=workers, prefetch_factor=PREFETCHED if workers else None,
+                                pin_memory=batches.pin, collate_fn=parcel if workers else _as_it_is,
+                                worker_init_fn=_begin_worker,
                                 timeout=SECONDS_BETWEEN_LOOKS if workers else 0)
             self._iterator = iter(loader)
         self._processes: list[Any] = self._iterator._workers if workers else []  # type: ignore[attr-defined]  # torch's own, private

@@ -15,13 +15,10 @@ from torch.nn import functional
 
 from mocoembed.data.views import EvaluationTransform
 from mocoembed.errors import MocoembedError
+from mocoembed.memory import is_out_of_memory
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.folding import fold
 from mocoembed.model.precision import Compute, to_host
-
-# In the messages of RuntimeErrors: torch on a CPU, and libraries on a GPU that allocate for themselves.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED",
-                 "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 class Embedder:
@@ -85,7 +82,7 @@ class Embedder:
         except TorchDynamoException as error:
             raise MocoembedError(f"The encoder cannot be compiled: {_reason(error)}\nLeave out --compile.") from error
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         return None
 
@@ -120,11 +117,6 @@ class _Inference(nn.Module):
         rows = rows.mul_(self.scale.repeat(w)).add_(self.shift.repeat(w))
         vectors = self.network(rows.view(n, h, w, c).permute(0, 3, 1, 2)).to(self.scale.dtype)
         return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
-            or any(sign in str(error) for sign in OUT_OF_MEMORY))
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.notes import about, counted
 
 PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
-FEW_FOR_SCRATCH = 20_000  # images, below which the weights of others are likely to serve better
+FEW_FOR_SCRATCH = 20_000  # images, below which published weights are likely to serve better
 SMALL_SIDE = 48  # pixels of the shorter side, up to which images are treated as those of CIFAR-10 are
 BUDGET = 1800.0  # seconds that a pretraining on a CPU should take
 MOST_EPOCHS, EPOCHS_AT_800 = 400, 200

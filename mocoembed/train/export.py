@@ -31,7 +31,7 @@ class ExportResult:
 
 
 def export_encoder(config: ExportConfig, note: Callable[[str], None] = say_nothing) -> ExportResult:
-    """Write the encoder of a checkpoint, a run folder, an encoder file, weights of others or a known name.
+    """Write the encoder of a checkpoint, a run folder, an encoder file, published weights or a known name.
 
     Without `output`, the format `encoder` goes where `pretrain` puts it. `note(text)` is called with what a person
     should know. Raises `UsageError` when there is nothing to export or the format cannot hold it, `FormatError` when

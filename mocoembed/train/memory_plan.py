@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from mocoembed.config import PretrainConfig
+from mocoembed.data.workers import PREFETCHED
 from mocoembed.errors import MocoembedError, UsageError
-from mocoembed.memory import MIB, available_memory, shown
+from mocoembed.memory import MIB, available_memory, is_out_of_memory, shown
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.precision import Compute
 from mocoembed.notes import counted
@@ -23,13 +24,10 @@ from mocoembed.train.trial import FEW, MORE, Measured, measured
 OVERHEAD = {"cpu": 1.3, "cuda": 1.15}  # what the allocator takes for each byte that is asked of it
 SHARE = 0.95  # of the available memory, which may be taken
 WORK_OF_VIEWS = 2.5  # views' worth of memory that making a view takes at its peak, over the view itself
-LOADED_AHEAD = 5  # batches of crops for each loading process: four ahead and one in hand
+LOADED_AHEAD = PREFETCHED + 1  # batches of crops for each loading process: with the one in hand
 LIBRARIES = 150 * MIB  # of code and buffers, that PyTorch takes in its first step on a CPU
 PROCESS = 150 * MIB  # that a loading process takes by itself
 MOST_FOR_A_PIXEL = 4000  # times its bytes, that an image may take in any of the encoders, for choosing the first trial
-# What PyTorch and its libraries say otherwise when an allocation, or a thread's, fails.
-NO_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-             "can't start new thread")
 WIDTHS, SIDES = (0.5, 0.25, 0.125), (160, 128, 96, 64, 32)
 
 
@@ -142,7 +140,7 @@ def _of(training: Training, workers: int, available: int | None) -> Plan:
     try:
         return planned(measured(encoder, config, compute))
     except (MemoryError, RuntimeError) as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return planned(measured(encoder, config, _nowhere(compute.precision)))
 
@@ -249,7 +247,7 @@ def running_out_said(mine: Plan, training: Training) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         at_once, step = training.groups_at_once, training.step
         needed = mine.needed(at_once)
@@ -260,8 +258,3 @@ def running_out_said(mine: Plan, training: Training) -> Iterator[None]:
         raise MocoembedError(f"Out of memory after step {step}, with {_groups(at_once)} at a time (a step takes about "
                              f"{shown(needed)}). What was saved is kept. What would take less: "
                              f"{advice(mine, training, less, at_once)}.") from error
-
-
-def of_memory(error: BaseException) -> bool:
-    """Whether it says that an allocation failed, on a GPU or on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
