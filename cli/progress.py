@@ -8,6 +8,7 @@ from mocoembed.cli.output import note
 from mocoembed.notes import Forecast, duration
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_EPOCHS = 5.0  # that are told; a few images make hundreds of epochs in a minute
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit}{postfix}"  # without tqdm's own estimate
 
 
@@ -47,9 +48,10 @@ def counter(what: str, unit: str):
 
 
 class TrainingProgress:
-    """Shows a pretraining: a bar on a terminal, elsewhere a line at every epoch's end and every half minute.
+    """Shows a pretraining: a bar on a terminal, elsewhere a line every half minute and at an epoch's end.
 
-    Each tells the time left, as soon as there is something to tell it by; the first time in a line of its own.
+    The end of an epoch that takes only seconds has no line. Each line tells the time left, as soon as there is
+    something to tell it by; the first time in a line of its own.
     """
 
     def __init__(self, stream):
@@ -103,7 +105,10 @@ class TrainingProgress:
             self.bar.set_description_str(f"epoch {report.epoch + 1}/{self.epochs}")
             self.bar.set_postfix_str(numbers)
             self.bar.update(report.step - self.bar.n)
-        elif (first_forecast or report.step * self.epochs % steps == 0
-              or time.monotonic() - self.last >= SECONDS_BETWEEN_LINES):
+        elif first_forecast or report.step == steps or self._is_due(report.step * self.epochs % steps == 0):
             self.last = time.monotonic()
             note(f"epoch {report.epoch + 1}/{self.epochs}  step {report.step}/{steps}  {numbers}")
+
+    def _is_due(self, end_of_epoch: bool) -> bool:
+        since = time.monotonic() - self.last
+        return self.last == 0.0 or since >= (SECONDS_BETWEEN_EPOCHS if end_of_epoch else SECONDS_BETWEEN_LINES)

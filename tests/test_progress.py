@@ -90,3 +90,14 @@ def test_a_terminal_has_the_time_left_in_its_bars(clock, monkeypatch):
             clock.now += 12
             shown.watcher().step(report(step), 1000)
     assert "about 3 h 20 min left" in terminal.getvalue()
+
+
+def test_short_epochs_do_not_have_a_line_each(clock, lines):
+    shown = progress.TrainingProgress(io.StringIO())
+    shown.watcher().begin(PretrainConfig.of("small", "images", epochs=400))
+    for step in range(1, 401):  # an epoch each
+        clock.now += 0.5
+        shown.watcher().step(report(step, step - 1), 400)
+    steps = [int(line.split()[3].split("/")[0]) for line in lines]
+    assert (steps[0], steps[-1]) == (1, 400)
+    assert 35 <= len(steps) <= 45
