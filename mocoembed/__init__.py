@@ -22,6 +22,7 @@ _HOMES = {
     "ConvertConfig": "config", "DuplicatesConfig": "config",
     "MocoembedError": "errors",
     "pretrain": "train.loop", "export_encoder": "train.export", "embed_images": "embed.extract",
+    "load_encoder": "embed.in_memory",
     "EmbeddingFile": "embed.store", "build_index": "search.index", "search_images": "search.query",
     "knn_accuracy": "evaluate.accuracy", "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",

@@ -23,6 +23,7 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "safetensors": {"mocoembed/model/encoder_file.py"},
           "PIL": {"mocoembed/data/decode.py", "mocoembed/data/deep.py", "mocoembed/data/formats.py",
+                  "mocoembed/data/given.py",
                   "mocoembed/data/gif.py",
                   "mocoembed/data/jpeg.py", "mocoembed/data/png.py", "mocoembed/data/tiff.py",
                   "mocoembed/data/tiff_segments.py", "mocoembed/data/crop.py", "mocoembed/data/views.py",

@@ -64,9 +64,9 @@ def test_conversions_in_strips_are_the_same(monkeypatch):
     palette = alpha.convert("RGB").quantize(16)
     palette.info["transparency"] = 3
     for image in (grey, alpha, palette):
-        whole = np.asarray(module._to_rgb(image.copy()))
+        whole = np.asarray(module.to_rgb(image.copy()))
         monkeypatch.setattr(module, "STRIP", 14)
-        assert np.array_equal(np.asarray(module._to_rgb(image.copy())), whole)
+        assert np.array_equal(np.asarray(module.to_rgb(image.copy())), whole)
         monkeypatch.undo()
 
 

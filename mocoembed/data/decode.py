@@ -105,7 +105,7 @@ class EncodedImage:
                     self._image = self._image.convert("RGB")
             if self._orientation in TURNS and not self._turns_itself:
                 self._image = self._image.transpose(TURNS[self._orientation])
-            return _to_rgb(self._image)
+            return to_rgb(self._image)
 
     def _bytes_a_pixel(self) -> float:
         """What is held at once for each pixel that comes out of the decoder, at the peak."""
@@ -179,7 +179,8 @@ def _has_false_opacity(image: Image.Image) -> bool:
     return isinstance(image, TiffImagePlugin.TiffImageFile) and not {1, 2} & set(image.tag_v2.get(EXTRA, ()))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The decoded image as 8-bit RGB, transparency laid over white."""
     if image.has_transparency_data:
         return _in_strips(image, _over_background)
     return image if image.mode == "RGB" else image.convert("RGB")
