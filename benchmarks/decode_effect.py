@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.decoders import chosen, enlarged
 from mocoembed.data.decode import EncodedImage
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import FrozenEncoder

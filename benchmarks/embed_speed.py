@@ -42,9 +42,10 @@ import torch
 
 from benchmarks.decoders import chosen, enlarged
 from benchmarks.embed_contenders import CONTENDERS, SIDE, Lab
+from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import scan
-from mocoembed.data.loader import FACTS, worker_count
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.loader import worker_count
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.embed.work import WorkFile, record_type
 from mocoembed.model.encoder import Encoder, EncoderSpec

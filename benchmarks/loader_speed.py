@@ -41,9 +41,10 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from mocoembed.config import PretrainConfig
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
-from mocoembed.data.views import EvaluationTransform, ViewSettings, apply_views, normalize
+from mocoembed.data.views import ViewSettings, apply_views, normalize
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES = {"usual": (500, 375), "large": (4000, 3000)}

@@ -15,10 +15,10 @@ from mocoembed.config import (
     PretrainConfig,
     SearchConfig,
 )
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.data.sample import write_collection
-from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import UsageError
 from mocoembed.evaluate.accuracy import KnnResult, knn_accuracy

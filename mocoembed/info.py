@@ -12,10 +12,9 @@ from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import through_link
-from mocoembed.model.encoder_file import load_encoder, read_metadata
+from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.trailer import MAGIC, read_manifest
-from mocoembed.train.checkpoint import MANIFEST, current_checkpoint, load_checkpoint
 
 
 def describe(config: InfoConfig) -> dict[str, Any]:
@@ -32,6 +31,8 @@ def describe(config: InfoConfig) -> dict[str, Any]:
     if not path.exists():
         raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
     if path.is_dir():
+        from mocoembed.train.checkpoint import current_checkpoint  # with torch, which no other file needs
+
         path = current_checkpoint(path)
     return {"path": str(path), **_READERS[kind_of(path)](path, config.verify)}
 
@@ -72,11 +73,15 @@ def _in_progress(path: pathlib.Path) -> dict[str, Any]:
 
 def _encoder(path: pathlib.Path, verify: bool) -> dict[str, Any]:
     if verify:
+        from mocoembed.model.encoder_file import load_encoder
+
         load_encoder(path)  # compares the fingerprint
     return {"kind": "mocoembed encoder", **read_metadata(path), **_verified(verify)}
 
 
 def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    from mocoembed.train.checkpoint import MANIFEST, load_checkpoint
+
     state = load_checkpoint(path)  # compares the SHA-256 with the manifest's
     if verify and not state["verified"]:
         raise FormatError(f"{path} cannot be verified: no {MANIFEST} beside it names it.")

@@ -36,6 +36,10 @@ class Workspace:
         """Where the encoder with that fingerprint is kept."""
         return self.encoders / f"{fingerprint}.safetensors"
 
+    def graph_of(self, fingerprint: str) -> pathlib.Path:
+        """Where the graph of that encoder is kept, by which `search` does without torch."""
+        return self.encoders / f"{fingerprint}.query.onnx"
+
     def embeddings_file(self, given: str | None) -> pathlib.Path:
         """The embeddings file `given`, or the workspace's; `UsageError` when there is none."""
         return require_file(given or self.embeddings, "The embeddings file", "mocoembed embed FOLDER")

@@ -14,9 +14,9 @@ from embed_runs import MANY, Work, embed, files_of, lay, put_image, whole
 from PIL import Image
 
 from mocoembed.config import EmbedConfig, IndexConfig
+from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import scan
-from mocoembed.data.loader import FACTS
-from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.model.encoder import Encoder, EncoderSpec

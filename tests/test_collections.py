@@ -14,10 +14,10 @@ import torch
 from mocoembed.config import EmbedConfig, IndexConfig, PretrainConfig, SearchConfig
 from mocoembed.data import listing_cache
 from mocoembed.data.decode import UnreadableImage
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
 from mocoembed.data.shards import read_path, shard_paths
-from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
@@ -254,7 +254,7 @@ def test_folders_lists_shards_and_images_are_one_collection(pets, tmp_path):
         (b"pets/cats/1.jpg", "cats"), (b"pets/cats/young/2.jpg", "young"), (b"pets/dogs/1.jpg", "dogs")]
     assert listing.label_names == ("cats", "dogs", "fox", "ox", "young")
     assert (listing.repeated, listing.skipped.total()) == (1, 1)
-    assert notes == ["listed more than once, used once: 1 images"]
+    assert notes == ["listed more than once, used once: 1 image"]
     assert listing.sources == tuple(sorted(os.fsencode(each) for each in several))
     assert [listing.read(row)[0] for row in (0, 2, 3, 4)] == [b"far/9.jpg", b"in a", b"in b", b"pets/cats/1.jpg"]
     with pytest.raises(FileNotFoundError):

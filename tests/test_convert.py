@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mocoembed.config import ConvertConfig, DuplicatesConfig, IndexConfig, KnnConfig, SearchConfig
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
-from mocoembed.data.loader import FACTS
 from mocoembed.embed import convert as module
 from mocoembed.embed import npy
 from mocoembed.embed.convert import convert_embeddings

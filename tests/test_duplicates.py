@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mocoembed.config import DuplicatesConfig, EmbedConfig
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import Interrupted, UsageError

@@ -8,7 +8,8 @@ from test_folding import unlike_the_identity
 from torch import nn
 from torch.nn import functional
 
-from mocoembed.data.views import EvaluationTransform, normalize
+from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.views import normalize
 from mocoembed.errors import MocoembedError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.model.embedder import Embedder

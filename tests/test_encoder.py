@@ -8,7 +8,7 @@ import torchvision
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import UsageError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.model.encoder import (

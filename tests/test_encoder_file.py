@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError
 from mocoembed.model.embedder import Embedder
-from mocoembed.model.encoder_file import load_encoder, read_metadata, save_encoder
+from mocoembed.model.encoder_file import load_encoder, save_encoder
+from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.model.precision import Compute
 
 CPU = Compute.of("cpu", "fp32")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from mocoembed.config import ExportConfig, PretrainConfig
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder

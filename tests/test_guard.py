@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mocoembed.config import PretrainConfig
+from mocoembed.data.facts import Failure
 from mocoembed.data.images import Listing, PathTable
-from mocoembed.data.loader import Failure
 from mocoembed.errors import CollectionError, TrainingError
 from mocoembed.model.ranks import Ranks
 from mocoembed.train.guard import COLLAPSED_STEPS, LEAKING_STEPS, Guard

@@ -11,7 +11,7 @@ import mocoembed
 from mocoembed.embed import in_memory
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.model.encoder_file import read_metadata
+from mocoembed.model.encoder_metadata import read_metadata
 
 
 def load_fingerprint(workspace):

@@ -14,8 +14,8 @@ import pytest
 
 from mocoembed import memory, verified
 from mocoembed.config import IndexConfig
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import scan
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, LockedError, MismatchError, MocoembedError, UsageError

@@ -21,7 +21,8 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.model import published, timm_backbone
-from mocoembed.model.encoder_file import load_encoder, read_metadata, save_encoder
+from mocoembed.model.encoder_file import load_encoder, save_encoder
+from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.model.foreign import Preprocessing
 from mocoembed.model.library import library_encoder
 from mocoembed.search.index import build_index

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.digests import DigestTable
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
 from mocoembed.data.loader import (
     EvaluationImages,
@@ -18,7 +19,6 @@ from mocoembed.data.loader import (
     view_batches,
     worker_count,
 )
-from mocoembed.data.views import EvaluationTransform
 
 TRANSFORM = EvaluationTransform(32, 32, (0.5,) * 3, (0.5,) * 3)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mocoembed.checks import to_dict
 from mocoembed.config import EmbedConfig, ExportConfig, PretrainConfig
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import Interrupted, UsageError

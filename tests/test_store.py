@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.seal import MARK, SEAL, make_seal
 from mocoembed.embed.store import EmbeddingFile, FailedImage
 from mocoembed.embed.store_writer import Settings, stable_ids, write_embeddings

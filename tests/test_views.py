@@ -14,11 +14,11 @@ from mocoembed.data import crop as cropping
 from mocoembed.data import views
 from mocoembed.data.crop import crop
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.views import (
     DRAWS,
     PURPOSE_VIEW,
     Draws,
-    EvaluationTransform,
     ViewParameters,
     ViewSettings,
     apply_views,

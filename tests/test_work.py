@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mocoembed.data.loader import FACTS, EvaluationBatch, Failure
+from mocoembed.data.facts import FACTS, Failure
+from mocoembed.data.loader import EvaluationBatch
 from mocoembed.embed import fill
 from mocoembed.embed.work import COPIED, EMBEDDED, FAILED, PARTS, WorkFile, describe_work, part_slots, record_type
 from mocoembed.errors import FormatError, MocoembedError

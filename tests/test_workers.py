@@ -12,11 +12,11 @@ import torch
 from mocoembed.config import EmbedConfig, PretrainConfig
 from mocoembed.data import loader, workers
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
 from mocoembed.data.lost import Lost
 from mocoembed.data.shared import SharedRows
-from mocoembed.data.views import EvaluationTransform
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MocoembedError

@@ -146,6 +146,9 @@ class SearchConfig:
     """Where the collection's images are now, if they have moved."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
+    torch: bool = False
+    """Embed the queries by torch instead of ONNX Runtime, which takes seconds to load; with --device cuda, it is used
+    anyway."""
 
     def __post_init__(self):
         at_least(self, 1, "k")

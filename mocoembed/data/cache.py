@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from mocoembed.data.decode import EncodedImage, UnreadableImage, pixels_of
 from mocoembed.data.deep import Seen, joined
+from mocoembed.data.facts import Failure
 from mocoembed.data.listing import Listing
 from mocoembed.data.shared import SharedBytes
-from mocoembed.data.workers import Failure, Images
+from mocoembed.data.workers import Images
 
 
 class CachedImage(NamedTuple):

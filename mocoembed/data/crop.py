@@ -1,9 +1,7 @@
 """Cutting and resizing images in the loading processes: `Image` or (H, W, 3) uint8 -> (height, width, 3) uint8."""
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional
 
 SMALL, LARGE = 64 * 64, 1 << 23  # pixels
 STRIP = 1 << 22  # pixels of a large crop that are cut out at a time
@@ -23,6 +21,9 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
     That is what Pillow gives, at most one level off, in a third of the time.
     """
+    import torch  # not at the top: what searches does without it
+    from torch.nn import functional
+
     x = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)  # NHWC in memory
     x = functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
     return x.permute(0, 2, 3, 1).squeeze(0).numpy()

@@ -2,7 +2,7 @@
 
 import os
 
-import torch
+import numpy as np
 
 from mocoembed.data.found import Found
 from mocoembed.data.listing import NO_LABEL, Listing, PathTable, Shards
@@ -47,9 +47,9 @@ def _shards(starts: list[bytes], listings: list[Listing]) -> Shards:
     states, places = [], []
     for start, listing in zip(starts, listings):
         if listing.shards is None:
-            places.append(torch.tensor([IN_FILE]).expand(len(listing), 3))
+            places.append(np.tile(np.array(IN_FILE, np.int64), (len(listing), 1)))
             continue
-        places.append(listing.shards.places + torch.tensor([len(names), 0, 0]))
+        places.append(listing.shards.places + np.array([len(names), 0, 0]))
         names += [start + name for name in listing.shards.names]
         states.append(listing.shards.states)
-    return Shards(PathTable(names), torch.cat(states), torch.cat(places))
+    return Shards.of_arrays(PathTable(names), np.concatenate(states), np.concatenate(places))

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
-import torch
+import numpy as np
 
 from mocoembed.data.exclude import Exclude
 from mocoembed.data.found import Found, State, folder_label
@@ -91,8 +91,8 @@ def common_folder(paths: list[bytes], folder: bytes) -> bytes:
 
 def require_slashes(listing: Listing):
     """Raise `FormatError` for a list written on Windows: no name with a backslash is there, but with slashes one is."""
-    places = torch.nonzero(listing.paths.blob == ord("\\"))[:, 0]
-    rows = torch.searchsorted(listing.paths.offsets, places, right=True).sub(1).unique()[:LOOKED_FOR].numpy()
+    places = np.flatnonzero(listing.paths.blob == ord("\\"))
+    rows = np.unique(np.searchsorted(listing.paths.offsets, places, side="right") - 1)[:LOOKED_FOR]
     if not len(rows) or not (listing.states(rows)["size"] < 0).all():
         return
     for path in listing.paths.take(rows):

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mocoembed.data.decode import UnreadableImage, read_file
+from mocoembed.data.shared_array import SharedArray
 
 NO_LABEL = -1
 STATE = np.dtype([("size", np.int64), ("mtime_ns", np.int64)])
@@ -29,20 +29,30 @@ THREADS = 16  # that look up where it is slow
 
 
 class PathTable:
-    """A sequence of paths (bytes) in two tensors, which spawned processes share: `blob` (uint8), `offsets` (int64)."""
+    """A sequence of paths (bytes) in two arrays, which spawned processes share: `blob` (uint8), `offsets` (int64)."""
 
     def __init__(self, paths: Sequence[bytes]):
         offsets = np.zeros(len(paths) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths)), out=offsets[1:])
-        self.blob = torch.from_numpy(np.frombuffer(bytearray().join(paths), np.uint8))
-        self.offsets = torch.from_numpy(offsets)
+        self._blob = SharedArray(np.frombuffer(bytearray().join(paths), np.uint8))
+        self._offsets = SharedArray(offsets)
 
     @classmethod
     def of_arrays(cls, blob: np.ndarray, offsets: np.ndarray) -> "PathTable":
         """The table whose arrays these are."""
         table = cls([])
-        table.blob, table.offsets = torch.from_numpy(blob), torch.from_numpy(offsets)
+        table._blob, table._offsets = SharedArray(blob), SharedArray(offsets)
         return table
+
+    @property
+    def blob(self) -> np.ndarray:
+        """All paths, one behind the other: uint8."""
+        return self._blob.values
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(N + 1,) int64: where each path begins, and the end of the last."""
+        return self._offsets.values
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -51,7 +61,7 @@ class PathTable:
         if not 0 <= row < len(self):
             raise IndexError(row)
         first, end = self.offsets[row:row + 2].tolist()
-        return self.blob[first:end].numpy().tobytes()
+        return self.blob[first:end].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
         for first in range(0, len(self), AT_A_TIME):
@@ -62,7 +72,7 @@ class PathTable:
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        blob, offsets = self.blob.numpy().data, self.offsets.numpy()
+        blob, offsets = self.blob.data, self.offsets
         return [bytes(blob[first:end]) for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist())]
 
 
@@ -72,21 +82,34 @@ class Shards:
 
     names: PathTable
     """S shards, relative to the root."""
-    states: torch.Tensor
-    """(S, 2) int64: size in bytes and time of the last change in ns, when the shard was indexed."""
-    places: torch.Tensor
-    """(N, 3) int64: shard, offset and size of each image's bytes.
+    _states: SharedArray
+    _places: SharedArray
 
-    The shard is -1 for an image in a file of its own, the size NO_FILE or OUTSIDE for what is not read from its shard.
-    """
+    @classmethod
+    def of_arrays(cls, names: PathTable, states: np.ndarray, places: np.ndarray) -> "Shards":
+        """From the names and the arrays that the properties `states` and `places` will give."""
+        return cls(names, SharedArray(states), SharedArray(places))
+
+    @property
+    def states(self) -> np.ndarray:
+        """(S, 2) int64: size in bytes and time of the last change in ns, when the shard was indexed."""
+        return self._states.values
+
+    @property
+    def places(self) -> np.ndarray:
+        """(N, 3) int64: shard, offset and size of each image's bytes.
+
+        The shard is -1 for an image in a file of its own, the size NO_FILE or OUTSIDE for what is not read from it.
+        """
+        return self._places.values
 
     def of_rows(self, rows) -> "Shards":
         """Where the images of some rows lie, in the given order."""
-        return Shards(self.names, self.states, self.places[torch.as_tensor(rows, dtype=torch.int64)])
+        return Shards(self.names, self._states, SharedArray(self.places[np.asarray(rows, np.int64)]))
 
     def holds(self, row: int) -> bool:
         """Whether image `row` is in a shard."""
-        return self.places[row, 0].item() >= 0
+        return bool(self.places[row, 0] >= 0)
 
     def read(self, root: bytes, row: int) -> tuple[bytes, int]:
         """The bytes of image `row` and the time of the shard's last change in ns."""
@@ -102,7 +125,7 @@ class Shards:
 
     def states_of(self, root: bytes, rows: np.ndarray) -> np.ndarray:
         """STATE of the images `rows`, unknown also where the shard is not what it was; those in files are unknown."""
-        shard, _, size = self.places.numpy()[rows].T
+        shard, _, size = self.places[rows].T
         now = np.full(len(self.names), UNKNOWN, np.int64)
         for number in np.unique(shard[shard >= 0]).tolist():
             state = _look_up(os.path.join(root, self.names[number]))
@@ -180,14 +203,14 @@ class Listing:
         if self.shards is None:
             return _states_of_files(self, rows)
         states = self.shards.states_of(self.root, rows)
-        in_files = self.shards.places.numpy()[rows, 0] < 0
+        in_files = self.shards.places[rows, 0] < 0
         states[in_files] = _states_of_files(self, rows[in_files])
         return states
 
     def digest(self) -> str:
         """SHA-256 of the paths and their order (not of the images' bytes)."""
-        value = hashlib.sha256(self.paths.offsets.numpy().tobytes())
-        value.update(self.paths.blob.numpy().tobytes())
+        value = hashlib.sha256(self.paths.offsets.tobytes())
+        value.update(self.paths.blob.tobytes())
         return value.hexdigest()
 
     def subset(self, rows) -> "Listing":

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mocoembed.data.formats import suffixes_read
 from mocoembed.data.found import State
@@ -79,8 +78,8 @@ def cached_listing(source: bytes, how: How) -> Listing | None:
 def _listing(header: dict, arrays: dict[str, np.ndarray], source: bytes) -> Listing:
     shards = None
     if "places" in arrays:
-        shards = Shards(PathTable.of_arrays(arrays["shards"], arrays["shard_ends"]),
-                        torch.from_numpy(arrays["shard_states"]), torch.from_numpy(arrays["places"]))
+        shards = Shards.of_arrays(PathTable.of_arrays(arrays["shards"], arrays["shard_ends"]),
+                                  arrays["shard_states"], arrays["places"])
     return Listing(os.fsencode(header["root"]), PathTable.of_arrays(arrays["paths"], arrays["path_ends"]),
                    arrays["labels"], tuple(header["label_names"]), Counter(header["skipped"]), (), source,
                    header["repeated"], shards, header["excluded"])

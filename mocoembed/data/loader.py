@@ -19,19 +19,20 @@ from mocoembed.data.crop import crop
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.deep import Seen, joined
 from mocoembed.data.digests import DigestTable
+from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import FACTS, Failure
 from mocoembed.data.images import Listing
 from mocoembed.data.views import (
     PURPOSE_ORDER,
     PURPOSE_SHUFFLE,
     Draws,
-    EvaluationTransform,
     ViewParameters,
     ViewSettings,
     colour_parameters,
     crop_box,
     generator,
 )
-from mocoembed.data.workers import Batches, Failure, Images
+from mocoembed.data.workers import Batches, Images
 
 REPLACEMENTS = 50  # images tried in the place of an unreadable one
 
@@ -220,9 +221,6 @@ class EvaluationBatch:
     def pin_memory(self) -> "EvaluationBatch":
         """The batch with its pixels in memory from which a GPU can copy while others compute."""
         return replace(self, pixels=self.pixels.pin_memory())
-
-
-FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
 
 
 class EvaluationImages(Dataset):

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from mocoembed.data.decode import read_file
 from mocoembed.data.exclude import Exclude
@@ -77,8 +76,8 @@ def find_in_shards(given: str, labels: str, tell: Callable[[int], None], exclude
         found.skipped += content.skipped
         found.repeated += content.repeated
         tell(len(found))
-    states = torch.tensor([[state.size, state.mtime_ns] for state in found.witnesses.values()], dtype=torch.int64)
-    found.shards = Shards(PathTable(names), states, torch.from_numpy(np.array(places, np.int64)).view(-1, 3))
+    states = np.array([[state.size, state.mtime_ns] for state in found.witnesses.values()], np.int64)
+    found.shards = Shards.of_arrays(PathTable(names), states, np.array(places, np.int64).reshape(-1, 3))
     return found
 
 

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import itertools
 import os
-import re
 import signal
 import sys
 import threading
@@ -19,10 +18,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from mocoembed.data.facts import Failure
 from mocoembed.data.listing import Listing, Origin
 from mocoembed.data.lost import OF_MEMORY, Lost, seen
 from mocoembed.data.shared import SharedRows, opened, parcel
@@ -37,24 +37,6 @@ SECONDS_TO_DIE = 10.0  # for a process whose pipe has broken to be seen dead
 DEATHS = 2  # of processes at the same image, until it is set aside: one may be killed for want of memory
 RESTARTS = 6  # without a batch or an image set aside in between
 PREFETCHED = 4  # items that each process has ready, or in work
-
-
-class Failure(NamedTuple):
-    """An image that could not be read."""
-
-    row: int
-    """Its place in the listing."""
-    error: str
-    """Class of the exception; or `WorkerDied` or `WorkerHung`, of a process that did not come to an end with it."""
-    reason: str
-    """Message of the exception, on one line."""
-
-    @classmethod
-    def of(cls, row: int, error: Exception) -> "Failure":
-        """The failure of image `row` with `error`."""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
-        return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
 
 class _SetAside(Exception):

@@ -28,6 +28,7 @@ from mocoembed.errors import CollectionError, Interrupted, MismatchError, Mocoem
 from mocoembed.files import StopRequest, sync_folder
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder
+from mocoembed.model.graph_export import keep_graph
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import Ranks
 from mocoembed.notes import say_nothing
@@ -121,6 +122,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
         return None
     result = finish(job, settings, seconds)
     keep_encoder(workspace.encoder_of(settings.encoder["fingerprint"]), frozen)  # `search` needs it for its queries
+    keep_graph(workspace.graph_of(settings.encoder["fingerprint"]), frozen, say)
     return result
 
 

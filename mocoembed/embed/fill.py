@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from mocoembed.data.loader import EvaluationBatch, Failure
+from mocoembed.data.facts import Failure
+from mocoembed.data.loader import EvaluationBatch
 from mocoembed.embed.work import EMBEDDED, WorkFile
 from mocoembed.model.embedder import Embedder
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mocoembed.config import ConvertConfig
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.data.list_file import READERS, find_in_list
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import locked, require_space, sha256_file

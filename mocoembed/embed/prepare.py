@@ -179,7 +179,7 @@ def _with_identity(identity: str | None, output: pathlib.Path) -> pathlib.Path |
 
 def _bytes_of_output(listing: Listing, settings: Settings) -> int:
     """About the size of the embeddings file of a listing."""
-    longest = int(np.diff(listing.paths.offsets.numpy()).max(initial=0))
+    longest = int(np.diff(listing.paths.offsets).max(initial=0))
     return len(listing) * (settings.dimension * vector_type(settings.dtype).itemsize + longest + ROW_BYTES)
 
 
@@ -205,8 +205,8 @@ def _begin(config: EmbedConfig, listing: Listing, settings: Settings, described:
     work_bytes = len(plan.todo) * record_type(settings.dimension, settings.dtype).itemsize
     require_space(output, _bytes_of_output(listing, settings) + work_bytes)
     WorkFile.begin(work_file(output), {**described, "base": identity, "fresh": fresh}, {
-        "before": plan.before, "todo": plan.todo, "blob": listing.paths.blob.numpy(),
-        "offsets": listing.paths.offsets.numpy()}, len(plan.todo), config.batch_size,
+        "before": plan.before, "todo": plan.todo, "blob": listing.paths.blob,
+        "offsets": listing.paths.offsets}, len(plan.todo), config.batch_size,
         record_type(settings.dimension, settings.dtype))
     return Job(output, listing, plan, base, 0, changes=True)
 

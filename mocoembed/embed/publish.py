@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mocoembed.data.digests import DigestTable
+from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing
-from mocoembed.data.loader import FACTS
 from mocoembed.embed.plan import Plan
 from mocoembed.embed.store import EmbeddingFile, FailedImage
 from mocoembed.embed.store_writer import Settings, write_embeddings

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from mocoembed.data.deep import shown_range
-from mocoembed.data.loader import FACTS
+from mocoembed.data.facts import FACTS
 from mocoembed.embed.column import column, digests, float32, texts
 from mocoembed.embed.seal import MARK, check_seal
 from mocoembed.errors import FormatError, MismatchError

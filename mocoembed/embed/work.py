@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mocoembed.data.loader import FACTS, Failure
+from mocoembed.data.facts import FACTS, Failure
 from mocoembed.errors import FormatError
 from mocoembed.files import read_at, replacing, reserve, sha256_json, write_at, write_error
 

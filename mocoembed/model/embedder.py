@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException  # which torchvision imports anyway
 from torch.nn import functional
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import MocoembedError
 from mocoembed.memory import is_out_of_memory
 from mocoembed.model.encoder_file import FrozenEncoder

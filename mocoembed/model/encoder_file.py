@@ -9,20 +9,18 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import write_bytes
 from mocoembed.model.encoder import Encoder, EncoderSpec, count_parameters
+from mocoembed.model.encoder_metadata import FORMAT_VERSION, read_metadata, transform_of
 from mocoembed.version import __version__
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -85,41 +83,16 @@ def keep_encoder(path, frozen: FrozenEncoder):
         save_encoder(path, frozen)
 
 
-def described(path) -> str | None:
-    """What a safetensors file says of itself as an encoder of ours; `None` for one of others."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("mocoembed")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not an encoder file: {error}. "
-                          "Make one with: mocoembed pretrain IMAGES") from error
-
-
-def read_metadata(path) -> dict:
-    """The description in an encoder's file; `FormatError` when it is not one or is of a newer version."""
-    text = described(path)
-    if text is None:
-        raise FormatError(f"{path} is a safetensors file, but not an encoder of mocoembed.")
-    metadata = json.loads(text)
-    if metadata["format"] > FORMAT_VERSION:
-        raise FormatError(f"{path} has encoder format {metadata['format']}; this version reads up to "
-                          f"{FORMAT_VERSION}. Install a newer mocoembed.")
-    return metadata
-
-
 def load_encoder(path) -> FrozenEncoder:
     """The frozen encoder in `path`, in evaluation mode on the CPU; its fingerprint is recomputed and compared."""
     metadata = read_metadata(path)
     spec = EncoderSpec(**metadata["encoder"])
-    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
-                                for name, value in metadata["transform"].items()}
-    transform = EvaluationTransform(**settings)
     encoder = Encoder(spec)
     try:
         encoder.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise FormatError(f"{path} does not hold the weights that it describes: {error}") from error
-    frozen = FrozenEncoder(encoder.eval().requires_grad_(False), transform, metadata["provenance"])
+    frozen = FrozenEncoder(encoder.eval().requires_grad_(False), transform_of(metadata), metadata["provenance"])
     if frozen.fingerprint() != metadata["fingerprint"]:
         raise FormatError(f"{path} is damaged: its weights do not match its fingerprint. Export it again.")
     return frozen

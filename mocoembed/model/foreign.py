@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torchvision.models.resnet import Bottleneck
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError
 from mocoembed.model.encoder import ARCHITECTURES, Backbone, Encoder, EncoderSpec, projection_head
 from mocoembed.model.encoder_file import FrozenEncoder, tool_provenance

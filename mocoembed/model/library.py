@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torchvision
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model import timm_backbone

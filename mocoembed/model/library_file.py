@@ -9,11 +9,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.encoder import Encoder, EncoderSpec
-from mocoembed.model.encoder_file import FrozenEncoder, described, read_tensors, tool_provenance
+from mocoembed.model.encoder_file import FrozenEncoder, read_tensors, tool_provenance
+from mocoembed.model.encoder_metadata import described
 from mocoembed.model.foreign import Preprocessing, Tensors, differences, require_numbers, state_dict_in, told
 from mocoembed.model.pickled import read_pickled
 

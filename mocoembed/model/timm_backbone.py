@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mocoembed.data.views import EvaluationTransform
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.batchnorm import GroupedBatchNorm2d, grouped

@@ -9,22 +9,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import torch
 
 from mocoembed.config import SearchConfig
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.facts import Failure
 from mocoembed.data.images import NO_LABEL, require_root
-from mocoembed.data.loader import Failure
 from mocoembed.data.shards import read_path, split_at_shard
-from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
-from mocoembed.model.embedder import Embedder
-from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, read_metadata
-from mocoembed.model.precision import Compute
 from mocoembed.notes import say_nothing
+from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.index import SearchIndex, rows_of
-from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query images embedded at a time
@@ -90,10 +85,10 @@ def require_images(names):
             raise UsageError(f"{name!r} is a folder. Give images: mocoembed search IMAGE...")
 
 
-def read_query(name: str, transform, full_decode: bool) -> np.ndarray:
+def read_query(name: str, transform, full_decode: bool, with_torch: bool = True) -> np.ndarray:
     """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
     try:
-        return transform.pixels(EncodedImage(read_path(name), full_decode, transform.value_range))
+        return transform.pixels(EncodedImage(read_path(name), full_decode, transform.value_range), with_torch)
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
         raise CollectionError(f"The image {name!r} cannot be read: {failure.error}: {failure.reason}") from error
@@ -102,21 +97,19 @@ def read_query(name: str, transform, full_decode: bool) -> np.ndarray:
 class Searcher:
     """An index, its embeddings file and its encoder, checked against each other; a context manager.
 
-    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`
-    and `device`.
+    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
+    `device` and `torch`.
     """
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing):
         workspace = Workspace(config.workspace)
-        Compute.of(config.device, "fp32")  # a wrong device is refused before anything is read, and so is a root
+        require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
         require_root(config.root)
         self.index = SearchIndex.open(workspace.index_file(config.index))
-        self.root, manifest = config.root, self.index.manifest
-        frozen = find_encoder(workspace, config.encoder, self.index, note)
+        self.root = config.root
         self.file = open_embeddings(self.index, config.embeddings)
-        self.transform = replace(frozen.transform, value_range=self.file.value_range)
-        compute = Compute.nearest(config.device, self.file.precision)
-        self._embedder = Embedder(frozen, compute, manifest["features"], manifest["normalized"])
+        self._encoder = query_encoder(config, workspace, self.index, self.file, note)
+        self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
 
     def __enter__(self):
@@ -127,11 +120,11 @@ class Searcher:
 
     def read(self, name: str) -> np.ndarray:
         """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
-        return read_query(name, self.transform, self.file.full_decode)
+        return read_query(name, self.transform, self.file.full_decode, not is_without_torch(self._encoder))
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""
-        return self._embedder(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).numpy()
+        return self._encoder(np.stack(images))
 
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the k nearest images."""
@@ -165,26 +158,3 @@ def open_embeddings(index: SearchIndex, given: str | None) -> EmbeddingFile:
                             f"({built_from['rows_sha256'][:12]}), but {path} has {count} rows ({identity}).\n"
                             f"Run mocoembed index again: mocoembed index {path} --output {index.path}")
     return file
-
-
-def find_encoder(workspace: Workspace, given: str | None, index: SearchIndex, note=say_nothing) -> FrozenEncoder:
-    """The encoder that made the index's vectors: `given` (anything that `open_encoder` takes), or the workspace's copy.
-
-    Raises `UsageError` when it is not there and `MismatchError` when `given` is another one.
-    """
-    wanted = index.manifest["encoder"]
-    if is_foreign(wanted):
-        raise UsageError(f"{index.path} holds vectors made by another tool ({wanted[:12]}), so there is no encoder to "
-                         "embed a query image with.\n"
-                         "Embed the images with mocoembed embed, or use mocoembed knn or duplicates.")
-    if given:
-        frozen = open_encoder(given, workspace, note)
-        if (found := frozen.fingerprint()) != wanted:
-            raise MismatchError(f"{index.path} was made with encoder {wanted[:12]}, but {given} is {found[:12]}. "
-                                "Leave out --encoder, or embed and index the collection again with it.")
-        return frozen
-    for path in (workspace.encoder_of(wanted), workspace.newest_encoder):
-        if path.is_file() and read_metadata(path)["fingerprint"] == wanted:
-            return load_encoder(path)
-    raise UsageError(f"The encoder {wanted[:12]} that made {index.path} is not in {workspace.root}. "
-                     "Give it with --encoder FILE.")

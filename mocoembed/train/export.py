@@ -8,7 +8,8 @@ from mocoembed.checks import from_dict
 from mocoembed.config import ExportConfig, PretrainConfig
 from mocoembed.errors import UsageError
 from mocoembed.files import sha256_file
-from mocoembed.model.encoder_file import FrozenEncoder, described, load_encoder, read_tensors, save_encoder
+from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, read_tensors, save_encoder
+from mocoembed.model.encoder_metadata import described
 from mocoembed.model.foreign import Preprocessing, foreign_encoder
 from mocoembed.model.library import TIMM, TORCHVISION, is_library_name, library_encoder
 from mocoembed.model.pickled import read_pickled
@@ -42,7 +43,8 @@ def export_encoder(config: ExportConfig, note: Callable[[str], None] = say_nothi
     frozen = open_encoder(source, workspace, note, Preprocessing(config.image_size, config.mean, config.std))
     fingerprint = frozen.fingerprint()
     if config.format == "encoder" and config.output is None:
-        return ExportResult(export_to_workspace(frozen, workspace), config.format, fingerprint, pathlib.Path(source))
+        path = export_to_workspace(frozen, workspace, note)
+        return ExportResult(path, config.format, fingerprint, pathlib.Path(source))
     writer, suffix = WRITERS.get(config.format, (save_encoder, ".safetensors"))
     path = pathlib.Path(config.output or workspace.encoder_of(fingerprint).with_suffix(suffix))
     if config.output and path.exists() and not config.fresh:

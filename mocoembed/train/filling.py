@@ -16,10 +16,11 @@ import torch
 from mocoembed.config import PretrainConfig
 from mocoembed.data.cache import Decoding, ImageCache, Sizes, bytes_of, same_size
 from mocoembed.data.deep import RangeWatch, joined
+from mocoembed.data.facts import Failure
 from mocoembed.data.images import Listing, Teller
 from mocoembed.data.resident import crops_on_device
 from mocoembed.data.shared import SharedBytes
-from mocoembed.data.workers import Batches, Failure, HasImages
+from mocoembed.data.workers import Batches, HasImages
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.memory import available_memory, shown
 from mocoembed.model.precision import Compute

@@ -5,7 +5,8 @@ import os
 
 import torch
 
-from mocoembed.data.loader import Failure, ViewBatch
+from mocoembed.data.facts import Failure
+from mocoembed.data.loader import ViewBatch
 from mocoembed.errors import CollectionError, TrainingError
 
 UNREADABLE_SHARE = 0.1  # of the images; more than this stops the run

@@ -172,7 +172,7 @@ class Session:
         if not self.ranks.first:
             return None
         frozen = self.training.frozen(self.steps_per_epoch)
-        path = export_to_workspace(frozen, Workspace(self.config.workspace))
+        path = export_to_workspace(frozen, Workspace(self.config.workspace), self.say)
         return PretrainResult(self.run, path, frozen.fingerprint(), self.training.step, self.last_step, self.last_knn,
                               len(self.guard.unreadable), self.meter.mean)
 

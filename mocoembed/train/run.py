@@ -11,20 +11,22 @@ import torch
 
 from mocoembed.checks import from_dict, option_name, to_dict
 from mocoembed.config import PretrainConfig
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import steps_per_epoch
-from mocoembed.data.views import PURPOSE_LIMIT, EvaluationTransform, ViewSettings, generator
+from mocoembed.data.views import PURPOSE_LIMIT, ViewSettings, generator
 from mocoembed.errors import CollectionError, TrainingError, UsageError
 from mocoembed.files import sha256_json, write_bytes
 from mocoembed.model.dictionary import EndToEnd, MemoryBank, Method
 from mocoembed.model.encoder import Encoder, EncoderSpec, check_backbone, synchronized, zero_init_residual
 from mocoembed.model.encoder_file import FrozenEncoder, keep_encoder, tool_provenance
+from mocoembed.model.graph_export import keep_graph
 from mocoembed.model.moco import MoCo, wrap_trained
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
 from mocoembed.model.timm_backbone import PREFIX as TIMM
 from mocoembed.model.timm_backbone import known_name
-from mocoembed.notes import counted
+from mocoembed.notes import counted, say_nothing
 from mocoembed.train.checkpoint import (
     delete_checkpoints,
     load_newest,
@@ -301,9 +303,10 @@ def frozen_encoder(weights: dict[str, torch.Tensor], config: PretrainConfig, sou
         **tool_provenance()})
 
 
-def export_to_workspace(frozen: FrozenEncoder, workspace: Workspace) -> pathlib.Path:
+def export_to_workspace(frozen: FrozenEncoder, workspace: Workspace, note=say_nothing) -> pathlib.Path:
     """Keep the encoder under its fingerprint, make it the newest, and return the path of the former."""
     path = workspace.encoder_of(frozen.fingerprint())
     keep_encoder(path, frozen)
+    keep_graph(workspace.graph_of(frozen.fingerprint()), frozen, note)
     write_bytes(workspace.newest_encoder, path.read_bytes())
     return path

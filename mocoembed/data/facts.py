@@ -1,0 +1,26 @@
+"""What is known of an image once it has been read: its facts, or why it could not be read."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
+
+
+class Failure(NamedTuple):
+    """An image that could not be read."""
+
+    row: int
+    """Its place in the listing."""
+    error: str
+    """Class of the exception; or `WorkerDied` or `WorkerHung`, of a process that did not come to an end with it."""
+    reason: str
+    """Message of the exception, on one line."""
+
+    @classmethod
+    def of(cls, row: int, error: Exception) -> "Failure":
+        """The failure of image `row` with `error`."""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
+        return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
