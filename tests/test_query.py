@@ -140,8 +140,11 @@ def test_encoders(fresh_index, images, make_encoder, tmp_path):
         search(fresh_index, query, encoder=str(tmp_path / "foreign.safetensors"))
     shutil.copy(tmp_path / "foreign.safetensors", places.newest_encoder)  # a later pretraining
     assert search(fresh_index, query)[0].hits[0].score == pytest.approx(1, abs=1e-5)
-    kept = next(places.encoders.iterdir())
+    (kept,) = places.encoders.glob("*.safetensors")
     os.rename(kept, tmp_path / "own.safetensors")
+    assert search(fresh_index, query)[0].hits[0].path == str(query)  # by the encoder's graph
+    for path in places.encoders.iterdir():
+        path.unlink()
     with pytest.raises(UsageError, match=f"The encoder {kept.name[:12]} that made .*--encoder FILE"):
         search(fresh_index, query)
     assert search(fresh_index, query, encoder=str(tmp_path / "own.safetensors"))[0].hits[0].path == str(query)

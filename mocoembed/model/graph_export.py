@@ -1,5 +1,6 @@
 """Writing the encoder's graph, by which `search` does without torch: see `graph`."""
 
+import contextlib
 import copy
 import pathlib
 import warnings
@@ -69,12 +70,23 @@ def _write(path: pathlib.Path, frozen: FrozenEncoder):
 
 
 def _export(path: pathlib.Path, network: nn.Module, outputs: list[str], side: int):
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _attention_in_parts():
         warnings.simplefilter("ignore")  # it traces: a result that depends on the pixels is seen in the comparison
         # Not by the newer exporter: it takes seconds instead of a tenth, and a package more.
         torch.onnx.export(network, (torch.zeros(2, 3, side, side),), path, input_names=["images"],
                           output_names=outputs, dynamic_axes={name: {0: "images"} for name in ("images", *outputs)},
                           dynamo=False)
+
+
+@contextlib.contextmanager
+def _attention_in_parts():
+    """Without torch's fused attention, which ONNX does not know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @torch.inference_mode()
