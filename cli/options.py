@@ -75,8 +75,11 @@ def _shown_default(field: dataclasses.Field, in_recipes: bool) -> str | bool:
     return f"{value}, or the recipe's" if in_recipes else str(value)
 
 
-def options_of(config_class, *, leave_out=(), presets=()):
+def options_of(config_class, *, leave_out=(), presets=(), repeated: dict[str, str] | None = None):
     """A decorator that adds one option for every field of `config_class` except those in `leave_out`.
+
+    `repeated` has the tuples whose option is given once for each value, {field: what stands for a value in the help};
+    tuples of texts that it lacks are globs.
 
     With `presets` (dicts of fields), an option that is not given is `None`, for a preset to fill in.
     """
@@ -94,8 +97,10 @@ def options_of(config_class, *, leave_out=(), presets=()):
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
             in_presets = any(field.name in preset for preset in presets)
             default = None if presets else field.default
-            if annotations[field.name] == tuple[str, ...]:
-                option = click.option(name, field.name, metavar="GLOB", multiple=True, **more)
+            metavar = (repeated or {}).get(field.name)
+            if metavar or annotations[field.name] == tuple[str, ...]:
+                each = typing.get_args(annotations[field.name])[0]
+                option = click.option(name, field.name, type=each, metavar=metavar or "GLOB", multiple=True, **more)
             elif is_flag:
                 names = f"{name}/--no-{name[2:]}" if field.default is not False or in_presets else name
                 option = click.option(names, field.name, is_flag=True, default=default, **more)

@@ -20,9 +20,9 @@ def one_line(text: str) -> str:
                    else character.encode("unicode_escape").decode() for character in text)
 
 
-def put(text: str):
+def put(text: str, newline: bool = True):
     """Print a result on standard output; a name that is not UTF-8 comes out as the bytes it has on the disk."""
-    click.echo(os.fsencode(text))
+    click.echo(os.fsencode(text), nl=newline)
 
 
 def note(text: str):

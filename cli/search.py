@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import textwrap
+from collections.abc import Iterator
 
 import click
 
@@ -12,40 +14,51 @@ from mocoembed.cli.progress import counter
 from mocoembed.config import SearchConfig
 
 COLUMNS = ("rank", "score", "path", "label", "row")
+REPEATED = {"label": "NAME", "not_label": "NAME", "path": "GLOB", "row": "ROW", "unlike": "FILE"}
 
 
-def _table(results) -> str:
-    parts = []
+def _table(results) -> Iterator[str]:
+    before = ""
     for result in results:
-        rows = [[str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"), one_line(hit.path)]
+        rows = [[str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"),
+                 one_line(hit.path) + (f" (+{hit.folded} near-duplicates)" if hit.folded else "")]
                 for hit in result.hits]
-        parts.append(one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score"))
-    return "\n\n".join(parts)
+        yield before + one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score")
+        before = "\n\n"
+    yield "\n"
 
 
-def _json(results) -> str:
-    return json.dumps([result.as_json() for result in results], indent=2)
+def _json(results) -> Iterator[str]:
+    before = "[\n"
+    for result in results:
+        yield before + textwrap.indent(json.dumps(result.as_json(), indent=2), "  ")
+        before = ",\n"
+    yield "\n]\n"
 
 
-def _csv(results) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", *COLUMNS])
-    writer.writerows([result.query, *(getattr(hit, name) for name in COLUMNS)]
-                     for result in results for hit in result.hits)
-    return text.getvalue().rstrip("\n")
+def _csv(results) -> Iterator[str]:
+    header = [["query", *COLUMNS]]
+    for result in results:
+        columns = (*COLUMNS, *(("folded",) if any(hit.folded is not None for hit in result.hits) else ()))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows(["query", *columns] for _ in header)
+        writer.writerows([result.query, *(getattr(hit, name) for name in columns)] for hit in result.hits)
+        yield text.getvalue()
+        header = []
 
 
-def _paths(results) -> str:
-    return "\n".join(hit.path for result in results for hit in result.hits)
+def _paths(results) -> Iterator[str]:
+    for result in results:
+        yield "".join(f"{hit.path}\n" for hit in result.hits)
 
 
 FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 
 
 @click.command()
-@click.argument("images", nargs=-1, metavar="IMAGE...")
-@options_of(SearchConfig, leave_out=("images",))
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@options_of(SearchConfig, leave_out=("images",), repeated=REPEATED)
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True,
               help="How to print the hits; paths prints one path per line and nothing else.")
 @json_option
@@ -53,21 +66,33 @@ FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 def search(images, form, as_json, sheet, **values):
     """Find the images of the collection that are most similar to each IMAGE.
 
-    An IMAGE is embedded by the encoder that made the collection's vectors. Scores are cosine similarities (at most 1);
-    for vectors that are not of length 1, minus the squared Euclidean distance.
+    An IMAGE is a file, a folder of query images, or - for one on standard input. It is embedded by the encoder that
+    made the collection's vectors. Scores are cosine similarities (at most 1); for vectors that are not of length 1,
+    minus the squared Euclidean distance.
 
     \b
       mocoembed search cat.jpg
       mocoembed search cat.jpg dog.jpg -k 5 --sheet hits.png
       mocoembed search cat.jpg --format paths
+      mocoembed search cat.jpg --label cats --path '2024/*' --min-score 0.8
+      mocoembed search --row 12 --exclude-self --unique
+      mocoembed search queries/ --format json
     """
-    from mocoembed.search.query import search_images
+    from mocoembed.search.query import iterate_search
     from mocoembed.search.sheet import contact_sheet, require_sheet
 
     require_sheet(sheet)
+    drawn = []
+
+    def kept(results):
+        for result in results:
+            drawn.append(result)
+            yield result
+
     with counter("search", "images") as progress:
-        results = search_images(SearchConfig(images=images, **values), progress, note)
-    put(FORMATS["json" if as_json else form](results))
+        results = iterate_search(SearchConfig(images=images, **values), progress, note)
+        for text in FORMATS["json" if as_json else form](kept(results) if sheet else results):
+            put(text, newline=False)
     if sheet:
-        contact_sheet(results, sheet)
+        contact_sheet(drawn, sheet)
         note(f"sheet: {sheet}")

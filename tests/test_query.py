@@ -153,8 +153,9 @@ def test_encoders(fresh_index, images, make_encoder, tmp_path):
 def test_queries_that_cannot_be_used(indexed_workspace, images, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(next((images / "red").glob("*.jpg")).read_bytes()[:200])
     os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "empty").mkdir()
     for name, error, message in [("absent.jpg", UsageError, r"absent\.jpg' does not exist"),
-                                 (".", UsageError, "is a folder"),
+                                 ("empty", CollectionError, "The folder of queries .*empty' holds no images"),
                                  ("broken.jpg", CollectionError, r"broken\.jpg' cannot be read: \w+: "),
                                  ("fifo.jpg", CollectionError, "not a regular file")]:
         with pytest.raises(error, match=message):
@@ -177,7 +178,7 @@ def test_command_formats(indexed_workspace, images, run_cli):
     assert run_cli(*arguments[:-1], "--json")[1] == out
     value = json.loads(out)
     assert [one["query"] for one in value] == list(map(str, queries))
-    assert set(value[0]["hits"][0]) == {"rank", "score", "path", "label", "row"}
+    assert set(value[0]["hits"][0]) == {"rank", "score", "path", "label", "row", "id"}
     hits = [(one["query"], hit) for one in value for hit in one["hits"]]
     rows = list(csv.DictReader(run_cli(*arguments, "csv")[1].splitlines()))
     assert [(row["query"], row["path"], row["label"], int(row["row"])) for row in rows] == [

@@ -1,5 +1,6 @@
 """The settings of every command but `pretrain`."""
 
+import math
 from dataclasses import dataclass
 
 from mocoembed.checks import at_least, at_most, one_of, relative_globs, require, rising_pair
@@ -130,12 +131,13 @@ class IndexConfig:
 class SearchConfig:
     """Everything that `mocoembed search` needs."""
 
-    images: tuple[str, ...]
-    """Query images."""
+    images: tuple[str, ...] = ()
+    """Query images: files, folders (searched recursively), or - for one image on standard input."""
     workspace: str = DEFAULT_WORKSPACE
     """Folder that holds the results of every command, where the next command finds them."""
     index: str | None = None
-    """Index file; by default, embeddings.faiss in the workspace."""
+    """Index file; by default, embeddings.faiss in the workspace. Without one, a small collection is compared image by
+    image."""
     embeddings: str | None = None
     """Embeddings file that the index was built from; by default, the one named in the index."""
     encoder: str | None = None
@@ -149,11 +151,40 @@ class SearchConfig:
     torch: bool = False
     """Embed the queries by torch instead of ONNX Runtime, which takes seconds to load; with --device cuda, it is used
     anyway."""
+    label: tuple[str, ...] = ()
+    """Only hits with this label. May be given again: one of them."""
+    not_label: tuple[str, ...] = ()
+    """No hits with this label. May be given again: none of them."""
+    path: tuple[str, ...] = ()
+    """Only hits whose path matches this glob, compared as by --exclude: by the name of a file or folder, or by path if
+    it has a slash. May be given again: one of them."""
+    min_score: float | None = None
+    """Only hits with this score or more."""
+    row: tuple[int, ...] = ()
+    """Query by an image of the collection, given by its row, as JSON and CSV tell it. May be given again."""
+    together: bool = False
+    """Make one query of all of them: the mean of their vectors."""
+    unlike: tuple[str, ...] = ()
+    """Image that hits should be unlike: its vector is subtracted from the query's. May be given again: their mean."""
+    crop: tuple[int, ...] = ()
+    """X,Y,WIDTH,HEIGHT: query by this region of every IMAGE, in pixels of the upright image from the top left."""
+    exclude_self: bool = False
+    """Leave out the query itself: the images with the same bytes, and the row of --row."""
+    unique: bool = False
+    """Fold near-duplicates of a hit into it, and tell their number; from which similarity on, as for duplicates."""
+    diverse: bool = False
+    """Choose hits that are near to the query and unlike each other (maximal marginal relevance)."""
 
     def __post_init__(self):
         at_least(self, 1, "k")
-        if not self.images:
+        if not self.images and not self.row:
             raise UsageError("No query image. Give one or more: mocoembed search IMAGE...")
+        relative_globs(self, "path")
+        require(self, "row", min(self.row, default=0) >= 0, "0 or more")
+        require(self, "min_score", self.min_score is None or abs(self.min_score) < math.inf, "a number")
+        require(self, "crop", not self.crop or (len(self.crop) == 4 and min(self.crop) >= 0 < min(self.crop[2:])),
+                "four numbers X,Y,WIDTH,HEIGHT of pixels")
+        require(self, "crop", not self.crop or bool(self.images), "of an IMAGE that is given")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mocoembed.errors import MismatchError, MocoembedError, UsageError
 from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.model.graph import GraphEncoder
 from mocoembed.notes import say_nothing
+from mocoembed.search.exact import NoIndex
 from mocoembed.search.index import SearchIndex
 from mocoembed.workspace import Workspace
 
@@ -45,7 +46,7 @@ def is_without_torch(encoder: QueryEncoder) -> bool:
     return isinstance(encoder, GraphEncoder)
 
 
-def query_encoder(config, workspace: Workspace, index: SearchIndex, file: EmbeddingFile,
+def query_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile,
                   note: Callable[[str], None] = say_nothing) -> QueryEncoder:
     """The encoder that made the vectors of `index` and `file`: `config.encoder`, or the workspace's copy.
 
@@ -81,7 +82,7 @@ class _TorchEncoder:
         return self._embedder(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
 
-def _torch_encoder(config, workspace: Workspace, index: SearchIndex, file: EmbeddingFile, note) -> QueryEncoder:
+def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile, note) -> QueryEncoder:
     from mocoembed.model.graph_export import keep_graph
     from mocoembed.model.precision import Compute
 
@@ -93,7 +94,7 @@ def _torch_encoder(config, workspace: Workspace, index: SearchIndex, file: Embed
                          manifest["normalized"])
 
 
-def _frozen(workspace: Workspace, given: str | None, index: SearchIndex, note):
+def _frozen(workspace: Workspace, given: str | None, index: SearchIndex | NoIndex, note):
     """The `FrozenEncoder` that made the index's vectors: `given`, or the workspace's copy."""
     from mocoembed.model.encoder_file import load_encoder
     from mocoembed.train.export import open_encoder

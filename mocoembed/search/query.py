@@ -5,8 +5,8 @@ Index, embeddings file and encoder must belong together; a foreign or outdated o
 
 import os
 import pathlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,44 +14,32 @@ from mocoembed.config import SearchConfig
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.facts import Failure
 from mocoembed.data.images import NO_LABEL, require_root
-from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
+from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
-from mocoembed.search.index import SearchIndex, rows_of
+from mocoembed.search.exact import NoIndex
+from mocoembed.search.filters import Filter
+from mocoembed.search.hits import Hit, QueryResult
+from mocoembed.search.index import SearchIndex
+from mocoembed.search.queries import (
+    STANDARD_INPUT,
+    Query,
+    Region,
+    Selves,
+    combined,
+    queries_of,
+    query_names,
+    read_bytes,
+)
+from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
+from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
 
+__all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
+
 BATCH = 64  # query images embedded at a time
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image of the collection that is near to a query."""
-
-    rank: int
-    """From 1, the nearest."""
-    score: float
-    """Cosine similarity, or minus the squared distance of vectors that do not have length 1."""
-    path: str
-    """Full path; `os.fsencode` gives its bytes, whatever they are."""
-    label: str | None
-    row: int
-    """Row in the embeddings file."""
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """A query image's path, as it was given, and its hits, the nearest first."""
-
-    query: str
-    hits: list[Hit]
-    value_range: tuple[float, ...] = ()
-    """(LOW, HIGH) that the deep pixels of all of them were scaled from; empty: all that they can hold."""
-
-    def as_json(self) -> dict:
-        """Query and hits, as plain JSON types."""
-        return {"query": self.query, "hits": [asdict(hit) for hit in self.hits]}
 
 
 def search_images(config: SearchConfig,
@@ -60,38 +48,97 @@ def search_images(config: SearchConfig,
     """Find the images of the collection that are nearest to each of `config.images`.
 
     `progress(done, total)` counts queries; `note(text)` is called with what a person should know of an encoder of
-    others. Raises `UsageError` for missing files, `CollectionError` for a query that
-    cannot be read, `MismatchError` when index, embeddings and encoder do not belong together, `FormatError` for a
-    damaged file.
+    others, or of a missing index. Raises `UsageError` for missing files and for filters that select nothing,
+    `CollectionError` for a query that cannot be read, `MismatchError` when index, embeddings and encoder do not belong
+    together, `FormatError` for a damaged file.
     """
-    require_images(config.images)
-    results: list[QueryResult] = []
-    with Searcher(config, note) as searcher:
-        for first in range(0, len(config.images), BATCH):
-            names = config.images[first:first + BATCH]
-            vectors = searcher.embed([searcher.read(name) for name in names])
-            results += [QueryResult(name, hits, searcher.file.value_range)
-                        for name, hits in zip(names, searcher.hits(vectors, config.k))]
-            progress(len(results), len(config.images))
-    return results
+    return list(iterate_search(config, progress, note))
 
 
-def require_images(names):
-    """Raise `UsageError` unless every path exists and is no folder."""
-    for name in names:
-        if not os.path.exists(name) and split_at_shard(os.fsencode(name)) is None:
-            raise UsageError(f"The image {name!r} does not exist. Give one or more: mocoembed search IMAGE...")
-        if os.path.isdir(name):
-            raise UsageError(f"{name!r} is a folder. Give images: mocoembed search IMAGE...")
+def iterate_search(config: SearchConfig,
+                   progress: Callable[[int, int], None] = lambda done, total: None,
+                   note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
+    """What `search_images` gives, one result after the other, as soon as `BATCH` queries have been compared."""
+    names = query_names(config.images, note)
+    with Searcher(config, note, bool(names or config.unlike)) as searcher:
+        queries = queries_of(names, config.row, searcher.file, searcher.path_of)
+        ask = Asking(searcher, config)
+        if config.together:
+            yield ask.together(queries, progress)
+            return
+        for first in range(0, len(queries), BATCH):
+            some = queries[first:first + BATCH]
+            vectors, selves = ask.vectors(some)
+            results = ask.results([query.name for query in some], vectors, selves)
+            progress(first + len(some), len(queries))
+            yield from results
 
 
-def read_query(name: str, transform, full_decode: bool, with_torch: bool = True) -> np.ndarray:
-    """(S, S, 3) uint8: the query as the encoder sees it; `CollectionError` when it cannot be read."""
+class Asking:
+    """The wishes of a `SearchConfig`, made ready for an open `Searcher`: queries -> vectors -> results."""
+
+    def __init__(self, searcher: "Searcher", config: SearchConfig):
+        self.searcher, self.config, file = searcher, config, searcher.file
+        chosen = Filter(config.label, config.not_label, config.path)
+        self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
+                             -np.inf if config.min_score is None else config.min_score,
+                             searcher.duplicates_from() if config.unique else None, config.diverse)
+        self._selves = Selves(file) if config.exclude_self else None
+        unlike = query_names(config.unlike, say_nothing)
+        self._unlike = searcher.embed([searcher.read(name) for name in unlike]) if unlike else None
+
+    def vectors(self, queries: Sequence[Query]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(Q, D) float32, and for each query the rows that it is itself, if these are to be left out."""
+        file, selves = self.searcher.file, []
+        vectors, images = np.empty((len(queries), file.dimension), np.float32), {}
+        for place, query in enumerate(queries):
+            data = None
+            if query.row is None:
+                images[place], data = self.searcher.read_with_bytes(query.name, self.config.crop)
+            else:
+                vectors[place] = file.embeddings[query.row]
+            if self._selves is not None:
+                selves.append(self._selves.rows(query, data))
+        if images:
+            vectors[list(images)] = self.searcher.embed(list(images.values()))
+        return vectors, selves
+
+    def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
+                image: str | None = None) -> list[QueryResult]:
+        """The result of each of the queries' vectors (Q, D), or of all of them together."""
+        asked = combined(vectors, self._unlike, self.config.together, self.searcher.file.normalized)
+        return [QueryResult(name, hits, self.searcher.file.value_range, image)
+                for name, hits in zip(names, self.searcher.chosen(asked, self.wishes, selves))]
+
+    def together(self, queries: Sequence[Query], progress: Callable[[int, int], None]) -> QueryResult:
+        """The result of all queries as one."""
+        vectors, selves = [], [np.empty(0, np.int64)]
+        for first in range(0, len(queries), BATCH):
+            some = self.vectors(queries[first:first + BATCH])
+            vectors.append(some[0])
+            selves += some[1]
+            progress(min(first + BATCH, len(queries)), len(queries))
+        first_name = queries[0].name
+        name = first_name if len(queries) == 1 else f"{first_name} and {len(queries) - 1} more"
+        return self.results([name], np.concatenate(vectors), [np.concatenate(selves)], first_name)[0]
+
+
+def read_query(name: str, transform, full_decode: bool, crop: Sequence[int] = (),
+               with_torch: bool = True) -> tuple[np.ndarray, bytes]:
+    """(S, S, 3) uint8: the query, or its region `crop`, as the encoder sees it; and its bytes.
+
+    Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
+    """
     try:
-        return transform.pixels(EncodedImage(read_path(name), full_decode, transform.value_range), with_torch)
+        data = read_bytes(name)
+        image = EncodedImage(data, full_decode, transform.value_range)
+        return transform.pixels(Region(image, crop, name) if crop else image, with_torch), data
+    except UsageError:
+        raise
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
-        raise CollectionError(f"The image {name!r} cannot be read: {failure.error}: {failure.reason}") from error
+        name = "on standard input" if name == STANDARD_INPUT else repr(name)
+        raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
 
 
 class Searcher:
@@ -101,16 +148,20 @@ class Searcher:
     `device` and `torch`.
     """
 
-    def __init__(self, config, note: Callable[[str], None] = say_nothing):
+    def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True):
+        """Without `encoder` none is looked for, and vectors alone can be searched for."""
         workspace = Workspace(config.workspace)
         require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
         require_root(config.root)
-        self.index = SearchIndex.open(workspace.index_file(config.index))
         self.root = config.root
-        self.file = open_embeddings(self.index, config.embeddings)
-        self._encoder = query_encoder(config, workspace, self.index, self.file, note)
-        self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
+        self.index = open_index(workspace, config, note)
+        self.file = self.index.file if isinstance(self.index, NoIndex) else open_embeddings(self.index,
+                                                                                            config.embeddings)
+        if encoder:
+            self._encoder = query_encoder(config, workspace, self.index, self.file, note)
+            self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
+        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
 
     def __enter__(self):
         return self
@@ -120,7 +171,12 @@ class Searcher:
 
     def read(self, name: str) -> np.ndarray:
         """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
-        return read_query(name, self.transform, self.file.full_decode, not is_without_torch(self._encoder))
+        return self.read_with_bytes(name)[0]
+
+    def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
+        """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
+        return read_query(name, self.transform, self.file.full_decode, crop,
+                          not is_without_torch(self._encoder))
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""
@@ -128,16 +184,40 @@ class Searcher:
 
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the k nearest images."""
-        scores, ids = self.index.search(vectors, k)
-        row_of = rows_of(self._ids, ids)
-        return [[self._hit(rank, float(score), row_of[number])
-                 for rank, (score, number) in enumerate(zip(some_scores, some_ids.tolist()), 1)]
-                for some_scores, some_ids in zip(scores, ids)]
+        return self.chosen(vectors, Wishes(k))
 
-    def _hit(self, rank: int, score: float, row: int) -> Hit:
-        label = int(self._labels[row])
-        return Hit(rank, score, os.fsdecode(self.file.full_path(row, self.root)),
-                   None if label == NO_LABEL else self._label_names[label], row)
+    def chosen(self, vectors: np.ndarray, wishes: Wishes, excluded: Sequence[np.ndarray] = ()) -> list[list[Hit]]:
+        """For each of `vectors` (Q, D), the hits that are wished for; `excluded`: for each, rows that are none."""
+        found = Ranking(self.file, self._rows, wishes).hits(vectors, excluded)
+        rows = sorted({one.row for some in found for one in some})
+        paths = dict(zip(rows, map(self._full, self.file.paths[rows])))
+        return [[self._hit(rank, one, paths[one.row], wishes.unique is not None) for rank, one in enumerate(some, 1)]
+                for some in found]
+
+    def _full(self, path: bytes) -> str:
+        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
+
+    def path_of(self, row: int) -> str:
+        """Full path of a row's image."""
+        return self._full(self.file.paths[row])
+
+    def duplicates_from(self) -> float:
+        """The cosine from which on two images of the collection are near-duplicates."""
+        file = self.file
+        return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]),
+                                np.array(file.digest(), "V32")).cosine
+
+    def _hit(self, rank: int, found: Found, path: str, with_folded: bool) -> Hit:
+        label = int(self._labels[found.row])
+        return Hit(rank, found.score, path, None if label == NO_LABEL else self._label_names[label], found.row,
+                   int(self._ids[found.row]), found.folded if with_folded else None)
+
+
+def open_index(workspace: Workspace, config, note: Callable[[str], None] = say_nothing) -> SearchIndex | NoIndex:
+    """The index that is given, or the workspace's; where there is none, the embeddings file in its place."""
+    if config.index is None and not workspace.index.exists():
+        return NoIndex.of(EmbeddingFile(workspace.embeddings_file(config.embeddings)), note)
+    return SearchIndex.open(workspace.index_file(config.index))
 
 
 def open_embeddings(index: SearchIndex, given: str | None) -> EmbeddingFile:

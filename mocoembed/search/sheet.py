@@ -129,7 +129,7 @@ class Sheet:
 
     def _row(self, top: int, result: QueryResult) -> bool:
         """Draw a query and its hits; whether a hit was marked."""
-        self._image((MARGIN, top), result.query, result.value_range)
+        self._image((MARGIN, top), result.image or result.query, result.value_range)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
         self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
         marked, shown = False, result.hits[:self.columns]

@@ -1,0 +1,124 @@
+"""Exact search over rows of the embeddings file, without an index: vectors and rows -> the nearest of these rows.
+
+The vectors are read from the HDF5 file in blocks, so the memory is bounded, however large the file is. Scores are those
+of `SearchIndex`: the inner product, or minus the squared distance.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import FormatError, MismatchError, UsageError
+from mocoembed.memory import shown
+
+BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read at a time
+QUERIES = 64  # compared at a time
+SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
+LARGEST = 1 << 30  # bytes of vectors in float32 that are compared without an index: about a second
+PAYS = 1 << 26  # from so many on an index pays
+
+
+class ExactRows:
+    """Rows of an embeddings file, compared one and all with every query."""
+
+    exact = True
+
+    def __init__(self, file: EmbeddingFile, rows: np.ndarray | None = None):
+        """`rows` (n,) int64 rise; `None`: all of them."""
+        self._file, self._rows = file, rows
+        self._count = len(file) if rows is None else len(rows)
+
+    def __len__(self):
+        return self._count
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) float32 and rows (Q, k) int64 of the k nearest to `vectors` (Q, D), the nearest first.
+
+        Of equal scores the lower row comes first. A k larger than the number of rows is cut to it. Raises
+        `MismatchError` for vectors of another length, `FormatError` for values that are not finite.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self._file.dimension:
+            raise MismatchError(f"{self._file.path} holds vectors of dimension {self._file.dimension}; the queries "
+                                f"have shape {vectors.shape}. Embed them with the same encoder and features.")
+        if not np.isfinite(vectors).all():
+            raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
+        k = min(k, len(self))
+        found = [self._nearest(vectors[first:first + QUERIES], k) for first in range(0, len(vectors), QUERIES)]
+        scores, rows = zip(*found) if found else ([np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)])
+        return np.concatenate(scores), np.concatenate(rows)
+
+    def _nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = min(k + SPARE, len(self))
+        scores, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+        step = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * self._file.dimension)))
+        for first in range(0, len(self), step):
+            block = np.arange(first, min(first + step, len(self)))
+            block = block if self._rows is None else self._rows[block]
+            compared = self._scores(queries, self._read(block))  # Q x block
+            if not np.isfinite(compared).all():
+                raise FormatError(f"{self._file.path} has vectors of numbers that are not finite or too large to "
+                                  f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
+                                  "--fresh.")
+            scores = np.concatenate([scores, compared], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(block, compared.shape)], axis=1)
+            scores, rows = _best(scores, rows, kept)
+        scores = self._again(queries, rows)
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32: the vectors of rising rows."""
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return self._file.embeddings[int(rows[0]):int(rows[-1]) + 1]
+        return self._file.embeddings[rows]
+
+    def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """(Q, B): inner products, or minus the squared distances, in float64 as their terms cancel out."""
+        if self._file.normalized:
+            return queries @ vectors.T
+        queries, vectors = queries.astype(np.float64), vectors.astype(np.float64)
+        return 2 * queries @ vectors.T - (vectors**2).sum(axis=1) - (queries**2).sum(axis=1)[:, None]
+
+    def _again(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(Q, n) float32: the scores of a few rows (Q, n), the same for equal vectors wherever they stand."""
+        read, places = np.unique(rows, return_inverse=True)
+        vectors, scores = self._file.embeddings[read].astype(np.float64), np.empty(rows.shape, np.float32)
+        for line, (query, some) in enumerate(zip(queries.astype(np.float64), places.reshape(rows.shape))):
+            each = vectors[some] * query if self._file.normalized else -(vectors[some] - query)**2
+            scores[line] = each.sum(axis=1)
+        return scores
+
+
+def _best(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` best of every line of scores (Q, n), of equal ones those with the lower rows, in any order."""
+    if scores.shape[1] <= count:
+        return scores, rows
+    least = -np.partition(-scores, count - 1, axis=1)[:, count - 1:count]
+    places = np.empty((len(scores), count), np.int64)
+    for line, (some, bound) in enumerate(zip(scores, least)):
+        above, equal = np.flatnonzero(some > bound), np.flatnonzero(some == bound)
+        places[line] = np.concatenate([above, equal[np.argsort(rows[line, equal])][:count - len(above)]])
+    return np.take_along_axis(scores, places, axis=1), np.take_along_axis(rows, places, axis=1)
+
+
+class NoIndex:
+    """An embeddings file in place of its index: it says the same about itself, and is searched exactly."""
+
+    def __init__(self, file: EmbeddingFile):
+        self.path, self.file = file.path, file
+        self.manifest: dict[str, Any] = {"encoder": file.fingerprint, "features": file.features,
+                                         "normalized": file.normalized}
+
+    @classmethod
+    def of(cls, file: EmbeddingFile, note) -> "NoIndex":
+        """For a file that is small enough, `UsageError` for others; `note` is told where an index pays."""
+        size = 4 * len(file) * file.dimension
+        command = f"mocoembed index {file.path}"
+        if size > LARGEST:
+            raise UsageError(f"{file.path} has no index, and comparing {shown(size)} of vectors with every query takes "
+                             f"seconds. Make one with: {command}")
+        if size >= PAYS:
+            note(f"no index: compared with all {len(file):,} images; `{command}` makes this faster")
+        return cls(file)

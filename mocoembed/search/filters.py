@@ -1,0 +1,92 @@
+"""Which images of the collection may be hits: labels and paths -> rows of the embeddings file.
+
+Globs are compared as `--exclude` compares them: one without a slash with the name of every file and folder on the way,
+one with a slash with the path relative to the collection's root; `*` stands for anything, slashes too.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.data.exclude import Exclude
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import UsageError
+
+BLOCK = 65_536  # paths at a time
+COMPARED = 5_000  # names at most that a name which selects nothing is compared with
+SHOWN = 3  # of the nearest names
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a hit must be: an image with one of `labels`, none of `not_labels`, and a path that one of `paths` matches.
+
+    An empty tuple asks for nothing. Images without a label are selected by `not_labels`, and not by `labels`.
+    """
+
+    labels: tuple[str, ...] = ()
+    not_labels: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    """Globs."""
+
+    def __bool__(self):
+        return bool(self.labels or self.not_labels or self.paths)
+
+    def mask(self, file: EmbeddingFile) -> np.ndarray:
+        """(N,) bool: the selected rows of `file`.
+
+        Raises `UsageError` for a label that no image has, for a glob that matches none, and where nothing is selected.
+        """
+        names = file.label_names
+        for option, given in (("--label", self.labels), ("--not-label", self.not_labels)):
+            for label in given:
+                if label not in names:
+                    raise _nothing(f"{option} {label!r}", len(file), "labels", label, names)
+        labels, selected = file.labels(), np.ones(len(file), bool)
+        if self.labels:
+            selected &= np.isin(labels, [names.index(label) for label in self.labels])
+        if self.not_labels:
+            selected &= ~np.isin(labels, [names.index(label) for label in self.not_labels])
+        if self.paths:
+            selected &= _matching(file, self.paths)
+        if not selected.any():
+            raise UsageError(f"The filters together: 0 of {len(file)} images match. Leave one of them out.")
+        return selected
+
+
+def _matching(file: EmbeddingFile, globs: tuple[str, ...]) -> np.ndarray:
+    """(N,) bool: the rows whose path one of the globs matches; `UsageError` for a glob that matches none."""
+    matching = np.zeros(len(file), bool)
+    for glob in globs:
+        exclude, found = Exclude((glob,)), np.zeros(len(file), bool)
+        for first in range(0, len(file), BLOCK):
+            paths = file.paths[first:first + BLOCK]
+            found[first:first + len(paths)] = [not exclude.takes(path) for path in paths]
+        if not found.any():
+            raise _nothing(f"--path {glob!r}", len(file), "names", glob, _names(file, "/" in glob))
+        matching |= found
+    return matching
+
+
+def _names(file: EmbeddingFile, whole: bool) -> list[str]:
+    """Up to `COMPARED` names of folders and files, taken evenly; or paths of both, with `whole`."""
+    rows = np.unique(np.linspace(0, len(file) - 1, min(len(file), COMPARED)).astype(np.int64))
+    names: dict[str, None] = {}
+    for path in map(os.fsdecode, file.paths[rows]):
+        parts = path.split("/")
+        names |= dict.fromkeys(["/".join(parts[:end + 1]) for end in range(len(parts))] if whole else parts)
+    return list(names)
+
+
+def _nothing(what: str, count: int, kind: str, wanted: str, names: Iterable[str]) -> UsageError:
+    """The error for what selects no image, with the names that are most like it."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wanted.strip("*?/").lower(), lower, SHOWN, 0.5)
+    hint = f" The nearest {kind}: {', '.join(repr(lower[name]) for name in near)}." if near else ""
+    if not near and kind == "labels":
+        shown = list(lower.values())[:SHOWN]
+        hint = f" It has {len(lower)} labels, such as {', '.join(map(repr, shown))}." if shown else " It has no labels."
+    return UsageError(f"{what}: 0 of {count} images match.{hint}")

@@ -1,0 +1,43 @@
+"""What a search finds: hits and the results that they belong to, as objects and as plain JSON types."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image of the collection that is near to a query."""
+
+    rank: int
+    """From 1, the nearest."""
+    score: float
+    """Cosine similarity, or minus the squared distance of vectors that do not have length 1."""
+    path: str
+    """Full path; `os.fsencode` gives its bytes, whatever they are."""
+    label: str | None
+    row: int
+    """Row in the embeddings file."""
+    id: int | None = None
+    """Stable id of the image in the embeddings file."""
+    folded: int | None = None
+    """With `unique`, the number of near-duplicates of this hit that were left out for it."""
+
+    def as_json(self) -> dict:
+        """Plain JSON types; the id is a text, as JSON's numbers may lose its last digits."""
+        values = asdict(self) | {"id": None if self.id is None else str(self.id)}
+        return {name: value for name, value in values.items() if name != "folded" or value is not None}
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """A query image's path, as it was given, and its hits, the nearest first."""
+
+    query: str
+    hits: list[Hit]
+    value_range: tuple[float, ...] = ()
+    """(LOW, HIGH) that the deep pixels of all of them were scaled from; empty: all that they can hold."""
+    image: str | None = None
+    """An image that stands for the query in a drawing, where `query` is several."""
+
+    def as_json(self) -> dict:
+        """Query and hits, as plain JSON types."""
+        return {"query": self.query, "hits": [hit.as_json() for hit in self.hits]}

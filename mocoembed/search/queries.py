@@ -1,0 +1,126 @@
+"""What is searched for: files, folders, standard input and rows of the collection -> names, bytes and regions."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mocoembed.data.decode import MAX_BYTES
+from mocoembed.data.images import scan
+from mocoembed.data.shards import read_path, split_at_shard
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import UnreadableImage, UsageError
+from mocoembed.search.duplicates import UNKNOWN
+
+STANDARD_INPUT = "-"
+NOTHING = 1e-6  # length of a vector of which nothing is left
+
+
+@dataclass(frozen=True)
+class Query:
+    """One image to search for: a file, standard input, or a row of the collection."""
+
+    name: str
+    row: int | None = None
+
+
+def queries_of(images: Iterable[str], rows: Sequence[int], file: EmbeddingFile,
+               path_of: Callable[[int], str]) -> list[Query]:
+    """The images, those of a row named by `path_of(row)`; `UsageError` for a row that there is not."""
+    for row in rows:
+        if row >= len(file):
+            raise UsageError(f"--row {row}: {file.path} has rows 0 to {len(file) - 1}.")
+    return [*map(Query, images), *(Query(path_of(row), row) for row in rows)]
+
+
+def query_names(given: Sequence[str], note: Callable[[str], None]) -> list[str]:
+    """The images that are named, those of a folder (searched recursively) in the order of their paths.
+
+    Raises `UsageError` for what does not exist, and when standard input is named twice; `CollectionError` for a folder
+    without images.
+    """
+    names: list[str] = []
+    for name in given:
+        if os.path.isdir(name):
+            listing = scan(name, "none", "The folder of queries", note)
+            names += [os.path.join(name, os.fsdecode(path)) for path in listing.paths]
+        elif name == STANDARD_INPUT or os.path.exists(name) or split_at_shard(os.fsencode(name)) is not None:
+            names.append(name)
+        else:
+            raise UsageError(f"The image {name!r} does not exist. Give one or more: mocoembed search IMAGE...")
+    if names.count(STANDARD_INPUT) > 1:
+        raise UsageError("Standard input (-) holds one image and can be given once.")
+    return names
+
+
+def read_bytes(name: str) -> bytes:
+    """The bytes of a query image; raises `OSError` or `UnreadableImage`."""
+    if name != STANDARD_INPUT:
+        return read_path(name)
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(f"more than {MAX_BYTES} bytes")
+    return data
+
+
+class Region:
+    """A part of an `EncodedImage`, which an encoder's transform takes in place of the whole."""
+
+    def __init__(self, image: Any, crop: Sequence[int], name: str):
+        """`crop`: left, top, width, height in pixels of the upright image `name`."""
+        left, top, self.width, self.height = crop
+        self._image, self._box = image, (left, top, left + self.width, top + self.height)
+        if self._box[2] > image.width or self._box[3] > image.height:
+            raise UsageError(f"--crop {','.join(map(str, crop))}: the image {name!r} has {image.width} x "
+                             f"{image.height} pixels, and the region must lie inside it.")
+
+    def rgb(self, shrink: float = 1.0):
+        """The region as 8-bit RGB, decoded at full size."""
+        return self._image.rgb().crop(self._box)
+
+
+def combined(vectors: np.ndarray, unlike: np.ndarray | None, together: bool, normalized: bool) -> np.ndarray:
+    """(Q, D), or (1, D) `together`: what is compared, from the vectors (Q, D) of queries and (U, D) of `unlike`.
+
+    The mean of the queries' vectors, minus the mean of those of `unlike`; scaled to length 1 again if the collection's
+    vectors have that. Raises `UsageError` when nothing is left.
+    """
+    if unlike is None and not together:
+        return vectors
+    if together:
+        vectors = vectors.mean(axis=0, keepdims=True, dtype=np.float64)
+    if unlike is not None:
+        if not normalized:
+            raise UsageError("--unlike needs vectors of length 1. Embed the collection without --no-normalize.")
+        vectors = vectors - unlike.mean(axis=0, dtype=np.float64)
+    if normalized:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if lengths.min() < NOTHING:
+            raise UsageError("Nothing is left of a query: its vector is that of the images it should be unlike.")
+        vectors = vectors / lengths
+    return vectors.astype(np.float32)
+
+
+class Selves:
+    """The rows of a collection that a query is itself: those with its bytes, and its own."""
+
+    def __init__(self, file: EmbeddingFile):
+        self._digests = np.array(file.digest(), "V32")
+        self._known = bool((self._digests != np.void(UNKNOWN)).any())
+        self._path = file.path
+
+    def rows(self, query: Query, data: bytes | None) -> np.ndarray:
+        """(n,) int64; `data` are the bytes of a query that is no row. Raises `UsageError` where bytes are unknown."""
+        if query.row is None:
+            if not self._known:
+                raise UsageError(f"--exclude-self: {self._path} does not know the bytes of its images. Leave it out, "
+                                 "or give the query by --row.")
+            return np.flatnonzero(self._digests == np.void(hashlib.sha256(data or b"").digest()))
+        digest = self._digests[query.row]
+        if digest == np.void(UNKNOWN):
+            return np.array([query.row])
+        return np.flatnonzero(self._digests == digest)

@@ -1,0 +1,170 @@
+"""From query vectors to hits: candidates, the nearest first, of which filters, copies and diversity leave k.
+
+Candidates come from the index, or from exact comparison with the selected rows; more are fetched until k are found or
+none is left, so a query gets k hits whenever there are so many.
+
+    source (index or rows) -> candidates -> selected, not excluded, score >= min -> unique -> diverse -> k
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.search.duplicates import UNKNOWN, unit
+from mocoembed.search.exact import ExactRows
+
+AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
+LEAST_SHARE = 0.1  # of the images that a filter must select for an exact index to be asked for more candidates
+POOL = 5  # candidates for each hit that `diverse` chooses from
+LAMBDA = 0.5  # weight of nearness to the query against difference from the hits before it
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked of the hits of every query."""
+
+    k: int
+    selected: np.ndarray | None = None
+    """(N,) bool: the rows that a filter selects; `None`: all."""
+    min_score: float = -np.inf
+    unique: float | None = None
+    """Cosine from which on two images are near-duplicates, of which the nearest is a hit; `None`: all are hits."""
+    diverse: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A hit as numbers."""
+
+    row: int
+    score: float
+    folded: int = 0
+    """Near-duplicates that are left out for it."""
+
+
+class IndexRows:
+    """A `SearchIndex` as a source of candidates."""
+
+    def __init__(self, index: Any, ids: np.ndarray):
+        self._index, self._order = index, np.argsort(ids, kind="stable")
+        self._ids = ids[self._order]
+        self.exact = index.manifest.get("type") == "flat"
+
+    def __len__(self):
+        return len(self._index)
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) and rows (Q, k) int64 of the k nearest, the nearest first; -1 where there is none."""
+        scores, ids = self._index.search(vectors, k)
+        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return scores, np.where(self._ids[places] == ids, self._order[places], -1)
+
+
+class Ranking:
+    """Finds the hits of query vectors in an embeddings file; `index` may be `None`, for exact comparison."""
+
+    def __init__(self, file: EmbeddingFile, index: IndexRows | None, wishes: Wishes):
+        self.file, self.wishes = file, wishes
+        self.source = self._source(index)
+        self.pool = POOL * wishes.k if wishes.diverse else wishes.k
+
+    def _source(self, index: IndexRows | None) -> IndexRows | ExactRows:
+        """The index, unless it may miss selected images or would be asked for very many to find them."""
+        selected = self.wishes.selected
+        if index is None:
+            return ExactRows(self.file, None if selected is None else np.flatnonzero(selected))
+        if selected is None or (index.exact and selected.mean() >= LEAST_SHARE):
+            return index
+        return ExactRows(self.file, np.flatnonzero(selected))
+
+    def hits(self, vectors: np.ndarray, excluded: Sequence[np.ndarray] = ()) -> list[list[Found]]:
+        """For each of `vectors` (Q, D), its hits. `excluded`: for each, rows that are none."""
+        none = np.empty(0, np.int64)
+        left_out = list(excluded) or [none] * len(vectors)
+        found: list[list[Found]] = [[] for _ in vectors]
+        pending, count = np.arange(len(vectors)), self._first(left_out)
+        while len(pending):
+            again, step = [], max(1, AT_ONCE // count)
+            for first in range(0, len(pending), step):
+                some = pending[first:first + step]
+                scores, rows = self.source.nearest(vectors[some], count)
+                for query, its_scores, its_rows in zip(some.tolist(), scores, rows):
+                    hits = self._choose(its_scores, its_rows, left_out[query], count >= len(self.source))
+                    if hits is None:
+                        again.append(query)
+                    else:
+                        found[query] = self._diverse(vectors[query], hits) if self.wishes.diverse else hits
+            pending, count = np.array(again, np.int64), min(4 * count, len(self.source))
+        return found
+
+    def _first(self, left_out: Sequence[np.ndarray]) -> int:
+        """Candidates that are fetched at first: so many that it is mostly enough."""
+        wanted = self.pool + max(map(len, left_out), default=0)
+        if self.wishes.unique is not None:
+            wanted = 2 * wanted + 8
+        if isinstance(self.source, IndexRows) and self.wishes.selected is not None:
+            wanted = int(1.5 * wanted / self.wishes.selected.mean()) + 8
+        return max(1, min(wanted, len(self.source)))
+
+    def _choose(self, scores: np.ndarray, rows: np.ndarray, left_out: np.ndarray, is_all: bool) -> list[Found] | None:
+        """The hits among candidates in their order; `None` when more candidates are needed."""
+        wishes = self.wishes
+        good = rows >= 0
+        if wishes.selected is not None:
+            good &= wishes.selected[rows]
+        if len(left_out):
+            good &= ~np.isin(rows, left_out)
+        near = scores >= wishes.min_score
+        is_all = is_all or not near[good].all()
+        good &= near
+        scores, rows = scores[good], rows[good]
+        if wishes.unique is not None:
+            return self._folded(scores, rows, wishes.unique, is_all)
+        if len(rows) < self.pool and not is_all:
+            return None
+        return [Found(row, score) for row, score in zip(rows[:self.pool].tolist(), scores[:self.pool].tolist())]
+
+    def _folded(self, scores: np.ndarray, rows: np.ndarray, threshold: float, is_all: bool) -> list[Found] | None:
+        """The first of each kind of near-duplicates, with the number of those before the next distinct image."""
+        vectors, digests = unit(self.file.embeddings[rows]), self.file.digest[rows]
+        kept: list[int] = []
+        folded: list[int] = []
+        place_of: dict[bytes, int] = {}
+        for place in range(len(rows)):
+            cosines = vectors[kept] @ vectors[place]
+            same = place_of.get(digests[place]) if digests[place] != UNKNOWN else None
+            if same is None and len(kept) and cosines.max() >= threshold:
+                same = int(cosines.argmax())
+            if same is not None:
+                folded[same] += 1
+            elif len(kept) == self.pool:
+                is_all = True  # the next distinct image: nothing after it counts
+                break
+            else:
+                place_of[digests[place]] = len(kept)
+                kept.append(place)
+                folded.append(0)
+        if not is_all:
+            return None
+        return [Found(int(rows[place]), float(scores[place]), number) for place, number in zip(kept, folded)]
+
+    def _diverse(self, vector: np.ndarray, pool: list[Found]) -> list[Found]:
+        """k of the candidates by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+
+        Each is the one for which LAMBDA times its cosine to the query minus (1 - LAMBDA) times its largest cosine to
+        those chosen before is largest.
+        """
+        if not pool:
+            return pool
+        vectors = unit(self.file.embeddings[np.array([one.row for one in pool])])  # n x D
+        near = vectors @ unit(vector[None])[0]
+        alike, chosen = np.full(len(pool), -np.inf), [int(near.argmax())]
+        while len(chosen) < min(self.wishes.k, len(pool)):
+            alike = np.maximum(alike, vectors @ vectors[chosen[-1]])
+            worth = LAMBDA * near - (1 - LAMBDA) * alike
+            worth[chosen] = -np.inf
+            chosen.append(int(worth.argmax()))
+        return [pool[place] for place in chosen]
