@@ -82,7 +82,8 @@ class _TorchEncoder:
         return self._embedder(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
 
-def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile, note) -> QueryEncoder:
+def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile,
+                   note) -> QueryEncoder:
     from mocoembed.model.graph_export import keep_graph
     from mocoembed.model.precision import Compute
 
