@@ -130,6 +130,32 @@ class EncodedImage:
         return 2 * sum(across * down for _, across, down, _ in layers) / finest
 
 
+class DecodedImage:
+    """An image in memory with what an encoder's transform takes: a Pillow image, or an array (H, W, 3) uint8 in RGB.
+
+    EXIF orientation is applied to a Pillow image, transparency laid over white. Raises `ValueError` for other arrays.
+    """
+
+    def __init__(self, image: Image.Image | np.ndarray):
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise ValueError(f"an array of shape {image.shape} and type {image.dtype}; an image has shape "
+                                 "(height, width, 3) and type uint8")
+            image = Image.fromarray(image)
+        turn = TURNS.get(_orientation(image))
+        self._image = image if turn is None else image.transpose(turn)
+        self.width, self.height = self._image.size
+
+    def rgb(self, shrink: float = 1.0) -> Image.Image:
+        """The image as 8-bit RGB, always at full size."""
+        return _to_rgb(self._image)
+
+
+def is_pillow(value: object) -> bool:
+    """Whether a value is a Pillow image."""
+    return isinstance(value, Image.Image)
+
+
 def pixels_of(image: Image.Image, out: np.ndarray):
     """Put the pixels of an RGB image into `out` (H, W, 3) uint8, a strip of rows at a time."""
     rows = max(1, STRIP // image.width)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mocoembed.data.decode import MAX_BYTES
+from mocoembed.data.decode import MAX_BYTES, DecodedImage, EncodedImage, is_pillow
+from mocoembed.data.deep import ValueRange
 from mocoembed.data.images import scan
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
@@ -18,6 +19,29 @@ from mocoembed.search.duplicates import UNKNOWN
 
 STANDARD_INPUT = "-"
 NOTHING = 1e-6  # length of a vector of which nothing is left
+
+
+def is_one(images: Any) -> bool:
+    """Whether this is one image (a path, bytes, a Pillow image, an array H x W x 3) or vector, and not several."""
+    return images.ndim in (1, 3) if isinstance(images, np.ndarray) else (
+        isinstance(images, str | bytes | os.PathLike) or is_pillow(images))
+
+
+def is_vector(image: Any) -> bool:
+    """Whether this is a vector: an array with one axis."""
+    return isinstance(image, np.ndarray) and image.ndim == 1
+
+
+def decoded(image: Any, full: bool, value_range: ValueRange) -> EncodedImage | DecodedImage:
+    """One image from its path, its file's bytes, a Pillow image or an array; `UsageError` for anything else."""
+    if isinstance(image, str | os.PathLike):
+        return EncodedImage(read_path(image), full, value_range)
+    if isinstance(image, bytes):
+        return EncodedImage(image, full, value_range)
+    if is_pillow(image) or isinstance(image, np.ndarray):
+        return DecodedImage(image)
+    raise UsageError(f"A {type(image).__name__} is no query. Give a path, the bytes of an image file, a Pillow image, "
+                     "an array (height, width, 3) of uint8, or a vector.")
 
 
 @dataclass(frozen=True)
