@@ -14,7 +14,7 @@ from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.search import exact
+from mocoembed.search import exact, ranking
 from mocoembed.search.exact import ExactRows
 from mocoembed.search.filters import Filter
 from mocoembed.search.index import SearchIndex, build_index
@@ -91,8 +91,9 @@ def test_least_scores_and_excluded_rows(many_rows):
         assert Ranking(file, source, Wishes(10, min_score=2.0)).hits(query) == [[]]
 
 
-def test_unique_folds_copies(make_embeddings):
+def test_unique_folds_copies(make_embeddings, monkeypatch):
     """Every tenth vector is one of 20, the others are copies of it: hits are distinct, as many as there are."""
+    monkeypatch.setattr(ranking, "BLOCK", 7)
     base = vectors_of(0, 20, True)
     vectors = np.repeat(base, 10, axis=0)
     path = make_embeddings("copies", vectors, "a" * 200, normalized=True)
@@ -308,7 +309,7 @@ def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace,
         chosen = searcher.search(path, 4, Filter(not_labels=("red",)), unique=True, diverse=True)
         assert [hit.label == "red" for hit in chosen] == [False] * 4
         assert searcher.search(path, min_score=2) == []
-        for query, error, message in [(7, TypeError, "not iterable"), ([7], UsageError, "A int is no query"),
+        for query, error, message in [(7, UsageError, "A int is no query"), ([7], UsageError, "A int is no query"),
                                       (vector[:5], UsageError, "A vector of 5 numbers; .* have 64"),
                                       (b"no image", CollectionError, "image of query 0 cannot be read"),
                                       ("absent.png", CollectionError, "'absent.png' cannot be read"),
@@ -334,3 +335,16 @@ def test_searcher_without_an_encoder(indexed_workspace, images, tmp_path):
         assert searcher.search(searcher.file.embeddings[3], 1)[0].row == 3
         with pytest.raises(UsageError, match="opened without an encoder"):
             searcher.search(images / "red" / "000.png")
+
+
+def test_the_example_in_the_docs(indexed_workspace, images, capsys):
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    example = text[text.index("## Searching"):].split("```")[1].removeprefix("python")
+    for said, here in (("mocoembed-workspace", indexed_workspace), ("photos/cats/1.jpg", images / "red" / "001.jpg"),
+                       ('"cats"', '"red"')):
+        example = example.replace(said, str(here))
+    exec(compile(example, "python.md", "exec"), {"__name__": "__main__"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"1 1.0 red {images / 'red' / '001.jpg'}"
+    assert lines[5] == str(images / "red" / "001.jpg")
+    assert len(lines) == 9

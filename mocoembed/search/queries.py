@@ -23,8 +23,9 @@ NOTHING = 1e-6  # length of a vector of which nothing is left
 
 def is_one(images: Any) -> bool:
     """Whether this is one image (a path, bytes, a Pillow image, an array H x W x 3) or vector, and not several."""
-    return images.ndim in (1, 3) if isinstance(images, np.ndarray) else (
-        isinstance(images, str | bytes | os.PathLike) or is_pillow(images))
+    if isinstance(images, np.ndarray):
+        return images.ndim not in (2, 4)
+    return isinstance(images, str | bytes | os.PathLike) or is_pillow(images) or not hasattr(images, "__iter__")
 
 
 def is_vector(image: Any) -> bool:
