@@ -12,6 +12,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import SearchConfig
+from mocoembed.notes import counted
 
 COLUMNS = ("rank", "score", "path", "label", "row")
 REPEATED = {"label": "NAME", "not_label": "NAME", "path": "GLOB", "row": "ROW", "unlike": "FILE"}
@@ -21,7 +22,7 @@ def _table(results, unique: bool) -> Iterator[str]:
     before = ""
     for result in results:
         rows = [[str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"),
-                 one_line(hit.path) + (f" (+{hit.folded} near-duplicates)" if hit.folded else "")]
+                 one_line(hit.path) + (f" (+{counted(hit.folded, 'near-duplicate')})" if hit.folded else "")]
                 for hit in result.hits]
         yield before + one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score")
         before = "\n\n"

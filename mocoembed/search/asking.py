@@ -16,12 +16,14 @@ from mocoembed.search.ranking import Wishes
 class Asking:
     """The wishes of a `SearchConfig`, made ready for an open `Searcher`: queries -> vectors -> results."""
 
-    def __init__(self, searcher: Any, config: SearchConfig):
+    def __init__(self, searcher: Any, config: SearchConfig, note: Callable[[str], None] = say_nothing):
         self.searcher, self.config, file = searcher, config, searcher.file
         chosen = Filter(config.label, config.not_label, config.path)
         self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
                              -np.inf if config.min_score is None else config.min_score,
                              searcher.duplicates_from() if config.unique else None, config.diverse)
+        if self.wishes.unique is not None:
+            note(f"near-duplicates: cosine {self.wishes.unique:.4f} or more")
         self._selves = Selves(file) if config.exclude_self else None
         unlike = query_names(config.unlike, say_nothing)
         self._unlike = searcher.embed([searcher.read(name) for name in unlike]) if unlike else None

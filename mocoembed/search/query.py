@@ -72,7 +72,7 @@ def iterate_search(config: SearchConfig,
     names = query_names(config.images, note)
     with Searcher(config, note, bool(names or config.unlike)) as searcher:
         queries = queries_of(names, config.row, searcher.file, searcher.path_of)
-        ask = Asking(searcher, config)
+        ask = Asking(searcher, config, note)
         if config.together:
             yield ask.together(queries, progress, BATCH)
             return
