@@ -49,6 +49,7 @@ from mocoembed.workspace import Workspace
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
 BATCH = 64  # query images embedded at a time
+MOST_AT_ONCE = 1024  # queries compared at a time
 MASKS = 15  # of filters that are remembered by a searcher
 
 
@@ -68,7 +69,10 @@ def search_images(config: SearchConfig,
 def iterate_search(config: SearchConfig,
                    progress: Callable[[int, int], None] = lambda done, total: None,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
-    """What `search_images` gives, one result after the other, as soon as `BATCH` queries have been compared."""
+    """What `search_images` gives, one result after the other, as soon as they are there.
+
+    The first `BATCH` queries are compared together, then more and more of them, which an index is faster at.
+    """
     names = query_names(config.images, note)
     with Searcher(config, note, bool(names or config.unlike)) as searcher:
         queries = queries_of(names, config.row, searcher.file, searcher.path_of)
@@ -76,12 +80,16 @@ def iterate_search(config: SearchConfig,
         if config.together:
             yield ask.together(queries, progress, BATCH)
             return
+        at_once, begun, vectors, selves = BATCH, 0, [], []
         for first in range(0, len(queries), BATCH):
-            some = queries[first:first + BATCH]
-            vectors, selves = ask.vectors(some)
-            results = ask.results([query.name for query in some], vectors, selves)
-            progress(first + len(some), len(queries))
-            yield from results
+            done = min(first + BATCH, len(queries))
+            some = ask.vectors(queries[first:done])
+            vectors.append(some[0])
+            selves += some[1]
+            progress(done, len(queries))
+            if done - begun >= at_once or done == len(queries):
+                yield from ask.results([query.name for query in queries[begun:done]], np.concatenate(vectors), selves)
+                at_once, begun, vectors, selves = min(2 * at_once, MOST_AT_ONCE), done, [], []
 
 
 def read_query(name: str, transform, full_decode: bool, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
