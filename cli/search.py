@@ -12,23 +12,24 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import SearchConfig
+from mocoembed.notes import counted
 
 COLUMNS = ("rank", "score", "path", "label", "row")
 REPEATED = {"label": "NAME", "not_label": "NAME", "path": "GLOB", "row": "ROW", "unlike": "FILE"}
 
 
-def _table(results) -> Iterator[str]:
+def _table(results, unique: bool) -> Iterator[str]:
     before = ""
     for result in results:
         rows = [[str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"),
-                 one_line(hit.path) + (f" (+{hit.folded} near-duplicates)" if hit.folded else "")]
+                 one_line(hit.path) + (f" (+{counted(hit.folded, 'near-duplicate')})" if hit.folded else "")]
                 for hit in result.hits]
         yield before + one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score")
         before = "\n\n"
     yield "\n"
 
 
-def _json(results) -> Iterator[str]:
+def _json(results, unique: bool) -> Iterator[str]:
     before = "[\n"
     for result in results:
         yield before + textwrap.indent(json.dumps(result.as_json(), indent=2), "  ")
@@ -36,19 +37,18 @@ def _json(results) -> Iterator[str]:
     yield "\n]\n"
 
 
-def _csv(results) -> Iterator[str]:
-    header = [["query", *COLUMNS]]
+def _csv(results, unique: bool) -> Iterator[str]:
+    columns = (*COLUMNS, "folded") if unique else COLUMNS
+    rows = [["query", *columns]]
     for result in results:
-        columns = (*COLUMNS, *(("folded",) if any(hit.folded is not None for hit in result.hits) else ()))
+        rows += [[result.query, *(getattr(hit, name) for name in columns)] for hit in result.hits]
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows(["query", *columns] for _ in header)
-        writer.writerows([result.query, *(getattr(hit, name) for name in columns)] for hit in result.hits)
+        csv.writer(text, lineterminator="\n").writerows(rows)
         yield text.getvalue()
-        header = []
+        rows = []
 
 
-def _paths(results) -> Iterator[str]:
+def _paths(results, unique: bool) -> Iterator[str]:
     for result in results:
         yield "".join(f"{hit.path}\n" for hit in result.hits)
 
@@ -91,7 +91,8 @@ def search(images, form, as_json, sheet, **values):
 
     with counter("search", "images") as progress:
         results = iterate_search(SearchConfig(images=images, **values), progress, note)
-        for text in FORMATS["json" if as_json else form](kept(results) if sheet else results):
+        texts = FORMATS["json" if as_json else form](kept(results) if sheet else results, values["unique"])
+        for text in texts:
             put(text, newline=False)
     if sheet:
         contact_sheet(drawn, sheet)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from PIL import Image
 from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import UsageError
-from mocoembed.search import exact
+from mocoembed.errors import CollectionError, UsageError
+from mocoembed.search import exact, ranking
 from mocoembed.search.exact import ExactRows
 from mocoembed.search.filters import Filter
 from mocoembed.search.index import SearchIndex, build_index
-from mocoembed.search.query import search_images
+from mocoembed.search.query import Searcher, search_images
 from mocoembed.search.ranking import IndexRows, Ranking, Wishes
 
 ROWS, LENGTH = 2000, 16
@@ -90,8 +91,9 @@ def test_least_scores_and_excluded_rows(many_rows):
         assert Ranking(file, source, Wishes(10, min_score=2.0)).hits(query) == [[]]
 
 
-def test_unique_folds_copies(make_embeddings):
+def test_unique_folds_copies(make_embeddings, monkeypatch):
     """Every tenth vector is one of 20, the others are copies of it: hits are distinct, as many as there are."""
+    monkeypatch.setattr(ranking, "BLOCK", 7)
     base = vectors_of(0, 20, True)
     vectors = np.repeat(base, 10, axis=0)
     path = make_embeddings("copies", vectors, "a" * 200, normalized=True)
@@ -250,6 +252,10 @@ def test_command_streams(indexed_workspace, images, run_cli, monkeypatch):
     monkeypatch.setattr("mocoembed.search.query.BATCH", 5)
     for form, text in texts.items():
         assert run_cli("search", images, "-k", 2, "--workspace", indexed_workspace, "--format", form)[1] == text
+    lines = run_cli("search", images, "-k", 2, "--workspace", indexed_workspace, "--format", "csv", "--unique",
+                    "--min-score", 0.99)[1].splitlines()
+    assert [line for line in lines if line.startswith("query,")] == [lines[0]] == [
+        "query,rank,score,path,label,row,folded"]
     assert json.dumps(json.loads(texts["json"]), indent=2) + "\n" == texts["json"]
 
 
@@ -284,3 +290,61 @@ def test_without_an_index_a_large_collection_is_refused(workspace, images, monke
     assert (status, out) == (2, "")
     assert "has no index" in err
     assert f"mocoembed index {workspace / 'embeddings.h5'}" in err
+
+
+# ----------------------------------------------------------------------------------------------- from Python
+
+
+def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace, images):
+    path = images / "red" / "000.png"
+    with Searcher.open(indexed_workspace, "cpu") as searcher, Image.open(path) as image:
+        pixels, vector = np.asarray(image), searcher.file.embeddings[16]
+        for query in (path, str(path), path.read_bytes(), image, pixels, vector):
+            hits = searcher.search(query, 3)
+            assert [hit.row for hit in hits] == [hit.row for hit in searcher.search(path, 3)]
+            assert hits[0].score == pytest.approx(1, abs=1e-5)
+        for several in ([path, vector, pixels], np.stack([vector] * 2), np.stack([pixels] * 2)):
+            assert [hits[0].row for hits in searcher.search(several, 1)] == [16] * len(several)
+        assert searcher.search([]) == []
+        chosen = searcher.search(path, 4, Filter(not_labels=("red",)), unique=True, diverse=True)
+        assert [hit.label == "red" for hit in chosen] == [False] * 4
+        assert searcher.search(path, min_score=2) == []
+        for query, error, message in [(7, UsageError, "but of type int"), ([7], UsageError, "but of type int"),
+                                      (vector[:5], UsageError, "A vector of 5 numbers; .* have 64"),
+                                      (b"no image", CollectionError, "image of query 0 cannot be read"),
+                                      ("absent.png", CollectionError, "'absent.png' cannot be read"),
+                                      (pixels.astype(float), UsageError, "an array of float64 and shape")]:
+            with pytest.raises(error, match=message):
+                searcher.search(query)
+        with pytest.raises(UsageError, match="k 0: must be 1 or more"):
+            searcher.search(vector, 0)
+
+
+def test_searcher_in_several_threads(indexed_workspace, images):
+    paths = sorted(images.rglob("*.*"))
+    with Searcher.open(indexed_workspace / "embeddings.faiss", "cpu") as searcher, ThreadPoolExecutor(4) as threads:
+        alone = [searcher.search(path, 5, Filter(labels=("red",))) for path in paths]
+        assert list(threads.map(lambda path: searcher.search(path, 5, Filter(labels=("red",))), paths)) == alone
+
+
+def test_searcher_without_an_encoder(indexed_workspace, images, tmp_path):
+    place = shutil.copytree(indexed_workspace, tmp_path / "alone")
+    shutil.rmtree(place / "encoders")
+    (place / "encoder.safetensors").unlink()
+    with Searcher.open(place, encoder=False) as searcher:
+        assert searcher.search(searcher.file.embeddings[3], 1)[0].row == 3
+        with pytest.raises(UsageError, match="opened without an encoder"):
+            searcher.search(images / "red" / "000.png")
+
+
+def test_the_example_in_the_docs(indexed_workspace, images, capsys):
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    example = text[text.index("## Searching"):].split("```")[1].removeprefix("python")
+    for said, here in (("mocoembed-workspace", indexed_workspace), ("photos/cats/1.jpg", images / "red" / "001.jpg"),
+                       ('"cats"', '"red"')):
+        example = example.replace(said, str(here))
+    exec(compile(example, "python.md", "exec"), {"__name__": "__main__"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"1 1.0 red {images / 'red' / '001.jpg'}"
+    assert lines[5] == str(images / "red" / "001.jpg")
+    assert len(lines) == 9

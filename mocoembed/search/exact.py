@@ -83,11 +83,14 @@ class ExactRows:
 
     def _again(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(Q, n) float32: the scores of a few rows (Q, n), the same for equal vectors wherever they stand."""
-        read, places = np.unique(rows, return_inverse=True)
-        vectors, scores = self._file.embeddings[read].astype(np.float64), np.empty(rows.shape, np.float32)
-        for line, (query, some) in enumerate(zip(queries.astype(np.float64), places.reshape(rows.shape))):
-            each = vectors[some] * query if self._file.normalized else -(vectors[some] - query)**2
-            scores[line] = each.sum(axis=1)
+        scores, step = np.empty(rows.shape, np.float32), max(1, BLOCK_ROWS // len(rows))
+        for first in range(0, rows.shape[1], step):
+            some = rows[:, first:first + step]
+            read, places = np.unique(some, return_inverse=True)
+            vectors = self._file.embeddings[read].astype(np.float64)
+            for line, (query, its) in enumerate(zip(queries.astype(np.float64), places.reshape(some.shape))):
+                each = vectors[its] * query if self._file.normalized else -(vectors[its] - query)**2
+                scores[line, first:first + step] = each.sum(axis=1)
         return scores
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mocoembed.data.decode import MAX_BYTES
+from mocoembed.data.decode import MAX_BYTES, EncodedImage
+from mocoembed.data.deep import ValueRange
+from mocoembed.data.given import GivenImage
 from mocoembed.data.images import scan
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
@@ -18,6 +20,30 @@ from mocoembed.search.duplicates import UNKNOWN
 
 STANDARD_INPUT = "-"
 NOTHING = 1e-6  # length of a vector of which nothing is left
+
+
+def is_one(images: Any) -> bool:
+    """Whether this is one image (a path, bytes, a Pillow image, an array H x W x 3) or vector, and not several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim not in (2, 4)
+    return isinstance(images, str | bytes | os.PathLike) or GivenImage.is_pil(images) or not hasattr(images, "__iter__")
+
+
+def is_vector(image: Any) -> bool:
+    """Whether this is a vector: an array with one axis."""
+    return isinstance(image, np.ndarray) and image.ndim == 1
+
+
+def decoded(image: Any, full: bool, value_range: ValueRange) -> EncodedImage | GivenImage:
+    """One image from its path, its file's bytes, a Pillow image or an array; `UsageError` for anything else."""
+    if isinstance(image, str | os.PathLike):
+        return EncodedImage(read_path(image), full, value_range)
+    if isinstance(image, bytes):
+        return EncodedImage(image, full, value_range)
+    if GivenImage.is_pil(image) or isinstance(image, np.ndarray):
+        return GivenImage.of(image)
+    raise UsageError(f"Not a query, but of type {type(image).__name__}. Give a path, the bytes of an image file, a "
+                     "Pillow image, an array (height, width, 3) of uint8, or a vector.")
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,24 @@
 Index, embeddings file and encoder must belong together; a foreign or outdated one is refused.
 """
 
+import math
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from mocoembed.config import SearchConfig
+from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.facts import Failure
 from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
+from mocoembed.search.asking import Asking
 from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.exact import NoIndex
@@ -25,10 +29,10 @@ from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.queries import (
     STANDARD_INPUT,
-    Query,
     Region,
-    Selves,
-    combined,
+    decoded,
+    is_one,
+    is_vector,
     queries_of,
     query_names,
     read_bytes,
@@ -40,6 +44,8 @@ from mocoembed.workspace import Workspace
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
 BATCH = 64  # query images embedded at a time
+MOST_AT_ONCE = 1024  # queries compared at a time
+MASKS = 15  # of filters that are remembered by a searcher
 
 
 def search_images(config: SearchConfig,
@@ -58,69 +64,27 @@ def search_images(config: SearchConfig,
 def iterate_search(config: SearchConfig,
                    progress: Callable[[int, int], None] = lambda done, total: None,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
-    """What `search_images` gives, one result after the other, as soon as `BATCH` queries have been compared."""
+    """What `search_images` gives, one result after the other, as soon as they are there.
+
+    The first `BATCH` queries are compared together, then more and more of them, which an index is faster at.
+    """
     names = query_names(config.images, note)
     with Searcher(config, note, bool(names or config.unlike)) as searcher:
         queries = queries_of(names, config.row, searcher.file, searcher.path_of)
-        ask = Asking(searcher, config)
+        ask = Asking(searcher, config, note)
         if config.together:
-            yield ask.together(queries, progress)
+            yield ask.together(queries, progress, BATCH)
             return
+        at_once, begun, vectors, selves = BATCH, 0, [], []
         for first in range(0, len(queries), BATCH):
-            some = queries[first:first + BATCH]
-            vectors, selves = ask.vectors(some)
-            results = ask.results([query.name for query in some], vectors, selves)
-            progress(first + len(some), len(queries))
-            yield from results
-
-
-class Asking:
-    """The wishes of a `SearchConfig`, made ready for an open `Searcher`: queries -> vectors -> results."""
-
-    def __init__(self, searcher: "Searcher", config: SearchConfig):
-        self.searcher, self.config, file = searcher, config, searcher.file
-        chosen = Filter(config.label, config.not_label, config.path)
-        self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
-                             -np.inf if config.min_score is None else config.min_score,
-                             searcher.duplicates_from() if config.unique else None, config.diverse)
-        self._selves = Selves(file) if config.exclude_self else None
-        unlike = query_names(config.unlike, say_nothing)
-        self._unlike = searcher.embed([searcher.read(name) for name in unlike]) if unlike else None
-
-    def vectors(self, queries: Sequence[Query]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(Q, D) float32, and for each query the rows that it is itself, if these are to be left out."""
-        file, selves = self.searcher.file, []
-        vectors, images = np.empty((len(queries), file.dimension), np.float32), {}
-        for place, query in enumerate(queries):
-            data = None
-            if query.row is None:
-                images[place], data = self.searcher.read_with_bytes(query.name, self.config.crop)
-            else:
-                vectors[place] = file.embeddings[query.row]
-            if self._selves is not None:
-                selves.append(self._selves.rows(query, data))
-        if images:
-            vectors[list(images)] = self.searcher.embed(list(images.values()))
-        return vectors, selves
-
-    def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
-                image: str | None = None) -> list[QueryResult]:
-        """The result of each of the queries' vectors (Q, D), or of all of them together."""
-        asked = combined(vectors, self._unlike, self.config.together, self.searcher.file.normalized)
-        return [QueryResult(name, hits, self.searcher.file.value_range, image)
-                for name, hits in zip(names, self.searcher.chosen(asked, self.wishes, selves))]
-
-    def together(self, queries: Sequence[Query], progress: Callable[[int, int], None]) -> QueryResult:
-        """The result of all queries as one."""
-        vectors, selves = [], [np.empty(0, np.int64)]
-        for first in range(0, len(queries), BATCH):
-            some = self.vectors(queries[first:first + BATCH])
+            done = min(first + BATCH, len(queries))
+            some = ask.vectors(queries[first:done])
             vectors.append(some[0])
             selves += some[1]
-            progress(min(first + BATCH, len(queries)), len(queries))
-        first_name = queries[0].name
-        name = first_name if len(queries) == 1 else f"{first_name} and {len(queries) - 1} more"
-        return self.results([name], np.concatenate(vectors), [np.concatenate(selves)], first_name)[0]
+            progress(done, len(queries))
+            if done - begun >= at_once or done == len(queries):
+                yield from ask.results([query.name for query in queries[begun:done]], np.concatenate(vectors), selves)
+                at_once, begun, vectors, selves = min(2 * at_once, MOST_AT_ONCE), done, [], []
 
 
 def read_query(name: str, transform, full_decode: bool, crop: Sequence[int] = (),
@@ -157,14 +121,87 @@ class Searcher:
         self.index = open_index(workspace, config, note)
         self.file = self.index.file if isinstance(self.index, NoIndex) else open_embeddings(self.index,
                                                                                             config.embeddings)
+        self.transform = None
         if encoder:
             self._encoder = query_encoder(config, workspace, self.index, self.file, note)
             self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
         self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
+        self._embedding = threading.Lock()
+        self._masks: dict[Filter, np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path=DEFAULT_WORKSPACE, device: str = "auto", encoder: bool = True,
+             note: Callable[[str], None] = say_nothing) -> "Searcher":
+        """The searcher of a workspace folder, or of an index file in one, for `search`.
+
+        With `encoder=False` only vectors can be searched for. Raises what `search_images` raises.
+        """
+        path = os.fspath(path)
+        config = SearchConfig((STANDARD_INPUT,), path, device=device) if os.path.isdir(path) else SearchConfig(
+            (STANDARD_INPUT,), os.path.dirname(path) or ".", index=path, device=device)
+        return cls(config, note, encoder)
+
+    def search(self, images, k: int = 10, filter: Filter | None = None, min_score: float = -math.inf,
+               unique: bool = False, diverse: bool = False) -> list:
+        """The hits of one query, a list of `Hit`; of a sequence of several, a list of such lists.
+
+        A query is a path, the bytes of an image file, a Pillow image, an array (H, W, 3) uint8 in RGB, or a vector (D,)
+        of floats; several may also be one array (Q, H, W, 3) or (Q, D). The other arguments are as in `SearchConfig`.
+        Several threads may call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError`
+        for what is no query or a filter that selects nothing.
+        """
+        if k < 1:
+            raise UsageError(f"k {k}: must be 1 or more.")
+        some = [images] if is_one(images) else list(images)
+        if not some:
+            return []
+        wishes = Wishes(k, self._mask(filter) if filter else None, min_score,
+                        self.duplicates_from() if unique else None, diverse)
+        hits = self.chosen(self._vectors(some), wishes)
+        return hits[0] if is_one(images) else hits
+
+    def _mask(self, chosen: Filter) -> np.ndarray:
+        """(N,) bool: the rows that a filter selects; the latest filters are remembered."""
+        if (mask := self._masks.get(chosen)) is None:
+            mask = chosen.mask(self.file)
+            self._masks = {**dict(list(self._masks.items())[-MASKS:]), chosen: mask}
+        return mask
+
+    def _vectors(self, some: list) -> np.ndarray:
+        """(Q, D) float32: those among the queries that are vectors, and those of the others."""
+        vectors, images = np.empty((len(some), self.file.dimension), np.float32), {}
+        for place, one in enumerate(some):
+            if is_vector(one):
+                if len(one) != self.file.dimension:
+                    raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have "
+                                     f"{self.file.dimension}.")
+                vectors[place] = one
+                continue
+            if self.transform is None:
+                raise UsageError("This searcher was opened without an encoder: give vectors, or leave encoder=False "
+                                 "out.")
+            try:
+                image = decoded(one, self.file.full_decode, self.file.value_range)
+                images[place] = self.transform.pixels(image, not is_without_torch(self._encoder))
+            except UsageError:
+                raise
+            except Exception as error:  # whatever a decoder raises
+                failure = Failure.of(0, error)
+                name = repr(one) if isinstance(one, str) else f"of query {place}"
+                raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
+        places = list(images)
+        for first in range(0, len(places), BATCH):
+            with self._embedding:
+                vectors[places[first:first + BATCH]] = self.embed([images[i] for i in places[first:first + BATCH]])
+        return vectors
 
     def __enter__(self):
         return self
+
+    def close(self):
+        """Close the embeddings file."""
+        self.file.close()
 
     def __exit__(self, *exception):
         self.file.close()

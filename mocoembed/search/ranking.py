@@ -6,8 +6,8 @@ none is left, so a query gets k hits whenever there are so many.
     source (index or rows) -> candidates -> selected, not excluded, score >= min -> unique -> diverse -> k
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from mocoembed.search.exact import ExactRows
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
 LEAST_SHARE = 0.1  # of the images that a filter must select for an exact index to be asked for more candidates
+BLOCK = 2048  # candidates whose vectors are read at a time
 POOL = 5  # candidates for each hit that `diverse` chooses from
 LAMBDA = 0.5  # weight of nearness to the query against difference from the hits before it
 
@@ -129,27 +130,29 @@ class Ranking:
 
     def _folded(self, scores: np.ndarray, rows: np.ndarray, threshold: float, is_all: bool) -> list[Found] | None:
         """The first of each kind of near-duplicates, with the number of those before the next distinct image."""
-        vectors, digests = unit(self.file.embeddings[rows]), self.file.digest[rows]
-        kept: list[int] = []
-        folded: list[int] = []
+        kept: list[Found] = []
+        vectors = np.empty((0, self.file.dimension), np.float32)  # of those that are kept
         place_of: dict[bytes, int] = {}
-        for place in range(len(rows)):
-            cosines = vectors[kept] @ vectors[place]
-            same = place_of.get(digests[place]) if digests[place] != UNKNOWN else None
-            if same is None and len(kept) and cosines.max() >= threshold:
+        for row, score, vector, digest in self._with_vectors(scores, rows):
+            same = place_of.get(digest) if digest != UNKNOWN else None
+            if same is None and kept and (cosines := vectors @ vector).max() >= threshold:
                 same = int(cosines.argmax())
             if same is not None:
-                folded[same] += 1
+                kept[same] = replace(kept[same], folded=kept[same].folded + 1)
             elif len(kept) == self.pool:
-                is_all = True  # the next distinct image: nothing after it counts
-                break
+                return kept  # the next distinct image: nothing after it counts
             else:
-                place_of[digests[place]] = len(kept)
-                kept.append(place)
-                folded.append(0)
-        if not is_all:
-            return None
-        return [Found(int(rows[place]), float(scores[place]), number) for place, number in zip(kept, folded)]
+                place_of[digest] = len(kept)
+                kept.append(Found(row, score))
+                vectors = np.concatenate([vectors, vector[None]])
+        return kept if is_all else None
+
+    def _with_vectors(self, scores: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, float, np.ndarray, bytes]]:
+        """Row, score, vector of length 1 and digest of each candidate, read in blocks."""
+        for first in range(0, len(rows), BLOCK):
+            some = rows[first:first + BLOCK]
+            yield from zip(some.tolist(), scores[first:first + BLOCK].tolist(), unit(self.file.embeddings[some]),
+                           self.file.digest[some])
 
     def _diverse(self, vector: np.ndarray, pool: list[Found]) -> list[Found]:
         """k of the candidates by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
