@@ -84,14 +84,21 @@ def main(arguments: list[str] | None = None):
     except Exception as error:
         if debug:
             raise
-        if is_out_of_memory(error):
-            click.echo("mocoembed: out of memory, or out of shared memory. Give a smaller "
-                       "--batch-size or --queue-size, or fewer --workers.\nWhat was saved is kept.", err=True)
-            sys.exit(1)
-        click.echo(f"mocoembed: unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"
-                   "This is a bug; `mocoembed --debug ...` shows where it happened.", err=True)
+        click.echo(f"mocoembed: {_unexpected(error)}", err=True)
         status = 1
     sys.exit(status or 0)
+
+
+def _unexpected(error: Exception) -> str:
+    """What to say of an error that is none of ours."""
+    if is_out_of_memory(error):
+        return ("out of memory, or out of shared memory. Give a smaller --batch-size or --queue-size, or fewer "
+                "--workers.\nWhat was saved is kept.")
+    if isinstance(error, ModuleNotFoundError):  # on a machine that only searches, most often torch
+        package = (error.name or str(error)).partition(".")[0]
+        return f"this needs the package {package}, which is not installed. Install it with: pip install {package}"
+    return (f"unexpected {type(error).__name__}: {' '.join(str(error).split())}\n"
+            "This is a bug; `mocoembed --debug ...` shows where it happened.")
 
 
 def _show_warning(message, *place):

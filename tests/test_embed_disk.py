@@ -67,7 +67,9 @@ def test_a_disk_that_is_full_at_every_block(work, small_disk, step):
         (small_disk / "ballast").unlink()
         require_recovery(work, workspace)
         shutil.rmtree(workspace)
-    assert files_of(workspace) == work.after
+    assert (workspace / "embeddings.h5").read_bytes() == work.new
+    (small_disk / "ballast").unlink(missing_ok=True)
+    require_recovery(work, workspace)  # which makes the encoder's graph, too, if there was no room for it
     assert blocks >= 7
 
 
@@ -76,7 +78,7 @@ def refused_at_call(work: Work, workspace, name: str, error: str, n: int) -> boo
     run = embed(work, lay(work.before, workspace), *BATCH, prepare=commit_often)
     run.trace(f"--trace={name}", f"--inject={name}:error={error}:when={n}+").go()
     if run.wait() == 0:
-        assert files_of(workspace) == work.after
+        require_recovery(work, workspace)
         return False
     require_clear_failure(run, work, workspace)
     assert ("No space left to write" if error == "ENOSPC" else "Input/output error") in run.stderr

@@ -34,7 +34,7 @@ import sys
 class Refused:
     def find_spec(self, name, *more):
         if name.partition(".")[0] in ("torch", "torchvision"):
-            raise ImportError(f"{name} is not to be loaded")
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refused())
 from mocoembed.cli.main import main
@@ -128,9 +128,11 @@ def test_the_searching_half_does_not_load_torch(ours, query, tmp_path):
         where = [] if arguments[0] == "info" else ["--workspace", root]
         done = without_torch(*arguments, *where)
         assert done.returncode == 0, (arguments, done.stderr)
-    done = without_torch("search", query, "--torch", "--workspace", root)
-    assert done.returncode == 1
-    assert "is not to be loaded" in done.stderr
+    for arguments in (["search", query, "--torch"], ["embed", os.path.dirname(query)]):
+        done = without_torch(*arguments, "--workspace", root)
+        assert done.returncode == 1
+        assert done.stderr.endswith("mocoembed: this needs the package torch, which is not installed. "
+                                    "Install it with: pip install torch\n")
 
 
 @pytest.mark.parametrize("harm", ["graph", "description", "foreign", "no description"])
