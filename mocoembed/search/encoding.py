@@ -56,7 +56,7 @@ def query_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, fi
     if is_foreign(wanted):
         raise UsageError(f"{index.path} holds vectors made by another tool ({wanted[:12]}), so there is no encoder to "
                          "embed a query image with.\n"
-                         "Embed the images with mocoembed embed, or use mocoembed knn or duplicates.")
+                         "Search by images of the collection (--row N), or embed it with mocoembed embed.")
     graph = workspace.graph_of(wanted)
     if config.encoder is None and not config.torch and config.device in ("auto", "cpu") and file.precision in EXACT:
         try:
