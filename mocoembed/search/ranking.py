@@ -8,13 +8,13 @@ none is left, so a query gets k hits whenever there are so many.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.search.duplicates import UNKNOWN, unit
 from mocoembed.search.exact import ExactRows
+from mocoembed.search.index_rows import IndexRows
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
 LEAST_SHARE = 0.1  # of the images that a filter must select for an exact index to be asked for more candidates
@@ -44,24 +44,6 @@ class Found:
     score: float
     folded: int = 0
     """Near-duplicates that are left out for it."""
-
-
-class IndexRows:
-    """A `SearchIndex` as a source of candidates."""
-
-    def __init__(self, index: Any, ids: np.ndarray):
-        self._index, self._order = index, np.argsort(ids, kind="stable")
-        self._ids = ids[self._order]
-        self.exact = index.manifest.get("type") == "flat"
-
-    def __len__(self):
-        return len(self._index)
-
-    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (Q, k) and rows (Q, k) int64 of the k nearest, the nearest first; -1 where there is none."""
-        scores, ids = self._index.search(vectors, k)
-        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        return scores, np.where(self._ids[places] == ids, self._order[places], -1)
 
 
 class Ranking:
