@@ -1,9 +1,12 @@
 """The settings of `mocoembed index`."""
 
+import re
 from dataclasses import dataclass
 
 from mocoembed.checks import require, size_in_bytes
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
+
+INDEX_TYPES = ("auto", "flat", "rabitq", "ivf-sq8", "ivf-pq", "ivf-flat", "hnsw")
 
 
 @dataclass(frozen=True)
@@ -30,5 +33,7 @@ class IndexConfig:
     """Find the centres of inverted lists on the GPUs."""
 
     def __post_init__(self):
+        require(self, "type", self.type in INDEX_TYPES or not re.fullmatch("[a-z-]*", self.type),
+                f"one of {', '.join(INDEX_TYPES)}, or a factory string of FAISS such as IVF1024,SQ8")
         require(self, "recall", 0 < self.recall <= 1, "above 0 and at most 1")
         size_in_bytes(self, "memory")

@@ -211,7 +211,7 @@ def _join_near(file: EmbeddingFile, components: Components, threshold: float, pr
     least = np.nextafter(np.float32(threshold), np.float32(0)) - np.float32(1e-6)  # FAISS wants more, not equal
     for first in range(0, count, step):
         vectors = unit(file.embeddings[first:first + step])
-        index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself, and what comes later finds it
+        index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
         bounds, found = index.within(vectors, float(least), breadth)
         for row in range(len(vectors)):
             near, itself = found[bounds[row]:bounds[row + 1]], first + row

@@ -27,6 +27,8 @@ METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
 EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
 
+SMALL = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # which is larger than the file, so than the limit
+
 _loading = threading.Lock()  # FAISS's limit is one for the whole process
 
 
@@ -95,7 +97,7 @@ class FaissIndex:
     @property
     def can_remove(self) -> bool:
         """Whether vectors can be taken out again."""
-        return self._ivf is not None and _keeps_ids(self._index)
+        return self._ivf is not None and not isinstance(self._index, faiss.IndexIDMap)
 
     def remove(self, ids: np.ndarray) -> int:
         """Take out the vectors of these ids; how many there were."""
@@ -156,11 +158,17 @@ class FaissIndex:
                 if hasattr(faiss, "set_deserialization_vector_byte_limit"):
                     faiss.set_deserialization_vector_byte_limit(length)
                 if mapped and sys.platform == "linux":  # by its descriptor: the name may be another file's by now
-                    return cls(faiss.read_index(f"/proc/self/fd/{file.fileno()}", faiss.IO_FLAG_MMAP_IFC))
-                reader = faiss.PyCallbackIOReader(file.read)
-                return cls(faiss.read_index(reader))
+                    source, flags = f"/proc/self/fd/{file.fileno()}", SMALL | faiss.IO_FLAG_MMAP_IFC
+                else:
+                    source, flags = faiss.PyCallbackIOReader(file.read), SMALL
+                index = cls(faiss.read_index(source, flags))
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
             raise FormatError(f"{os.fspath(path)} cannot be read by FAISS {FAISS_VERSION}: {reason(error)}") from error
+        if isinstance(index._ivf, faiss.IndexIVFPQ):
+            index._ivf.precompute_table()
+        return index
 
     def _calling(self, work: Callable[[], None]):
         try:
@@ -172,9 +180,9 @@ class FaissIndex:
 
 
 def _keeps_ids(index: Any) -> bool:
-    """Whether it keeps ids by itself: an inverted file, also behind a transformation of the vectors."""
+    """Whether it keeps ids: an inverted file, also behind a transformation of the vectors, or a map of them."""
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    return isinstance(inner, faiss.IndexIVF)
+    return isinstance(inner, faiss.IndexIVF | faiss.IndexIDMap)
 
 
 def _parts(index: Any) -> tuple[Any, Any]:
