@@ -31,6 +31,7 @@ LINKS = 32  # of a graph's node to others; on the ground level twice as many
 GRAPH_BYTES = 300  # of links for each vector
 ID_BYTES = 24  # for each id in the index, and while ids are looked up
 WORKING_BYTES = 160 << 20  # what building takes beside vectors and ids: blocks, truth, scores
+THREAD_BYTES = 24 << 20  # for each thread; where there are none for its stack, OpenMP ends the process
 GRAPH_SECONDS = 2.2e-4  # of one core for a vector of 256 numbers in a graph of a million
 READ_RATE = 5e8  # bytes a second, hashed and copied
 
@@ -107,7 +108,7 @@ class Plan:
         sample = 4 * self.dimension * POINTS * self.lists
         growing = 1.5 if self.kind.has_lists else 1.0  # lists are copied when they grow
         return int(self.count * (growing * self.kind.code_bytes(self.dimension) + ID_BYTES) + 2.5 * sample
-                   + 12 * self.lists * self.dimension) + WORKING_BYTES
+                   + 12 * self.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
 
     @property
     def seconds(self) -> float:
