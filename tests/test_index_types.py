@@ -400,7 +400,7 @@ plan = Plan(KINDS[sys.argv[2]], %d, %d)
 taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 limit = taken + plan.peak + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9)).manifest["type"])
+print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9, fresh=True)).manifest["type"])
 """ % (COUNT, LENGTH)
 
 
