@@ -27,7 +27,8 @@ from mocoembed.model.graph import GraphEncoder, description_file, read_descripti
 from mocoembed.model.graph_export import keep_graph
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
-from mocoembed.search.query import Searcher, search_images
+from mocoembed.search.pair import Pair
+from mocoembed.search.query import search_images
 from mocoembed.workspace import Workspace
 
 WITHOUT_TORCH = """
@@ -69,8 +70,8 @@ def hits(root, query, note=lambda text: None, **more):
 
 
 def engine(root):
-    with Searcher(SearchConfig(("x",), str(root), device="cpu")) as searcher:
-        return type(searcher._encoder).__name__
+    with Pair(SearchConfig(("x",), str(root), device="cpu")) as pair:
+        return type(pair._encoder).__name__
 
 
 @pytest.mark.parametrize("features", ["backbone", "projection"])
@@ -177,7 +178,7 @@ def test_a_graph_that_is_not_whole_is_made_again_for_the_next_time(ours, query, 
 
 def test_less_precise_vectors_and_given_encoders_use_torch(ours, images):
     root, _ = ours
-    with Searcher(SearchConfig(("x",), str(root), encoder=str(root / "encoder.safetensors"), device="cpu")) as one:
+    with Pair(SearchConfig(("x",), str(root), encoder=str(root / "encoder.safetensors"), device="cpu")) as one:
         assert type(one._encoder).__name__ == "_TorchEncoder"
 
 
