@@ -41,7 +41,9 @@ def iterate_search(config: SearchConfig,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
     """What `search_images` gives, one result after the other, as soon as they are there.
 
-    The first `BATCH` queries are compared together, then more and more of them, which an index is faster at.
+    Of several queries, those that cannot be read are left out and told to `note`; after the last result
+    `CollectionError` is raised. The first `BATCH` queries are compared together, then more and more of them, which an
+    index is faster at.
     """
     names = query_names(config.images, note)
     with Pair(config, note, bool(names or config.unlike)) as pair:
@@ -50,16 +52,18 @@ def iterate_search(config: SearchConfig,
         if config.together:
             yield ask.together(queries, progress, BATCH)
             return
-        at_once, begun, vectors, selves = BATCH, 0, [], []
+        at_once, names, vectors, selves = BATCH, [], [], []
         for first in range(0, len(queries), BATCH):
             done = min(first + BATCH, len(queries))
-            some = ask.vectors(queries[first:done])
-            vectors.append(some[0])
-            selves += some[1]
+            some = ask.vectors(queries[first:done], strict=len(queries) == 1)
+            names += some[0]
+            vectors.append(some[1])
+            selves += some[2]
             progress(done, len(queries))
-            if done - begun >= at_once or done == len(queries):
-                yield from ask.results([query.name for query in queries[begun:done]], np.concatenate(vectors), selves)
-                at_once, begun, vectors, selves = min(2 * at_once, MOST_AT_ONCE), done, [], []
+            if names and (len(names) >= at_once or done == len(queries)):
+                yield from ask.results(names, np.concatenate(vectors), selves)
+                at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
+        ask.require_all(len(queries))
 
 
 class Searcher:
