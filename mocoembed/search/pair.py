@@ -4,6 +4,7 @@ Index, embeddings file and encoder must belong together; a foreign or outdated o
 it stays with the files that it has opened, also when others take their place.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -47,22 +48,27 @@ def state_of(path) -> FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read_query(name: str, transform, full_decode: bool, crop: Sequence[int] = (),
-               with_torch: bool = True) -> tuple[np.ndarray, bytes]:
-    """(S, S, 3) uint8: the query, or its region `crop`, as the encoder sees it; and its bytes.
+def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Sequence[int] = (),
+                 with_torch: bool = True) -> np.ndarray:
+    """(S, S, 3) uint8: the query `name`, or its region `crop`, as the encoder sees it.
 
     Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
     """
-    try:
-        data = read_bytes(name)
+    with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
         image = EncodedImage(data, full_decode, transform.value_range)
-        return transform.pixels(Region(image, crop, name) if crop else image, with_torch), data
+        return transform.pixels(Region(image, crop, name) if crop else image, with_torch)
+
+
+@contextlib.contextmanager
+def readable(what: str):
+    """Turn whatever is raised while the image `what` is read into a `CollectionError`; `UsageError` stays."""
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:  # whatever a decoder raises
         failure = Failure.of(0, error)
-        name = "on standard input" if name == STANDARD_INPUT else repr(name)
-        raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
+        raise CollectionError(f"The image {what} cannot be read: {failure.error}: {failure.reason}") from error
 
 
 class Pair:
@@ -131,12 +137,12 @@ class Pair:
         some = [images] if is_one(images) else list(images)
         if not some:
             return []
-        wishes = Wishes(k, self._mask(filter) if filter else None, min_score,
+        wishes = Wishes(k, self.mask(filter) if filter else None, min_score,
                         self.duplicates_from() if unique else None, diverse)
         hits = self.chosen(self._vectors(some), wishes)
         return hits[0] if is_one(images) else hits
 
-    def _mask(self, chosen: Filter) -> np.ndarray:
+    def mask(self, chosen: Filter) -> np.ndarray:
         """(N,) bool: the rows that a filter selects; the latest filters are remembered."""
         if (mask := self._masks.get(chosen)) is None:
             mask = chosen.mask(self.file)
@@ -153,26 +159,20 @@ class Pair:
                                      f"{self.file.dimension}.")
                 vectors[place] = one
             else:
-                images[place] = self._pixels(one, place)
+                images[place] = self._decoded(one, place)
         places = list(images)
         for first in range(0, len(places), BATCH):
             with self._embedding:
                 vectors[places[first:first + BATCH]] = self.embed([images[i] for i in places[first:first + BATCH]])
         return vectors
 
-    def _pixels(self, one: Any, place: int) -> np.ndarray:
+    def _decoded(self, one: Any, place: int) -> np.ndarray:
         """(S, S, 3) uint8: an image as the encoder sees it."""
         if self.transform is None:
             raise UsageError("This searcher was opened without an encoder: give vectors, or leave encoder=False out.")
-        try:
+        with readable(repr(one) if isinstance(one, str) else f"of query {place}"):
             image = decoded(one, self.file.full_decode, self.file.value_range)
             return self.transform.pixels(image, not is_without_torch(self._encoder))
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a decoder raises
-            failure = Failure.of(0, error)
-            name = repr(one) if isinstance(one, str) else f"of query {place}"
-            raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
 
     def read(self, name: str) -> np.ndarray:
         """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
@@ -180,7 +180,14 @@ class Pair:
 
     def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
         """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
-        return read_query(name, self.transform, self.file.full_decode, crop, not is_without_torch(self._encoder))
+        with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
+            data = read_bytes(name)
+        return self.pixels(data, crop, name), data
+
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "of the query") -> np.ndarray:
+        """(S, S, 3) uint8: the same of the bytes of an image file."""
+        return query_pixels(data, name, self.transform, self.file.full_decode, crop,
+                            not is_without_torch(self._encoder))
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""
