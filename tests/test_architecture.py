@@ -18,7 +18,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
          "data", "model", "knn", "train", "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__",
          "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
-          "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "faiss": {"mocoembed/search/faiss_index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "onnxruntime": {"mocoembed/model/graph.py"},

@@ -29,7 +29,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex, read_manifest
 from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
-from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
+from mocoembed.search.ranking import Found, Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -75,7 +75,7 @@ class Pair:
     """An index, its embeddings file and its encoder, opened together; a context manager.
 
     `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
-    `device` and `torch`. Several threads may use it at once.
+    `device` and `torch`, perhaps with `recall`. Several threads may use it at once.
     """
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True,
@@ -105,7 +105,8 @@ class Pair:
         if encoder:
             self._take_encoder(config, workspace, note, before)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
-        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
+        self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
+            self.file, getattr(config, "recall", None), self._ids)
         self._masks: dict[Filter, np.ndarray] = {}
 
     def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
