@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex, read_manifest
 from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
-from mocoembed.search.ranking import Found, Ranking, Wishes
+from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -107,6 +107,7 @@ class Pair:
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
         self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
             self.file, getattr(config, "recall", None), self._ids)
+        self._root = os.fsencode(self.root) if self.root else self.file.root
         self._masks: dict[Filter, np.ndarray] = {}
 
     def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
@@ -152,12 +153,12 @@ class Pair:
 
     def _vectors(self, some: list) -> np.ndarray:
         """(Q, D) float32: those among the queries that are vectors, and those of the others."""
-        vectors, images = np.empty((len(some), self.file.dimension), np.float32), {}
+        dimension = self.file.dimension
+        vectors, images = np.empty((len(some), dimension), np.float32), {}
         for place, one in enumerate(some):
             if is_vector(one):
-                if len(one) != self.file.dimension:
-                    raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have "
-                                     f"{self.file.dimension}.")
+                if len(one) != dimension:
+                    raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have {dimension}.")
                 vectors[place] = one
             else:
                 images[place] = self._decoded(one, place)
@@ -202,12 +203,18 @@ class Pair:
         """For each of `vectors` (Q, D), the hits that are wished for; `excluded`: for each, rows that are none."""
         found = Ranking(self.file, self._rows, wishes).hits(vectors, excluded)
         rows = sorted({one.row for some in found for one in some})
-        paths = dict(zip(rows, map(self._full, self.file.paths[rows])))
-        return [[self._hit(rank, one, paths[one.row], wishes.unique is not None) for rank, one in enumerate(some, 1)]
-                for some in found]
+        facts = dict(zip(rows, self._facts(rows)))  # in blocks: one row at a time takes as long as the search
+        folded = wishes.unique is not None
+        return [[Hit(rank, one.score, *facts[one.row], one.folded if folded else None)
+                 for rank, one in enumerate(some, 1)] for some in found]
+
+    def _facts(self, rows: list[int]) -> Iterator[tuple[str, str | None, int, int]]:
+        """Path, label, row and id of several rows."""
+        labels = [None if one == NO_LABEL else self._label_names[one] for one in self._labels[rows].tolist()]
+        return zip(map(self._full, self.file.paths[rows]), labels, rows, self._ids[rows].tolist())
 
     def _full(self, path: bytes) -> str:
-        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
+        return os.fsdecode(os.path.join(self._root, path))
 
     def path_of(self, row: int) -> str:
         """Full path of a row's image."""
@@ -218,11 +225,6 @@ class Pair:
         file = self.file
         return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]),
                                 np.array(file.digest(), "V32")).cosine
-
-    def _hit(self, rank: int, found: Found, path: str, with_folded: bool) -> Hit:
-        label = int(self._labels[found.row])
-        return Hit(rank, found.score, path, None if label == NO_LABEL else self._label_names[label], found.row,
-                   int(self._ids[found.row]), found.folded if with_folded else None)
 
 
 def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
