@@ -76,7 +76,7 @@ def test_intervals_are_those_of_resampling(random):
     drawn = [random.integers(0, 300, 300) for _ in range(4000)]
     for measured, statistic in [
             (measures.share(right), lambda rows: right[rows].mean()),
-            (measures.mean(values), lambda rows: values[rows].mean()),
+            (measures.means({"right": right, "values": values})["values"], lambda rows: values[rows].mean()),
             (measures.balanced(measures.confusion(truth, predicted, 3)),
              lambda rows: metrics.balanced_accuracy_score(truth[rows], predicted[rows]))]:
         expected = np.percentile([100 * statistic(rows) for rows in drawn], [2.5, 97.5])

@@ -58,14 +58,19 @@ def share(right: np.ndarray) -> Measured:
     return Measured(100 * good / count, _bounds(100 * resampled / count), method_of(), count)
 
 
-def mean(values: np.ndarray) -> Measured:
-    """The mean of `values` (N,), one for each query, times 100."""
-    count, random = len(values), _random()
+def means(values: dict[str, np.ndarray]) -> dict[str, Measured]:
+    """The mean of each array (N,), one number for each query, times 100; all with the same resamples."""
+    table = np.stack(list(values.values()), axis=1)  # N x measures
+    count, random = len(table), _random()
     step = max(1, DRAWN // count)
-    resampled = np.concatenate([
-        values[random.integers(0, count, (min(step, RESAMPLES - first), count))].mean(axis=1)
-        for first in range(0, RESAMPLES, step)])
-    return Measured(100 * float(np.mean(values, dtype=np.float64)), _bounds(100 * resampled), method_of(), count)
+    resampled = np.empty((RESAMPLES, table.shape[1]))
+    for first in range(0, RESAMPLES, step):
+        some = min(step, RESAMPLES - first)
+        drawn = random.integers(0, count, (some, count)) + count * np.arange(some)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=some * count).reshape(some, count)
+        resampled[first:first + some] = times @ table / count
+    return {name: Measured(100 * float(np.mean(table[:, i])), _bounds(100 * resampled[:, i]), method_of(), count)
+            for i, name in enumerate(values)}
 
 
 def over_repeats(values: list[float]) -> Measured:

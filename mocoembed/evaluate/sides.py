@@ -3,6 +3,7 @@
 A side knows the digest of every image, so that images on both sides of a split are found, and kept together in folds.
 """
 
+import dataclasses
 import pathlib
 from collections import Counter
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class Side:
         """The encoder, and which vectors of it these are."""
         return {**self.encoder, "features": self.features, "dimension": self.vectors.shape[1],
                 "normalized": self.normalized}
+
+    def only(self, wanted: np.ndarray) -> "Side":
+        """The images where `wanted` (N,) is true; the side itself when it is true everywhere."""
+        if wanted.all():
+            return self
+        return dataclasses.replace(
+            self, vectors=self.vectors[torch.from_numpy(wanted).to(self.vectors.device)],
+            names=[name for name, one in zip(self.names, wanted) if one], rows=self.rows[wanted],
+            digests=self.digests[wanted], ids=self.ids[wanted])
 
     def keys(self) -> list[str]:
         """A name for every image, the same in the embeddings of other encoders: its digest, or its id, shortened."""
