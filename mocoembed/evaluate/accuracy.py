@@ -17,6 +17,8 @@ from mocoembed.evaluate import measures
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.suspects import Suspect, find_suspects
+from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
 from mocoembed.knn import accuracy, bank_size
@@ -69,6 +71,10 @@ class KnnResult:
     """Fingerprint and provenance of the encoder that made the vectors."""
     overlap: Overlap
     """Queries that the bank has, too."""
+    tuned: Tuned | None
+    """How k and T were chosen; `None`: they were given."""
+    suspects: list[Suspect]
+    """Suspected wrong labels; empty unless they were asked for."""
     classes: list[str]
     """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
     matrix: np.ndarray
@@ -83,10 +89,15 @@ class KnnResult:
     @property
     def protocol(self) -> Protocol:
         """All that the numbers depend on but the data and the encoder."""
-        return Protocol("knn", {
-            "preprocessing": "vectors scaled to length 1", "similarity": "cosine", "vote": "exp(s/T) summed by class",
-            "leave_one_out": self.leave_one_out, "k": [one.asked_k for one in self.scores],
-            "T": [one.temperature for one in self.scores], "ties": "the lower row, then the lower class"})
+        grid: list[tuple[int, float]] = ([(one["k"], one["T"]) for one in self.tuned.scores] if self.tuned else
+                                         [(one.asked_k, one.temperature) for one in self.scores])
+        settings = {"preprocessing": "vectors scaled to length 1", "similarity": "cosine",
+                    "vote": "exp(s/T) summed by class", "leave_one_out": self.leave_one_out,
+                    "k": [k for k, _ in grid], "T": [temperature for _, temperature in grid],
+                    "chosen_by": HOW if self.tuned else None, "ties": "the lower row, then the lower class"}
+        if self.tuned is None:
+            return Protocol("knn", settings)
+        return Protocol("knn", settings, self.tuned.chosen(), self.tuned.scores, self.tuned.at_edge)
 
     def as_json(self) -> dict:
         """Everything as plain JSON types: the schema of all evaluations, and the keys of earlier versions."""
@@ -94,7 +105,8 @@ class KnnResult:
             "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
             self.by_class, (self.classes, self.matrix), self.outcomes, device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
-                "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json()}
+                "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json(),
+                **({"suspects": [one.as_json() for one in self.suspects]} if self.suspects else {})}
 
     def summary(self) -> str:
         """One line on what was compared with what."""
@@ -113,6 +125,9 @@ class KnnResult:
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
                          " images can vote; all of them do")
+        if self.tuned and self.tuned.at_edge:
+            notes.append(f"the choice k {self.tuned.setting[0]}, T {self.tuned.setting[1]:g} stands at the edge of the "
+                         "grid; a wider one may do better: -k and --temperature")
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
@@ -137,7 +152,10 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     device = bank.vectors.device
     bank_labels = torch.tensor([number[name] for name in bank.names], device=device)
     truth = np.array([number[name] for name in queries.names])
-    votes = count_votes(queries.vectors, bank.vectors, bank_labels, settings, leave_one_out, progress)
+    tuned = tune(bank, bank_labels, settings, progress) if config.tune else None
+    settings = [tuned.setting] if tuned else settings
+    votes = count_votes(queries.vectors, bank.vectors, (torch.from_numpy(truth).to(device), bank_labels), settings,
+                        leave_one_out, progress)
     most = bank_size(len(bank.names), leave_one_out)
     scores, per_class_ap = [], None
     for place, (k, temperature) in enumerate(settings):
@@ -151,7 +169,9 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     by_class = dict(sorted(per_class_json(classes, matrix, per_class_ap).items()))
     return KnnResult(config.preset, bank.features, bank, queries, leave_one_out, scores,
                      {name: (one["count"], one["top1"]) for name, one in by_class.items()}, bank.encoder,
-                     overlap(queries, bank, leave_one_out, votes.nearest.numpy()), classes, matrix, by_class,
+                     overlap(queries, bank, leave_one_out, votes.nearest.numpy()), tuned,
+                     find_suspects(votes, truth, classes, queries, bank) if config.suspects else [], classes, matrix,
+                     by_class,
                      {"top1": first == truth}, str(device), time.perf_counter() - begun)
 
 
@@ -190,8 +210,9 @@ def read_sides(config: KnnConfig) -> tuple[Side, Side]:
 
 
 def settings_of(config: KnnConfig) -> list[tuple[int, float]]:
-    """Every (k, T): as given, or the preset's, or 200 and 0.1."""
-    _, ks, temperatures = KNN_PRESETS[config.preset] if config.preset else (None, DEFAULT_K, DEFAULT_TEMPERATURE)
+    """Every (k, T): as given, or the preset's, or the usual grid to choose from, or 200 and 0.1."""
+    _, ks, temperatures = KNN_PRESETS[config.preset] if config.preset else (
+        None, *((K_GRID, T_GRID) if config.tune else (DEFAULT_K, DEFAULT_TEMPERATURE)))
     return [(k, temperature) for k in config.k or ks for temperature in config.temperature or temperatures]
 
 
