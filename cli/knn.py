@@ -61,6 +61,8 @@ def _show(result, suspects: bool):
     if result.tuned:
         put(f"k and T: the best of {len(result.tuned.scores)} settings on {result.tuned.held_out} held-out images of "
             "the bank")
+    put("\n" + table(["baseline", "top-1"], [[name, value_text(values["top1"])]
+                                             for name, values in result.baselines.items()], "top-1"))
     if len(result.by_class) <= SHOWN_CLASSES:
         rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", f"{one['precision']:.2f}"]
                 for name, one in result.by_class.items()]

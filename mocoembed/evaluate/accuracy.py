@@ -13,7 +13,7 @@ import torch
 from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MismatchError
-from mocoembed.evaluate import measures
+from mocoembed.evaluate import baselines, measures
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
@@ -21,7 +21,7 @@ from mocoembed.evaluate.suspects import Suspect, find_suspects
 from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
-from mocoembed.knn import accuracy, bank_size
+from mocoembed.knn import accuracy, bank_size, classify
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import KNN_PRESETS
 from mocoembed.workspace import Workspace
@@ -75,6 +75,10 @@ class KnnResult:
     """How k and T were chosen; `None`: they were given."""
     suspects: list[Suspect]
     """Suspected wrong labels; empty unless they were asked for."""
+    baselines: dict[str, dict[str, Measured]]
+    """Baseline -> its measures, for the first k and temperature."""
+    without: list[str]
+    """Why there are no baselines of pixels."""
     classes: list[str]
     """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
     matrix: np.ndarray
@@ -103,7 +107,8 @@ class KnnResult:
         """Everything as plain JSON types: the schema of all evaluations, and the keys of earlier versions."""
         shared = Evaluation(
             "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
-            self.by_class, (self.classes, self.matrix), self.outcomes, device=self.device, seconds=self.seconds)
+            self.by_class, (self.classes, self.matrix), self.outcomes, baselines=baselines.as_json(self.baselines),
+            device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
                 "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json(),
                 **({"suspects": [one.as_json() for one in self.suspects]} if self.suspects else {})}
@@ -131,8 +136,9 @@ class KnnResult:
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
-        return notes if self.bank.identity == self.queries.identity and not self.leave_one_out else [
-            *notes, *self.overlap.notes(self.leave_one_out)]
+        if self.bank.identity != self.queries.identity or self.leave_one_out:
+            notes += self.overlap.notes(self.leave_one_out)
+        return [*notes, *baselines.notes_of(self.baselines, "top1", self.scores[0].top1), *self.without]
 
 
 def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> KnnResult:
@@ -165,12 +171,15 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
         scores.append(KnnScore(min(k, most), k, temperature, top1,
                                top5 if len(bank_classes) >= FEWEST_FOR_TOP5 else None, values))
     first = votes.predicted[0][:, 0].cpu().numpy()
+    found, without = baselines.baselines(
+        bank, queries, config.baselines, lambda *both: top1_of(both[0], both[1], number, settings[0], leave_one_out))
     matrix = measures.confusion(truth, first, len(classes))
     by_class = dict(sorted(per_class_json(classes, matrix, per_class_ap).items()))
     return KnnResult(config.preset, bank.features, bank, queries, leave_one_out, scores,
                      {name: (one["count"], one["top1"]) for name, one in by_class.items()}, bank.encoder,
                      overlap(queries, bank, leave_one_out, votes.nearest.numpy()), tuned,
-                     find_suspects(votes, truth, classes, queries, bank) if config.suspects else [], classes, matrix,
+                     find_suspects(votes, truth, classes, queries, bank) if config.suspects else [],
+                     {"majority class": baselines.majority_class(bank, queries), **found}, without, classes, matrix,
                      by_class,
                      {"top1": first == truth}, str(device), time.perf_counter() - begun)
 
@@ -192,6 +201,15 @@ def values_of(votes: Votes, place: int, truth: np.ndarray, bank_classes: int,
         return values, None
     each, values["ap"] = measures.class_precision(votes.shares[place].cpu().numpy(), truth)
     return values, each
+
+
+def top1_of(bank: Side, queries: Side, number: dict[str, int], setting: tuple[int, float],
+            leave_one_out: bool) -> dict[str, Measured]:
+    """The top-1 of other vectors for the same labels, whose numbers are given, by one k and temperature."""
+    bank_labels, truth = (torch.tensor([number[name] for name in side.names], device=side.vectors.device)
+                          for side in (bank, queries))
+    predicted, = classify(queries.vectors, bank.vectors, bank_labels, [setting], leave_one_out)
+    return {"top1": measures.share((predicted[:, 0] == truth).cpu().numpy())}
 
 
 def read_sides(config: KnnConfig) -> tuple[Side, Side]:
