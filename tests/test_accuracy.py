@@ -1,8 +1,6 @@
 """kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
 
 import json
-import pathlib
-import runpy
 
 import numpy as np
 import pytest
@@ -179,24 +177,6 @@ def test_command_without_anything(tmp_path, run_cli):
     status, out, err = run_cli("knn", "--workspace", tmp_path)
     assert (status, out) == (2, "")
     assert "mocoembed embed" in err
-
-
-def test_benchmark_compares_files(workspace, make_embeddings, capsys):
-    script = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "knn_accuracy.py"))
-    made_up, real = make_embeddings("bank", clouds("aabb"), "aabb", features="projection"), workspace / "embeddings.h5"
-    arguments = ["--alone", "real", str(real), "--pair", "made-up", made_up, made_up]
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "-k", "1,3", "--format", "json"])
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["name"], row["k"], row["queries"]) for row in rows] == [
-        ("made-up", 1, 4), ("made-up", 3, 4), ("real", 1, "leave-one-out"), ("real", 3, "leave-one-out")]
-    expected = knn_accuracy(KnnConfig(bank=str(real), k=(1,))).scores[0]
-    assert (rows[2]["top1"], rows[2]["top5"]) == (round(expected.top1, 2), "-")
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "--preset", "dino"])
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:4] for line in table if "dino" in line] == [
-        ["| real", "dino", "backbone", str(k)] for k in (10, 20, 23, 23)]
 
 
 def test_measures_of_uneven_classes_are_scikit_learns(make_embeddings):

@@ -15,9 +15,10 @@ from mocoembed.config.commands import (
     InfoConfig,
     SearchConfig,
 )
+from mocoembed.config.compare import CompareConfig
 from mocoembed.config.knn import KnnConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
 
-__all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]
+__all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
+           "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]

@@ -83,8 +83,8 @@ class Overlap:
     identical: int
     """Queries with the bytes of an image of the bank (leave-one-out: of another image)."""
     near: int | None
-    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included; `None`: the bank has
-    too few images to see how alike they are."""
+    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included; `None`: the bank
+    has too few images to see how alike they are."""
     threshold: float | None
     bytes_known: bool
     """Whether the files have digests; without them `identical` is 0."""
