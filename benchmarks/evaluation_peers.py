@@ -87,7 +87,7 @@ def scikit(peers: Peers):
     from sklearn.metrics import average_precision_score
 
     similarities, relevant = peers.similarities()
-    ours = ranked.measures_of(ranked.rank(similarities, relevant), (1,), "steps")["map"]
+    ours = ranked.measures_of(ranked.places_of(similarities.numpy(), relevant.numpy()), (1,), "steps")["map"]
     keep = torch.isfinite(similarities).numpy()
     theirs = np.array([average_precision_score(one[kept], row[kept]) for one, row, kept in zip(
         relevant.numpy(), similarities.double().numpy(), keep)])
@@ -102,7 +102,7 @@ def metric_learning(peers: Peers):
     from pytorch_metric_learning.utils.inference import CustomKNN
 
     similarities, relevant = peers.similarities()
-    ours = ranked.measures_of(ranked.rank(similarities, relevant), (1,), "steps")
+    ours = ranked.measures_of(ranked.places_of(similarities.numpy(), relevant.numpy()), (1,), "steps")
     names = {"map_at_r": "mean_average_precision_at_r", "r_precision": "r_precision",
              "precision_at_1_over_k": "precision_at_1"}
     calculator = AccuracyCalculator(include=tuple(names.values()), k="max_bin_count",
@@ -118,7 +118,7 @@ def revisitop(peers: Peers, folder: pathlib.Path):
     """mAP by trapezoids and P@k; the query itself is junk, as they say."""
     compute_map = function_of(folder / "python" / "evaluate.py", "compute_ap", "compute_map")["compute_map"]
     similarities, relevant = peers.similarities()
-    ours = ranked.measures_of(ranked.rank(similarities, relevant), KS, "revisitop")
+    ours = ranked.measures_of(ranked.places_of(similarities.numpy(), relevant.numpy()), KS, "revisitop")
     ranks = similarities.sort(dim=1, descending=True, stable=True).indices.T.numpy()
     truth = [{"ok": np.flatnonzero(one), "junk": np.flatnonzero(~np.isfinite(row))}
              for one, row in zip(relevant.numpy(), similarities.numpy())]
