@@ -9,7 +9,7 @@ OUTPUT is a workspace, in which FOLDER is embedded and indexed first unless that
 vectors of length 1 fill the embeddings up to so many rows. Each run is a process of its own; `imports` are the times to
 import the libraries, each in a process of its own.
 
-`--ready 2000,10000` searches for so many ready vectors, near those of the collection, beside FAISS alone, in turns and
+`--ready` searches for 2,000 and 10,000 ready vectors, near those of the collection, beside FAISS alone, in turns and
 1,024 at a time; the least times count. `--compare` embeds every image of the folder both ways and tells the least
 cosine and how often the first ten hits are the same.
 """
@@ -42,6 +42,7 @@ from mocoembed.workspace import Workspace
 
 LIBRARIES = ("numpy", "h5py", "PIL.Image", "faiss", "onnxruntime", "torch", "torchvision")
 AT_ONCE = 1 << 12  # rows of random numbers
+READY = (2_000, 10_000)  # vectors searched for
 
 
 def seconds(command: list[str]) -> float:
@@ -130,28 +131,8 @@ def search_ready(places: Workspace, count: int, runs: int):
     print(f"{count} ready vectors, k 10: {least:.3f} s, FAISS alone {theirs:.3f} s: {least / theirs:.2f} times")
 
 
-@click.command(help=__doc__, context_settings={"max_content_width": 110})
-@click.argument("output")
-@click.argument("folder")
-@click.option("--encoder", required=True)
-@click.option("--image-size", default=224, show_default=True)
-@click.option("--rows", default=0)
-@click.option("--runs", default=7, show_default=True)
-@click.option("--ready")
-@click.option("--compare", "comparing", is_flag=True)
-def main(output, folder, encoder, image_size, rows, runs, ready, comparing):
-    """Prepare, then time or compare."""
-    places = Workspace(output)
-    prepare(places, folder, encoder, image_size, rows)
-    with EmbeddingFile(places.embeddings) as file:
-        print(f"{len(file)} rows of dimension {file.dimension}")
-    if comparing:
-        compare(places, folder)
-        return
-    if ready:
-        for count in map(int, ready.split(",")):
-            search_ready(places, count, runs)
-        return
+def from_the_prompt(output: str, folder: str, runs: int):
+    """Time the command, and the imports."""
     listing = scan(folder)
     command = [sys.executable, "-m", "mocoembed", "search", os.fsdecode(listing.full_path(0)), "--workspace", output]
     seconds(command)  # which hashes the index
@@ -164,6 +145,30 @@ def main(output, folder, encoder, image_size, rows, runs, ready, comparing):
         print(f"search, {kind}: {told(some)}")
     for library in LIBRARIES:
         print(f"import {library}: {told([seconds([sys.executable, '-c', f'import {library}']) for _ in range(3)])}")
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 110})
+@click.argument("output")
+@click.argument("folder")
+@click.option("--encoder", required=True)
+@click.option("--image-size", default=224, show_default=True)
+@click.option("--rows", default=0)
+@click.option("--runs", default=7, show_default=True)
+@click.option("--ready", "instead", flag_value="ready")
+@click.option("--compare", "instead", flag_value="compare")
+def main(output, folder, encoder, image_size, rows, runs, instead):
+    """Prepare, then time or compare."""
+    places = Workspace(output)
+    prepare(places, folder, encoder, image_size, rows)
+    with EmbeddingFile(places.embeddings) as file:
+        print(f"{len(file)} rows of dimension {file.dimension}")
+    if instead == "compare":
+        compare(places, folder)
+    elif instead == "ready":
+        for count in READY:
+            search_ready(places, count, runs)
+    else:
+        from_the_prompt(output, folder, runs)
 
 
 if __name__ == "__main__":

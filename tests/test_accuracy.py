@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from mocoembed import memory
-from mocoembed.config import EmbedConfig, KnnConfig
+from mocoembed.config import EmbedConfig, IndexConfig, KnnConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
+from mocoembed.search.build import build_index
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:
@@ -293,3 +294,63 @@ def test_tuning_that_makes_no_sense(make_embeddings):
         knn_accuracy(KnnConfig(make_embeddings("bank", np.eye(2), "ab"), query, tune=True))
     with pytest.raises(CollectionError, match="too few to choose"):
         knn_accuracy(KnnConfig(make_embeddings("one", np.eye(2)[:1], "a"), query, tune=True))
+
+
+# ------------------------------------------------------------------------------------------- through an index
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def bank_with_index(make_embeddings, tmp_path):
+    """`bank_with_index(kind)`: embeddings with unlabelled rows, more than half of them, and their index."""
+    def make(kind: str) -> tuple[str, str]:
+        classes = "ab??c?d???" * 40
+        path = make_embeddings("bank", unit(clouds(classes, 3)), classes, normalized=True)
+        build_index(IndexConfig(path, output=str(tmp_path / "bank.faiss"), type=kind, allow_lower_recall=True))
+        return path, str(tmp_path / "bank.faiss")
+
+    return make
+
+
+def accuracies(result) -> list[tuple]:
+    return [(one.k, one.temperature, one.top1, one.top5) for one in result.scores]
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_an_exact_index_gives_the_same(bank_with_index, make_embeddings, queries, tmp_path):
+    path, index = bank_with_index("flat")
+    other = make_embeddings("queries", unit(clouds("abcd" * 9, 5)), "abcd" * 9, normalized=True) if queries else None
+    ks = (1, 20, 150, 500)
+    exact, through = (knn_accuracy(KnnConfig(path, other, k=ks, temperature=(0.07,), device="cpu", index=one,
+                                             baselines=False)) for one in (None, index))
+    assert accuracies(exact) == accuracies(through)
+    np.testing.assert_array_equal(exact.matrix, through.matrix)
+    assert "neighbours by the index: flat index, recall@10 1.000; the accuracies of all neighbours can differ" \
+        in through.notes()
+    assert exact.protocol.digest != through.protocol.digest
+
+
+def test_an_approximate_index_comes_near_and_every_query_has_k_neighbours(bank_with_index):
+    path, index = bank_with_index("ivf-flat")
+    exact, through = (knn_accuracy(KnnConfig(path, k=(5, 159), temperature=(0.1,), device="cpu", index=one,
+                                             baselines=False)) for one in (None, index))
+    assert [one.k for one in through.scores] == [5, 159]
+    for one, other in zip(exact.scores, through.scores):
+        assert abs(one.top1 - other.top1) <= 10
+    assert exact.scores[1].top1 == through.scores[1].top1  # all that can vote
+
+
+def test_an_index_of_other_rows_or_of_distances_is_refused(bank_with_index, make_embeddings, tmp_path):
+    path, index = bank_with_index("flat")
+    other = make_embeddings("other", unit(clouds("ab" * 9)), "ab" * 9, normalized=True)
+    with pytest.raises(MismatchError, match="was built from 400 rows"):
+        knn_accuracy(KnnConfig(other, k=(1,), index=index, device="cpu", baselines=False))
+    with pytest.raises(UsageError, match=r"--index absent.faiss: is not a file"):
+        knn_accuracy(KnnConfig(path, k=(1,), index="absent.faiss", device="cpu", baselines=False))
+    far = make_embeddings("far", clouds("ab" * 9), "ab" * 9)
+    build_index(IndexConfig(far, output=str(tmp_path / "far.faiss")))
+    with pytest.raises(UsageError, match="goes by distance, not by cosine"):
+        knn_accuracy(KnnConfig(far, k=(1,), index=str(tmp_path / "far.faiss"), device="cpu", baselines=False))

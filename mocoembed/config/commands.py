@@ -210,12 +210,17 @@ class DuplicatesConfig:
     this collection are, as that depends on the encoder."""
     exact_only: bool = False
     """Find only files with the same bytes; vectors are not compared."""
+    index: str | None = None
+    """Index file of the embeddings to find near-duplicates by, for large collections. An approximate one may miss some,
+    and says how many of the nearest neighbours it finds."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
 
     def __post_init__(self):
         require(self, "threshold", self.threshold == "auto" if isinstance(self.threshold, str)
                 else 0 < self.threshold <= 1, "auto, or a number above 0, 1 at most")
+        if self.exact_only and self.index is not None:
+            raise UsageError("--index: bytes are compared without an index. Leave out --index or --exact-only.")
 
 
 @dataclass(frozen=True)

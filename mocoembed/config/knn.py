@@ -33,6 +33,9 @@ class KnnConfig:
     baselines: bool | None = None
     """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
     where it takes seconds and the images are still there."""
+    index: str | None = None
+    """Index file of the bank to find the neighbours by, for large banks. An approximate one misses some neighbours, and
+    says how many. By default, every image of the bank is compared."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 

@@ -18,6 +18,7 @@ from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
 from mocoembed.evaluate.suspects import Suspect, find_suspects
+from mocoembed.evaluate.through_index import neighbours_of
 from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
@@ -89,6 +90,8 @@ class KnnResult:
     """`top1` -> (Q,) bool: which queries are right, for the first k and temperature."""
     device: str
     seconds: float
+    index: str | None = None
+    """The index by which the neighbours were found, and its recall; `None`: all of the bank were compared."""
 
     @property
     def protocol(self) -> Protocol:
@@ -99,6 +102,8 @@ class KnnResult:
                     "vote": "exp(s/T) summed by class", "leave_one_out": self.leave_one_out,
                     "k": [k for k, _ in grid], "T": [temperature for _, temperature in grid],
                     "chosen_by": HOW if self.tuned else None, "ties": "the lower row, then the lower class"}
+        if self.index:
+            settings["neighbours"] = self.index
         if self.tuned is None:
             return Protocol("knn", settings)
         return Protocol("knn", settings, self.tuned.chosen(), self.tuned.scores, self.tuned.at_edge)
@@ -130,6 +135,8 @@ class KnnResult:
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
                          " images can vote; all of them do")
+        if self.index:
+            notes.append(f"neighbours by the index: {self.index}; the accuracies of all neighbours can differ")
         if self.tuned and self.tuned.at_edge:
             notes.append(f"the choice k {self.tuned.setting[0]}, T {self.tuned.setting[1]:g} stands at the edge of the "
                          "grid; a wider one may do better: -k and --temperature")
@@ -160,8 +167,9 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     truth = np.array([number[name] for name in queries.names])
     tuned = tune(bank, bank_labels, settings, progress) if config.tune else None
     settings = [tuned.setting] if tuned else settings
-    votes = count_votes(queries.vectors, bank.vectors, (torch.from_numpy(truth).to(device), bank_labels), settings,
-                        leave_one_out, progress)
+    sides = queries.vectors, bank.vectors, (torch.from_numpy(truth).to(device), bank_labels)
+    with neighbours_of(config.index, bank) as (find, index):
+        votes = count_votes(*sides, settings, leave_one_out, progress, find)
     most = bank_size(len(bank.names), leave_one_out)
     scores, per_class_ap = [], None
     for place, (k, temperature) in enumerate(settings):
@@ -181,7 +189,7 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
                      find_suspects(votes, truth, classes, queries, bank) if config.suspects else [],
                      {"majority class": baselines.majority_class(bank, queries), **found}, without, classes, matrix,
                      by_class,
-                     {"top1": first == truth}, str(device), time.perf_counter() - begun)
+                     {"top1": first == truth}, str(device), time.perf_counter() - begun, index)
 
 
 def values_of(votes: Votes, place: int, truth: np.ndarray, bank_classes: int,

@@ -4,7 +4,7 @@ Neighbours are searched once, for the largest k, and forgotten piece by piece, s
 and of the answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +42,13 @@ class Votes:
 
 def count_votes(queries: torch.Tensor, bank: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor],
                 settings: Sequence[tuple[int, float]], leave_one_out: bool = False,
-                progress: Callable[[int, int], None] = lambda done, total: None) -> Votes:
+                progress: Callable[[int, int], None] = lambda done, total: None,
+                find: Callable[..., Iterator[tuple[torch.Tensor, torch.Tensor]]] = neighbours) -> Votes:
     """The votes of the rows of `bank` (N, D) on `queries` (Q, D).
 
     labels: numbers of the classes of the queries (Q,) and of the bank (N,) int64; those of the bank count from 0, and
     a higher one is a class that the bank does not have. settings: (k, T) of each vote. `progress(done, total)` counts
-    queries.
+    queries; `find` is called as `neighbours`.
     """
     truth, bank_labels = labels
     classes, most = int(bank_labels.max()) + 1, max(k for k, _ in settings)
@@ -57,7 +58,7 @@ def count_votes(queries: torch.Tensor, bank: torch.Tensor, labels: tuple[torch.T
     shares: list[list[torch.Tensor]] = [[] for _ in range(kept)]
     nearest: list[tuple[torch.Tensor, ...]] = []
     first = 0
-    for similarities, rows in neighbours(queries, bank, most, leave_one_out, progress):
+    for similarities, rows in find(queries, bank, most, leave_one_out, progress):
         neighbour_labels = bank_labels[rows]  # Q x k
         own = truth[first:first + len(rows)]
         first += len(rows)

@@ -20,14 +20,15 @@ from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.facts import Failure
 from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, MismatchError, UsageError
+from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
-from mocoembed.search.index import SearchIndex, read_manifest
+from mocoembed.search.index import SearchIndex
+from mocoembed.search.matching import embeddings_path, open_both
 from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
@@ -225,36 +226,3 @@ class Pair:
         file = self.file
         return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]),
                                 np.array(file.digest(), "V32")).cosine
-
-
-def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
-    """The embeddings file of an index file: `given`, or the one that it names, relative to itself.
-
-    Raises `UsageError` when it is not there.
-    """
-    path = pathlib.Path(given or os.path.normpath(index.parent / read_manifest(index)["embeddings"]["path"]))
-    if not path.is_file():
-        raise UsageError(f"The embeddings file {str(path)!r} of {index} does not exist. "
-                         "If it has moved, give it with --embeddings FILE.")
-    return path
-
-
-def open_both(index: pathlib.Path, embeddings: pathlib.Path) -> tuple[SearchIndex, EmbeddingFile]:
-    """An index and the embeddings file that it was built from; `MismatchError` when that holds other rows by now."""
-    file = EmbeddingFile(embeddings)
-    try:
-        _require_same_rows(index, read_manifest(index), file)  # before the index, which may be large, is loaded
-        opened = SearchIndex.open(index)
-        _require_same_rows(index, opened.manifest, file)  # it may have been replaced meanwhile
-        return opened, file
-    except BaseException:
-        file.close()
-        raise
-
-
-def _require_same_rows(index: pathlib.Path, manifest: dict, file: EmbeddingFile):
-    built_from = manifest["embeddings"]
-    if file.identity != built_from["rows_sha256"]:
-        raise MismatchError(f"{index} was built from {built_from['count']} rows ({built_from['rows_sha256'][:12]}), "
-                            f"but {file.path} has {len(file)} rows ({file.identity[:12]}).\n"
-                            f"Run mocoembed index again: mocoembed index {file.path} --output {index}")
