@@ -1,19 +1,18 @@
 """kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
 
 import json
-import pathlib
-import runpy
 
 import numpy as np
 import pytest
 
 from mocoembed import memory
-from mocoembed.config import EmbedConfig, KnnConfig
+from mocoembed.config import EmbedConfig, IndexConfig, KnnConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
+from mocoembed.search.build import build_index
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:
@@ -47,7 +46,7 @@ def test_two_files_are_joined_by_name(make_embeddings):
     for one in result.scores:
         expected = top1_by_loops(queries, query_classes, bank, bank_classes, one.k, one.temperature)
         assert one.top1 == pytest.approx(expected)
-        assert one.top5 == pytest.approx(100 * 6 / 7)  # four classes in the bank: all but e
+        assert one.top5 is None  # four classes in the bank: all but e would be right
     assert result.per_class["e"] == (1, 0.0)
     assert sum(count * top1 for count, top1 in result.per_class.values()) / 7 == pytest.approx(result.scores[0].top1)
     assert any("only 33" in note for note in result.notes())
@@ -71,7 +70,16 @@ def test_one_file_leaves_each_row_out_and_the_unlabelled_away(make_embeddings):
 def test_one_image_and_two_classes(make_embeddings):
     bank, queries = make_embeddings("bank", [[1, 0], [0, 1]], "ab"), make_embeddings("queries", [[9, 1]], "a")
     result = knn_accuracy(KnnConfig(bank=bank, queries=queries))
-    assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, 100.0, 2)
+    assert (result.scores[0].top1, result.scores[0].top5, result.scores[0].k) == (100.0, None, 2)
+
+
+def test_top5_is_told_from_six_classes_on(make_embeddings):
+    """The nearest five of seven corners of a cube are of five classes; its opposite corners are of the others."""
+    bank = make_embeddings("bank", np.eye(7), "abcdefg")
+    query = make_embeddings("query", [[7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7]], "ea")
+    result = knn_accuracy(KnnConfig(bank=bank, queries=query, k=(7,)))
+    assert (result.scores[0].top1, result.scores[0].top5) == (0.0, 50.0)
+    assert result.as_json()["results"][0]["values"]["top5"]["value"] == 50.0
 
 
 def test_one_file_on_both_sides_is_said(make_embeddings):
@@ -138,9 +146,14 @@ def test_command_on_a_workspace(workspace, run_cli):
     assert "only 23 images can vote" in err
     status, out, _ = run_cli("knn", "--workspace", workspace, "--json")
     value = json.loads(out)
-    assert set(value) == {"preset", "features", "leave_one_out", "bank", "queries", "results", "per_class", "encoder"}
+    assert {"preset", "features", "leave_one_out", "bank", "queries", "results", "per_class", "encoder"} < set(value)
     assert value["bank"]["path"] == str(workspace / "embeddings.h5")
-    assert value["results"] == [{"k": 23, "T": 0.1, "top1": value["results"][0]["top1"], "top5": 100.0}]
+    (result,) = value["results"]
+    assert (result["k"], result["T"], "top5" in result) == (23, 0.1, False)  # three classes
+    assert result["values"]["top1"]["value"] == result["top1"]
+    assert (value["kind"], value["schema"], value["task"]) == ("mocoembed evaluation", 1, "knn")
+    assert np.sum(value["confusion"]["counts"]) == len(value["outcomes"]["queries"]) == 24
+    assert sum(value["outcomes"]["top1"]) == round(24 * result["top1"] / 100)
     assert {name: one["count"] for name, one in value["per_class"].items()} == {"blue": 8, "green": 8, "red": 8}
 
 
@@ -167,19 +180,177 @@ def test_command_without_anything(tmp_path, run_cli):
     assert "mocoembed embed" in err
 
 
-def test_benchmark_compares_files(workspace, make_embeddings, capsys):
-    script = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "knn_accuracy.py"))
-    made_up, real = make_embeddings("bank", clouds("aabb"), "aabb", features="projection"), workspace / "embeddings.h5"
-    arguments = ["--alone", "real", str(real), "--pair", "made-up", made_up, made_up]
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "-k", "1,3", "--format", "json"])
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["name"], row["k"], row["queries"]) for row in rows] == [
-        ("made-up", 1, 4), ("made-up", 3, 4), ("real", 1, "leave-one-out"), ("real", 3, "leave-one-out")]
-    expected = knn_accuracy(KnnConfig(bank=str(real), k=(1,))).scores[0]
-    assert (rows[2]["top1"], rows[2]["top5"]) == (round(expected.top1, 2), round(expected.top5, 2))
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "--preset", "dino"])
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:4] for line in table if "dino" in line] == [
-        ["| real", "dino", "backbone", str(k)] for k in (10, 20, 23, 23)]
+def test_measures_of_uneven_classes_are_scikit_learns(make_embeddings):
+    """Against scikit-learn's classifier: its vote by a function of the distances, without weights, and its metrics."""
+    from sklearn import metrics
+    from sklearn.neighbors import KNeighborsClassifier
+
+    bank_classes, query_classes = "a" * 30 + "b" * 9 + "c" * 4, "a" * 40 + "b" * 12 + "c" * 5
+    bank, queries = (clouds(classes, seed).astype(np.float32) for seed, classes in enumerate((bank_classes,
+                                                                                              query_classes)))
+    result = knn_accuracy(KnnConfig(bank=make_embeddings("bank", bank, bank_classes), k=(7,), temperature=(0.3,),
+                                    queries=make_embeddings("queries", queries, query_classes)))
+    unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (bank.astype(float), queries.astype(float))]
+    truth = np.array(list(query_classes))
+    weighted, majority = (
+        KNeighborsClassifier(7, weights=weights, algorithm="brute").fit(unit[0], list(bank_classes))
+        for weights in (lambda distances: np.exp((1 - distances ** 2 / 2) / 0.3), "uniform"))
+    predicted = weighted.predict(unit[1])
+    values = result.scores[0].values
+    assert values["top1"].value / 100 == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert values["majority"].value / 100 == pytest.approx(metrics.accuracy_score(truth, majority.predict(unit[1])))
+    assert values["balanced"].value / 100 == pytest.approx(metrics.balanced_accuracy_score(truth, predicted))
+    assert values["top1"].value - values["balanced"].value > 2  # the small classes are harder
+    shares = weighted.predict_proba(unit[1])
+    ap = metrics.average_precision_score(truth[:, None] == weighted.classes_, shares, average=None)
+    assert [one["ap"] / 100 for one in result.by_class.values()] == pytest.approx(ap, abs=1e-6)
+    assert values["ap"].value / 100 == pytest.approx(ap.mean(), abs=1e-6)
+    assert np.array_equal(result.matrix, metrics.confusion_matrix(truth, predicted))
+    precision = metrics.precision_score(truth, predicted, average=None)
+    assert [one["precision"] / 100 for one in result.by_class.values()] == pytest.approx(precision)
+
+
+def test_shares_that_do_not_fit_are_left_out(make_embeddings, monkeypatch):
+    from mocoembed.evaluate import votes
+
+    path = make_embeddings("bank", clouds("aabbb" * 4), "aabbb" * 4)
+    config = KnnConfig(bank=path, k=(3, 5), temperature=(0.1,), suspects=True)
+    whole = knn_accuracy(config)
+    monkeypatch.setattr(votes, "KEPT", 40)  # 20 queries and two classes: one setting
+    part = knn_accuracy(config)
+    assert [list(one.values) for one in part.scores] == [["top1", "majority", "balanced", "ap"],
+                                                         ["top1", "majority", "balanced"]]
+    monkeypatch.setattr(votes, "KEPT", 1)
+    none = knn_accuracy(config)
+    assert "ap" not in none.scores[0].values
+    assert none.suspects == part.suspects == whole.suspects
+    assert "ap" not in none.by_class["a"]
+
+
+def test_wrong_labels_are_suspected(make_embeddings, run_cli, tmp_path):
+    """Two of thirty images have the label of another class, and are the two suspects, with those that say so."""
+    classes = list("aaaaaaaaaabbbbbbbbbbcccccccccc")
+    vectors = np.eye(3)[["abc".index(one) for one in classes]]
+    vectors += 0.05 * np.random.default_rng(0).standard_normal((30, 3))
+    classes[3], classes[17] = "c", "a"
+    path = make_embeddings("bank", vectors, "".join(classes))
+    result = knn_accuracy(KnnConfig(bank=path, k=(5,), suspects=True))
+    assert {(one.label, one.suggested, one.path[-8:]) for one in result.suspects} == {
+        ("c", "a", "0003.png"), ("a", "b", "0017.png")}
+    for one in result.suspects:
+        assert one.share > 99
+        assert one.own_share < 1
+        assert {near.label for near in one.neighbours[:5]} == {one.suggested}
+        assert one.neighbours[0].score > 0.9
+        with EmbeddingFile(path) as file:
+            assert file.full_path(one.row).decode() == one.path
+            assert file.full_path(one.neighbours[0].row).decode() == one.neighbours[0].path
+    status, out, err = run_cli("knn", path, "-k", "5", "--suspects", "--sheet", tmp_path / "s.png")
+    assert status == 0
+    assert out.count("0003.png") == out.count("0017.png") == 1
+    assert "sheet:" in err
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    assert "suspects" not in json.loads(run_cli("knn", path, "-k", "5", "--json")[1])
+    assert len(json.loads(run_cli("knn", path, "-k", "5", "--suspects", "--json")[1])["suspects"]) == 2
+
+
+def test_settings_are_chosen_without_the_queries(make_embeddings):
+    classes = "aabbbccc" * 6
+    bank = make_embeddings("bank", clouds(classes, 1), classes)
+    queries = [make_embeddings(f"queries{i}", clouds(names, 2), names) for i, names in enumerate(
+        ("abcabcab", "bcabcabc"))]  # the same vectors under other labels
+    results = [knn_accuracy(KnnConfig(bank, one, k=(1, 5, 40), temperature=(0.05, 0.5), tune=True)) for one in queries]
+    assert results[0].tuned == results[1].tuned
+    assert results[0].protocol.digest == results[1].protocol.digest
+    tuned = results[0].tuned
+    assert len(results[0].scores) == 1
+    assert (results[0].scores[0].asked_k, results[0].scores[0].temperature) == tuned.setting
+    assert len(tuned.scores) == 6
+    best = max(tuned.scores, key=lambda one: one["top1"])  # the first of the best
+    assert (best["k"], best["T"]) == tuned.setting
+    assert tuned.held_out == 10  # 2 of 12, 4 of 18, 4 of 18
+    value = results[0].as_json()["protocol"]
+    assert value["chosen"]["k"] == tuned.setting[0]
+    assert value["at_edge"] == tuned.at_edge
+    plain = knn_accuracy(KnnConfig(bank, queries[0], k=(tuned.setting[0],), temperature=(tuned.setting[1],)))
+    assert plain.scores[0].top1 == results[0].scores[0].top1
+    assert plain.protocol.digest != results[0].protocol.digest
+
+
+def test_the_edge_of_the_grid_is_told(make_embeddings):
+    classes = "ab" * 30
+    config = KnnConfig(make_embeddings("bank", clouds(classes), classes), make_embeddings("q", clouds("ab", 1), "ab"),
+                       k=(1, 2, 30), temperature=(0.1,), tune=True)
+    result = knn_accuracy(config)
+    assert result.tuned.at_edge == (result.tuned.setting[0] == 30)
+    assert any("edge of the grid" in note for note in result.notes()) == result.tuned.at_edge
+
+
+def test_tuning_that_makes_no_sense(make_embeddings):
+    with pytest.raises(UsageError, match="--tune: without QUERIES"):
+        KnnConfig("bank.h5", tune=True)
+    query = make_embeddings("q", np.eye(2), "ab")
+    with pytest.raises(CollectionError, match="single image"):
+        knn_accuracy(KnnConfig(make_embeddings("bank", np.eye(2), "ab"), query, tune=True))
+    with pytest.raises(CollectionError, match="too few to choose"):
+        knn_accuracy(KnnConfig(make_embeddings("one", np.eye(2)[:1], "a"), query, tune=True))
+
+
+# ------------------------------------------------------------------------------------------- through an index
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def bank_with_index(make_embeddings, tmp_path):
+    """`bank_with_index(kind)`: embeddings with unlabelled rows, more than half of them, and their index."""
+    def make(kind: str) -> tuple[str, str]:
+        classes = "ab??c?d???" * 40
+        path = make_embeddings("bank", unit(clouds(classes, 3)), classes, normalized=True)
+        build_index(IndexConfig(path, output=str(tmp_path / "bank.faiss"), type=kind, allow_lower_recall=True))
+        return path, str(tmp_path / "bank.faiss")
+
+    return make
+
+
+def accuracies(result) -> list[tuple]:
+    return [(one.k, one.temperature, one.top1, one.top5) for one in result.scores]
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_an_exact_index_gives_the_same(bank_with_index, make_embeddings, queries, tmp_path):
+    path, index = bank_with_index("flat")
+    other = make_embeddings("queries", unit(clouds("abcd" * 9, 5)), "abcd" * 9, normalized=True) if queries else None
+    ks = (1, 20, 150, 500)
+    exact, through = (knn_accuracy(KnnConfig(path, other, k=ks, temperature=(0.07,), device="cpu", index=one,
+                                             baselines=False)) for one in (None, index))
+    assert accuracies(exact) == accuracies(through)
+    np.testing.assert_array_equal(exact.matrix, through.matrix)
+    assert "neighbours by the index: flat index, recall@10 1.000; the accuracies of all neighbours can differ" \
+        in through.notes()
+    assert exact.protocol.digest != through.protocol.digest
+
+
+def test_an_approximate_index_comes_near_and_every_query_has_k_neighbours(bank_with_index):
+    path, index = bank_with_index("ivf-flat")
+    exact, through = (knn_accuracy(KnnConfig(path, k=(5, 159), temperature=(0.1,), device="cpu", index=one,
+                                             baselines=False)) for one in (None, index))
+    assert [one.k for one in through.scores] == [5, 159]
+    for one, other in zip(exact.scores, through.scores):
+        assert abs(one.top1 - other.top1) <= 10
+    assert exact.scores[1].top1 == through.scores[1].top1  # all that can vote
+
+
+def test_an_index_of_other_rows_or_of_distances_is_refused(bank_with_index, make_embeddings, tmp_path):
+    path, index = bank_with_index("flat")
+    other = make_embeddings("other", unit(clouds("ab" * 9)), "ab" * 9, normalized=True)
+    with pytest.raises(MismatchError, match="was built from 400 rows"):
+        knn_accuracy(KnnConfig(other, k=(1,), index=index, device="cpu", baselines=False))
+    with pytest.raises(UsageError, match=r"--index absent.faiss: is not a file"):
+        knn_accuracy(KnnConfig(path, k=(1,), index="absent.faiss", device="cpu", baselines=False))
+    far = make_embeddings("far", clouds("ab" * 9), "ab" * 9)
+    build_index(IndexConfig(far, output=str(tmp_path / "far.faiss")))
+    with pytest.raises(UsageError, match="goes by distance, not by cosine"):
+        knn_accuracy(KnnConfig(far, k=(1,), index=str(tmp_path / "far.faiss"), device="cpu", baselines=False))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.config import DuplicatesConfig, EmbedConfig
+from mocoembed.config import DuplicatesConfig, EmbedConfig, IndexConfig
 from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.embed.extract import embed_images
@@ -17,6 +17,7 @@ from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import Interrupted, UsageError
 from mocoembed.search import duplicates as module
 from mocoembed.search import sheet
+from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
 from mocoembed.search.sheet import SIGNATURE, duplicates_sheet
 
@@ -221,3 +222,41 @@ def test_command_without_duplicates_and_with_wrong_calls(workspace, tmp_path, ru
                                (("--sheet", "s.jpg"), "must end in .png")]:
         status, out, err = run_cli("duplicates", "--workspace", workspace, *arguments)
         assert (status, out, message in err) == (2, "", True)
+
+
+# ------------------------------------------------------------------------------------------- through an index
+
+
+@pytest.fixture
+def many_copies(make_embeddings, tmp_path):
+    """`many_copies(kind)`: vectors with 30 pairs, one group of 60 and 10 alone; their file and index."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((41, 16))
+    vectors = np.concatenate([centres[:30], centres[:30], np.repeat(centres[30:31], 60, 0), centres[31:]])
+    vectors += 0.001 * random.standard_normal(vectors.shape)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def make(kind: str) -> tuple[str, str]:
+        path = make_embeddings("copies", vectors, "a" * len(vectors), normalized=True)
+        build_index(IndexConfig(path, output=str(tmp_path / "copies.faiss"), type=kind, allow_lower_recall=True))
+        return path, str(tmp_path / "copies.faiss")
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-flat", "ivf-sq8"])
+def test_an_index_finds_the_same_groups(many_copies, kind, monkeypatch, run_cli):
+    monkeypatch.setattr(module, "MOST_ROWS", 50)
+    path, index = many_copies(kind)
+    exact, through = (find_duplicates(DuplicatesConfig(path, threshold=0.99, index=one)) for one in (None, index))
+    assert rows_of(exact) == rows_of(through)
+    assert sorted(len(group.members) for group in through.groups) == [2] * 30 + [60]
+    assert through.compared == f"{kind} index, recall@10 1.000"
+    status, out, _ = run_cli("duplicates", path, "--threshold", "0.99", "--index", index)
+    assert (status, f"(cosine 0.99 or more, {kind} index, recall@10 1.000; " in out) == (0, True)
+
+
+def test_an_index_needs_vectors(many_copies):
+    path, index = many_copies("flat")
+    with pytest.raises(UsageError, match="--index: bytes are compared without an index"):
+        DuplicatesConfig(path, exact_only=True, index=index)

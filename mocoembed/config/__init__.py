@@ -12,11 +12,13 @@ from mocoembed.config.commands import (
     EmbedConfig,
     ExportConfig,
     InfoConfig,
-    KnnConfig,
     SearchConfig,
 )
+from mocoembed.config.compare import CompareConfig
 from mocoembed.config.index import IndexConfig
+from mocoembed.config.knn import KnnConfig
 from mocoembed.config.pretrain import PretrainConfig
+from mocoembed.config.retrieval import RetrievalConfig
 
-__all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "PretrainConfig", "SearchConfig"]
+__all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
+           "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]

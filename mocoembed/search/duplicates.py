@@ -23,7 +23,9 @@ from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
 from mocoembed.search.build import require_vectors
 from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.index import SearchIndex
 from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
+from mocoembed.search.matching import index_by_cosine, told
 from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -32,6 +34,7 @@ PROBED = 32  # cells of the index that are looked into beyond that
 TRAINED_ON = 64  # vectors for each cell
 PAIR_BYTES = 1 << 28  # memory that the pairs of a block may take if every one is found
 MOST_ROWS, LEAST_ROWS = 2048, 16  # in a block
+NEIGHBOURS, MOST_NEIGHBOURS = 10, 1000  # that an index is asked for, which join whole groups by their chains
 UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 
 
@@ -138,10 +141,15 @@ def find_duplicates(config: DuplicatesConfig,
             components.join(rows)
         compared, threshold = "bytes", None
         if not config.exact_only:
-            needed = len(file) * (4 * file.dimension + ID_BYTES) + WORKING_BYTES + PAIR_BYTES
+            index = None if config.index is None else index_by_cosine(config.index, file)
+            held = 0 if index is not None else len(file) * (4 * file.dimension + ID_BYTES)
+            needed = held + WORKING_BYTES + PAIR_BYTES
             with within_memory(f"Comparing {len(file)} vectors of dimension {file.dimension}", needed):
                 threshold = _threshold(config, file, digests)
-                compared = _join_near(file, components, threshold.cosine, progress, stop)
+                if index is not None:
+                    compared = _join_found(index, file, components, threshold.cosine, progress, stop)
+                else:
+                    compared = _join_near(file, components, threshold.cosine, progress, stop)
         groups = []
         for rows in components.groups():
             groups.append(_group(file, rows, config.root))
@@ -208,7 +216,7 @@ def _join_near(file: EmbeddingFile, components: Components, threshold: float, pr
         sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
         index.train(unit(file.embeddings[sample]))
     step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * count)))
-    least = np.nextafter(np.float32(threshold), np.float32(0)) - np.float32(1e-6)  # FAISS wants more, not equal
+    least = _least(threshold)
     for first in range(0, count, step):
         vectors = unit(file.embeddings[first:first + step])
         index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
@@ -217,11 +225,36 @@ def _join_near(file: EmbeddingFile, components: Components, threshold: float, pr
             near, itself = found[bounds[row]:bounds[row + 1]], first + row
             if len(near) > 1 or (len(near) == 1 and near[0] != itself):
                 components.join(np.append(near, itself))
-        done = first + len(vectors)
-        progress(done, count)
-        stop.raise_if_set(f"Stopped after {done} of {count} images; there is no result. "
-                          "Run the same command again.")
+        _advance(first + len(vectors), count, progress, stop)
     return compared
+
+
+def _least(threshold: float) -> np.float32:
+    """FAISS wants more, not equal."""
+    return np.nextafter(np.float32(threshold), np.float32(0)) - np.float32(1e-6)
+
+
+def _advance(done: int, count: int, progress, stop: StopRequest):
+    progress(done, count)
+    stop.raise_if_set(f"Stopped after {done} of {count} images; there is no result. Run the same command again.")
+
+
+def _join_found(index: SearchIndex, file: EmbeddingFile, components: Components, threshold: float, progress,
+                stop: StopRequest) -> str:
+    """The same by an index: each row's nearest neighbours, more and more while the last one is near enough."""
+    count, source, least = len(file), index.rows(file), _least(threshold)
+    for first in range(0, count, MOST_ROWS):
+        rows, wanted = np.arange(first, min(first + MOST_ROWS, count)), min(NEIGHBOURS, count)
+        vectors = unit(file.embeddings[first:first + MOST_ROWS])
+        while len(rows):
+            scores, found = source.nearest(vectors, wanted)
+            near = (scores >= least) & (found >= 0)
+            for row in np.flatnonzero((near & (found != rows[:, None])).any(axis=1)):
+                components.join(np.append(found[row][near[row]], rows[row]))
+            more = near.all(axis=1) & (wanted < min(count, MOST_NEIGHBOURS))
+            rows, vectors, wanted = rows[more], vectors[more], min(4 * wanted, count)
+        _advance(min(first + MOST_ROWS, count), count, progress, stop)
+    return told(index)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

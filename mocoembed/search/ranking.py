@@ -7,7 +7,8 @@ none is left, so a query gets k hits whenever there are so many.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,8 +40,7 @@ class Wishes:
     diverse: bool = False
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A hit as numbers."""
 
     row: int
@@ -56,6 +56,7 @@ class Ranking:
         self.file, self.wishes = file, wishes
         self.source = self._source(index)
         self.pool = POOL * wishes.k if wishes.diverse else wishes.k
+        self._all_count = wishes.selected is None and wishes.unique is None and wishes.min_score == -np.inf
 
     def _source(self, index: IndexRows | None) -> IndexRows | ExactRows:
         """The index, unless it may miss selected images or would be asked for very many to find them.
@@ -112,6 +113,8 @@ class Ranking:
     def _choose(self, scores: np.ndarray, rows: np.ndarray, left_out: np.ndarray, is_all: bool) -> list[Found] | None:
         """The hits among candidates in their order; `None` when more candidates are needed."""
         wishes = self.wishes
+        if self._all_count and not len(left_out) and len(rows) >= self.pool and rows[self.pool - 1] >= 0:
+            return self._first_of(scores, rows)
         good = rows >= 0
         if wishes.selected is not None:
             good &= wishes.selected[rows]
@@ -125,7 +128,10 @@ class Ranking:
             return self._folded(scores, rows, wishes.unique, is_all)
         if len(rows) < self.pool and not is_all:
             return None
-        return [Found(row, score) for row, score in zip(rows[:self.pool].tolist(), scores[:self.pool].tolist())]
+        return self._first_of(scores, rows)
+
+    def _first_of(self, scores: np.ndarray, rows: np.ndarray) -> list[Found]:
+        return list(map(Found, rows[:self.pool].tolist(), scores[:self.pool].tolist()))
 
     def _folded(self, scores: np.ndarray, rows: np.ndarray, threshold: float, is_all: bool) -> list[Found] | None:
         """The first of each kind of near-duplicates, with the number of those before the next distinct image."""
@@ -137,7 +143,7 @@ class Ranking:
             if same is None and kept and (cosines := vectors @ vector).max() >= threshold:
                 same = int(cosines.argmax())
             if same is not None:
-                kept[same] = replace(kept[same], folded=kept[same].folded + 1)
+                kept[same] = kept[same]._replace(folded=kept[same].folded + 1)
             elif len(kept) == self.pool:
                 return kept  # the next distinct image: nothing after it counts
             else:
