@@ -88,14 +88,14 @@ class Pair:
         require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
         require_root(config.root)
         self.root = config.root
-        index_path = pathlib.Path(config.index or workspace.index)
+        index_path = pathlib.Path(config.index or default_index(workspace, config.embeddings))
         index_state = state_of(index_path)  # before it is opened: a later change shows
         if config.index is None and not index_path.exists():
             path = workspace.embeddings_file(config.embeddings)
             embeddings_state, self.file = state_of(path), EmbeddingFile(path)
             self.index: SearchIndex | NoIndex = NoIndex.of(self.file, note)
         else:
-            path = embeddings_path(workspace.index_file(config.index), config.embeddings)
+            path = embeddings_path(workspace.index_file(str(index_path)), config.embeddings)
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
         self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
@@ -184,7 +184,7 @@ class Pair:
             data = read_bytes(name)
         return self.pixels(data, crop, name), data
 
-    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "of the query") -> np.ndarray:
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "query") -> np.ndarray:
         """(S, S, 3) uint8: the same of the bytes of an image file."""
         return query_pixels(data, name, self.transform, self.file.full_decode, crop,
                             not is_without_torch(self._encoder))
@@ -222,6 +222,18 @@ class Pair:
         label = int(self._labels[found.row])
         return Hit(rank, found.score, path, None if label == NO_LABEL else self._label_names[label], found.row,
                    int(self._ids[found.row]), found.folded if with_folded else None)
+
+
+def default_index(workspace: Workspace, embeddings: str | None) -> pathlib.Path:
+    """Where the index of an embeddings file is: beside it; or it is the workspace's, when that was built from it."""
+    if embeddings is None:
+        return workspace.index
+    beside = workspace.embeddings_file(embeddings).with_suffix(workspace.index.suffix)
+    if beside.exists() or not workspace.index.exists():
+        return beside
+    with EmbeddingFile(embeddings) as file:
+        built_from = read_manifest(workspace.index)["embeddings"]["rows_sha256"] == file.identity
+    return workspace.index if built_from else beside
 
 
 def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:

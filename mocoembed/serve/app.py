@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import resource
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -174,6 +176,19 @@ def address_of(config: ServeConfig, port: int, key: str | None) -> str:
 
 class _Uvicorn(uvicorn.Server):
     answering: Callable[[], None]
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        """Signals end the server, which is its usual end: uvicorn's own would kill the process with them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def startup(self, sockets=None):
         """As uvicorn's, and tells it."""

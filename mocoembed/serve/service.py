@@ -64,19 +64,14 @@ class Service:
 
     def copies_of(self, collection: Collection) -> Job:
         """The work of finding the near-duplicates of a collection, whose result is a `Copies`."""
-        def found(job: Job) -> Copies:
-            with self.following.use(collection):
-                return Copies(collection, job)
-
         if self._copies is None or self._copies[0] is not collection:
-            self._copies = collection, Job(found)
+            self._copies = collection, Job(lambda job: Copies(collection, job))
         return self._copies[1]
 
     async def _warm_up(self):
         """One search before requests are promised quick answers; one image is embedded, too."""
-        with self.following.use() as collection:
-            if len(collection):
-                await self.run(collection.warm_up)
+        if len(self.following.current):
+            await self.run(self.following.current.warm_up)
         self.ready = True
 
     async def _follow(self):
@@ -93,6 +88,6 @@ class Service:
         try:
             async with self.images.turn():
                 pixels = await self.run(collection.pixels, data, crop)
-            return await self.batches.embed(collection.searcher.embed, pixels)
+            return await self.batches.embed(collection.pair.embed, pixels)
         finally:
             self.batches.expected -= 1
