@@ -21,10 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mocoembed.config.serve import ServeConfig
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
-from mocoembed.serve.answers import Refusal, refused
+from mocoembed.serve.answers import Refusal, in_words, refused
 from mocoembed.serve.connections import Connection
 from mocoembed.serve.entering import login_of
-from mocoembed.serve.parameters import in_words
 from mocoembed.serve.refusals import RefusalLog
 from mocoembed.serve.routes import routes_of
 from mocoembed.serve.security import READS, Hosts, Security, Tokens

@@ -21,6 +21,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.pair import Pair
 from mocoembed.search.queries import combined
 from mocoembed.search.ranking import Wishes
+from mocoembed.serve.answers import Refusal, in_words
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,16 @@ class Collection:
         return row if row < len(self) and self.file.paths[row] == name else None
 
     def mask(self, wanted: Wanted) -> np.ndarray | None:
-        """(N,) bool: the rows that a filter selects; `None`: all. Raises `UsageError` where none is."""
-        mask = self.pair.mask(wanted.filter) if wanted.filter else None
+        """(N,) bool: the rows that a filter selects; `None`: all. A `Refusal` (404) where none is."""
+        try:
+            mask = self.pair.mask(wanted.filter) if wanted.filter else None
+        except UsageError as error:
+            raise Refusal(404, in_words(error), "nothing selected") from error
         if wanted.min_side:
             large = np.minimum(self.width, self.height) >= wanted.min_side
             mask = large if mask is None else mask & large
             if not mask.any():
-                raise UsageError(f"min_side {wanted.min_side}: 0 of {len(self)} images match.")
+                raise Refusal(404, f"min_side {wanted.min_side}: 0 of {len(self)} images match.", "nothing selected")
         return mask
 
     # ---------------------------------------------------------------------------------------------- search

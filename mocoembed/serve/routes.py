@@ -12,8 +12,14 @@ from starlette.routing import Route
 from mocoembed.serve import metrics
 from mocoembed.serve.answers import Json, Refusal
 from mocoembed.serve.collection import Collection, Wanted
+from mocoembed.serve.copies import Copies
+from mocoembed.serve.health import report
+from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
+from mocoembed.serve.openapi import description
 from mocoembed.serve.parameters import (
+    MOST_ROWS,
+    MOST_SIDE,
     REPEATED,
     Asked,
     allow,
@@ -28,10 +34,9 @@ from mocoembed.serve.parameters import (
 )
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
-from mocoembed.serve.thumbnails import LARGE_QUALITY, jpeg, original
+from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, jpeg, original
 
-LARGEST, LARGE = 4096, 2048  # pixels of the longer side
-MOST_ROWS, MOST_GROUPS = 1_000, 200
+MOST_GROUPS = 200
 SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
 KEEP = "private, max-age=86400, immutable"  # of what is asked for with its version
@@ -45,7 +50,8 @@ def routes_of(service: Service, files: StaticFiles) -> list[Route]:
         Route("/api/embed", api.embed, methods=["POST"]),
         Route("/api/images/{row:int}", api.image), Route("/api/thumbnails/{row:int}", api.thumbnail),
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
-        Route("/api/duplicates", api.duplicates), Route("/api/map", api.map),
+        Route("/api/duplicates", api.duplicates), Route("/api/health-report", api.health_report),
+        Route("/api/openapi.json", api.openapi), Route("/api/map", api.map),
         Route("/api/live", api.live), Route("/api/ready", api.is_ready), Route("/metrics", api.metrics),
         *(Route(path, files.answer) for path in files.paths),
     ]
@@ -141,7 +147,7 @@ class Api:
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
-        wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, 1_000_000))
+        wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
         collection = self.service.following.current
         require_version(given, collection)
 
@@ -166,12 +172,29 @@ class Api:
         offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
         collection = self.service.following.current
         require_version(given, collection)
-        job = self.service.copies_of(collection)
+
+        def made(copies: Copies) -> dict:
+            return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
+
+        return await self._of_job(self.service.job("copies", collection, Copies), made)
+
+    async def health_report(self, request: Request) -> Response:
+        """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        return await self._of_job(self.service.job("health", collection, report), lambda found: found)
+
+    async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
         async with self.service.slow.turn():
             if not await self.service.run(job.wait, SECONDS_OF_JOB):
                 return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
-            return Json(await self.service.run(job.result().groups, None if math.isnan(threshold) else threshold,
-                                               offset, limit))
+            return Json(await self.service.run(made, job.result()))
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
+        allow(request.query_params)
+        return Json(description())
 
     async def map(self, request: Request) -> Response:
         """The points of the map."""
@@ -180,8 +203,9 @@ class Api:
 
     async def labels(self, request: Request) -> Response:
         """The labels with the numbers of their images."""
-        allow(request.query_params)
+        allow(request.query_params, "version")
         collection = self.service.following.current
+        require_version(request.query_params, collection)
         return Json({"version": collection.version, "labels": collection.label_counts()})
 
     async def info(self, request: Request) -> Response:
