@@ -99,6 +99,7 @@ class Pair:
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
         self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
+        self._above = os.fsencode(config.root) if config.root else self.file.root
         self._encoder: Any = None
         self.transform: EvaluationTransform | None = None
         self._embedding = threading.Lock()
@@ -206,7 +207,7 @@ class Pair:
                 for some in found]
 
     def _full(self, path: bytes) -> str:
-        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
+        return os.fsdecode(os.path.join(self._above, path))
 
     def path_of(self, row: int) -> str:
         """Full path of a row's image."""

@@ -18,6 +18,7 @@ from mocoembed.errors import UsageError
 from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
+from mocoembed.search.hits import Hit
 from mocoembed.search.pair import Pair
 from mocoembed.search.queries import combined
 from mocoembed.search.ranking import Wishes
@@ -143,7 +144,7 @@ class Collection:
         return [[self._hit(hit) for hit in hits[wanted.offset:]]
                 for hits in self.pair.chosen(vectors, wishes, excluded)]
 
-    def _hit(self, hit: Any) -> dict:
+    def _hit(self, hit: Hit) -> dict:
         return {**hit.as_json(), "width": int(self.width[hit.row]), "height": int(self.height[hit.row])}
 
     def duplicates_from(self) -> float:
