@@ -20,7 +20,7 @@ from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.pair import Pair
-from mocoembed.search.queries import combined
+from mocoembed.search.queries import Query, Selves, combined
 from mocoembed.search.ranking import Wishes
 from mocoembed.serve.answers import Refusal, in_words
 
@@ -53,6 +53,7 @@ class Collection:
         self.root = os.fsencode(os.path.abspath(root)) if root else self.file.root
         self.version = self.file.identity[:16]
         self._duplicates_from: float | None = None
+        self._selves: Selves | None = None
 
     def __len__(self):
         return len(self.ids)
@@ -103,6 +104,12 @@ class Collection:
             name = name[len(self.root.rstrip(b"/")) + 1:]
         row = bisect.bisect_left(self.file.paths, name)
         return row if row < len(self) and self.file.paths[row] == name else None
+
+    def same_bytes(self, data: bytes) -> np.ndarray:
+        """(n,) int64: the rows of images with these bytes."""
+        if self._selves is None:
+            self._selves = Selves(self.file)
+        return self._selves.rows(Query("query"), data)
 
     def mask(self, wanted: Wanted) -> np.ndarray | None:
         """(N,) bool: the rows that a filter selects; `None`: all. A `Refusal` (404) where none is."""

@@ -74,15 +74,17 @@ class Api:
         if _is_json(request) and not crop:
             async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
                 return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
-        asked = await self._asked(request, collection, crop)
+        asked = await self._asked(request, collection, crop, wanted.exclude_self)
         async with self.service.searches.turn():
             return await self.service.run(_answer, collection, asked, wanted)
 
-    async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...]) -> Asked:
+    async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...],
+                     of_self: bool = False) -> Asked:
         if not _is_json(request):
             async with self.service.bodies.body(request, MOST_UPLOAD) as data:
                 vector = await self.service.embedded(collection, data, crop)
-            return Asked(vector[None], [np.empty(0, np.int64)])
+                selves = await self.service.run(collection.same_bytes, data) if of_self else np.empty(0, np.int64)
+            return Asked(vector[None], [selves])
         async with self.service.bodies.body(request, MOST_JSON) as data:
             asked = await self.service.run(lambda: asked_of(json_of(data), collection))
         return await self._cropped(collection, asked, crop) if crop else asked
