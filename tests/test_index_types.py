@@ -396,12 +396,12 @@ import pathlib, resource, sys
 from mocoembed.config import IndexConfig
 from mocoembed.search.build import build_index
 from mocoembed.search.kinds import KINDS, Plan
-plan = Plan(KINDS[sys.argv[2]], %d, %d)
+plan = Plan(KINDS[sys.argv[2]], 1500, 32)
 taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 limit = taken + plan.peak + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9, fresh=True)).manifest["type"])
-""" % (COUNT, LENGTH)
+"""
 
 
 @pytest.mark.parametrize("name", ["flat", "rabitq"])

@@ -19,6 +19,8 @@ from mocoembed.config.index import IndexConfig
 from mocoembed.config.knn import KnnConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
+from mocoembed.config.serve import ServeConfig
 
 __all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
-           "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]
+           "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig",
+           "ServeConfig"]
