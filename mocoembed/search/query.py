@@ -3,6 +3,7 @@
 Index, embeddings file and encoder must belong together; a foreign or outdated one is refused.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -87,16 +88,22 @@ def iterate_search(config: SearchConfig,
                 at_once, begun, vectors, selves = min(2 * at_once, MOST_AT_ONCE), done, [], []
 
 
-def read_query(name: str, transform, full_decode: bool, crop: Sequence[int] = (),
-               with_torch: bool = True) -> tuple[np.ndarray, bytes]:
-    """(S, S, 3) uint8: the query, or its region `crop`, as the encoder sees it; and its bytes.
+def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Sequence[int] = (),
+                 with_torch: bool = True) -> np.ndarray:
+    """(S, S, 3) uint8: the query `name`, or its region `crop`, as the encoder sees it.
 
     Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
     """
-    try:
-        data = read_bytes(name)
+    with readable(name):
         image = EncodedImage(data, full_decode, transform.value_range)
-        return transform.pixels(Region(image, crop, name) if crop else image, with_torch), data
+        return transform.pixels(Region(image, crop, name) if crop else image, with_torch)
+
+
+@contextlib.contextmanager
+def readable(name: str):
+    """Turn whatever is raised while the query `name` is read into a `CollectionError`; `UsageError` stays."""
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:  # whatever a decoder raises
@@ -156,12 +163,12 @@ class Searcher:
         some = [images] if is_one(images) else list(images)
         if not some:
             return []
-        wishes = Wishes(k, self._mask(filter) if filter else None, min_score,
+        wishes = Wishes(k, self.mask(filter) if filter else None, min_score,
                         self.duplicates_from() if unique else None, diverse)
         hits = self.chosen(self._vectors(some), wishes)
         return hits[0] if is_one(images) else hits
 
-    def _mask(self, chosen: Filter) -> np.ndarray:
+    def mask(self, chosen: Filter) -> np.ndarray:
         """(N,) bool: the rows that a filter selects; the latest filters are remembered."""
         if (mask := self._masks.get(chosen)) is None:
             mask = chosen.mask(self.file)
@@ -212,8 +219,14 @@ class Searcher:
 
     def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
         """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
-        return read_query(name, self.transform, self.file.full_decode, crop,
-                          not is_without_torch(self._encoder))
+        with readable(name):
+            data = read_bytes(name)
+        return self.pixels(data, crop, name), data
+
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "of the query") -> np.ndarray:
+        """(S, S, 3) uint8: the same of the bytes of an image file."""
+        return query_pixels(data, name, self.transform, self.file.full_decode, crop,
+                            not is_without_torch(self._encoder))
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""

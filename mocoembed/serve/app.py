@@ -1,0 +1,132 @@
+"""The server: a `ServeConfig` -> an address that answers, until a signal ends it."""
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mocoembed.config.serve import ServeConfig
+from mocoembed.errors import CollectionError, MocoembedError, UsageError
+from mocoembed.notes import say_nothing
+from mocoembed.serve.answers import Refusal, refused
+from mocoembed.serve.parameters import in_words
+from mocoembed.serve.routes import routes_of
+from mocoembed.serve.security import Hosts, Security, Tokens
+from mocoembed.serve.service import Service
+from mocoembed.serve.static_files import StaticFiles
+
+SECONDS_TO_FINISH = 30  # after SIGTERM
+
+
+class Watched:
+    """ASGI middleware: counts and times requests, and answers errors in JSON."""
+
+    def __init__(self, app: ASGIApp, service: Service, tell: Callable[[Scope, Refusal], None]):
+        self.app, self.service, self.tell = app, service, tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), 500
+
+        async def watched_send(message: Message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        finally:
+            route = scope.get("route")
+            self.service.metrics.request(route.path if route else "none", scope["method"], status,
+                                         time.perf_counter() - begun)
+
+
+def app_of(service: Service, files: StaticFiles | None = None, tokens: Tokens | None = None) -> ASGIApp:
+    """The ASGI application of a service."""
+
+    def tell(scope: Scope, refusal: Refusal):
+        service.metrics.refusal(refusal.reason)
+
+    async def answer(request: Request, error: Exception) -> Response:
+        refusal = refusal_of(error)
+        tell(request.scope, refusal)
+        response = refused(refusal)
+        if request.method not in ("GET", "HEAD"):
+            response.headers["Connection"] = "close"
+        return response
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        service.start()
+        yield
+        await service.stop()
+
+    kinds = (Refusal, HTTPException, MocoembedError, Exception)
+    app = Starlette(routes=routes_of(service, files or StaticFiles()), lifespan=lifespan,
+                    exception_handlers={kind: answer for kind in kinds})
+    app.router.redirect_slashes = False  # a redirection's address would come from the Host header
+    guarded = Security(app, Hosts(service.config), tokens or Tokens(service.config), tell)
+    return Watched(guarded, service, tell)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What is answered to a request that failed with `error`."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, UsageError):
+        return Refusal(400, in_words(error))
+    if isinstance(error, CollectionError):
+        return Refusal(422, str(error), "unreadable image")
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, {404: "There is no such page.", 405: "This method is not allowed here."}.get(
+            error.status_code, "The request cannot be answered."))
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
+    return Refusal(500, "The server failed; its log says why.", "error")
+
+
+def bound(config: ServeConfig) -> socket.socket:
+    """A socket that listens on the address; `UsageError` when that is taken."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"--host {config.host} --port {config.port}: {error.strerror or error}. Give another --port; "
+                         "0 is any that is free.") from error
+    return listening
+
+
+def serve(config: ServeConfig, note: Callable[[str], None] = say_nothing,
+          answering: Callable[[str], None] = lambda address: None):
+    """Serve until SIGINT or SIGTERM. `answering(address)` is called once the server answers."""
+    listening = bound(config)
+    service = Service(config, note)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{listening.getsockname()[1]}/"
+    settings = uvicorn.Config(app_of(service), log_config=None, access_log=False, ws="none", lifespan="on",
+                              server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    _Server(settings, lambda: answering(address)).run([listening])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, settings: uvicorn.Config, answering: Callable[[], None]):
+        super().__init__(settings)
+        self._answering = answering
+
+    async def startup(self, sockets=None):
+        """As uvicorn's, and tells it."""
+        await super().startup(sockets)
+        self._answering()

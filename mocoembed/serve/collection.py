@@ -1,0 +1,210 @@
+"""What is served: an embeddings file with its index and encoder, and the facts that every answer needs.
+
+A `Collection` does not change; when its files are replaced, another one takes its place (`following`).
+"""
+
+import bisect
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mocoembed.config.serve import ServeConfig
+from mocoembed.data.images import NO_LABEL
+from mocoembed.errors import UsageError
+from mocoembed.search.exact import NoIndex
+from mocoembed.search.filters import Filter
+from mocoembed.search.queries import combined
+from mocoembed.search.query import Searcher
+from mocoembed.search.ranking import Wishes
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a `Searcher` wants to know."""
+
+    workspace: str
+    index: str | None
+    embeddings: str | None
+    root: str | None
+    encoder: str | None = None
+    device: str = "auto"
+    torch: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What hits are wished for."""
+
+    k: int = 10
+    offset: int = 0
+    filter: Filter | None = None
+    min_side: int = 0
+    """Least width and height in pixels."""
+    min_score: float = -math.inf
+    unique: bool = False
+    diverse: bool = False
+    exclude_self: bool = False
+
+
+def opening(config: ServeConfig) -> Opening:
+    """Which files are opened: those that are given, or the workspace's."""
+    index = config.index
+    if index is None and config.embeddings is not None:
+        beside = pathlib.Path(config.embeddings).with_suffix(".faiss")
+        index = str(beside) if beside.is_file() else None
+    return Opening(config.workspace, index, config.embeddings, config.root)
+
+
+class Collection:
+    """An open collection; several threads may use it at once."""
+
+    def __init__(self, config: ServeConfig, note: Callable[[str], None]):
+        self.searcher = _searcher(opening(config), note)
+        self.file, self.config = self.searcher.file, config
+        self.ids = self.file.ids()
+        self.labels, self.label_names = self.file.labels(), self.file.label_names
+        self.width, self.height = self.file.width(), self.file.height()
+        self._by_id = np.argsort(self.ids, kind="stable")
+        self.root = os.fsencode(os.path.abspath(config.root)) if config.root else self.file.root
+        self.version = self.file.identity[:16]
+        self._duplicates_from: float | None = None
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether images can be searched for that are not in the collection."""
+        return self.searcher.transform is not None
+
+    def close(self):
+        """Close the files."""
+        self.searcher.close()
+
+    def files(self) -> list[pathlib.Path]:
+        """The files that it was read from."""
+        index = self.searcher.index
+        return [self.file.path] if isinstance(index, NoIndex) else [index.path, self.file.path]
+
+    # ------------------------------------------------------------------------------------------------ rows
+
+    def digest(self, row: int) -> str:
+        """SHA-256 of a row's image in hexadecimal digits."""
+        return self.file.digest[row].hex()
+
+    def path(self, row: int) -> bytes:
+        """Full path of a row's image."""
+        return os.path.join(self.root, self.file.paths[row])
+
+    def label(self, row: int) -> str | None:
+        """Label of a row's image."""
+        number = int(self.labels[row])
+        return None if number == NO_LABEL else self.label_names[number]
+
+    def facts(self, rows: Sequence[int]) -> list[dict]:
+        """Plain JSON types: what is known of the images of some rows."""
+        paths = self.file.paths[np.asarray(rows, np.int64)] if len(rows) else []
+        return [{"row": row, "id": str(self.ids[row]), "path": os.fsdecode(os.path.join(self.root, path)),
+                 "label": self.label(row), "width": int(self.width[row]), "height": int(self.height[row])}
+                for row, path in zip(rows, paths)]
+
+    def row_of_id(self, number: int) -> int | None:
+        """The row with that id."""
+        place = int(np.searchsorted(self.ids, number, sorter=self._by_id))
+        row = int(self._by_id[place]) if place < len(self) else -1
+        return row if row >= 0 and self.ids[row] == number else None
+
+    def row_of_path(self, path: str) -> int | None:
+        """The row of a path, full or relative to the collection's root; rows are sorted by path."""
+        name = os.fsencode(path)
+        if name.startswith(self.root.rstrip(b"/") + b"/"):
+            name = name[len(self.root.rstrip(b"/")) + 1:]
+        row = bisect.bisect_left(self.file.paths, name)
+        return row if row < len(self) and self.file.paths[row] == name else None
+
+    def mask(self, wanted: Wanted) -> np.ndarray | None:
+        """(N,) bool: the rows that a filter selects; `None`: all. Raises `UsageError` where none is."""
+        mask = self.searcher.mask(wanted.filter) if wanted.filter else None
+        if wanted.min_side:
+            large = np.minimum(self.width, self.height) >= wanted.min_side
+            mask = large if mask is None else mask & large
+            if not mask.any():
+                raise UsageError(f"min_side {wanted.min_side}: 0 of {len(self)} images match.")
+        return mask
+
+    # ---------------------------------------------------------------------------------------------- search
+
+    def pixels(self, data: bytes, crop: Sequence[int] = ()) -> np.ndarray:
+        """(S, S, 3) uint8: an image or its region `crop`, as the encoder sees it; `CollectionError` if it is none."""
+        return self.searcher.pixels(data, crop)
+
+    def warm_up(self):
+        """Search for the first image, and embed one where images are embedded."""
+        if (transform := self.searcher.transform) is not None:
+            self.searcher.embed([np.zeros((transform.crop, transform.crop, 3), np.uint8)])
+        self.search(self.vectors([0]), Wanted(1))
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """(Q, D) float32: the vectors of some rows."""
+        return self.file.embeddings[np.asarray(rows, np.int64)]
+
+    def balance(self, like: np.ndarray, unlike: np.ndarray | None) -> np.ndarray:
+        """(1, D): one query of several vectors (Q, D), away from others (U, D)."""
+        return combined(like, unlike, True, self.file.normalized)
+
+    def search(self, vectors: np.ndarray, wanted: Wanted, excluded: Sequence[np.ndarray] = ()) -> list[list[dict]]:
+        """For each of `vectors` (Q, D), its hits as plain JSON types."""
+        wishes = Wishes(wanted.offset + wanted.k, self.mask(wanted), wanted.min_score,
+                        self.duplicates_from() if wanted.unique else None, wanted.diverse)
+        return [[self._hit(hit) for hit in hits[wanted.offset:]]
+                for hits in self.searcher.chosen(vectors, wishes, excluded)]
+
+    def _hit(self, hit: Any) -> dict:
+        return {**hit.as_json(), "width": int(self.width[hit.row]), "height": int(self.height[hit.row])}
+
+    def duplicates_from(self) -> float:
+        """The cosine from which on two images are near-duplicates."""
+        if self._duplicates_from is None:
+            self._duplicates_from = self.searcher.duplicates_from()
+        return self._duplicates_from
+
+    # ----------------------------------------------------------------------------------------------- facts
+
+    def label_counts(self) -> list[dict]:
+        """The labels with the numbers of their images, the most frequent first; `None` for those without."""
+        counts = np.bincount(self.labels + 1, minlength=len(self.label_names) + 1)
+        found = [{"label": name, "count": int(count)} for name, count in zip([None, *self.label_names], counts)
+                 if count]
+        return sorted(found, key=lambda one: -one["count"])
+
+    def info(self) -> dict:
+        """Everything about the collection, as plain JSON types."""
+        index, encoder = self.searcher.index, self.file.encoder
+        about: dict[str, Any] = {"type": "none", "exact": True, "recall_at_10": 1.0}
+        if not isinstance(index, NoIndex):
+            names = ("type", "metric", "recall_at_10", "latency_ms", "measured_on")
+            about = {"path": str(index.path), **{name: index.manifest.get(name) for name in names}}
+            about["exact"] = index.manifest.get("type") == "flat"
+        return {"version": self.version, "count": len(self), "dimension": self.file.dimension,
+                "embeddings": str(self.file.path), "root": os.fsdecode(self.root), "labels": self.label_counts(),
+                "failed": len(self.file.failed()), "features": self.file.features, "normalized": self.file.normalized,
+                "searches_images": self.encodes,
+                "encoder": {"fingerprint": self.file.fingerprint, "provenance": encoder.get("provenance", {})},
+                "index": about}
+
+
+def _searcher(files: Opening, note: Callable[[str], None]) -> Searcher:
+    """The searcher; without an encoder where there is none, so that the collection can be looked at anyway."""
+    try:
+        return Searcher(files, note)
+    except UsageError as error:
+        searcher = Searcher(files, note, encoder=False)
+        note(f"{error}\nUntil then, images of the collection can be searched for, and no others.")
+        return searcher
+
+
