@@ -91,13 +91,8 @@ export async function recordOf(row) {
   return known.get(row) ?? { row, path: '', label: null, width: 0, height: 0 };
 }
 
-/** Whether the server has a route: it answers it, or asks for another method or parameter. */
-export async function has(path) {
-  try {
-    const answer = await fetch(path, { method: 'GET' });
-    await answer.body?.cancel();
-    return answer.status !== 404;
-  } catch {
-    return false;
-  }
-}
+/** The routes that the server has, as its own description says. */
+export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set());
+
+/** Whether a map has been made. */
+export const hasMap = () => fetch('/api/map', { method: 'HEAD' }).then((answer) => answer.ok, () => false);

@@ -91,6 +91,16 @@ async function lookForChange() {
   } catch { /* the next request says so */ }
 }
 
+/** Show the tabs of those views that the server has something for. */
+async function offer() {
+  const routes = await api.routes();
+  tab('duplicates').hidden = !routes.has('/api/duplicates');
+  tab('health').hidden = !routes.has('/api/health-report');
+  if (!routes.has('/api/map') || !(await api.hasMap())) return;
+  modules.map ??= await import('./map.js');
+  tab('map').hidden = false;
+}
+
 async function main() {
   try {
     info = await api.info();
@@ -108,14 +118,8 @@ async function main() {
   query.listen();
   listen();
   marks.load(identityOf(info));
-  const optional = [['duplicates', '/api/duplicates?threshold=1'], ['health', '/api/health-report'], ['map', '/api/map']];
-  const wanted = state().view;
-  const looking = optional.map(async ([view, path]) => {
-    if (!(await api.has(path))) return;
-    if (view === 'map') modules.map = await import('./map.js');
-    tab(view).hidden = false;
-  });
-  if (wanted !== 'search') await Promise.all(looking);
+  const looking = offer();
+  if (state().view !== 'search') await looking;
   start(render);
   search.showLabels(await api.labels().catch(() => []));
 }
