@@ -1,7 +1,9 @@
 """The server: a `ServeConfig` -> an address that answers, until a signal ends it."""
 
+import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -11,23 +13,29 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mocoembed.config.serve import ServeConfig
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.serve.answers import Refusal, refused
+from mocoembed.serve.connections import Connection
+from mocoembed.serve.entering import login_of
 from mocoembed.serve.parameters import in_words
+from mocoembed.serve.refusals import RefusalLog
 from mocoembed.serve.routes import routes_of
-from mocoembed.serve.security import Hosts, Security, Tokens
+from mocoembed.serve.security import READS, Hosts, Security, Tokens
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
 
 SECONDS_TO_FINISH = 30  # after SIGTERM
+MOST_FILES = 65_536  # open at once, where the system sets no limit
+SECONDS_FOR_SENDING = 60.0  # a part of an answer
 
 
 class Watched:
-    """ASGI middleware: counts and times requests, and answers errors in JSON."""
+    """ASGI middleware: counts and times requests, and answers those that failed without a reason of their own."""
 
     def __init__(self, app: ASGIApp, service: Service, tell: Callable[[Scope, Refusal], None]):
         self.app, self.service, self.tell = app, service, tell
@@ -36,34 +44,41 @@ class Watched:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        begun, status = time.perf_counter(), 0
 
         async def watched_send(message: Message):
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await asyncio.wait_for(send(message), SECONDS_FOR_SENDING)
 
         try:
             await self.app(scope, receive, watched_send)
+        except (TimeoutError, asyncio.TimeoutError):  # a caller that does not read
+            self.service.metrics.refusal("unread")
+            raise ConnectionAbortedError from None
         finally:
             route = scope.get("route")
             self.service.metrics.request(route.path if route else "none", scope["method"], status,
                                          time.perf_counter() - begun)
 
 
-def app_of(service: Service, files: StaticFiles | None = None, tokens: Tokens | None = None) -> ASGIApp:
+def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -> ASGIApp:
     """The ASGI application of a service."""
+    log, files = RefusalLog(service.note), files or StaticFiles()
 
     def tell(scope: Scope, refusal: Refusal):
         service.metrics.refusal(refusal.reason)
+        log(scope, refusal)
 
     async def answer(request: Request, error: Exception) -> Response:
         refusal = refusal_of(error)
         tell(request.scope, refusal)
         response = refused(refusal)
-        if request.method not in ("GET", "HEAD"):
-            response.headers["Connection"] = "close"
+        if isinstance(error, HTTPException) and error.headers:
+            response.headers.update(error.headers)
+        if request.method not in READS:
+            response.headers["Connection"] = "close"  # the rest of a body is not waited for
         return response
 
     @contextlib.asynccontextmanager
@@ -72,12 +87,11 @@ def app_of(service: Service, files: StaticFiles | None = None, tokens: Tokens | 
         yield
         await service.stop()
 
-    kinds = (Refusal, HTTPException, MocoembedError, Exception)
-    app = Starlette(routes=routes_of(service, files or StaticFiles()), lifespan=lifespan,
-                    exception_handlers={kind: answer for kind in kinds})
+    login = Route("/login", login_of(tokens, files, service.bodies), methods=["GET", "POST"])
+    app = Starlette(routes=[login, *routes_of(service, files)], lifespan=lifespan,
+                    exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError)})
     app.router.redirect_slashes = False  # a redirection's address would come from the Host header
-    guarded = Security(app, Hosts(service.config), tokens or Tokens(service.config), tell)
-    return Watched(guarded, service, tell)
+    return Watched(Security(app, Hosts(service.config), tokens, tell), service, tell)
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -109,16 +123,30 @@ def bound(config: ServeConfig) -> socket.socket:
     return listening
 
 
+def allow_many_connections():
+    """Raise the number of files that may be open to what the system allows: a connection is one."""
+    with contextlib.suppress(ValueError, OSError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(soft, MOST_FILES) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def serve(config: ServeConfig, note: Callable[[str], None] = say_nothing,
           answering: Callable[[str], None] = lambda address: None):
     """Serve until SIGINT or SIGTERM. `answering(address)` is called once the server answers."""
+    allow_many_connections()
     listening = bound(config)
-    service = Service(config, note)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{host}:{listening.getsockname()[1]}/"
-    settings = uvicorn.Config(app_of(service), log_config=None, access_log=False, ws="none", lifespan="on",
-                              server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    service, tokens = Service(config, note), Tokens(config, listening.getsockname()[1])
+    settings = uvicorn.Config(app_of(service, tokens), http=Connection, ws="none", lifespan="on", log_config=None,
+                              access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    address = address_of(config, listening.getsockname()[1], tokens.key)
     _Server(settings, lambda: answering(address)).run([listening])
+
+
+def address_of(config: ServeConfig, port: int, key: str | None) -> str:
+    """Where the page is; with the one-time key that opens it."""
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(config.host, config.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{'' if key is None else f'login?key={key}'}"
 
 
 class _Server(uvicorn.Server):

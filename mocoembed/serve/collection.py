@@ -16,6 +16,7 @@ import numpy as np
 from mocoembed.config.serve import ServeConfig
 from mocoembed.data.images import NO_LABEL
 from mocoembed.errors import UsageError
+from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.queries import combined
@@ -94,8 +95,9 @@ class Collection:
     # ------------------------------------------------------------------------------------------------ rows
 
     def digest(self, row: int) -> str:
-        """SHA-256 of a row's image in hexadecimal digits."""
-        return self.file.digest[row].hex()
+        """SHA-256 of a row's image in hexadecimal digits; empty where unknown."""
+        digest = self.file.digest[row]
+        return "" if digest == UNKNOWN else digest.hex()
 
     def path(self, row: int) -> bytes:
         """Full path of a row's image."""

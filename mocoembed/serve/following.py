@@ -27,10 +27,10 @@ class Following:
         return collection
 
     @contextlib.contextmanager
-    def use(self) -> Iterator[Collection]:
-        """The collection of now, which stays open while the block runs."""
+    def use(self, collection: Collection | None = None) -> Iterator[Collection]:
+        """The collection of now, or one that is in use; it stays open while the block runs."""
         with self._lock:
-            collection = self.current
+            collection = collection or self.current
             self._users[id(collection)] = self._users.get(id(collection), 0) + 1
         try:
             yield collection

@@ -1,5 +1,6 @@
 """The API under /api: requests -> answers. `docs/serving.md` and `openapi` describe it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from mocoembed.serve.parameters import (
     filter_of,
     integer,
     json_of,
+    number,
     require_version,
     wanted_of,
 )
@@ -29,7 +31,8 @@ from mocoembed.serve.static_files import StaticFiles
 from mocoembed.serve.thumbnails import LARGE_QUALITY, jpeg, original
 
 LARGEST, LARGE = 4096, 2048  # pixels of the longer side
-MOST_ROWS = 1_000
+MOST_ROWS, MOST_GROUPS = 1_000, 200
+SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
 KEEP = "private, max-age=86400, immutable"  # of what is asked for with its version
 
@@ -46,6 +49,7 @@ def routes_of(service: Service, files: StaticFiles) -> list[Route]:
         Route("/api/embed", api.embed, methods=["POST"]),
         Route("/api/images/{row:int}", api.image), Route("/api/thumbnails/{row:int}", api.thumbnail),
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
+        Route("/api/duplicates", api.duplicates), Route("/api/map", api.map),
         Route("/api/live", api.live), Route("/api/ready", api.is_ready), Route("/metrics", api.metrics),
         Route("/{name:path}", static),
     ]
@@ -123,9 +127,10 @@ class Api:
         with self.service.following.use() as collection:
             require_version(given, collection)
             row = _row(request, collection)
-            headers = {"ETag": f'"{collection.digest(row)[:32]}-{kind}"',
-                       "Cache-Control": KEEP if "version" in given else "private, no-cache"}
-            if request.headers.get("if-none-match") == headers["ETag"]:
+            headers = {"Cache-Control": KEEP if "version" in given else "private, no-cache"}
+            if digest := collection.digest(row):
+                headers["ETag"] = f'"{digest[:32]}-{kind}"'
+            if digest and request.headers.get("if-none-match") == headers["ETag"]:
                 return Response(status_code=304, headers=headers)
             async with self.service.images.turn():
                 data = await self.service.run(made, collection, row)
@@ -156,6 +161,26 @@ class Api:
 
             async with self.service.searches.turn():
                 return Json(await self.service.run(found))
+
+    async def duplicates(self, request: Request) -> Response:
+        """Groups of near-duplicates; 202 with the progress while they are looked for."""
+        given = request.query_params
+        allow(given, "threshold", "offset", "limit", "version")
+        threshold = number(given, "threshold", math.nan)
+        offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
+        with self.service.following.use() as collection:
+            require_version(given, collection)
+            job = self.service.copies_of(collection)
+            async with self.service.slow.turn():
+                if not await self.service.run(job.wait, SECONDS_OF_JOB):
+                    return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
+                return Json(await self.service.run(job.result().groups, None if math.isnan(threshold) else threshold,
+                                                   offset, limit))
+
+    async def map(self, request: Request) -> Response:
+        """The points of the map."""
+        allow(request.query_params, "version")
+        raise Refusal(404, "There is no map of this collection yet.", "no map")
 
     async def labels(self, request: Request) -> Response:
         """The labels with the numbers of their images."""

@@ -65,10 +65,10 @@ class Hosts:
 class Tokens:
     """The secret, the one-time key of the link that is printed, and the cookie that stands for the secret."""
 
-    def __init__(self, config: ServeConfig):
+    def __init__(self, config: ServeConfig, port: int):
         self.secret, self.session = config.token, secrets.token_urlsafe(32)
-        self.key: str | None = secrets.token_urlsafe(24)
-        self.cookie = f"mocoembed-{config.port}"  # cookies do not tell ports apart
+        self.key = None if config.token is None else secrets.token_urlsafe(24)
+        self.cookie = f"mocoembed-{port}"  # cookies do not tell ports apart
 
     def is_known(self, headers: Headers) -> bool:
         """Whether a request carries the secret or the cookie; always, where there is no secret."""

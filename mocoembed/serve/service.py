@@ -13,7 +13,9 @@ from mocoembed.config.serve import ServeConfig
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.batches import Batches
 from mocoembed.serve.collection import Collection
+from mocoembed.serve.copies import Copies
 from mocoembed.serve.following import Following
+from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import Bodies, Gate
 from mocoembed.serve.metrics import Metrics
 from mocoembed.serve.thumbnails import Thumbnails
@@ -36,6 +38,7 @@ class Service:
         self.slow = Gate(1, 4)
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False
+        self._copies: tuple[Collection, Job] | None = None
         self._tasks: list[asyncio.Task] = []
 
     def start(self):
@@ -49,6 +52,8 @@ class Service:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._copies is not None:
+            await self.run(self._copies[1].stop)
         self.pool.shutdown(cancel_futures=True)
         self._encoding.shutdown(cancel_futures=True)
         self.following.close()
@@ -56,6 +61,16 @@ class Service:
     async def run(self, function: Callable, *arguments: Any) -> Any:
         """The result of a function that is run on another thread."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+
+    def copies_of(self, collection: Collection) -> Job:
+        """The work of finding the near-duplicates of a collection, whose result is a `Copies`."""
+        def found(job: Job) -> Copies:
+            with self.following.use(collection):
+                return Copies(collection, job)
+
+        if self._copies is None or self._copies[0] is not collection:
+            self._copies = collection, Job(found)
+        return self._copies[1]
 
     async def _warm_up(self):
         """One search before requests are promised quick answers; one image is embedded, too."""
