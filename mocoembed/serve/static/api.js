@@ -17,7 +17,7 @@ async function ask(path, options = {}) {
   }
   if (answer.status === 409) replaced();
   if (!answer.ok) throw new Refused(await reason(answer), answer.status);
-  return answer.json();
+  return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
 }
 
 /** What the server says of a refusal, whatever form it has. */
@@ -74,10 +74,20 @@ export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { s
   keep(answer.rows);
   return answer;
 });
-export const duplicates = (threshold, signal) => ask(`/api/duplicates?${new URLSearchParams(threshold ? { threshold } : {})}`,
-  { signal });
-export const map = () => ask('/api/map');
-export const health = () => ask('/api/health-report');
+export const map = () => ask(`/api/map?${parameters({})}`);
+
+/** Ask for what takes the server some time: until it is there, `tell(done, total)` says how far it is. */
+async function patiently(path, signal, tell) {
+  for (;;) {
+    const answer = await ask(path, { signal });
+    if (!answer.waiting) return answer;
+    tell(answer.waiting.done, answer.waiting.total);
+    await new Promise((resolve) => { setTimeout(resolve, 500); });
+  }
+}
+
+export const duplicates = (given, signal, tell) => patiently(`/api/duplicates?${parameters(given)}`, signal, tell);
+export const health = (tell) => patiently(`/api/health-report?${parameters({})}`, undefined, tell);
 /** Hits of one query; `body` is a Blob (an image), or {rows}, {like, unlike}, {vectors}. */
 export const search = (body, given, signal) => ask(`/api/search?${parameters(given)}`,
   body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => keep(answer.queries[0].hits));
@@ -92,7 +102,7 @@ export async function recordOf(row) {
 }
 
 /** The routes that the server has, as its own description says. */
-export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set());
+export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));
 
 /** Whether a map has been made. */
 export const hasMap = () => fetch('/api/map', { method: 'HEAD' }).then((answer) => answer.ok, () => false);

@@ -44,7 +44,7 @@ function listen() {
     event.preventDefault();
     go(fresh(), { from: {} });
   };
-  $('help-button').onclick = () => $('help').showModal();
+  $('help-button').onclick = help;
   $('help-close').onclick = () => $('help').close();
   $('tray').addEventListener('click', ({ target }) => {
     const what = target.dataset.do;
@@ -60,6 +60,11 @@ function listen() {
   api.whenReplaced(lookForChange);
 }
 
+function help() {
+  $('help').showModal();
+  $('help').focus();
+}
+
 function pressed(event) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
   if (document.querySelector('dialog[open]')) return;
@@ -67,7 +72,7 @@ function pressed(event) {
   const arrow = ['ArrowDown', 'ArrowRight'].includes(event.key) && !event.target.matches('input');
   const number = Number(event.key);
   if (event.key === '/') { $('filter').focus(); $('filter').select(); }
-  else if (event.key === '?') $('help').showModal();
+  else if (event.key === '?') help();
   else if (event.key === 'u') $('choose').click();
   else if (arrow && state().view === 'search') search.focusGrid();
   else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();

@@ -1,31 +1,52 @@
 // Groups of near-duplicates side by side, for a threshold that a slider moves; keep and remove marks, as a list to take away.
 
-import { $, counted, el, nameOf } from './dom.js';
+import { $, counted, el, nameOf, toast } from './dom.js';
 import * as api from './api.js';
 import { exportAs } from './marks.js';
 import { ratio, showThumbnail } from './grid.js';
 import { go, state } from './state.js';
 
-const LEAST = 0.5;
 const AT_ONCE = 30;
+const PAGE = 50; // groups asked for at a time
 const kept = new Map(); // row -> true: keep, false: remove, as a person decided
 let asking = null;
 let shown = null;
 let groups = [];
+let found = null;
 let parts = null;
 
 const stays = (group, record) => kept.get(record.row) ?? record === group.rows[0];
-const leaving = () => groups.flatMap((group) => group.rows.filter((record) => !stays(group, record)));
+const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
+
+/** Export what a person would remove, of all groups: those that were not shown yet too. */
+async function take(form) {
+  try {
+    while (groups.length < found.total) await more();
+  } catch (error) {
+    toast(error.message);
+    return;
+  }
+  exportAs(form, groups.flatMap(leavingOf), 'to-remove');
+}
+
+/** Get the next groups. */
+async function more() {
+  const answer = await api.duplicates({ threshold: state().threshold, offset: groups.length, limit: PAGE }, asking.signal);
+  if (!answer.groups.length) found.total = groups.length;
+  groups.push(...answer.groups.map(groupOf));
+}
+
+const groupOf = ({ members }) => ({ rows: members.map(({ similarity, ...record }) => ({ ...record, score: similarity })) });
 
 function build() {
-  const slider = el('input', { type: 'range', id: 'threshold', min: LEAST, max: 1, step: 0.005 });
+  const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
   const value = el('output', { id: 'threshold-shown', for: 'threshold' });
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
   const list = el('div', { className: 'groups' });
   const foot = el('div', { className: 'foot' });
   const button = (text, form) => el('button', { type: 'button', textContent: text,
-    onclick: () => exportAs(form, leaving(), 'to-remove') });
-  const exports = el('div', { className: 'exports' }, el('span', { textContent: 'List of those to remove:' }),
+    onclick: () => take(form) });
+  const exports = el('div', { className: 'exports', hidden: true }, el('span', { textContent: 'List of those to remove:' }),
     button('Copy paths', 'paths'), button('Text', 'text'), button('CSV', 'csv'), button('JSON', 'json'));
   let waiting;
   slider.oninput = () => {
@@ -52,21 +73,24 @@ export async function render(now) {
   asking = new AbortController();
   const { signal } = asking;
   parts.list.classList.add('waiting');
-  if (!parts.list.children.length) parts.status.textContent = 'Comparing …';
   try {
-    const answer = await api.duplicates(now.threshold, signal);
+    const answer = await api.duplicates({ threshold: now.threshold, limit: PAGE }, signal, (done, total) => {
+      parts.status.textContent = `Comparing … ${total ? `${Math.floor(100 * done / total)} %` : ''}`;
+    });
     if (signal.aborted) return;
-    groups = answer.groups.filter((group) => group.rows.length > 1);
-    const threshold = Number(now.threshold || answer.threshold || 0.95);
-    if (document.activeElement !== parts.slider || !now.threshold) parts.slider.value = threshold;
-    parts.value.textContent = threshold.toFixed(3);
+    found = answer;
+    groups = answer.groups.map(groupOf);
+    parts.slider.min = answer.least;
+    if (document.activeElement !== parts.slider || !now.threshold) parts.slider.value = answer.threshold;
+    parts.value.textContent = answer.threshold.toFixed(3);
     parts.list.replaceChildren();
     extend();
-    tell(answer.threshold_reason && !now.threshold ? ` · ${answer.threshold_reason}` : '');
+    tell();
   } catch (error) {
     if (error.name === 'AbortError') return;
     shown = null;
     parts.list.replaceChildren();
+    parts.exports.hidden = true;
     parts.status.textContent = error.message;
   } finally {
     if (!signal.aborted) parts.list.classList.remove('waiting');
@@ -79,19 +103,25 @@ export function forget() {
   kept.clear();
 }
 
-function tell(more = '') {
-  const extra = leaving().length;
+function tell() {
+  const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
+  const extra = found.extra + changed;
   parts.exports.hidden = !extra;
-  parts.status.textContent = groups.length
-    ? `${counted(groups.length, 'group')}, ${counted(extra, 'image')} to remove${more}` : `No near-duplicates${more}`;
+  const why = !state().threshold && found.reason ? ` · ${found.reason}` : '';
+  parts.status.textContent = found.total
+    ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
 }
 
-function extend() {
+async function extend() {
   const first = parts.list.children.length;
+  const turn = found;
+  if (!found || first >= found.total) return;
+  if (first >= groups.length) await more().catch(() => {});
+  if (turn !== found || parts.list.children.length !== first) return;
   parts.list.append(...groups.slice(first, first + AT_ONCE).map(card));
 }
 
-function card(group, place) {
+function card(group) {
   const list = el('ul', { className: 'members' });
   list.append(...group.rows.map((record) => member(group, record)));
   return el('section', { className: 'group', 'aria-label': `Group of ${group.rows.length}` }, list);

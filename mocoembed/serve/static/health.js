@@ -32,7 +32,10 @@ export async function render() {
   const place = $('view-health');
   place.replaceChildren(el('p', { className: 'status', role: 'status', textContent: 'Looking through the collection …' }));
   try {
-    const report = await api.health();
+    const report = await api.health((done, total) => {
+      if (total) place.firstChild.textContent = `Looking through the collection … ${Math.floor(100 * done / total)} %`;
+    });
+    delete report.version;
     some = [];
     const plain = Object.entries(report).filter(([, value]) => isPlain(value));
     const rest = Object.entries(report).filter(([, value]) => !isPlain(value));

@@ -91,7 +91,10 @@ export async function show(open) {
   const known = around().find((record) => record.row === row);
   shown = known ?? { row, path: '', label: null };
   fill(shown);
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    dialog.showModal();
+    dialog.focus();
+  }
   $('lb-near').replaceChildren();
   try {
     const hits = await api.search({ rows: [row] }, { k: NEAR + 1 }, signal);
