@@ -1,0 +1,495 @@
+"""The page in a real browser: Debian's chromium, driven by Playwright; skipped where there is none."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mocoembed.config import EmbedConfig
+from mocoembed.embed.extract import embed_images
+
+STATIC = pathlib.Path(__file__).parent.parent / "mocoembed" / "serve" / "static"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PER_CLASS = 40
+RARE, HOSTILE_LABEL = "rare", "it's \"quoted\" & <b>odd"
+HOSTILE = "<img src=x onerror=window.hacked=1>.png"
+WIDTHS = ((390, 844), (1024, 768), (1920, 1080))
+
+
+def bundle():
+    """Every file of the page."""
+    return [path for path in STATIC.rglob("*") if path.is_file()]
+
+
+def test_the_page_is_small_and_asks_no_other_host():
+    assert sum(path.stat().st_size for path in bundle()) < 150_000
+    for path in bundle():
+        text = path.read_text(encoding="utf-8")
+        for address in re.findall(r"https?://[^\s'\")>]+", text):
+            assert address.startswith("http://www.w3.org/"), f"{path.name}: {address}"  # names of formats
+
+
+def test_no_html_is_made_from_strings_and_nothing_is_inline():
+    for path in bundle():
+        text = path.read_text(encoding="utf-8")
+        for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function",
+                    "DOMParser"):
+            assert way not in text, f"{path.name}: {way}"
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", page)
+
+
+# ------------------------------------------------------------------------------------------------------- the server
+
+
+@contextlib.contextmanager
+def serving(workspace):
+    """The address of `mocoembed serve` on a workspace."""
+    process = subprocess.Popen([sys.executable, "-m", "mocoembed", "serve", "--workspace", str(workspace), "--port", "0",
+                                "--no-browser"], stdout=subprocess.PIPE, text=True)
+    try:
+        yield re.search(r"http://\S+/", process.stdout.readline()).group()
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
+def embed(folder, root, fresh=False):
+    embed_images(EmbedConfig(str(folder), workspace=str(root), workers=0, device="cpu", fresh=fresh))
+
+
+def fill(folder, make_images):
+    """Images of three colours, one rare one, near-duplicates, and names that a careless page would run."""
+    make_images(folder, PER_CLASS)
+    (folder / RARE).mkdir()
+    (folder / HOSTILE_LABEL).mkdir()
+    pixels = np.random.default_rng(7).integers(0, 255, (6, 6, 3), np.uint8)
+    Image.fromarray(pixels).resize((64, 40)).save(folder / RARE / "only.png")
+    Image.fromarray(255 - pixels).resize((64, 40)).save(folder / HOSTILE_LABEL / HOSTILE)
+    shutil.copy(folder / "red" / "003.jpg", folder / "red" / "copy.jpg")
+    with Image.open(folder / "red" / "005.jpg") as image:
+        image.resize((image.width // 2, image.height // 2)).save(folder / "red" / "half.jpg")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the page: Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("the page: there is no chromium here; apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        with driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, make_images, workspace, browser):
+    """(folder of images, workspace) of a collection; `browser` is asked for first, so that nothing is made in vain."""
+    folder = tmp_path_factory.mktemp("page") / "images"
+    fill(folder, make_images)
+    root = pathlib.Path(shutil.copytree(workspace, tmp_path_factory.mktemp("page-workspace") / "ws"))
+    embed(folder, root, fresh=True)
+    return folder, root
+
+
+@pytest.fixture(scope="module")
+def address(places):
+    with serving(places[1]) as where:
+        yield where
+
+
+class Watched:
+    """A page of the browser, and what went wrong on it."""
+
+    def __init__(self, browser, address, **options):
+        self.address, self.wrong, self.hosts = address, [], set()
+        self.context = browser.new_context(**{"viewport": {"width": 1024, "height": 768}, "accept_downloads": True,
+                                              "permissions": ["clipboard-read", "clipboard-write"], **options})
+        self.context.set_default_timeout(10_000)
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda message: self.wrong.append(message.text)
+                     if message.type == "error" and "Failed to load resource" not in message.text else None)
+        self.page.on("request", lambda request: self.hosts.add(re.match(r"[a-z]+:(//[^/]*/)?", request.url).group()))
+
+    def open(self, query=""):
+        self.page.goto(self.address + query)
+        self.settled()
+        return self.page
+
+    def settled(self):
+        self.page.wait_for_function("document.querySelector('.tile, .group, .empty:not([hidden]) h2, .card-panel')"
+                                    " && !document.querySelector('.waiting')")
+
+    def rows(self):
+        """The paths that the first tiles tell, in order."""
+        return [tile.get_attribute("alt") for tile in self.page.locator("#grid .tile img").all()[:12]]
+
+    def search(self, tile):
+        """Click a tile, and wait for its hits."""
+        before = self.rows()
+        self.page.locator("#grid .tile-link").nth(tile).click()
+        self.changed(before)
+
+    def changed(self, before):
+        self.page.wait_for_function(
+            "before => document.querySelector('#grid .tile img')?.alt !== before[0]"
+            " || [...document.querySelectorAll('#grid .tile img')].slice(0, 12).some((one, i) => one.alt !== before[i])",
+            arg=before)
+        self.settled()
+
+
+@pytest.fixture
+def watched(browser, address):
+    one = Watched(browser, address)
+    yield one
+    one.context.close()
+    assert one.wrong == []
+    assert one.hosts <= {address, "blob:"}
+
+
+# ------------------------------------------------------------------------------------------------------- scenarios
+
+
+def test_load(watched):
+    page = watched.open()
+    assert page.locator("#grid .tile").count() >= 60
+    assert f"{3 * PER_CLASS + 4} images" in page.locator("#status").inner_text()
+    chips = page.locator("#labels a").all_inner_texts()
+    assert any(text.split() == ["red", str(PER_CLASS + 2)] for text in chips)
+    page.wait_for_function("document.querySelector('#grid img').naturalWidth > 0")
+    heights = page.evaluate("[...document.querySelectorAll('#grid .tile')].slice(0, 4).map(t => t.offsetTop + ' ' +"
+                            " t.offsetHeight)")
+    assert len({height.split()[1] for height in heights if height.split()[0] == heights[0].split()[0]}) == 1
+    assert page.evaluate("window.hacked") is None
+
+
+def test_more_images_come_by_scrolling_and_another_sample_is_another(watched):
+    page = watched.open()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_function(f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
+    before = watched.rows()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#another").click()
+    watched.changed(before)
+    assert "seed=" in page.url
+
+
+def test_upload_and_paste(watched, places):
+    page = watched.open()
+    image = places[0] / "red" / "007.jpg"
+    page.locator("#files").set_input_files(str(image))
+    page.wait_for_selector("#cards .card")
+    page.wait_for_selector("#grid .score")
+    watched.settled()
+    assert watched.rows()[0] == "red, 007.jpg"
+    assert page.locator("#grid .score").first.inner_text().startswith("1.000")
+    before = watched.rows()
+    page.reload()  # the uploaded image is still known
+    watched.settled()
+    assert watched.rows() == before
+    page.evaluate("""async (address) => {
+        const data = new DataTransfer();
+        data.items.add(new File([await (await fetch(address)).blob()], 'pasted.jpg', {type: 'image/jpeg'}));
+        window.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+    }""", "/api/thumbnails/3")
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+    assert watched.rows()[0].startswith("blue, ")
+
+
+def test_several_uploads_and_drop(watched, places):
+    page = watched.open()
+    page.locator("#files").set_input_files([str(places[0] / "red" / "007.jpg"), str(places[0] / "blue" / "007.jpg")])
+    page.wait_for_selector("#grid .score")
+    assert page.locator("#cards .card").count() == 2
+    assert {text.split(",")[0] for text in watched.rows()[:8]} >= {"red", "blue"} or len(watched.rows()) == 12
+    before = watched.rows()
+    page.evaluate("""async (address) => {
+        const data = new DataTransfer();
+        data.items.add(new File([await (await fetch(address)).blob()], 'dropped.jpg', {type: 'image/jpeg'}));
+        document.body.dispatchEvent(new DragEvent('dragenter', {dataTransfer: data, bubbles: true}));
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+    }""", "/api/thumbnails/50")
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+    assert page.locator("#drop").is_hidden()
+
+
+def test_three_hits_and_back(watched):
+    page = watched.open()
+    seen = [(page.url, watched.rows())]
+    for place in (2, 3, 1):
+        watched.search(place)
+        seen.append((page.url, watched.rows()))
+    assert len({url for url, _ in seen}) == 4
+    for url, rows in reversed(seen[:-1]):
+        before = watched.rows()
+        page.go_back()
+        watched.changed(before)
+        assert (page.url, watched.rows()) == (url, rows)
+    page.go_forward()
+    watched.changed(seen[0][1])
+    assert watched.rows() == seen[1][1]
+    other = Watched(watched.context.browser, watched.address)  # a shared link
+    other.open("?" + seen[3][0].partition("?")[2])
+    assert other.rows() == seen[3][1]
+    other.context.close()
+
+
+def test_more_and_less_like(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    tile = page.locator("#grid .tile").nth(1)
+    tile.hover()
+    tile.locator(".less").click()
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 2
+    assert "unlike=" in page.url
+    before = watched.rows()
+    page.locator("#cards .card").nth(1).locator(".remove").click()
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+
+
+def test_crop(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    page.locator("#cards .crop-it").click()
+    stage = page.locator("#crop-canvas").bounding_box()
+    page.mouse.move(stage["x"] + 2, stage["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2, steps=3)
+    page.mouse.up()
+    page.locator("#crop-go").click()
+    watched.changed(before)
+    assert re.search(r"crop=\d+(%2C\d+){3}", page.url)
+
+
+def test_filter_to_one_percent(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    page.locator("#labels a", has_text=RARE).click()
+    watched.changed(before)
+    assert watched.rows() == ["rare, only.png"]
+    page.locator("#labels a", has_text=RARE).click()
+    watched.changed(["rare, only.png"])
+    before = watched.rows()
+    page.locator("#filter").fill("only")
+    page.keyboard.press("Enter")
+    watched.changed(before)
+    assert watched.rows() == ["rare, only.png"]
+    page.locator("#filter").fill("nothing-like-it")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "0 of" in page.locator("#empty p").inner_text()
+
+
+def test_options(watched):
+    page = watched.open()
+    watched.search(0)
+    page.locator("#options-button").click()
+    page.locator("#k").select_option("20")
+    page.wait_for_function("document.querySelectorAll('#grid .tile').length === 20")
+    page.locator("#min").evaluate("one => { one.value = 0.99; one.dispatchEvent(new Event('input')); }")
+    page.wait_for_function("document.querySelectorAll('#grid .tile').length < 20")
+    assert "min=0.99" in page.url
+    page.locator("#fold").check()
+    page.wait_for_function("location.search.includes('fold=1')")
+    watched.settled()
+
+
+def test_mark_and_export(watched):
+    page = watched.open("?label=green")
+    for place in (0, 2):
+        page.locator("#grid .tile").nth(place).hover()
+        page.locator("#grid .mark").nth(place).click()
+    assert page.locator("#tray-count").inner_text() == "2 images marked"
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=csv]").click()
+    rows = list(csv.DictReader(io.StringIO(pathlib.Path(given.value.path()).read_text(encoding="utf-8"))))
+    assert [os.path.basename(row["path"]) for row in rows] == ["000.png", "002.png"]
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=json]").click()
+    records = json.loads(pathlib.Path(given.value.path()).read_text(encoding="utf-8"))
+    assert all(isinstance(record["id"], str) and record["label"] == "green" for record in records)
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=sheet]").click()
+    with Image.open(given.value.path()) as sheet:
+        assert sheet.width > 400
+    page.locator("#tray [data-do=paths]").click()
+    page.wait_for_selector("#toast:not([hidden])")
+    assert page.evaluate("navigator.clipboard.readText()").splitlines() == [row["path"] for row in rows]
+    page.reload()  # marks are kept
+    page.locator("#tray [data-do=show]").click()
+    page.wait_for_function("document.querySelectorAll('#grid .tile').length === 2")
+    page.locator("#tray [data-do=clear]").click()
+    page.wait_for_selector("#tray", state="hidden")
+
+
+def test_lightbox(watched):
+    page = watched.open(f"?label={RARE}")
+    page.locator("#grid .tile").first.hover()
+    page.locator("#grid .view").first.click()
+    page.wait_for_selector("#lightbox[open] #lb-near a")
+    assert page.locator("#lb-name").inner_text() == "only.png"
+    assert "64 × 40" in page.locator("#lb-facts").inner_text()
+    page.locator("#lb-copy").click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.endsWith('rare/only.png'))")
+    page.locator("#lb-near a").first.click()
+    page.wait_for_function("document.querySelector('#lb-name').textContent !== 'only.png'")
+    page.reload()
+    page.wait_for_selector("#lightbox[open]")
+    page.locator("#lb-folder").click()
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert "path=" in page.url
+    watched.settled()
+    assert page.locator("#grid .tile").count() >= 1
+
+
+def test_duplicates_slider(watched):
+    page = watched.open("?view=duplicates&threshold=1")
+    assert page.locator(".group").count() == 1  # the copy to the byte
+    page.locator("#threshold").evaluate(
+        "one => { one.value = one.min; one.dispatchEvent(new Event('input')); }")
+    page.wait_for_function("document.querySelectorAll('.member').length > 2")
+    page.wait_for_function("/threshold=0/.test(location.search)")
+    with page.expect_download() as given:
+        page.locator(".exports button", has_text="Text").click()
+    before = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
+    page.locator(".keep", has_text="Remove").first.click()
+    with page.expect_download() as given:
+        page.locator(".exports button", has_text="Text").click()
+    after = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
+    assert len(after) == len(before) - 1
+    assert all(os.path.exists(path) for path in before)
+
+
+def test_bad_upload(watched, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no image")
+    page = watched.open()
+    page.locator("#files").set_input_files(str(tmp_path / "bad.jpg"))
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "cannot be read" in page.locator("#empty p").inner_text()
+    assert page.locator("#grid .tile").count() == 0
+    page.locator("#cards .remove").click()
+    page.wait_for_selector("#grid .tile")
+
+
+def test_names_are_text(watched):
+    page = watched.open("?" + "path=*onerror*")
+    assert page.locator("#grid .tile").count() == 1
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    assert page.locator("#lb-name").inner_text() == HOSTILE
+    assert HOSTILE_LABEL in page.locator("#lb-facts").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#labels a", has_text="quoted").click()
+    watched.settled()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_keyboard_only(watched):
+    page = watched.open()
+    page.keyboard.press("?")
+    page.wait_for_selector("#help[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#help:not([open])", state="attached")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    page.keyboard.type("red")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search.includes('label=red')")
+    watched.settled()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")
+    place = "Number(document.activeElement.closest('.tile')?.dataset.place)"
+    assert page.evaluate(place) == 0
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(place) == 2
+    page.keyboard.press("ArrowDown")
+    below = page.evaluate(place)
+    assert below > 2
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(place) < below
+    page.keyboard.press("m")
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    page.keyboard.press("m")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    name = page.locator("#lb-name").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("name => document.querySelector('#lb-name').textContent !== name", arg=name)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.evaluate(place) >= 0  # the focus is back on an image
+    before = watched.rows()
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search.includes('like=')")
+    watched.changed(before)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    page.wait_for_function("document.querySelectorAll('#cards .card').length === 2")
+    page.keyboard.press("3")
+    page.wait_for_selector("#view-duplicates:not([hidden])")
+
+
+def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+    make_images(folder, 8)
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True)
+    with serving(root) as where:
+        one = Watched(browser, where)
+        page = one.open()
+        for path in (folder / "blue").iterdir():
+            path.unlink()
+        page = one.open("?label=blue")
+        page.wait_for_function("document.querySelectorAll('.tile.gone').length === 8")
+        page.locator("#grid .tile").first.hover()
+        page.locator("#grid .view").first.click()
+        page.wait_for_selector("#lb-gone:not([hidden])")
+        page.keyboard.press("Escape")
+        make_images(folder, 10, seed=1)
+        embed(folder, root)
+        page.wait_for_timeout(1500)  # the server looks each second
+        page.evaluate("window.dispatchEvent(new Event('focus'))")
+        page.wait_for_selector("#toast:not([hidden])")
+        page.wait_for_function("document.querySelectorAll('#grid .tile').length === 10")
+        assert page.locator(".tile.gone").count() == 0
+        one.context.close()
+        assert one.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
+def test_widths_and_accessibility(browser, address, size, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    row = "like=5&like=50&unlike=90"
+    for query in ("", f"?{row}", "?label=red&open=90", "?view=duplicates", "?view=health"):
+        page = one.open(query)
+        page.wait_for_timeout(50)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query
+        found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [(each["id"], [node["target"] for node in each["nodes"]][:3]) for each in found
+                   if each["impact"] in ("serious", "critical")]
+        assert not serious, (query, serious)
+    one.context.close()
+    assert one.wrong == []
