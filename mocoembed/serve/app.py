@@ -131,16 +131,39 @@ def allow_many_connections():
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+class Server:
+    """A server whose port is taken; `run` answers until a signal comes, or `stop` is called on another thread."""
+
+    def __init__(self, config: ServeConfig, note: Callable[[str], None] = say_nothing):
+        """Raises what opening the files raises, and `UsageError` when the port is taken."""
+        allow_many_connections()
+        self._listening = bound(config)
+        self.port = self._listening.getsockname()[1]
+        try:
+            self.service, self.tokens = Service(config, note), Tokens(config, self.port)
+        except BaseException:
+            self._listening.close()
+            raise
+        settings = uvicorn.Config(app_of(self.service, self.tokens), http=Connection, ws="none", lifespan="on",
+                                  log_config=None, access_log=False, server_header=False,
+                                  timeout_graceful_shutdown=SECONDS_TO_FINISH)
+        self._server = _Uvicorn(settings)
+        self.address = address_of(config, self.port, self.tokens.key)
+
+    def run(self, answering: Callable[[str], None] = lambda address: None):
+        """Answer requests. `answering(address)` is called once that begins."""
+        self._server.answering = lambda: answering(self.address)
+        self._server.run([self._listening])
+
+    def stop(self):
+        """Finish what is running, and end."""
+        self._server.should_exit = True
+
+
 def serve(config: ServeConfig, note: Callable[[str], None] = say_nothing,
           answering: Callable[[str], None] = lambda address: None):
     """Serve until SIGINT or SIGTERM. `answering(address)` is called once the server answers."""
-    allow_many_connections()
-    listening = bound(config)
-    service, tokens = Service(config, note), Tokens(config, listening.getsockname()[1])
-    settings = uvicorn.Config(app_of(service, tokens), http=Connection, ws="none", lifespan="on", log_config=None,
-                              access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
-    address = address_of(config, listening.getsockname()[1], tokens.key)
-    _Server(settings, lambda: answering(address)).run([listening])
+    Server(config, note).run(answering)
 
 
 def address_of(config: ServeConfig, port: int, key: str | None) -> str:
@@ -149,12 +172,10 @@ def address_of(config: ServeConfig, port: int, key: str | None) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/{'' if key is None else f'login?key={key}'}"
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, settings: uvicorn.Config, answering: Callable[[], None]):
-        super().__init__(settings)
-        self._answering = answering
+class _Uvicorn(uvicorn.Server):
+    answering: Callable[[], None]
 
     async def startup(self, sockets=None):
         """As uvicorn's, and tells it."""
         await super().startup(sockets)
-        self._answering()
+        self.answering()

@@ -37,8 +37,10 @@ class Batches:
             while self._waiting:
                 await self._gather()
                 encode = self._waiting[0][0]
-                some = [one for one in self._waiting if one[0] == encode][:MOST]
-                self._waiting = [one for one in self._waiting if one not in some]
+                some, rest = [], []
+                for one in self._waiting:
+                    (some if one[0] == encode and len(some) < MOST else rest).append(one)
+                self._waiting = rest
                 await self._run(encode, some)
         finally:
             self._task = None

@@ -123,6 +123,8 @@ class Asked:
     """For each, the rows that it is."""
     rows: list[int] | None = None
     """Row of each, where they are all rows."""
+    is_balance: bool = False
+    """One query of `like` and `unlike`; the images that it is made of are no hits."""
 
 
 def asked_of(body: dict[str, Any], collection: Collection) -> Asked:
@@ -162,7 +164,8 @@ def _balance(body: dict[str, Any], collection: Collection) -> Asked:
                 rows.append(_row(one, collection))
                 each.append(collection.vectors([rows[-1]])[0])
         sides.append(np.stack(each))
-    return Asked(collection.balance(sides[0], sides[1] if len(sides) > 1 else None), [np.array(rows, np.int64)])
+    return Asked(collection.balance(sides[0], sides[1] if len(sides) > 1 else None), [np.array(rows, np.int64)],
+                 is_balance=True)
 
 
 def _row(value: Any, collection: Collection) -> int:
@@ -197,7 +200,8 @@ def _vector(value: Any, collection: Collection) -> np.ndarray:
     if not isinstance(value, list) or len(value) != dimension or not all(type(one) in (int, float) for one in value):
         raise Refusal(400, f"A vector must be a list of {dimension} numbers.")
     try:
-        vector = np.array(value, np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.array(value, np.float64).astype(np.float32)
     except OverflowError as error:
         raise Refusal(400, "A vector holds a number that is too large.") from error
     if not np.isfinite(vector).all():

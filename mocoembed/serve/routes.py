@@ -215,8 +215,8 @@ class Api:
 
 
 def _hits(collection: Collection, asked: Asked, wanted: Wanted) -> list[list[dict]]:
-    is_balance = asked.rows is None and len(asked.selves[0]) > 0
-    return collection.search(asked.vectors, wanted, asked.selves if wanted.exclude_self or is_balance else ())
+    excluded = asked.selves if wanted.exclude_self or asked.is_balance else ()
+    return collection.search(asked.vectors, wanted, excluded)
 
 
 def _is_json(request: Request) -> bool:

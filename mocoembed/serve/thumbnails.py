@@ -55,6 +55,7 @@ def jpeg(data: bytes, side: int, quality: int, collection: Collection) -> bytes:
         pixels = image.rgb(max(1.0, max(image.width, image.height) / (2 * side) if side <= SIDE else
                                max(image.width, image.height) / side))
         pixels.thumbnail((side, side), Image.Resampling.BILINEAR if side <= SIDE else Image.Resampling.LANCZOS)
+        pixels.info.clear()  # or Pillow writes the comment again
         out = io.BytesIO()
         pixels.save(out, "JPEG", quality=quality)
         return out.getvalue()
