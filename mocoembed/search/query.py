@@ -223,7 +223,7 @@ class Searcher:
             data = read_bytes(name)
         return self.pixels(data, crop, name), data
 
-    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "of the query") -> np.ndarray:
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "query") -> np.ndarray:
         """(S, S, 3) uint8: the same of the bytes of an image file."""
         return query_pixels(data, name, self.transform, self.file.full_decode, crop,
                             not is_without_torch(self._encoder))

@@ -10,8 +10,9 @@ from mocoembed.serve.answers import Refusal
 from mocoembed.serve.limits import Bodies
 from mocoembed.serve.parameters import allow
 from mocoembed.serve.security import Tokens, same
-from mocoembed.serve.static_files import StaticFiles
+from mocoembed.serve.static_files import FOLDER, StaticFiles
 
+FORM = "login.html"
 MOST_FORM = 4096  # bytes
 
 
@@ -24,7 +25,7 @@ def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies) -> Callable[[Re
             allow(request.query_params, "key")
             if (key := request.query_params.get("key")) is not None and tokens.opens(key):
                 return tokens.entering(request.url.scheme)
-            return files.answer(request)
+            return files.file(request, FOLDER / FORM)
         async with bodies.body(request, MOST_FORM) as data:
             given = parse_qs(data.decode("utf-8", "replace")).get("token", [""])[0]
         if not same(given, tokens.secret):

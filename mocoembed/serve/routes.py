@@ -40,10 +40,6 @@ KEEP = "private, max-age=86400, immutable"  # of what is asked for with its vers
 def routes_of(service: Service, files: StaticFiles) -> list[Route]:
     """All routes; GET is also HEAD."""
     api = Api(service)
-
-    async def static(request: Request) -> Response:
-        return files.answer(request)
-
     return [
         Route("/api/search", api.search, methods=["POST"]),
         Route("/api/embed", api.embed, methods=["POST"]),
@@ -51,7 +47,7 @@ def routes_of(service: Service, files: StaticFiles) -> list[Route]:
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
         Route("/api/duplicates", api.duplicates), Route("/api/map", api.map),
         Route("/api/live", api.live), Route("/api/ready", api.is_ready), Route("/metrics", api.metrics),
-        Route("/{name:path}", static),
+        *(Route(path, files.answer) for path in files.paths),
     ]
 
 
