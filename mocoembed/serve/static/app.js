@@ -32,11 +32,13 @@ function render(now, before, scroll) {
 const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
 
 function listen() {
-  for (const view of VIEWS) {
+  for (const view of VIEWS) { // between search and map the query stays
     tab(view).onclick = (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
-      go(view === state().view && view === 'search' ? fresh() : { ...fresh(), view }, { from: {} });
+      const { like, unlike, crop } = state();
+      const kept = view !== state().view && ['search', 'map'].includes(view) ? { like, unlike, crop } : {};
+      go(fresh({ view, ...kept }), { from: {} });
     };
   }
   document.querySelector('.brand').onclick = (event) => {
