@@ -33,7 +33,7 @@ from mocoembed.model.encoder import ARCHITECTURES, Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 from mocoembed.search.index import build_index
-from mocoembed.search.query import Searcher
+from mocoembed.search.pair import Pair
 from mocoembed.workspace import Workspace
 
 LIBRARIES = ("numpy", "h5py", "PIL.Image", "faiss", "onnxruntime", "torch", "torchvision")
@@ -97,9 +97,9 @@ def compare(places: Workspace, folder: str):
     names = [os.fsdecode(listing.full_path(row)) for row in range(len(listing))]
     vectors, hits = [], []
     for with_torch in (False, True):
-        with Searcher(SearchConfig((names[0],), str(places.root), device="cpu", torch=with_torch)) as searcher:
-            vectors.append(np.concatenate([searcher.embed([searcher.read(name)]) for name in names]))
-            hits.append([[hit.path for hit in some] for some in searcher.hits(vectors[-1], 10)])
+        with Pair(SearchConfig((names[0],), str(places.root), device="cpu", torch=with_torch)) as pair:
+            vectors.append(np.concatenate([pair.embed([pair.read(name)]) for name in names]))
+            hits.append([[hit.path for hit in some] for some in pair.hits(vectors[-1], 10)])
     cosines = (vectors[0] * vectors[1]).sum(axis=1)
     print(f"cosine: least {cosines.min():.6f}, median {np.median(cosines):.6f}")
     same = sum(one == other for one, other in zip(*hits))

@@ -12,6 +12,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import SearchConfig
+from mocoembed.errors import CollectionError
 from mocoembed.notes import counted
 
 COLUMNS = ("rank", "score", "path", "label", "row")
@@ -26,15 +27,17 @@ def _table(results, unique: bool) -> Iterator[str]:
                 for hit in result.hits]
         yield before + one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score")
         before = "\n\n"
-    yield "\n"
+    if before:
+        yield "\n"
 
 
 def _json(results, unique: bool) -> Iterator[str]:
-    before = "[\n"
+    before = "["
     for result in results:
-        yield before + textwrap.indent(json.dumps(result.as_json(), indent=2), "  ")
-        before = ",\n"
-    yield "\n]\n"
+        yield f"{before}\n{textwrap.indent(json.dumps(result.as_json(), indent=2), '  ')}"
+        before = ","
+    if before == ",":
+        yield "\n]\n"
 
 
 def _csv(results, unique: bool) -> Iterator[str]:
@@ -82,18 +85,24 @@ def search(images, form, as_json, sheet, **values):
     from mocoembed.search.sheet import contact_sheet, require_sheet
 
     require_sheet(sheet)
-    drawn = []
+    drawn, failed = [], []
 
     def kept(results):
-        for result in results:
-            drawn.append(result)
-            yield result
+        try:
+            for result in results:
+                if sheet:
+                    drawn.append(result)
+                yield result
+        except CollectionError as error:  # some queries cannot be read: what is printed of the others is whole
+            failed.append(error)
 
     with counter("search", "images") as progress:
         results = iterate_search(SearchConfig(images=images, **values), progress, note)
-        texts = FORMATS["json" if as_json else form](kept(results) if sheet else results, values["unique"])
+        texts = FORMATS["json" if as_json else form](kept(results), values["unique"])
         for text in texts:
             put(text, newline=False)
-    if sheet:
+    if drawn:
         contact_sheet(drawn, sheet)
         note(f"sheet: {sheet}")
+    if failed:
+        raise failed[0]

@@ -8,6 +8,8 @@ import httpx
 
 from mocoembed.config import ServeConfig
 from mocoembed.serve.app import Server
+from mocoembed.serve.routes import routes_of
+from mocoembed.serve.static_files import StaticFiles
 
 
 class Running:
@@ -38,6 +40,9 @@ class Running:
             connection.sendall(data)
             connection.settimeout(0.5)
             return received(connection)
+
+    def routes(self) -> list:
+        return routes_of(self.service, StaticFiles())
 
     def get(self, path: str, **headers) -> httpx.Response:
         return self.client.get(path, headers=headers)

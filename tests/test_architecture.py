@@ -29,7 +29,7 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
                   "mocoembed/data/jpeg.py", "mocoembed/data/png.py", "mocoembed/data/tiff.py",
                   "mocoembed/data/tiff_segments.py", "mocoembed/data/crop.py", "mocoembed/data/evaluation.py",
                   "mocoembed/data/sample.py", "mocoembed/search/sheet.py", "mocoembed/serve/thumbnails.py"},
-          "starlette": {"mocoembed/serve/"}, "uvicorn": {"mocoembed/serve/app.py"}}
+          "starlette": {"mocoembed/serve/"}, "uvicorn": {"mocoembed/serve/app.py", "mocoembed/serve/connections.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))
 

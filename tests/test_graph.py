@@ -1,8 +1,10 @@
 """Searching without torch: the encoder's graph on ONNX Runtime, and what happens where there is none."""
 
+import errno
 import io
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from mocoembed.model.graph import GraphEncoder, description_file, read_descripti
 from mocoembed.model.graph_export import keep_graph
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
-from mocoembed.search.query import Searcher, search_images
+from mocoembed.search.pair import Pair
+from mocoembed.search.query import search_images
 from mocoembed.workspace import Workspace
 
 WITHOUT_TORCH = """
@@ -67,8 +70,8 @@ def hits(root, query, note=lambda text: None, **more):
 
 
 def engine(root):
-    with Searcher(SearchConfig(("x",), str(root), device="cpu")) as searcher:
-        return type(searcher._encoder).__name__
+    with Pair(SearchConfig(("x",), str(root), device="cpu")) as pair:
+        return type(pair._encoder).__name__
 
 
 @pytest.mark.parametrize("features", ["backbone", "projection"])
@@ -155,10 +158,17 @@ def test_a_graph_that_is_not_the_encoders_is_not_used(ours, query, harm):
     assert all("embedded by torch instead" in text for text in said)
 
 
-def test_where_there_is_no_graph_it_is_made_for_the_next_time(ours, query):
+@pytest.mark.parametrize("harm", ["no graph", "no description", "neither", "damaged graph", "damaged description"])
+def test_a_graph_that_is_not_whole_is_made_again_for_the_next_time(ours, query, harm):
     root, graph = ours
-    graph.unlink()
-    description_file(graph).unlink()
+    if harm in ("no graph", "neither"):
+        graph.unlink()
+    if harm in ("no description", "neither"):  # as after a kill between writing the two
+        description_file(graph).unlink()
+    if harm == "damaged graph":
+        graph.write_bytes(graph.read_bytes()[:-1])
+    elif harm == "damaged description":
+        description_file(graph).write_text("{")
     assert engine(root) == "_TorchEncoder"
     assert engine(root) == "GraphEncoder"
     read_description(graph, graph.name.removesuffix(".query.onnx"))
@@ -168,7 +178,7 @@ def test_where_there_is_no_graph_it_is_made_for_the_next_time(ours, query):
 
 def test_less_precise_vectors_and_given_encoders_use_torch(ours, images):
     root, _ = ours
-    with Searcher(SearchConfig(("x",), str(root), encoder=str(root / "encoder.safetensors"), device="cpu")) as one:
+    with Pair(SearchConfig(("x",), str(root), encoder=str(root / "encoder.safetensors"), device="cpu")) as one:
         assert type(one._encoder).__name__ == "_TorchEncoder"
 
 
@@ -191,3 +201,14 @@ def test_a_graph_that_gives_something_else_is_not_kept(make_encoder, tmp_path, m
     keep_graph(tmp_path / "g.onnx", make_encoder(), said.append)
     assert "features differ from torch's" in said[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_costs_the_graph_alone(ours, make_encoder, monkeypatch):
+    def refuse(*arguments, **more):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    root, graph = ours
+    description_file(graph).write_text("{")
+    monkeypatch.setattr(graph_export, "replacing", refuse)
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    assert engine(root) == "_TorchEncoder"

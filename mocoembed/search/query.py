@@ -1,52 +1,26 @@
-"""Search by image: query images -> vectors by the collection's own encoder -> hits (rank, score, path, label).
+"""Search by image: query images -> vectors by the collection's own encoder -> hits (rank, score, path, label)."""
 
-Index, embeddings file and encoder must belong together; a foreign or outdated one is refused.
-"""
-
-import contextlib
 import math
 import os
-import pathlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mocoembed.config import SearchConfig
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
-from mocoembed.data.decode import EncodedImage
-from mocoembed.data.facts import Failure
-from mocoembed.data.images import NO_LABEL, require_root
-from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.asking import Asking
-from mocoembed.search.duplicates import unit
-from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
-from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit, QueryResult
-from mocoembed.search.index import SearchIndex
-from mocoembed.search.queries import (
-    STANDARD_INPUT,
-    Region,
-    decoded,
-    is_one,
-    is_vector,
-    queries_of,
-    query_names,
-    read_bytes,
-)
-from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
-from mocoembed.search.threshold import choose_threshold
-from mocoembed.workspace import Workspace
+from mocoembed.search.pair import BATCH, Pair, state_of
+from mocoembed.search.queries import STANDARD_INPUT, queries_of, query_names
 
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
-BATCH = 64  # query images embedded at a time
 MOST_AT_ONCE = 1024  # queries compared at a time
-MASKS = 15  # of filters that are remembered by a searcher
+RETRY_SECONDS = 10.0  # before files that could not be opened are tried again, unless they change before
 
 
 def search_images(config: SearchConfig,
@@ -67,75 +41,44 @@ def iterate_search(config: SearchConfig,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
     """What `search_images` gives, one result after the other, as soon as they are there.
 
-    The first `BATCH` queries are compared together, then more and more of them, which an index is faster at.
+    Of several queries, those that cannot be read are left out and told to `note`; after the last result
+    `CollectionError` is raised. The first `BATCH` queries are compared together, then more and more of them, which an
+    index is faster at.
     """
     names = query_names(config.images, note)
-    with Searcher(config, note, bool(names or config.unlike)) as searcher:
-        queries = queries_of(names, config.row, searcher.file, searcher.path_of)
-        ask = Asking(searcher, config, note)
+    with Pair(config, note, bool(names or config.unlike)) as pair:
+        queries = queries_of(names, config.row, pair.file, pair.path_of)
+        ask = Asking(pair, config, note)
         if config.together:
             yield ask.together(queries, progress, BATCH)
             return
-        at_once, begun, vectors, selves = BATCH, 0, [], []
+        at_once, names, vectors, selves = BATCH, [], [], []
         for first in range(0, len(queries), BATCH):
             done = min(first + BATCH, len(queries))
-            some = ask.vectors(queries[first:done])
-            vectors.append(some[0])
-            selves += some[1]
+            some = ask.vectors(queries[first:done], strict=len(queries) == 1)
+            names += some[0]
+            vectors.append(some[1])
+            selves += some[2]
             progress(done, len(queries))
-            if done - begun >= at_once or done == len(queries):
-                yield from ask.results([query.name for query in queries[begun:done]], np.concatenate(vectors), selves)
-                at_once, begun, vectors, selves = min(2 * at_once, MOST_AT_ONCE), done, [], []
-
-
-def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Sequence[int] = (),
-                 with_torch: bool = True) -> np.ndarray:
-    """(S, S, 3) uint8: the query `name`, or its region `crop`, as the encoder sees it.
-
-    Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
-    """
-    with readable(name):
-        image = EncodedImage(data, full_decode, transform.value_range)
-        return transform.pixels(Region(image, crop, name) if crop else image, with_torch)
-
-
-@contextlib.contextmanager
-def readable(name: str):
-    """Turn whatever is raised while the query `name` is read into a `CollectionError`; `UsageError` stays."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a decoder raises
-        failure = Failure.of(0, error)
-        name = "on standard input" if name == STANDARD_INPUT else repr(name)
-        raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
+            if names and (len(names) >= at_once or done == len(queries)):
+                yield from ask.results(names, np.concatenate(vectors), selves)
+                at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
+        ask.require_all(len(queries))
 
 
 class Searcher:
-    """An index, its embeddings file and its encoder, checked against each other; a context manager.
+    """Searches a workspace, or an index, for as long as it is open; a context manager.
 
-    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
-    `device` and `torch`.
+    When the index or the embeddings file is replaced, the next search uses the new ones. Until both fit together and
+    can be read, the old ones are searched, which stay open. Several threads may search at once: one of them opens the
+    new files, the others are not held up.
     """
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True):
-        """Without `encoder` none is looked for, and vectors alone can be searched for."""
-        workspace = Workspace(config.workspace)
-        require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
-        require_root(config.root)
-        self.root = config.root
-        self.index = open_index(workspace, config, note)
-        self.file = self.index.file if isinstance(self.index, NoIndex) else open_embeddings(self.index,
-                                                                                            config.embeddings)
-        self.transform = None
-        if encoder:
-            self._encoder = query_encoder(config, workspace, self.index, self.file, note)
-            self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
-        self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
-        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
-        self._embedding = threading.Lock()
-        self._masks: dict[Filter, np.ndarray] = {}
+        """`config` and `encoder` are those of `Pair`; `note` is also told why new files are not used yet."""
+        self._config, self._note, self._with_encoder = config, note, encoder
+        self._pair, self._taking, self._closed = Pair(config, note, encoder), threading.Lock(), False
+        self._refused, self._refused_at, self._told = self._pair.states, -math.inf, ""
 
     @classmethod
     def open(cls, path=DEFAULT_WORKSPACE, device: str = "auto", encoder: bool = True,
@@ -158,133 +101,54 @@ class Searcher:
         Several threads may call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError`
         for what is no query or a filter that selects nothing.
         """
-        if k < 1:
-            raise UsageError(f"k {k}: must be 1 or more.")
-        some = [images] if is_one(images) else list(images)
-        if not some:
-            return []
-        wishes = Wishes(k, self.mask(filter) if filter else None, min_score,
-                        self.duplicates_from() if unique else None, diverse)
-        hits = self.chosen(self._vectors(some), wishes)
-        return hits[0] if is_one(images) else hits
+        return self.pair().search(images, k, filter, min_score, unique, diverse)
 
-    def mask(self, chosen: Filter) -> np.ndarray:
-        """(N,) bool: the rows that a filter selects; the latest filters are remembered."""
-        if (mask := self._masks.get(chosen)) is None:
-            mask = chosen.mask(self.file)
-            self._masks = {**dict(list(self._masks.items())[-MASKS:]), chosen: mask}
-        return mask
-
-    def _vectors(self, some: list) -> np.ndarray:
-        """(Q, D) float32: those among the queries that are vectors, and those of the others."""
-        vectors, images = np.empty((len(some), self.file.dimension), np.float32), {}
-        for place, one in enumerate(some):
-            if is_vector(one):
-                if len(one) != self.file.dimension:
-                    raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have "
-                                     f"{self.file.dimension}.")
-                vectors[place] = one
-                continue
-            if self.transform is None:
-                raise UsageError("This searcher was opened without an encoder: give vectors, or leave encoder=False "
-                                 "out.")
+    def pair(self) -> Pair:
+        """What is searched now, for several calls that must see the same rows: it does not change."""
+        if not self._closed and self._now() != self._pair.states and self._taking.acquire(blocking=False):
             try:
-                image = decoded(one, self.file.full_decode, self.file.value_range)
-                images[place] = self.transform.pixels(image, not is_without_torch(self._encoder))
-            except UsageError:
-                raise
-            except Exception as error:  # whatever a decoder raises
-                failure = Failure.of(0, error)
-                name = repr(one) if isinstance(one, str) else f"of query {place}"
-                raise CollectionError(f"The image {name} cannot be read: {failure.error}: {failure.reason}") from error
-        places = list(images)
-        for first in range(0, len(places), BATCH):
-            with self._embedding:
-                vectors[places[first:first + BATCH]] = self.embed([images[i] for i in places[first:first + BATCH]])
-        return vectors
+                self._take()
+            finally:
+                self._taking.release()
+        return self._pair
+
+    def _now(self) -> dict:
+        return {path: state_of(path) for path in self._pair.states}
+
+    def _take(self):
+        """Open the files that are there now, unless they have just been refused. The old pair goes with its users."""
+        now = self._now()
+        if now == self._pair.states:  # another thread has opened them
+            return
+        if now == self._refused and time.monotonic() - self._refused_at < RETRY_SECONDS:
+            return
+        try:
+            self._pair = Pair(self._config, self._note, self._with_encoder, self._pair)
+            self._told = ""
+        except Exception as error:  # whatever is wrong with them: what is open still works
+            self._refused, self._refused_at = now, time.monotonic()
+            if str(error) != self._told:
+                self._told = str(error)
+                self._note(f"The files of the collection have changed, but cannot be used: {error}\n"
+                           "The ones before are searched until they can be.")
+
+    @property
+    def file(self):
+        """The `EmbeddingFile` that is searched now."""
+        return self._pair.file
+
+    @property
+    def index(self):
+        """The `SearchIndex` that is searched now, or `NoIndex`."""
+        return self._pair.index
 
     def __enter__(self):
         return self
 
     def close(self):
-        """Close the embeddings file."""
-        self.file.close()
+        """Close the embeddings file; nothing can be searched for any more."""
+        self._closed = True
+        self._pair.close()
 
     def __exit__(self, *exception):
-        self.file.close()
-
-    def read(self, name: str) -> np.ndarray:
-        """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
-        return self.read_with_bytes(name)[0]
-
-    def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
-        """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
-        with readable(name):
-            data = read_bytes(name)
-        return self.pixels(data, crop, name), data
-
-    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "query") -> np.ndarray:
-        """(S, S, 3) uint8: the same of the bytes of an image file."""
-        return query_pixels(data, name, self.transform, self.file.full_decode, crop,
-                            not is_without_torch(self._encoder))
-
-    def embed(self, images: list[np.ndarray]) -> np.ndarray:
-        """(Q, D) float32, from Q images (S, S, 3) uint8."""
-        return self._encoder(np.stack(images))
-
-    def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        """For each of `vectors` (Q, D), the k nearest images."""
-        return self.chosen(vectors, Wishes(k))
-
-    def chosen(self, vectors: np.ndarray, wishes: Wishes, excluded: Sequence[np.ndarray] = ()) -> list[list[Hit]]:
-        """For each of `vectors` (Q, D), the hits that are wished for; `excluded`: for each, rows that are none."""
-        found = Ranking(self.file, self._rows, wishes).hits(vectors, excluded)
-        rows = sorted({one.row for some in found for one in some})
-        paths = dict(zip(rows, map(self._full, self.file.paths[rows])))
-        return [[self._hit(rank, one, paths[one.row], wishes.unique is not None) for rank, one in enumerate(some, 1)]
-                for some in found]
-
-    def _full(self, path: bytes) -> str:
-        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
-
-    def path_of(self, row: int) -> str:
-        """Full path of a row's image."""
-        return self._full(self.file.paths[row])
-
-    def duplicates_from(self) -> float:
-        """The cosine from which on two images of the collection are near-duplicates."""
-        file = self.file
-        return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]),
-                                np.array(file.digest(), "V32")).cosine
-
-    def _hit(self, rank: int, found: Found, path: str, with_folded: bool) -> Hit:
-        label = int(self._labels[found.row])
-        return Hit(rank, found.score, path, None if label == NO_LABEL else self._label_names[label], found.row,
-                   int(self._ids[found.row]), found.folded if with_folded else None)
-
-
-def open_index(workspace: Workspace, config, note: Callable[[str], None] = say_nothing) -> SearchIndex | NoIndex:
-    """The index that is given, or the workspace's; where there is none, the embeddings file in its place."""
-    if config.index is None and not workspace.index.exists():
-        return NoIndex.of(EmbeddingFile(workspace.embeddings_file(config.embeddings)), note)
-    return SearchIndex.open(workspace.index_file(config.index))
-
-
-def open_embeddings(index: SearchIndex, given: str | None) -> EmbeddingFile:
-    """The embeddings file that the index was built from: `given`, or the one it names, relative to itself.
-
-    Raises `UsageError` when it is not there and `MismatchError` when it holds other rows by now.
-    """
-    built_from = index.manifest["embeddings"]
-    path = pathlib.Path(given or os.path.normpath(index.path.parent / built_from["path"]))
-    if not path.is_file():
-        raise UsageError(f"The embeddings file {str(path)!r} of {index.path} does not exist. "
-                         "If it has moved, give it with --embeddings FILE.")
-    file = EmbeddingFile(path)
-    if file.identity != built_from["rows_sha256"]:
-        count, identity = len(file), file.identity[:12]
-        file.close()
-        raise MismatchError(f"{index.path} was built from {built_from['count']} rows "
-                            f"({built_from['rows_sha256'][:12]}), but {path} has {count} rows ({identity}).\n"
-                            f"Run mocoembed index again: mocoembed index {path} --output {index.path}")
-    return file
+        self.close()

@@ -1,9 +1,12 @@
 """Answers of the API: JSON, and refusals with a status and a reason."""
 
 import json
+import re
 from typing import Any
 
 from starlette.responses import Response
+
+from mocoembed.errors import UsageError
 
 RETRY_AFTER = 1  # seconds, for what is refused because the server is busy
 
@@ -32,3 +35,8 @@ def refused(refusal: Refusal) -> Json:
     if refusal.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="mocoembed"'
     return Json({"error": refusal.text}, refusal.status, headers)
+
+
+def in_words(error: UsageError) -> str:
+    """What an error of the command line says, with the names of parameters: `--not-label x` -> `not_label x`."""
+    return re.sub(r"(?<![^\s(])--?([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), str(error))

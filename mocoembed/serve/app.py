@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import resource
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -19,10 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mocoembed.config.serve import ServeConfig
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
-from mocoembed.serve.answers import Refusal, refused
+from mocoembed.serve.answers import Refusal, in_words, refused
 from mocoembed.serve.connections import Connection
 from mocoembed.serve.entering import login_of
-from mocoembed.serve.parameters import in_words
 from mocoembed.serve.refusals import RefusalLog
 from mocoembed.serve.routes import routes_of
 from mocoembed.serve.security import READS, Hosts, Security, Tokens
@@ -174,6 +175,19 @@ def address_of(config: ServeConfig, port: int, key: str | None) -> str:
 
 class _Uvicorn(uvicorn.Server):
     answering: Callable[[], None]
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        """Signals end the server, which is its usual end: uvicorn's own would kill the process with them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def startup(self, sockets=None):
         """As uvicorn's, and tells it."""

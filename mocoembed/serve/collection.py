@@ -7,34 +7,21 @@ import bisect
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mocoembed.config.serve import ServeConfig
 from mocoembed.data.images import NO_LABEL
 from mocoembed.errors import UsageError
 from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
+from mocoembed.search.pair import Pair
 from mocoembed.search.queries import combined
-from mocoembed.search.query import Searcher
 from mocoembed.search.ranking import Wishes
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a `Searcher` wants to know."""
-
-    workspace: str
-    index: str | None
-    embeddings: str | None
-    root: str | None
-    encoder: str | None = None
-    device: str = "auto"
-    torch: bool = False
+from mocoembed.serve.answers import Refusal, in_words
 
 
 @dataclass(frozen=True)
@@ -52,26 +39,17 @@ class Wanted:
     exclude_self: bool = False
 
 
-def opening(config: ServeConfig) -> Opening:
-    """Which files are opened: those that are given, or the workspace's."""
-    index = config.index
-    if index is None and config.embeddings is not None:
-        beside = pathlib.Path(config.embeddings).with_suffix(".faiss")
-        index = str(beside) if beside.is_file() else None
-    return Opening(config.workspace, index, config.embeddings, config.root)
-
-
 class Collection:
     """An open collection; several threads may use it at once."""
 
-    def __init__(self, config: ServeConfig, note: Callable[[str], None]):
-        self.searcher = _searcher(opening(config), note)
-        self.file, self.config = self.searcher.file, config
+    def __init__(self, pair: Pair, root: str | None = None):
+        """`root`: where the images are now, if they have moved."""
+        self.pair, self.file, self.moved_to = pair, pair.file, root
         self.ids = self.file.ids()
         self.labels, self.label_names = self.file.labels(), self.file.label_names
         self.width, self.height = self.file.width(), self.file.height()
         self._by_id = np.argsort(self.ids, kind="stable")
-        self.root = os.fsencode(os.path.abspath(config.root)) if config.root else self.file.root
+        self.root = os.fsencode(os.path.abspath(root)) if root else self.file.root
         self.version = self.file.identity[:16]
         self._duplicates_from: float | None = None
 
@@ -81,15 +59,11 @@ class Collection:
     @property
     def encodes(self) -> bool:
         """Whether images can be searched for that are not in the collection."""
-        return self.searcher.transform is not None
-
-    def close(self):
-        """Close the files."""
-        self.searcher.close()
+        return self.pair.transform is not None
 
     def files(self) -> list[pathlib.Path]:
         """The files that it was read from."""
-        index = self.searcher.index
+        index = self.pair.index
         return [self.file.path] if isinstance(index, NoIndex) else [index.path, self.file.path]
 
     # ------------------------------------------------------------------------------------------------ rows
@@ -130,25 +104,28 @@ class Collection:
         return row if row < len(self) and self.file.paths[row] == name else None
 
     def mask(self, wanted: Wanted) -> np.ndarray | None:
-        """(N,) bool: the rows that a filter selects; `None`: all. Raises `UsageError` where none is."""
-        mask = self.searcher.mask(wanted.filter) if wanted.filter else None
+        """(N,) bool: the rows that a filter selects; `None`: all. A `Refusal` (404) where none is."""
+        try:
+            mask = self.pair.mask(wanted.filter) if wanted.filter else None
+        except UsageError as error:
+            raise Refusal(404, in_words(error), "nothing selected") from error
         if wanted.min_side:
             large = np.minimum(self.width, self.height) >= wanted.min_side
             mask = large if mask is None else mask & large
             if not mask.any():
-                raise UsageError(f"min_side {wanted.min_side}: 0 of {len(self)} images match.")
+                raise Refusal(404, f"min_side {wanted.min_side}: 0 of {len(self)} images match.", "nothing selected")
         return mask
 
     # ---------------------------------------------------------------------------------------------- search
 
     def pixels(self, data: bytes, crop: Sequence[int] = ()) -> np.ndarray:
         """(S, S, 3) uint8: an image or its region `crop`, as the encoder sees it; `CollectionError` if it is none."""
-        return self.searcher.pixels(data, crop)
+        return self.pair.pixels(data, crop)
 
     def warm_up(self):
         """Search for the first image, and embed one where images are embedded."""
-        if (transform := self.searcher.transform) is not None:
-            self.searcher.embed([np.zeros((transform.crop, transform.crop, 3), np.uint8)])
+        if (transform := self.pair.transform) is not None:
+            self.pair.embed([np.zeros((transform.crop, transform.crop, 3), np.uint8)])
         self.search(self.vectors([0]), Wanted(1))
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
@@ -164,7 +141,7 @@ class Collection:
         wishes = Wishes(wanted.offset + wanted.k, self.mask(wanted), wanted.min_score,
                         self.duplicates_from() if wanted.unique else None, wanted.diverse)
         return [[self._hit(hit) for hit in hits[wanted.offset:]]
-                for hits in self.searcher.chosen(vectors, wishes, excluded)]
+                for hits in self.pair.chosen(vectors, wishes, excluded)]
 
     def _hit(self, hit: Any) -> dict:
         return {**hit.as_json(), "width": int(self.width[hit.row]), "height": int(self.height[hit.row])}
@@ -172,7 +149,7 @@ class Collection:
     def duplicates_from(self) -> float:
         """The cosine from which on two images are near-duplicates."""
         if self._duplicates_from is None:
-            self._duplicates_from = self.searcher.duplicates_from()
+            self._duplicates_from = self.pair.duplicates_from()
         return self._duplicates_from
 
     # ----------------------------------------------------------------------------------------------- facts
@@ -186,7 +163,7 @@ class Collection:
 
     def info(self) -> dict:
         """Everything about the collection, as plain JSON types."""
-        index, encoder = self.searcher.index, self.file.encoder
+        index, encoder = self.pair.index, self.file.encoder
         about: dict[str, Any] = {"type": "none", "exact": True, "recall_at_10": 1.0}
         if not isinstance(index, NoIndex):
             names = ("type", "metric", "recall_at_10", "latency_ms", "measured_on")
@@ -198,15 +175,3 @@ class Collection:
                 "searches_images": self.encodes,
                 "encoder": {"fingerprint": self.file.fingerprint, "provenance": encoder.get("provenance", {})},
                 "index": about}
-
-
-def _searcher(files: Opening, note: Callable[[str], None]) -> Searcher:
-    """The searcher; without an encoder where there is none, so that the collection can be looked at anyway."""
-    try:
-        return Searcher(files, note)
-    except UsageError as error:
-        searcher = Searcher(files, note, encoder=False)
-        note(f"{error}\nUntil then, images of the collection can be searched for, and no others.")
-        return searcher
-
-

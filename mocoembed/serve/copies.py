@@ -72,5 +72,5 @@ class Copies:
                 "groups": [self._group(rows) for rows in groups[offset:offset + limit]]}
 
     def _group(self, rows: np.ndarray) -> dict:
-        group = group_of(self._collection.file, rows, self._collection.config.root)
+        group = group_of(self._collection.file, rows, self._collection.moved_to)
         return {"members": [{**asdict(one), "id": str(self._collection.ids[one.row])} for one in group.members]}

@@ -49,12 +49,12 @@ class Job:
             raise self._error
         return self._result
 
-    def stop(self):
+    def stop(self, wait: bool = True):
         """End it, and wait for that."""
         self._stop.set()
         with self._lock:
             thread = self._thread
-        if thread is not None:
+        if wait and thread is not None:
             thread.join()
 
     def _run(self):

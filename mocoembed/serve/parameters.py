@@ -10,13 +10,13 @@ import numpy as np
 from starlette.datastructures import QueryParams
 
 from mocoembed.checks import relative_globs
-from mocoembed.errors import UsageError
 from mocoembed.search.filters import Filter
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection, Wanted
 
 MOST_HITS, MOST_QUERIES, MOST_FILTERS, MOST_LETTERS = 1_000, 256, 50, 1_000
 DEEPEST = 10_000  # hit that can be asked for
+MOST_ROWS, MOST_SIDE = 1_000, 1_000_000
 REPEATED = ("label", "not_label", "path")
 SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop", "version")
 WORDS = {"true": True, "1": True, "false": False, "0": False}
@@ -87,7 +87,7 @@ def wanted_of(given: QueryParams) -> Wanted:
     """What hits are wished for."""
     allow(given, *SEARCH)
     return Wanted(integer(given, "k", 10, 1, MOST_HITS), integer(given, "offset", 0, 0, DEEPEST), filter_of(given),
-                  integer(given, "min_side", 0, 0, 1_000_000), number(given, "min_score", -math.inf),
+                  integer(given, "min_side", 0, 0, MOST_SIDE), number(given, "min_score", -math.inf),
                   flag(given, "unique"), flag(given, "diverse"), flag(given, "exclude_self"))
 
 
@@ -212,8 +212,3 @@ def _vector(value: Any, collection: Collection) -> np.ndarray:
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def in_words(error: UsageError) -> str:
-    """What an error of the command line says, with the names of parameters: `--not-label x` -> `not_label x`."""
-    return re.sub(r"(?<![^\s(])--?([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), str(error))

@@ -12,8 +12,14 @@ from starlette.routing import Route
 from mocoembed.serve import metrics
 from mocoembed.serve.answers import Json, Refusal
 from mocoembed.serve.collection import Collection, Wanted
+from mocoembed.serve.copies import Copies
+from mocoembed.serve.health import report
+from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
+from mocoembed.serve.openapi import description
 from mocoembed.serve.parameters import (
+    MOST_ROWS,
+    MOST_SIDE,
     REPEATED,
     Asked,
     allow,
@@ -28,10 +34,9 @@ from mocoembed.serve.parameters import (
 )
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
-from mocoembed.serve.thumbnails import LARGE_QUALITY, jpeg, original
+from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, jpeg, original
 
-LARGEST, LARGE = 4096, 2048  # pixels of the longer side
-MOST_ROWS, MOST_GROUPS = 1_000, 200
+MOST_GROUPS = 200
 SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
 KEEP = "private, max-age=86400, immutable"  # of what is asked for with its version
@@ -45,7 +50,8 @@ def routes_of(service: Service, files: StaticFiles) -> list[Route]:
         Route("/api/embed", api.embed, methods=["POST"]),
         Route("/api/images/{row:int}", api.image), Route("/api/thumbnails/{row:int}", api.thumbnail),
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
-        Route("/api/duplicates", api.duplicates), Route("/api/map", api.map),
+        Route("/api/duplicates", api.duplicates), Route("/api/health-report", api.health_report),
+        Route("/api/openapi.json", api.openapi), Route("/api/map", api.map),
         Route("/api/live", api.live), Route("/api/ready", api.is_ready), Route("/metrics", api.metrics),
         *(Route(path, files.answer) for path in files.paths),
     ]
@@ -63,12 +69,12 @@ class Api:
         """Hits for an image in the body, or for what JSON names."""
         given = request.query_params
         wanted, crop = wanted_of(given), crop_of(given)
-        with self.service.following.use() as collection:
-            require_version(given, collection)
-            asked = await self._asked(request, collection, crop)
-            async with self.service.searches.turn():
-                hits = await self.service.run(_hits, collection, asked, wanted)
-            return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
+        collection = self.service.following.current
+        require_version(given, collection)
+        asked = await self._asked(request, collection, crop)
+        async with self.service.searches.turn():
+            hits = await self.service.run(_hits, collection, asked, wanted)
+        return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
 
     async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...]) -> Asked:
         if not _is_json(request):
@@ -94,11 +100,11 @@ class Api:
         """Vectors of an image in the body, or of what JSON names."""
         given = request.query_params
         allow(given, "crop", "version")
-        with self.service.following.use() as collection:
-            require_version(given, collection)
-            asked = await self._asked(request, collection, crop_of(given))
-            return Json({"version": collection.version, "encoder": collection.file.fingerprint,
-                         "vectors": [list(map(float, vector)) for vector in asked.vectors]})
+        collection = self.service.following.current
+        require_version(given, collection)
+        asked = await self._asked(request, collection, crop_of(given))
+        return Json({"version": collection.version, "encoder": collection.file.fingerprint,
+                     "vectors": [list(map(float, vector)) for vector in asked.vectors]})
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -120,16 +126,16 @@ class Api:
 
     async def _jpeg(self, request: Request, kind: str, made: Callable[[Collection, int], bytes]) -> Response:
         given = request.query_params
-        with self.service.following.use() as collection:
-            require_version(given, collection)
-            row = _row(request, collection)
-            headers = {"Cache-Control": KEEP if "version" in given else "private, no-cache"}
-            if digest := collection.digest(row):
-                headers["ETag"] = f'"{digest[:32]}-{kind}"'
-            if digest and request.headers.get("if-none-match") == headers["ETag"]:
-                return Response(status_code=304, headers=headers)
-            async with self.service.images.turn():
-                data = await self.service.run(made, collection, row)
+        collection = self.service.following.current
+        require_version(given, collection)
+        row = _row(request, collection)
+        headers = {"Cache-Control": KEEP if "version" in given else "private, no-cache"}
+        if digest := collection.digest(row):
+            headers["ETag"] = f'"{digest[:32]}-{kind}"'
+        if digest and request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        async with self.service.images.turn():
+            data = await self.service.run(made, collection, row)
         return Response(data, headers=headers, media_type="image/jpeg")
 
     # ----------------------------------------------------------------------------------------------- facts
@@ -141,22 +147,22 @@ class Api:
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
-        wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, 1_000_000))
-        with self.service.following.use() as collection:
-            require_version(given, collection)
+        wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
+        collection = self.service.following.current
+        require_version(given, collection)
 
-            def found() -> dict[str, Any]:
-                mask = collection.mask(wanted)
-                rows = np.arange(len(collection)) if mask is None else np.flatnonzero(mask)
-                total = len(rows)
-                if sample:
-                    rows = np.random.default_rng(seed).permutation(rows)[:sample]
-                else:
-                    rows = rows[offset:offset + limit]
-                return {"version": collection.version, "total": total, "rows": collection.facts(rows.tolist())}
+        def found() -> dict[str, Any]:
+            mask = collection.mask(wanted)
+            rows = np.arange(len(collection)) if mask is None else np.flatnonzero(mask)
+            total = len(rows)
+            if sample:
+                rows = np.random.default_rng(seed).permutation(rows)[:sample]
+            else:
+                rows = rows[offset:offset + limit]
+            return {"version": collection.version, "total": total, "rows": collection.facts(rows.tolist())}
 
-            async with self.service.searches.turn():
-                return Json(await self.service.run(found))
+        async with self.service.searches.turn():
+            return Json(await self.service.run(found))
 
     async def duplicates(self, request: Request) -> Response:
         """Groups of near-duplicates; 202 with the progress while they are looked for."""
@@ -164,14 +170,31 @@ class Api:
         allow(given, "threshold", "offset", "limit", "version")
         threshold = number(given, "threshold", math.nan)
         offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
-        with self.service.following.use() as collection:
-            require_version(given, collection)
-            job = self.service.copies_of(collection)
-            async with self.service.slow.turn():
-                if not await self.service.run(job.wait, SECONDS_OF_JOB):
-                    return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
-                return Json(await self.service.run(job.result().groups, None if math.isnan(threshold) else threshold,
-                                                   offset, limit))
+        collection = self.service.following.current
+        require_version(given, collection)
+
+        def made(copies: Copies) -> dict:
+            return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
+
+        return await self._of_job(self.service.job("copies", collection, Copies), made)
+
+    async def health_report(self, request: Request) -> Response:
+        """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        return await self._of_job(self.service.job("health", collection, report), lambda found: found)
+
+    async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
+        async with self.service.slow.turn():
+            if not await self.service.run(job.wait, SECONDS_OF_JOB):
+                return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
+            return Json(await self.service.run(made, job.result()))
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
+        allow(request.query_params)
+        return Json(description())
 
     async def map(self, request: Request) -> Response:
         """The points of the map."""
@@ -180,15 +203,16 @@ class Api:
 
     async def labels(self, request: Request) -> Response:
         """The labels with the numbers of their images."""
-        allow(request.query_params)
-        with self.service.following.use() as collection:
-            return Json({"version": collection.version, "labels": collection.label_counts()})
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        return Json({"version": collection.version, "labels": collection.label_counts()})
 
     async def info(self, request: Request) -> Response:
         """Facts about collection, encoder and index."""
         allow(request.query_params)
-        with self.service.following.use() as collection:
-            return Json(await self.service.run(collection.info))
+        collection = self.service.following.current
+        return Json(await self.service.run(collection.info))
 
     async def live(self, request: Request) -> Response:
         """Whether the server runs."""
@@ -202,11 +226,11 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """Counts and times for Prometheus."""
-        with self.service.following.use() as collection:
-            age = metrics.age_of(collection.files()[0])
-            gauges = {"mocoembed_images": ("Images of the collection.", float(len(collection))),
-                      "mocoembed_index_age_seconds": ("Seconds since the index was written.", age),
-                      "mocoembed_ready": ("Whether the first query has been answered.", float(self.service.ready))}
+        collection = self.service.following.current
+        age = metrics.age_of(collection.files()[0])
+        gauges = {"mocoembed_images": ("Images of the collection.", float(len(collection))),
+                  "mocoembed_index_age_seconds": ("Seconds since the index was written.", age),
+                  "mocoembed_ready": ("Whether the first query has been answered.", float(self.service.ready))}
         return Response(self.service.metrics.text(gauges), headers={"Content-Type": metrics.TYPE})
 
 

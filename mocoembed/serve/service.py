@@ -13,7 +13,6 @@ from mocoembed.config.serve import ServeConfig
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.batches import Batches
 from mocoembed.serve.collection import Collection
-from mocoembed.serve.copies import Copies
 from mocoembed.serve.following import Following
 from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import Bodies, Gate
@@ -38,7 +37,7 @@ class Service:
         self.slow = Gate(1, 4)
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False
-        self._copies: tuple[Collection, Job] | None = None
+        self._jobs: dict[str, tuple[Collection, Job]] = {}
         self._tasks: list[asyncio.Task] = []
 
     def start(self):
@@ -52,8 +51,8 @@ class Service:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        if self._copies is not None:
-            await self.run(self._copies[1].stop)
+        for _, job in self._jobs.values():
+            await self.run(job.stop)
         self.pool.shutdown(cancel_futures=True)
         self._encoding.shutdown(cancel_futures=True)
         self.following.close()
@@ -62,21 +61,19 @@ class Service:
         """The result of a function that is run on another thread."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
 
-    def copies_of(self, collection: Collection) -> Job:
-        """The work of finding the near-duplicates of a collection, whose result is a `Copies`."""
-        def found(job: Job) -> Copies:
-            with self.following.use(collection):
-                return Copies(collection, job)
-
-        if self._copies is None or self._copies[0] is not collection:
-            self._copies = collection, Job(found)
-        return self._copies[1]
+    def job(self, name: str, collection: Collection, work: Callable[[Collection, Job], Any]) -> Job:
+        """The job of that name for a collection; that of another collection is stopped."""
+        of, job = self._jobs.get(name, (None, None))
+        if job is None or of is not collection:
+            if job is not None:
+                job.stop(wait=False)
+            self._jobs[name] = collection, (job := Job(lambda this: work(collection, this)))
+        return job
 
     async def _warm_up(self):
         """One search before requests are promised quick answers; one image is embedded, too."""
-        with self.following.use() as collection:
-            if len(collection):
-                await self.run(collection.warm_up)
+        if len(self.following.current):
+            await self.run(self.following.current.warm_up)
         self.ready = True
 
     async def _follow(self):
@@ -93,6 +90,6 @@ class Service:
         try:
             async with self.images.turn():
                 pixels = await self.run(collection.pixels, data, crop)
-            return await self.batches.embed(collection.searcher.embed, pixels)
+            return await self.batches.embed(collection.pair.embed, pixels)
         finally:
             self.batches.expected -= 1

@@ -19,7 +19,7 @@ from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection
 
 SIDE, QUALITY = 320, 82  # of thumbnails: 320 pixels the longer side
-LARGE_QUALITY = 90
+LARGEST, LARGE, LARGE_QUALITY = 4096, 2048, 90  # of images
 KEPT = 64 << 20  # bytes of thumbnails that are kept
 
 GONE = "The image of row {row} is gone: its file has been removed or changed since it was embedded."

@@ -1,0 +1,269 @@
+"""What is searched: an index, its embeddings file and the encoder of the queries, checked against each other.
+
+Index, embeddings file and encoder must belong together; a foreign or outdated one is refused. A `Pair` never changes:
+it stays with the files that it has opened, also when others take their place.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mocoembed.data.decode import EncodedImage
+from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import Failure
+from mocoembed.data.images import NO_LABEL, require_root
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import CollectionError, MismatchError, UsageError
+from mocoembed.notes import say_nothing
+from mocoembed.search.duplicates import unit
+from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
+from mocoembed.search.exact import NoIndex
+from mocoembed.search.filters import Filter
+from mocoembed.search.hits import Hit
+from mocoembed.search.index import SearchIndex, read_manifest
+from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
+from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
+from mocoembed.search.threshold import choose_threshold
+from mocoembed.workspace import Workspace
+
+BATCH = 64  # query images embedded at a time
+MASKS = 15  # of filters that are remembered by a pair
+
+FileState = tuple[int, ...] | None
+
+
+def state_of(path) -> FileState:
+    """Device, inode, size, mtime and ctime of a file, of which one at least differs when it is replaced."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Sequence[int] = (),
+                 with_torch: bool = True) -> np.ndarray:
+    """(S, S, 3) uint8: the query `name`, or its region `crop`, as the encoder sees it.
+
+    Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
+    """
+    with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
+        image = EncodedImage(data, full_decode, transform.value_range)
+        return transform.pixels(Region(image, crop, name) if crop else image, with_torch)
+
+
+@contextlib.contextmanager
+def readable(what: str):
+    """Turn whatever is raised while the image `what` is read into a `CollectionError`; `UsageError` stays."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a decoder raises
+        failure = Failure.of(0, error)
+        raise CollectionError(f"The image {what} cannot be read: {failure.error}: {failure.reason}") from error
+
+
+class Pair:
+    """An index, its embeddings file and its encoder, opened together; a context manager.
+
+    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
+    `device` and `torch`. Several threads may use it at once.
+    """
+
+    def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True,
+                 before: "Pair | None" = None):
+        """Without `encoder` none is looked for, and vectors alone can be searched for.
+
+        The encoder is that of the pair `before`, if that has the same.
+        """
+        workspace = Workspace(config.workspace)
+        require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
+        require_root(config.root)
+        self.root = config.root
+        index_path = pathlib.Path(config.index or default_index(workspace, config.embeddings))
+        index_state = state_of(index_path)  # before it is opened: a later change shows
+        if config.index is None and not index_path.exists():
+            path = workspace.embeddings_file(config.embeddings)
+            embeddings_state, self.file = state_of(path), EmbeddingFile(path)
+            self.index: SearchIndex | NoIndex = NoIndex.of(self.file, note)
+        else:
+            path = embeddings_path(workspace.index_file(str(index_path)), config.embeddings)
+            embeddings_state = state_of(path)
+            self.index, self.file = open_both(index_path, path)
+        self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
+        self._encoder: Any = None
+        self.transform: EvaluationTransform | None = None
+        self._embedding = threading.Lock()
+        if encoder:
+            self._take_encoder(config, workspace, note, before)
+        self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
+        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
+        self._masks: dict[Filter, np.ndarray] = {}
+
+    def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
+        if before is not None and before._encoder is not None and before._made_by() == self._made_by():
+            self._encoder, self._embedding = before._encoder, before._embedding
+        else:
+            self._encoder = query_encoder(config, workspace, self.index, self.file, note)
+        self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
+
+    def _made_by(self) -> tuple:
+        """What the encoder of the queries depends on."""
+        return (*(self.index.manifest[name] for name in ("encoder", "features", "normalized")), self.file.precision)
+
+    def __enter__(self):
+        return self
+
+    def close(self):
+        """Close the embeddings file."""
+        self.file.close()
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+    def search(self, images, k: int = 10, filter: Filter | None = None, min_score: float = -math.inf,
+               unique: bool = False, diverse: bool = False) -> list:
+        """What `Searcher.search` gives."""
+        if k < 1:
+            raise UsageError(f"k {k}: must be 1 or more.")
+        some = [images] if is_one(images) else list(images)
+        if not some:
+            return []
+        wishes = Wishes(k, self.mask(filter) if filter else None, min_score,
+                        self.duplicates_from() if unique else None, diverse)
+        hits = self.chosen(self._vectors(some), wishes)
+        return hits[0] if is_one(images) else hits
+
+    def mask(self, chosen: Filter) -> np.ndarray:
+        """(N,) bool: the rows that a filter selects; the latest filters are remembered."""
+        if (mask := self._masks.get(chosen)) is None:
+            mask = chosen.mask(self.file)
+            self._masks = {**dict(list(self._masks.items())[-MASKS:]), chosen: mask}
+        return mask
+
+    def _vectors(self, some: list) -> np.ndarray:
+        """(Q, D) float32: those among the queries that are vectors, and those of the others."""
+        vectors, images = np.empty((len(some), self.file.dimension), np.float32), {}
+        for place, one in enumerate(some):
+            if is_vector(one):
+                if len(one) != self.file.dimension:
+                    raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have "
+                                     f"{self.file.dimension}.")
+                vectors[place] = one
+            else:
+                images[place] = self._decoded(one, place)
+        places = list(images)
+        for first in range(0, len(places), BATCH):
+            with self._embedding:
+                vectors[places[first:first + BATCH]] = self.embed([images[i] for i in places[first:first + BATCH]])
+        return vectors
+
+    def _decoded(self, one: Any, place: int) -> np.ndarray:
+        """(S, S, 3) uint8: an image as the encoder sees it."""
+        if self.transform is None:
+            raise UsageError("This searcher was opened without an encoder: give vectors, or leave encoder=False out.")
+        with readable(repr(one) if isinstance(one, str) else f"of query {place}"):
+            image = decoded(one, self.file.full_decode, self.file.value_range)
+            return self.transform.pixels(image, not is_without_torch(self._encoder))
+
+    def read(self, name: str) -> np.ndarray:
+        """(S, S, 3) uint8: a query image, decoded as the collection's were; `CollectionError` if it cannot be."""
+        return self.read_with_bytes(name)[0]
+
+    def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
+        """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
+        with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
+            data = read_bytes(name)
+        return self.pixels(data, crop, name), data
+
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "query") -> np.ndarray:
+        """(S, S, 3) uint8: the same of the bytes of an image file."""
+        return query_pixels(data, name, self.transform, self.file.full_decode, crop,
+                            not is_without_torch(self._encoder))
+
+    def embed(self, images: list[np.ndarray]) -> np.ndarray:
+        """(Q, D) float32, from Q images (S, S, 3) uint8."""
+        return self._encoder(np.stack(images))
+
+    def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
+        """For each of `vectors` (Q, D), the k nearest images."""
+        return self.chosen(vectors, Wishes(k))
+
+    def chosen(self, vectors: np.ndarray, wishes: Wishes, excluded: Sequence[np.ndarray] = ()) -> list[list[Hit]]:
+        """For each of `vectors` (Q, D), the hits that are wished for; `excluded`: for each, rows that are none."""
+        found = Ranking(self.file, self._rows, wishes).hits(vectors, excluded)
+        rows = sorted({one.row for some in found for one in some})
+        paths = dict(zip(rows, map(self._full, self.file.paths[rows])))
+        return [[self._hit(rank, one, paths[one.row], wishes.unique is not None) for rank, one in enumerate(some, 1)]
+                for some in found]
+
+    def _full(self, path: bytes) -> str:
+        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
+
+    def path_of(self, row: int) -> str:
+        """Full path of a row's image."""
+        return self._full(self.file.paths[row])
+
+    def duplicates_from(self) -> float:
+        """The cosine from which on two images of the collection are near-duplicates."""
+        file = self.file
+        return choose_threshold(len(file), lambda rows: unit(file.embeddings[rows]),
+                                np.array(file.digest(), "V32")).cosine
+
+    def _hit(self, rank: int, found: Found, path: str, with_folded: bool) -> Hit:
+        label = int(self._labels[found.row])
+        return Hit(rank, found.score, path, None if label == NO_LABEL else self._label_names[label], found.row,
+                   int(self._ids[found.row]), found.folded if with_folded else None)
+
+
+def default_index(workspace: Workspace, embeddings: str | None) -> pathlib.Path:
+    """Where the index of an embeddings file is: beside it; or it is the workspace's, when that was built from it."""
+    if embeddings is None:
+        return workspace.index
+    beside = workspace.embeddings_file(embeddings).with_suffix(workspace.index.suffix)
+    if beside.exists() or not workspace.index.exists():
+        return beside
+    with EmbeddingFile(embeddings) as file:
+        built_from = read_manifest(workspace.index)["embeddings"]["rows_sha256"] == file.identity
+    return workspace.index if built_from else beside
+
+
+def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
+    """The embeddings file of an index file: `given`, or the one that it names, relative to itself.
+
+    Raises `UsageError` when it is not there.
+    """
+    path = pathlib.Path(given or os.path.normpath(index.parent / read_manifest(index)["embeddings"]["path"]))
+    if not path.is_file():
+        raise UsageError(f"The embeddings file {str(path)!r} of {index} does not exist. "
+                         "If it has moved, give it with --embeddings FILE.")
+    return path
+
+
+def open_both(index: pathlib.Path, embeddings: pathlib.Path) -> tuple[SearchIndex, EmbeddingFile]:
+    """An index and the embeddings file that it was built from; `MismatchError` when that holds other rows by now."""
+    file = EmbeddingFile(embeddings)
+    try:
+        _require_same_rows(index, read_manifest(index), file)  # before the index, which may be large, is loaded
+        opened = SearchIndex.open(index)
+        _require_same_rows(index, opened.manifest, file)  # it may have been replaced meanwhile
+        return opened, file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _require_same_rows(index: pathlib.Path, manifest: dict, file: EmbeddingFile):
+    built_from = manifest["embeddings"]
+    if file.identity != built_from["rows_sha256"]:
+        raise MismatchError(f"{index} was built from {built_from['count']} rows ({built_from['rows_sha256'][:12]}), "
+                            f"but {file.path} has {len(file)} rows ({file.identity[:12]}).\n"
+                            f"Run mocoembed index again: mocoembed index {file.path} --output {index}")
