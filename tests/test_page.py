@@ -57,8 +57,8 @@ def test_no_html_is_made_from_strings_and_nothing_is_inline():
 @contextlib.contextmanager
 def serving(workspace):
     """The address of `mocoembed serve` on a workspace."""
-    process = subprocess.Popen([sys.executable, "-m", "mocoembed", "serve", "--workspace", str(workspace), "--port", "0",
-                                "--no-browser"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "mocoembed", "serve", "--workspace", str(workspace), "--port", "0", "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield re.search(r"http://\S+/", process.stdout.readline()).group()
     finally:
@@ -91,9 +91,9 @@ def browser():
         text = "The page is not tested in a browser: there is no chromium here (apt-get install chromium)."
         warnings.warn(text, stacklevel=2)  # stands at the end of the run; a skipped test is only a letter
         pytest.skip(text)
-    with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as running:
-            yield running
+    with (playwright.sync_playwright() as driver,
+          driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as running):
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ class Watched:
 
     def changed(self, before):
         self.until(
-            "before => document.querySelector('#grid .tile img')?.alt !== before[0]"
-            " || [...document.querySelectorAll('#grid .tile img')].slice(0, 12).some((one, i) => one.alt !== before[i])",
+            "before => document.querySelector('#grid .tile img')?.alt !== before[0] ||"
+            " [...document.querySelectorAll('#grid .tile img')].slice(0, 12).some((img, i) => img.alt !== before[i])",
             arg=before)
         self.settled()
 

@@ -97,7 +97,7 @@ function paint() {
   for (let i = 0; i < points.count; i++) {
     const label = points.labels[i] ?? -1;
     if (only !== null && label !== only) colours[i] = faint;
-    else if (byAgreement) colours[i] = pixel(colourOf(130 * points.agreement[i], 0.75));
+    else if (byAgreement) colours[i] = pixel(colourOf(1.3 * points.agreement[i], 0.75));
     else {
       if (!palette.has(label)) palette.set(label, pixel(labelColour(label)));
       colours[i] = palette.get(label);
