@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.config import EmbedConfig
+from mocoembed.config import EmbedConfig, MapConfig
 from mocoembed.embed.extract import embed_images
+from mocoembed.search.map import make_map
 
 STATIC = pathlib.Path(__file__).parent.parent / "mocoembed" / "serve" / "static"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -139,7 +140,7 @@ class Watched:
             self.page.wait_for_timeout(25)
 
     def settled(self):
-        self.until("document.querySelector('.tile, .group, .empty:not([hidden]) h2, .card-panel')"
+        self.until("document.querySelector('.tile, .group, .empty:not([hidden]) h2, .card-panel, .legend li')"
                                     " && !document.querySelector('.waiting')")
 
     def rows(self):
@@ -505,3 +506,49 @@ def test_widths_and_accessibility(browser, address, size, scheme):
         assert not serious, (query, serious)
     one.context.close()
     assert one.wrong == []
+
+
+def test_map(watched, places):
+    page = watched.open()
+    assert page.locator("[data-view=map]").is_hidden()  # there is none yet
+    make_map(MapConfig(workspace=str(places[1])))
+    page = watched.open("?view=map")
+    watched.until("document.querySelector('#view-map .status').textContent.includes('images by t-SNE')")
+    box = page.locator(".map-canvas").bounding_box()
+    assert page.evaluate("""() => {
+        const canvas = document.querySelector('.map-canvas');
+        return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(one => one > 0);
+    }""")
+    page.locator("#view-map button", has_text="Lasso").click()
+    left, top = box["x"] + 3, box["y"] + 3
+    right, bottom = box["x"] + box["width"] / 2, box["y"] + box["height"] - 3
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 9)):
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    watched.until("location.search.includes('rows=')")
+    watched.settled()
+    chosen = int(re.match(r"\d+", page.locator("#status").inner_text()).group())
+    assert 0 < chosen < 3 * PER_CLASS + 4
+    assert page.locator("#grid .tile").count() == min(chosen, 60)
+    page.go_back()
+    page.wait_for_selector("#view-map:not([hidden])")
+    page.locator(".map-canvas").focus()
+    for key in ("+", "ArrowLeft", "ArrowUp", "0", "Enter"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(40)
+    watched.until("location.search.includes('rows=')")
+    page = watched.open("?view=map&like=5")
+    watched.until("document.querySelector('#view-map .status').textContent.includes('nearest to the query')")
+
+
+def test_an_empty_collection_and_a_server_that_ended(watched):
+    empty = {"version": "0", "total": 0, "rows": []}
+    watched.context.route("**/api/rows*", lambda route: route.fulfill(json=empty))
+    page = watched.open()
+    assert "no images" in page.locator("#empty h2").inner_text()
+    watched.context.route("**/api/rows*", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "does not answer" in page.locator("#empty p").inner_text()

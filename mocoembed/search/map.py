@@ -34,6 +34,7 @@ PLACING = 5  # neighbours that a new image is put among
 NEW_SHARE = 0.2  # of images that may be new without the others moving
 EARLY, NORMAL = 250, 500  # iterations, openTSNE's own defaults
 TOLD_EACH = 10  # iterations
+ON_ONE_CORE = 2_000  # images at most; for so few, threads wait for each other longer than they work
 START = 1e-4  # standard deviation of the first coordinate that t-SNE begins from
 BLOCK = 2048  # rows that are searched for at a time
 STOPPED = "Stopped; the map was not written. Run the same command again."
@@ -159,17 +160,20 @@ class _Making:
             from openTSNE import TSNE, affinity, nearest_neighbors
         except ImportError as error:
             raise UsageError("mocoembed map needs openTSNE. Install it: pip install openTSNE") from error
-        count, phase = len(first), 0
+        count, last, before = len(first), 0, self.blocks
+        jobs = -1 if count > ON_ONE_CORE else 1
 
         def told(iteration: int, error: float, places: Any) -> bool:
-            nonlocal phase
-            phase = EARLY if phase or iteration >= EARLY else 0
-            self._progress(self.blocks + phase + min(iteration, NORMAL), self.total)
+            nonlocal last, before
+            if iteration < last:  # the second phase counts anew
+                before += EARLY
+            last = iteration
+            self._progress(min(before + iteration, self.total), self.total)
             return self._stop.signal_number is not None  # ends the optimisation
 
         known = nearest_neighbors.PrecomputedNeighbors(self.neighbours, self.distances)
-        near = affinity.PerplexityBasedNN(perplexity=min(PERPLEXITY, (count - 1) / 3), knn_index=known, n_jobs=-1)
-        tsne = TSNE(early_exaggeration_iter=EARLY, n_iter=NORMAL, n_jobs=-1, random_state=0, callbacks=[told],
+        near = affinity.PerplexityBasedNN(perplexity=min(PERPLEXITY, (count - 1) / 3), knn_index=known, n_jobs=jobs)
+        tsne = TSNE(early_exaggeration_iter=EARLY, n_iter=NORMAL, n_jobs=jobs, random_state=0, callbacks=[told],
                     callbacks_every_iters=TOLD_EACH)
         places = tsne.fit(affinities=near, initialization=first.astype(np.float64))
         self._tell(self.total)

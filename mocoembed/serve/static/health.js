@@ -14,7 +14,7 @@ const titleOf = (name) => {
 };
 const isRecord = (value) => value && typeof value === 'object' && Number.isInteger(value.row);
 const isPlain = (value) => value === null || typeof value !== 'object';
-const textOf = (value) => (typeof value === 'number'
+const textOf = (value) => (/^[0-9a-f]{64}$/.test(value) ? `${value.slice(0, 16)}…` : typeof value === 'number'
   ? value.toLocaleString('en', { maximumFractionDigits: 4, useGrouping: Math.abs(value) >= 10000 }) : String(value ?? '–'));
 
 /** The records that the view shows, for the lightbox. */
@@ -32,6 +32,7 @@ export async function render() {
   const place = $('view-health');
   place.replaceChildren(el('p', { className: 'status', role: 'status', textContent: 'Looking through the collection …' }));
   try {
+    const about = await api.info();
     const report = await api.health((done, total) => {
       if (total) place.firstChild.textContent = `Looking through the collection … ${Math.floor(100 * done / total)} %`;
     });
@@ -40,12 +41,17 @@ export async function render() {
     const plain = Object.entries(report).filter(([, value]) => isPlain(value));
     const rest = Object.entries(report).filter(([, value]) => !isPlain(value));
     place.replaceChildren(...[plain.length ? panel('Collection', facts(plain)) : null,
+      ...['encoder', 'index'].filter((name) => about[name]).map((name) => panel(titleOf(name), facts(flat(about[name])))),
       ...rest.map(([name, value]) => panel(titleOf(name), part(name, value)))].filter(Boolean));
   } catch (error) {
     shown = false;
     place.replaceChildren(el('p', { className: 'status error', role: 'alert', textContent: error.message }));
   }
 }
+
+/** Facts in facts, one after the other. */
+const flat = (value) => Object.entries(value).flatMap(([name, one]) => (isPlain(one) || Array.isArray(one)
+  ? [[name, one]] : flat(one))).filter(([, one]) => one !== null && one !== undefined);
 
 const panel = (title, content) => el('section', { className: 'card-panel' }, el('h2', { textContent: title }), content);
 

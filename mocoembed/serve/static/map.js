@@ -14,6 +14,8 @@ const MOST_CHOSEN = 5000;
 const LIT = 200; // hits of a search
 const KEPT = 600; // thumbnails in memory
 const UNLABELLED = [140, 144, 152];
+const FEW = 3000; // points in view that are drawn as smooth discs
+const DIM = 70; // of 255, how visible what is no hit is
 
 let parts = null;
 let points = null; // {count, x, y, labels, agreement, names}
@@ -102,6 +104,7 @@ function paint() {
       if (!palette.has(label)) palette.set(label, pixel(labelColour(label)));
       colours[i] = palette.get(label);
     }
+    if (lit.size && !lit.has(i)) colours[i] = ((colours[i] & 0xffffff) | (DIM << 24)) >>> 0;
   }
 }
 
@@ -153,13 +156,28 @@ function draw() {
     const at = py * width + px;
     for (let k = 0; k < disc.length; k++) pixels[at + disc[k]] = colour;
   }
-  pen.putImageData(buffer, 0, 0);
+  if (seen.length > FEW) pen.putImageData(buffer, 0, 0);
+  else drawSmooth(seen, side, left, top, radius + 0.5);
   parts.seen = seen;
+  parts.cells = new Map();
   if (view.zoom >= NEAR_ENOUGH && seen.length <= MOST_SHOWN) drawThumbnails(seen, side, left, top);
   drawLit(side, left, top, radius);
   drawLasso();
   parts.inView.textContent = `Show ${counted(seen.length, 'image')} in view`;
   parts.inView.disabled = !seen.length;
+}
+
+/** Few points, with smooth edges. */
+function drawSmooth(seen, side, left, top, radius) {
+  const { canvas, pen } = parts;
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  for (const i of seen) {
+    const colour = colours[i];
+    pen.fillStyle = `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255} / ${(colour >>> 24) / 255})`;
+    pen.beginPath();
+    pen.arc(points.x[i] * side + left, points.y[i] * side + top, radius, 0, 7);
+    pen.fill();
+  }
 }
 
 const discs = new Map();
@@ -177,22 +195,26 @@ function discOf(radius, width) {
   return discs.get(key);
 }
 
-/** One thumbnail for each cell of the canvas that has a point. */
+/** Column, row and key of the cell at a place of the map, in pixels; cells move with the map. */
+function cellOf(x, y) {
+  const cell = CELL * density();
+  const [column, row] = [Math.floor(x / cell), Math.floor(y / cell)];
+  return [column, row, column * 65536 + row];
+}
+
+/** One thumbnail for each cell that has a point. */
 function drawThumbnails(seen, side, left, top) {
   const { pen } = parts;
   const [cell, thumb] = [CELL * density(), THUMB * density()];
-  const taken = new Set();
   for (const i of seen) {
-    const [px, py] = [points.x[i] * side + left, points.y[i] * side + top];
-    const [cx, cy] = [Math.floor(px / cell), Math.floor(py / cell)];
-    const key = cx * 4096 + cy;
-    if (taken.has(key)) continue;
-    taken.add(key);
+    const [cx, cy, key] = cellOf(points.x[i] * side, points.y[i] * side);
+    if (parts.cells.has(key)) continue;
+    parts.cells.set(key, i);
     const image = thumbnailOf(i);
     if (!image) continue;
     const scale = thumb / Math.max(image.naturalWidth, image.naturalHeight);
     const [w, h] = [image.naturalWidth * scale, image.naturalHeight * scale];
-    const [x, y] = [(cx + 0.5) * cell - w / 2, (cy + 0.5) * cell - h / 2];
+    const [x, y] = [(cx + 0.5) * cell + left - w / 2, (cy + 0.5) * cell + top - h / 2];
     pen.save();
     pen.beginPath();
     pen.roundRect(x, y, w, h, 8 * density());
@@ -224,11 +246,13 @@ function thumbnailOf(row) {
 function drawLit(side, left, top, radius) {
   if (!lit.size) return;
   const { pen } = parts;
-  pen.lineWidth = 2 * density();
+  pen.lineWidth = 1.5 * density();
   pen.strokeStyle = dark() ? '#fff' : '#111';
   for (const row of lit) {
+    pen.fillStyle = `rgb(${labelColour(points.labels[row] ?? -1)})`;
     pen.beginPath();
-    pen.arc(points.x[row] * side + left, points.y[row] * side + top, radius + 4 * density(), 0, 7);
+    pen.arc(points.x[row] * side + left, points.y[row] * side + top, radius + 3 * density(), 0, 7);
+    pen.fill();
     pen.stroke();
   }
 }
@@ -257,6 +281,8 @@ const place = (event) => {
 /** The row at a place of the canvas, or -1. */
 function rowAt(u, v) {
   const [side, left, top] = frame();
+  const shown = parts.cells?.get(cellOf(u - left, v - top)[2]);
+  if (shown !== undefined) return shown;
   let [best, distance] = [-1, (REACH * density()) ** 2];
   for (const i of parts.seen ?? []) {
     const off = (points.x[i] * side + left - u) ** 2 + (points.y[i] * side + top - v) ** 2;
@@ -462,6 +488,7 @@ export async function render(now) {
       const hits = await bodyOf(now).then((body) => api.search(body, { k: LIT, crop: now.crop })).catch(() => []);
       if (key === litKey) lit = new Set(hits.map((hit) => hit.row));
     }
+    paint();
   }
   parts.status.textContent = `${counted(points.count, 'image')} by ${points.method}`
     + `${lit.size ? ` · ${lit.size} nearest to the query are ringed` : ''}`;
