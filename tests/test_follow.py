@@ -12,7 +12,7 @@ import pytest
 from mocoembed.config import IndexConfig
 from mocoembed.errors import MocoembedError
 from mocoembed.search import query as module
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import Searcher
 
 ROWS = {"old": 40, "new": 57}

@@ -520,11 +520,11 @@ def test_map(watched, places):
         return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(one => one > 0);
     }""")
     page.locator("#view-map button", has_text="Lasso").click()
-    left, top = box["x"] + 3, box["y"] + 3
-    right, bottom = box["x"] + box["width"] / 2, box["y"] + box["height"] - 3
+    left, top = box["x"] + 20, box["y"] + 20  # the corners are round
+    right, bottom = box["x"] + box["width"] / 2, box["y"] + box["height"] - 20
     page.mouse.move(left, top)
     page.mouse.down()
-    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 9)):
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 20)):
         page.mouse.move(x, y, steps=4)
     page.mouse.up()
     watched.until("location.search.includes('rows=')")

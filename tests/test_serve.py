@@ -16,8 +16,8 @@ from serving import Running
 from mocoembed.config import DuplicatesConfig, EmbedConfig, IndexConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
-from mocoembed.search.index import build_index
 from mocoembed.search.query import Searcher, search_images
 
 

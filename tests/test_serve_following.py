@@ -18,7 +18,7 @@ from serving import Running
 from mocoembed.config import EmbedConfig, IndexConfig, ServeConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import MocoembedError, UsageError
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.serve.app import Server
 
 WITHOUT_TORCH = """

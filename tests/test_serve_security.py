@@ -1,5 +1,6 @@
 """W1 to W6 of the page: whatever is sent over a socket, nothing that is not ours to give comes back, and no 5xx."""
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -326,6 +327,18 @@ def test_a_head_that_does_not_come_is_not_waited_for(running, monkeypatch):
             assert connection.recv(100) == b"" if sent == b"" else received(connection) == b""
     for _ in range(2):  # also on a connection that was used before
         assert running.get("/api/live").status_code == 200
+
+
+def test_answers_that_nobody_reads_are_let_go(running, monkeypatch):
+    monkeypatch.setattr("mocoembed.serve.connections.SECONDS_FOR_READING", 0.3)
+    with running.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        ask_again = f"GET /api/openapi.json HTTP/1.1\r\nHost: localhost:{running.port}\r\n\r\n".encode() * 10
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(200):
+                connection.sendall(ask_again)
+                time.sleep(0.01)
+            pytest.fail("the connection is still open")
 
 
 def test_long_heads_are_cut_off(running):

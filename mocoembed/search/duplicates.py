@@ -22,7 +22,9 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
-from mocoembed.search.index import ID_BYTES, WORKING_BYTES, empty_index, require_vectors
+from mocoembed.search.build import require_vectors
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
 from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -229,19 +231,20 @@ def near_pairs(file: EmbeddingFile, threshold: float, progress: Callable[[int, i
     `stop.raise_if_set(message)` may end it.
     """
     count = len(file)
-    index: Any = empty_index(file.dimension)  # FAISS's types do not know an inverted index behind its factory
+    index, breadth = FaissIndex.empty(file.dimension, "Flat"), 0
     if count > EXACT_ROWS:
         cells = _cells(count)
-        index = empty_index(file.dimension, f"IVF{cells},Flat")
-        index.nprobe = PROBED
-        index.train(unit(file.embeddings[np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)]))
+        index, breadth = FaissIndex.empty(file.dimension, f"IVF{cells},Flat"), PROBED
+        sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
+        index.train(unit(file.embeddings[sample]))
     step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * count)))
     least = np.nextafter(np.float32(threshold), np.float32(0)) - np.float32(1e-6)  # FAISS wants more, not equal
     for first in range(0, count, step):
         vectors = unit(file.embeddings[first:first + step])
-        index.add(vectors)  # first, so that a block finds itself, and what comes later finds it
-        bounds, cosines, found = index.range_search(vectors, float(least))
-        rows = np.repeat(np.arange(first, first + len(vectors)), np.diff(bounds.astype(np.int64)))
+        index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
+        bounds, cosines, found = index.within(vectors, float(least), breadth)
+        ends = np.asarray(bounds[1:], np.int64)
+        rows = first + np.searchsorted(ends, np.arange(len(found)), side="right")
         earlier = found < rows
         yield rows[earlier], found[earlier], cosines[earlier]
         done = first + len(vectors)

@@ -24,12 +24,12 @@ from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
-from mocoembed.search.exact import NoIndex
+from mocoembed.search.exact import ExactRows, NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex, read_manifest
 from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
-from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
+from mocoembed.search.ranking import Found, Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -75,7 +75,7 @@ class Pair:
     """An index, its embeddings file and its encoder, opened together; a context manager.
 
     `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
-    `device` and `torch`. Several threads may use it at once.
+    `device` and `torch`, perhaps with `recall`. Several threads may use it at once.
     """
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True,
@@ -99,13 +99,15 @@ class Pair:
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
         self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
+        self._above = os.fsencode(config.root) if config.root else self.file.root
         self._encoder: Any = None
         self.transform: EvaluationTransform | None = None
         self._embedding = threading.Lock()
         if encoder:
             self._take_encoder(config, workspace, note, before)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
-        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
+        self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
+            self.file, getattr(config, "recall", None), self._ids)
         self._masks: dict[Filter, np.ndarray] = {}
 
     def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
@@ -193,6 +195,10 @@ class Pair:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""
         return self._encoder(np.stack(images))
 
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) and rows (Q, k) of the images nearest to `vectors` (Q, D); -1 where there is none."""
+        return (ExactRows(self.file) if self._rows is None else self._rows).nearest(vectors, k)
+
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the k nearest images."""
         return self.chosen(vectors, Wishes(k))
@@ -206,7 +212,7 @@ class Pair:
                 for some in found]
 
     def _full(self, path: bytes) -> str:
-        return os.fsdecode(os.path.join(os.fsencode(self.root) if self.root else self.file.root, path))
+        return os.fsdecode(os.path.join(self._above, path))
 
     def path_of(self, row: int) -> str:
         """Full path of a row's image."""

@@ -1,6 +1,5 @@
 """The server: a `ServeConfig` -> an address that answers, until a signal ends it."""
 
-import asyncio
 import contextlib
 import logging
 import resource
@@ -32,14 +31,13 @@ from mocoembed.serve.static_files import StaticFiles
 
 SECONDS_TO_FINISH = 30  # after SIGTERM
 MOST_FILES = 65_536  # open at once, where the system sets no limit
-SECONDS_FOR_SENDING = 60.0  # a part of an answer
 
 
 class Watched:
-    """ASGI middleware: counts and times requests, and answers those that failed without a reason of their own."""
+    """ASGI middleware: counts and times requests."""
 
-    def __init__(self, app: ASGIApp, service: Service, tell: Callable[[Scope, Refusal], None]):
-        self.app, self.service, self.tell = app, service, tell
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope["type"] != "http":
@@ -51,13 +49,10 @@ class Watched:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await asyncio.wait_for(send(message), SECONDS_FOR_SENDING)
+            await send(message)
 
         try:
             await self.app(scope, receive, watched_send)
-        except (TimeoutError, asyncio.TimeoutError):  # a caller that does not read
-            self.service.metrics.refusal("unread")
-            raise ConnectionAbortedError from None
         finally:
             route = scope.get("route")
             self.service.metrics.request(route.path if route else "none", scope["method"], status,
@@ -92,7 +87,7 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
     app = Starlette(routes=[login, *routes_of(service, files)], lifespan=lifespan,
                     exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError)})
     app.router.redirect_slashes = False  # a redirection's address would come from the Host header
-    return Watched(Security(app, Hosts(service.config), tokens, tell), service, tell)
+    return Watched(Security(app, Hosts(service.config), tokens, tell), service)
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -113,7 +108,7 @@ def refusal_of(error: Exception) -> Refusal:
 def bound(config: ServeConfig) -> socket.socket:
     """A socket that listens on the address; `UsageError` when that is taken."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks which, for TCP_NODELAY
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((config.host, config.port))
@@ -145,8 +140,8 @@ class Server:
         except BaseException:
             self._listening.close()
             raise
-        settings = uvicorn.Config(app_of(self.service, self.tokens), http=Connection, ws="none", lifespan="on",
-                                  log_config=None, access_log=False, server_header=False,
+        settings = uvicorn.Config(app_of(self.service, self.tokens), http=Connection, loop="asyncio", ws="none",
+                                  lifespan="on", log_config=None, access_log=False, server_header=False,
                                   timeout_graceful_shutdown=SECONDS_TO_FINISH)
         self._server = _Uvicorn(settings)
         self.address = address_of(config, self.port, self.tokens.key)

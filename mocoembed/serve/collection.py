@@ -18,8 +18,9 @@ from mocoembed.errors import UsageError
 from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
+from mocoembed.search.hits import Hit
 from mocoembed.search.pair import Pair
-from mocoembed.search.queries import combined
+from mocoembed.search.queries import Query, Selves, combined
 from mocoembed.search.ranking import Wishes
 from mocoembed.serve.answers import Refusal, in_words
 
@@ -52,6 +53,7 @@ class Collection:
         self.root = os.fsencode(os.path.abspath(root)) if root else self.file.root
         self.version = self.file.identity[:16]
         self._duplicates_from: float | None = None
+        self._selves: Selves | None = None
 
     def __len__(self):
         return len(self.ids)
@@ -103,6 +105,12 @@ class Collection:
         row = bisect.bisect_left(self.file.paths, name)
         return row if row < len(self) and self.file.paths[row] == name else None
 
+    def same_bytes(self, data: bytes) -> np.ndarray:
+        """(n,) int64: the rows of images with these bytes."""
+        if self._selves is None:
+            self._selves = Selves(self.file)
+        return self._selves.rows(Query("query"), data)
+
     def mask(self, wanted: Wanted) -> np.ndarray | None:
         """(N,) bool: the rows that a filter selects; `None`: all. A `Refusal` (404) where none is."""
         try:
@@ -143,7 +151,7 @@ class Collection:
         return [[self._hit(hit) for hit in hits[wanted.offset:]]
                 for hits in self.pair.chosen(vectors, wishes, excluded)]
 
-    def _hit(self, hit: Any) -> dict:
+    def _hit(self, hit: Hit) -> dict:
         return {**hit.as_json(), "width": int(self.width[hit.row]), "height": int(self.height[hit.row])}
 
     def duplicates_from(self) -> float:

@@ -1,6 +1,6 @@
-"""HTTP connections with what uvicorn lacks: a deadline and a size for the head of a request.
+"""HTTP connections with what uvicorn lacks: deadlines for the head of a request and for reading an answer, and a size.
 
-A connection whose head does not come in time is closed, so that silent ones do not pile up.
+A connection whose head does not come in time, or whose answers are not read, is closed, so that these do not pile up.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SECONDS_FOR_HEAD = 10.0  # until the head of a request is there
+SECONDS_FOR_READING = 120.0  # an answer, most of it
 MOST_HEAD = 128 << 10  # bytes of it, and of what comes after a body
 
 
@@ -17,6 +18,7 @@ class Connection(HttpToolsProtocol):
     """uvicorn's, closed when a head does not come in time (the first one, or one that has begun) or is too long."""
 
     deadline: asyncio.TimerHandle | None = None
+    reading: asyncio.TimerHandle | None = None
     head_bytes = 0
 
     def connection_made(self, transport: Any):
@@ -27,6 +29,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None):
         """Nothing is waited for any more."""
         self._stop_waiting()
+        self._stop_reading()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes):
@@ -55,6 +58,17 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
 
+    def pause_writing(self):
+        """More has been written than the caller has read."""
+        super().pause_writing()
+        if self.reading is None:
+            self.reading = self.loop.call_later(SECONDS_FOR_READING, self._too_late)
+
+    def resume_writing(self):
+        """It has been read."""
+        super().resume_writing()
+        self._stop_reading()
+
     def send_400_response(self, msg: str):
         """Refuse what is no request, in JSON like all refusals, and close."""
         data = json.dumps({"error": msg}).encode()
@@ -74,6 +88,10 @@ class Connection(HttpToolsProtocol):
             self.deadline.cancel()
             self.deadline = None
 
+    def _stop_reading(self):
+        if self.reading is not None:
+            self.reading.cancel()
+            self.reading = None
+
     def _too_late(self):
-        if not self.transport.is_closing():
-            self.transport.abort()
+        self.transport.abort()

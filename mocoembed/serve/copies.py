@@ -5,6 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from mocoembed.memory import within_memory
+from mocoembed.search.build import require_vectors
 from mocoembed.search.duplicates import (
     PAIR_BYTES,
     UNKNOWN,
@@ -15,7 +16,7 @@ from mocoembed.search.duplicates import (
     same_bytes,
     unit,
 )
-from mocoembed.search.index import ID_BYTES, WORKING_BYTES, require_vectors
+from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from mocoembed.data.images import NO_LABEL
-from mocoembed.search.exact import ExactRows, NoIndex
-from mocoembed.search.ranking import IndexRows
 from mocoembed.serve.collection import Collection
 from mocoembed.serve.jobs import Job
 
@@ -42,13 +40,12 @@ def report(collection: Collection, job: Job) -> dict[str, Any]:
 
 def _neighbours(collection: Collection, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N, k) and scores of the nearest images of every image, without itself; -1 where there are fewer."""
-    count, index = len(collection), collection.pair.index
-    source = ExactRows(collection.file) if isinstance(index, NoIndex) else IndexRows(index, collection.ids)
+    count = len(collection)
     k = min(NEIGHBOURS, max(0, count - 1))
     rows, scores = np.full((count, k), -1), np.zeros((count, k), np.float32)
     for first in range(0, count if k else 0, BLOCK):
         some = np.arange(first, min(first + BLOCK, count))
-        near, found = source.nearest(collection.file.embeddings[some], k + 1)
+        near, found = collection.pair.nearest(collection.file.embeddings[some], k + 1)
         other = found != some[:, None]
         other[other.all(axis=1), -1] = False  # a row that did not find itself among its copies
         rows[some], scores[some] = found[other].reshape(-1, k), near[other].reshape(-1, k)

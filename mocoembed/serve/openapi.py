@@ -40,12 +40,12 @@ ALWAYS = (400, 401, 403, 404, 421)
 BODIES = (408, 409, 413, 415, 422, 429)
 
 
-def fields(required: dict[str, Schema], **optional: Schema) -> Schema:
+def fields(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
     """An object with these fields."""
-    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+    return {"type": "object", "properties": required | (optional or {}), "required": list(required)}
 
 
-def only(**required: Schema) -> Schema:
+def only(required: dict[str, Schema]) -> Schema:
     """An object with these fields and no others."""
     return {**fields(required), "additionalProperties": False}
 
@@ -77,15 +77,16 @@ WISHES = [parameter("k", "Number of hits.", bounded(1, MOST_HITS, 10)),
           parameter("min_score", "Only hits with this score or more.", NUMBER),
           parameter("unique", "Fold near-duplicates of a hit into it.", FLAG),
           parameter("diverse", "Hits that are unlike each other.", FLAG),
-          parameter("exclude_self", "Leave out the query itself, if it is a row, id or path.", FLAG), CROP, VERSION]
+          parameter("exclude_self", "Leave out the query itself: images with its bytes, or its row.", FLAG),
+          CROP, VERSION]
 ROW = parameter("row", "Row of the embeddings file.", bounded(0, 2**53), "path")
 PAGE = [parameter("offset", "Leave out so many.", bounded(0, 2**53, 0))]
 
 EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), VECTOR]}
 JSON_QUERIES: Schema = {"oneOf": [
-    only(rows=several(bounded(0, 2**53))), only(ids=several({**TEXT, "pattern": "^-?[0-9]{1,19}$"})),
-    only(paths=several(TEXT)), only(vectors=several(VECTOR)),
-    only(like=several(EXAMPLE)), only(like=several(EXAMPLE), unlike=several(EXAMPLE))]}
+    only({"rows": several(bounded(0, 2**53))}), only({"ids": several({**TEXT, "pattern": "^-?[0-9]{1,19}$"})}),
+    only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}), only({"like": several(EXAMPLE)}),
+    only({"like": several(EXAMPLE), "unlike": several(EXAMPLE)})]}
 BODY: Schema = {"required": True,
                 "description": f"An image file of at most {MOST_UPLOAD} bytes, or JSON of {MOST_JSON}.",
                 "content": {"application/json": {"schema": JSON_QUERIES},
@@ -126,7 +127,7 @@ def paths() -> Schema:
     """The operations of every path."""
     image: Schema = {"type": "string", "format": "binary"}
     hits = fields({"version": TEXT, "queries": {"type": "array", "items": fields({"hits": {
-        "type": "array", "items": fields({"rank": INTEGER, "score": NUMBER, **RECORD}, folded=INTEGER)}})}})
+        "type": "array", "items": fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {"folded": INTEGER})}})}})
     vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": {"type": "array", "items": VECTOR}})
     rows = fields({"version": TEXT, "total": INTEGER, "rows": {"type": "array", "items": fields(RECORD)}})
     labels = fields({"version": TEXT, "labels": {"type": "array", "items": fields({"label": LABEL, "count": INTEGER})}})

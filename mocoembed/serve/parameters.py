@@ -66,10 +66,11 @@ def flag(given: QueryParams, name: str) -> bool:
 
 def crop_of(given: QueryParams) -> tuple[int, ...]:
     """X,Y,WIDTH,HEIGHT in pixels, or nothing."""
-    text = given.get("crop", "")
-    if text and not re.fullmatch(r"[0-9]{1,7},[0-9]{1,7},[1-9][0-9]{0,6},[1-9][0-9]{0,6}", text):
+    if (text := given.get("crop")) is None:
+        return ()
+    if not re.fullmatch(r"[0-9]{1,7},[0-9]{1,7},[1-9][0-9]{0,6},[1-9][0-9]{0,6}", text):
         raise Refusal(400, f"crop {text!r}: must be four numbers X,Y,WIDTH,HEIGHT of pixels.")
-    return tuple(map(int, text.split(","))) if text else ()
+    return tuple(map(int, text.split(",")))
 
 
 @dataclass(frozen=True)

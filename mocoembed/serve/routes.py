@@ -73,21 +73,23 @@ class Api:
         wanted, crop = wanted_of(given), crop_of(given)
         collection = self.service.following.current
         require_version(given, collection)
-        asked = await self._asked(request, collection, crop)
+        if _is_json(request) and not crop:
+            async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
+                return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
+        asked = await self._asked(request, collection, crop, wanted.exclude_self)
         async with self.service.searches.turn():
-            hits = await self.service.run(_hits, collection, asked, wanted)
-        return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
+            return await self.service.run(_answer, collection, asked, wanted)
 
-    async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...]) -> Asked:
+    async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...],
+                     of_self: bool = False) -> Asked:
         if not _is_json(request):
             async with self.service.bodies.body(request, MOST_UPLOAD) as data:
                 vector = await self.service.embedded(collection, data, crop)
-            return Asked(vector[None], [np.empty(0, np.int64)])
+                selves = await self.service.run(collection.same_bytes, data) if of_self else np.empty(0, np.int64)
+            return Asked(vector[None], [selves])
         async with self.service.bodies.body(request, MOST_JSON) as data:
             asked = await self.service.run(lambda: asked_of(json_of(data), collection))
-        if crop:
-            return await self._cropped(collection, asked, crop)
-        return asked
+        return await self._cropped(collection, asked, crop) if crop else asked
 
     async def _cropped(self, collection: Collection, asked: Asked, crop: tuple[int, ...]) -> Asked:
         """The query is a region of an image of the collection."""
@@ -242,9 +244,10 @@ class Api:
         return Response(self.service.metrics.text(gauges), headers={"Content-Type": metrics.TYPE})
 
 
-def _hits(collection: Collection, asked: Asked, wanted: Wanted) -> list[list[dict]]:
+def _answer(collection: Collection, asked: Asked, wanted: Wanted) -> Response:
     excluded = asked.selves if wanted.exclude_self or asked.is_balance else ()
-    return collection.search(asked.vectors, wanted, excluded)
+    hits = collection.search(asked.vectors, wanted, excluded)
+    return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
 
 
 def _is_json(request: Request) -> bool:
