@@ -22,8 +22,10 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import StopRequest, locked
 from mocoembed.memory import within_memory
+from mocoembed.search.build import require_vectors
 from mocoembed.search.duplicates import EXACT_ROWS, PROBED, TRAINED_ON, unit
-from mocoembed.search.index import WORKING_BYTES, empty_index, require_vectors
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.kinds import WORKING_BYTES
 from mocoembed.search.map_file import ImageMap, map_file_of, read_map, write_map
 from mocoembed.workspace import Workspace
 
@@ -105,7 +107,7 @@ class _Making:
         """Rows (N, k) and Euclidean distances (N, k) of the k nearest others."""
         if k < 1:
             return np.empty((len(self.vectors), 0), np.int64), np.empty((len(self.vectors), 0), np.float32)
-        index, rows, distances = index_of(self.vectors), [], []
+        index, rows, distances = Near(self.vectors), [], []
         for block in range(self.blocks):
             some = self.vectors[block * BLOCK:(block + 1) * BLOCK]
             cosines, found = index.search(some, k + 1)
@@ -148,7 +150,7 @@ class _Making:
         made = places[source].astype(np.float64)
         known, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
         if len(new):
-            index = index_of(self.vectors[known])
+            index = Near(self.vectors[known])
             cosines, found = index.search(self.vectors[new], min(PLACING, len(known)))
             weights = np.exp((cosines - cosines[:, :1]) / 0.05) * (found >= 0)
             made[new] = (places[source[known[found]]] * weights[..., None]).sum(1) / weights.sum(1, keepdims=True)
@@ -180,16 +182,24 @@ class _Making:
         return np.asarray(places, np.float32)
 
 
-def index_of(vectors: np.ndarray) -> Any:
-    """An index of inner products over rows 0 to N - 1: exact up to `EXACT_ROWS` of them."""
-    index: Any = empty_index(vectors.shape[1])
-    if len(vectors) > EXACT_ROWS:
-        cells = 1 << int(np.log2(4 * np.sqrt(len(vectors))))
-        index = empty_index(vectors.shape[1], f"IVF{cells},Flat")
-        index.nprobe = PROBED
-        index.train(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINED_ON * cells)).astype(np.int64)])
-    index.add(vectors)
-    return index
+class Near:
+    """The nearest of N vectors of length 1: exact up to `EXACT_ROWS` of them."""
+
+    def __init__(self, vectors: np.ndarray):
+        count, dimension = vectors.shape
+        self._breadth, factory, cells = 0, "Flat", 0
+        if count > EXACT_ROWS:
+            cells = 1 << int(np.log2(4 * np.sqrt(count)))
+            self._breadth, factory = PROBED, f"IVF{cells},Flat"
+        self._index = FaissIndex.empty(dimension, factory)
+        if cells:
+            sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
+            self._index.train(vectors[sample])
+        self._index.add(vectors, np.arange(count))
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines (Q, k) and rows (Q, k)."""
+        return self._index.search(vectors, k, self._breadth)
 
 
 def principal(vectors: np.ndarray) -> np.ndarray:
