@@ -477,11 +477,27 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         page.locator("#grid .view").first.click()
         page.wait_for_selector("#lb-gone:not([hidden])")
         page.keyboard.press("Escape")
+        page = one.open("?label=green")
+        page.locator("#grid .mark").nth(3).click(force=True)
+        one.search(3)
         make_images(folder, 10, seed=1)
+        make_images(tmp_path / "same", 8)
+        shutil.copytree(tmp_path / "same" / "green", folder / "green", dirs_exist_ok=True)
         embed(folder, root)
         page.wait_for_timeout(1500)  # the server looks each second
         page.evaluate("window.dispatchEvent(new Event('focus'))")
         page.wait_for_selector("#toast:not([hidden])")
+        one.settled()
+        # The query and the mark are those of the same image, in whatever row it is now.
+        assert page.locator("#cards .card").count() == 1
+        row = re.search(r"like=(\d+)", page.url).group(1)
+        known = page.evaluate("row => fetch(`/api/rows?rows=${row}`).then(answer => answer.json())", row)
+        assert known["rows"][0]["path"].endswith("green/003.jpg")
+        assert len(one.rows()) == 9
+        page.locator("#tray [data-do=show]").click()
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert one.rows() == ["green, 003.jpg"]
+        page = one.open("?label=blue")
         one.until("document.querySelectorAll('#grid .tile').length === 10")
         assert page.locator(".tile.gone").count() == 0
         one.context.close()

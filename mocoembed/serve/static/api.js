@@ -101,6 +101,14 @@ export async function recordOf(row) {
   return known.get(row) ?? { row, path: '', label: null, width: 0, height: 0 };
 }
 
+/** What is known of the image with an id: its row may be another after the collection has changed. */
+export const recordOfId = (id) => search({ ids: [id] }, { k: 20 }).then(
+  (hits) => hits.find((hit) => hit.id === id), () => undefined);
+
+/** The ids of rows of the address, as far as they are known. */
+export const idsOf = (rows) => new Map(rows.filter((row) => known.has(Number(row))).map(
+  (row) => [row, known.get(Number(row)).id]));
+
 /** The routes that the server has, as its own description says. */
 export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));
 

@@ -8,7 +8,7 @@ import * as query from './query.js';
 import * as search from './search.js';
 import * as duplicates from './duplicates.js';
 import * as health from './health.js';
-import { fresh, go, start, state } from './state.js';
+import { fresh, go, rewrite, start, state } from './state.js';
 
 const VIEWS = ['search', 'map', 'duplicates', 'health'];
 const modules = { search, duplicates, health };
@@ -85,15 +85,31 @@ function pressed(event) {
 /** What tells one state of the collection from another. */
 const identityOf = (facts) => String(facts.version ?? facts.count);
 
+/** The rows that images have now, by the rows that they had. */
+async function newRows(ids) {
+  const moved = new Map();
+  for (const [row, id] of ids) {
+    const record = await api.recordOfId(id);
+    if (record) moved.set(row, String(record.row));
+  }
+  return moved;
+}
+
 async function lookForChange() {
   try {
     const now = await api.info();
     if (identityOf(now) === identityOf(info)) return;
+    const { like, unlike, open } = state();
+    const ids = api.idsOf([...like, ...unlike, open]);
     Object.assign(info, now);
     api.setVersion(info.version);
+    await marks.find(api.recordOfId);
+    const moved = await newRows(ids);
+    const row = (one) => (ids.has(one) ? moved.get(one) : one);
+    rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
     for (const module of Object.values(modules)) module.forget?.();
     search.showLabels(await api.labels().catch(() => []));
-    render(state(), state(), scrollY);
+    render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
   } catch { /* the next request says so */ }
 }
@@ -124,7 +140,7 @@ async function main() {
   lightbox.listen(records, () => info);
   query.listen();
   listen();
-  marks.load(identityOf(info));
+  marks.load(info.root ?? '');
   const looking = offer();
   if (state().view !== 'search') await looking;
   start(render);

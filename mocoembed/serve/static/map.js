@@ -13,6 +13,8 @@ const CHUNK = 100; // rows asked for at a time
 const MOST_CHOSEN = 5000;
 const LIT = 200; // hits of a search
 const KEPT = 600; // thumbnails in memory
+const MOST_MOVING = 120000; // points that are drawn while the map moves, of those there are
+const REST = 150; // ms without a movement
 const UNLABELLED = [140, 144, 152];
 const FEW = 3000; // points in view that are drawn as smooth discs
 const DIM = 70; // of 255, how visible what is no hit is
@@ -146,7 +148,12 @@ function draw() {
     * (points.count < 5000 ? 1.7 : 1))));
   const disc = discOf(radius, width);
   const seen = [];
-  for (let n = 0; n < points.count; n++) {
+  let most = points.count;
+  if (most > MOST_MOVING && performance.now() - moving < REST) {
+    most = MOST_MOVING; // the order is a random one, so the first are a sample
+    setTimeout(plan, REST + 20);
+  }
+  for (let n = 0; n < most; n++) {
     const i = order[n];
     const px = (points.x[i] * side + left) | 0;
     const py = (points.y[i] * side + top) | 0;
@@ -231,8 +238,8 @@ function drawThumbnails(seen, side, left, top) {
 function thumbnailOf(row) {
   const known = thumbnails.get(row);
   if (known) return known.complete && known.naturalWidth ? known : null;
-  if (performance.now() - moving < 150) {
-    setTimeout(plan, 170);
+  if (performance.now() - moving < REST) {
+    setTimeout(plan, REST + 20);
     return null;
   }
   const image = new Image();

@@ -8,9 +8,9 @@ const listeners = [];
 let place = null;
 const keyOf = (record) => record.id ?? `row-${record.row}`;
 
-/** Take up the marks of a collection. */
-export function load(identity) {
-  place = `mocoembed-marks-${identity}`;
+/** Take up the marks of a collection; `name` tells it from others. */
+export function load(name) {
+  place = `mocoembed-marks-${name}`;
   try {
     for (const record of JSON.parse(localStorage.getItem(place) ?? '[]')) marked.set(keyOf(record), record);
   } catch { /* storage may be off; marks then last as long as the page */ }
@@ -40,6 +40,13 @@ export function set(records, on) {
     else marked.delete(keyOf(record));
   }
   changed();
+}
+
+/** The rows may be others by now: look each marked image up by its id; those that are no more lose their mark. */
+export async function find(recordOfId) {
+  const found = await Promise.all(all().map((record) => recordOfId(record.id)));
+  marked.clear();
+  set(found.filter(Boolean), true);
 }
 
 export const toggle = (record) => set([record], !has(record));

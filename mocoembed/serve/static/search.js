@@ -262,5 +262,7 @@ function refuse(now, error) {
   grid.show([]);
   $('another').hidden = $('mark-all').hidden = true;
   $('status').textContent = '';
-  setEmpty([error.status === 0 ? 'No answer' : 'That did not work', error.message]);
+  const title = error.status === 0 ? 'No answer' : /\b0 of \d+ images/.test(error.message) ? 'Nothing found'
+    : 'That did not work';
+  setEmpty([title, error.message]);
 }

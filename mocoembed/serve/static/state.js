@@ -44,6 +44,12 @@ export function start(render) {
 /** Keep the place on the page for coming back. */
 export const keepScroll = () => history.replaceState({ scroll: scrollY }, '');
 
+/** Put `state() + patch` into the address, and show nothing. */
+export function rewrite(patch) {
+  current = { ...current, ...patch };
+  history.replaceState(history.state, '', write(current));
+}
+
 /** Go to `state() + patch`; `replace` for what back should not stop at, such as each move of a slider. */
 export function go(patch, { replace = false, from = current } = {}) {
   const before = current;
