@@ -29,6 +29,8 @@ def serve(**values):
 
     def answering(address: str):
         put(f"serving on {address} (stop with Ctrl-C)")
+        if config.token is not None:
+            note("The link works once, in one browser; others are asked for the token.")
         if config.browser:
             click.launch(address)
 

@@ -437,6 +437,19 @@ def test_refusals_are_logged_without_what_was_sent(running):
     assert 'reason="host"' in running.get("/metrics").text
 
 
+def test_a_failure_is_answered_and_its_traceback_logged(running, monkeypatch, caplog):
+    def fail(*arguments):
+        raise RuntimeError("an inner secret")
+
+    monkeypatch.setattr(running.service.following.current, "label_counts", fail)
+    answer = running.get("/api/labels")
+    assert (answer.status_code, answer.json()["error"]) == (500, "The server failed; its log says why.")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert any("inner secret" in str(record.exc_info) for record in caplog.records)
+    monkeypatch.undo()
+    assert running.get("/api/labels").status_code == 200
+
+
 def test_no_redirection_comes_from_the_host_header(running):
     for path in ("/api/info/", "/api/", "//evil.example", "//evil.example/..", "/metrics/"):
         answer = ask(running, f"GET {path} HTTP/1.1", f"Host: localhost:{running.port}")

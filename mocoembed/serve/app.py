@@ -70,6 +70,8 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
     async def answer(request: Request, error: Exception) -> Response:
         refusal = refusal_of(error)
         tell(request.scope, refusal)
+        if refusal.status == 500:
+            service.note(f"A request failed: {type(error).__name__}: {error}")
         response = refused(refusal)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
@@ -85,7 +87,8 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
 
     login = Route("/login", login_of(tokens, files, service.bodies), methods=["GET", "POST"])
     app = Starlette(routes=[login, *routes_of(service, files)], lifespan=lifespan,
-                    exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError)})
+                    exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError, Exception)})
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # tracebacks; nothing of what others send
     app.router.redirect_slashes = False  # a redirection's address would come from the Host header
     return Watched(Security(app, Hosts(service.config), tokens, tell), service)
 
@@ -101,7 +104,6 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, {404: "There is no such page.", 405: "This method is not allowed here."}.get(
             error.status_code, "The request cannot be answered."))
-    logging.getLogger(__name__).error("a request failed", exc_info=error)
     return Refusal(500, "The server failed; its log says why.", "error")
 
 

@@ -96,7 +96,7 @@ class Api:
         if asked.rows is None or len(asked.rows) != 1:
             raise Refusal(400, "crop: is of an image in the body, or of one row, id or path.")
         async with self.service.images.turn():
-            data = await self.service.run(original, collection, asked.rows[0])
+            data = await self.service.decode(original, collection, asked.rows[0])
         vector = await self.service.embedded(collection, data, crop)
         return Asked(vector[None], asked.selves)
 
@@ -139,7 +139,7 @@ class Api:
         if digest and request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         async with self.service.images.turn():
-            data = await self.service.run(made, collection, row)
+            data = await self.service.decode(made, collection, row)
         return Response(data, headers=headers, media_type="image/jpeg")
 
     # ----------------------------------------------------------------------------------------------- facts

@@ -30,11 +30,12 @@ class Service:
         self.config, self.note = config, note
         self.following = Following(config, note)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.pool = ThreadPoolExecutor(cores + 2, "serve")
+        # Threads of each kind of their own: a disk that hangs holds up images, and nothing else.
+        self._searching, self._decoding = ThreadPoolExecutor(cores + 2, "search"), ThreadPoolExecutor(cores, "decode")
         self._encoding = ThreadPoolExecutor(1, "encode")
         self.metrics, self.thumbnails, self.bodies = Metrics(), Thumbnails(), Bodies()
-        self.searches, self.images = Gate(cores, WAITING), Gate(cores, WAITING)
-        self.slow = Gate(1, 4)
+        self.searches, self.images, self.uploads = (Gate(cores, WAITING) for _ in range(3))
+        self.slow = Gate(1, WAITING)
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False
         self._jobs: dict[str, tuple[Collection, Job]] = {}
@@ -53,13 +54,17 @@ class Service:
                 await task
         for _, job in self._jobs.values():
             await self.run(job.stop)
-        self.pool.shutdown(cancel_futures=True)
-        self._encoding.shutdown(cancel_futures=True)
+        for pool in (self._searching, self._decoding, self._encoding):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.following.close()
 
     async def run(self, function: Callable, *arguments: Any) -> Any:
         """The result of a function that is run on another thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._searching, function, *arguments)
+
+    async def decode(self, function: Callable, *arguments: Any) -> Any:
+        """The same of a function that reads and decodes an image."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, function, *arguments)
 
     def job(self, name: str, collection: Collection, work: Callable[[Collection, Job], Any]) -> Job:
         """The job of that name for a collection; that of another collection is stopped."""
@@ -72,14 +77,20 @@ class Service:
 
     async def _warm_up(self):
         """One search before requests are promised quick answers; one image is embedded, too."""
-        if len(self.following.current):
-            await self.run(self.following.current.warm_up)
-        self.ready = True
+        try:
+            if len(self.following.current):
+                await self.run(self.following.current.warm_up)
+            self.ready = True
+        except Exception as error:  # whatever the encoder raises: images of the collection can still be looked at
+            self.note(f"The first search failed: {error}")
 
     async def _follow(self):
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            await self.run(self.following.look)
+            try:
+                await self.run(self.following.look)
+            except Exception as error:  # whatever is wrong with new files: those that are open are served
+                self.note(f"The new files cannot be served: {error}")
 
     async def embedded(self, collection: Collection, data: bytes, crop: tuple[int, ...] = ()) -> np.ndarray:
         """(D,) float32: the vector of an image's bytes, or of its region `crop`."""
@@ -88,8 +99,8 @@ class Service:
                           "no encoder")
         self.batches.expected += 1
         try:
-            async with self.images.turn():
-                pixels = await self.run(collection.pixels, data, crop)
+            async with self.uploads.turn():
+                pixels = await self.decode(collection.pixels, data, crop)
             return await self.batches.embed(collection.pair.embed, pixels)
         finally:
             self.batches.expected -= 1
