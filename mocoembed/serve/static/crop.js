@@ -11,6 +11,7 @@ export function cropOf(bitmap, scale) {
   const { width, height } = bitmap;
   canvas.width = width;
   canvas.height = height;
+  canvas.style.setProperty('--ratio', width / height);
   canvas.getContext('2d').drawImage(bitmap, 0, 0);
   let region = { x: width / 4, y: height / 4, w: width / 2, h: height / 2 };
   const show = () => {

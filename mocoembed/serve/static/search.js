@@ -53,6 +53,7 @@ export function listen(info) {
     if (state().view !== 'search') go({ view: 'search' });
     $('options').hidden = !open;
     $('options-button').setAttribute('aria-expanded', open);
+    if (open) scrollTo(0, 0);
   };
   $('options').addEventListener('submit', (event) => event.preventDefault());
   $('k').onchange = () => go({ k: $('k').value });
@@ -124,6 +125,8 @@ function chips(now) {
     };
     return el('li', {}, link);
   }));
+  const current = $('labels').querySelector('[aria-current]');
+  if (current) $('labels').scrollLeft = current.offsetLeft - $('labels').offsetLeft - 60;
 }
 
 function remember() {
