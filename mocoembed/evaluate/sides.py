@@ -151,10 +151,10 @@ def require_labelled(side: Side, least: int, what: str):
                               "the images into one folder per class and embed them again.")
 
 
-def require_classes(side: Side, what: str):
-    """Raise `CollectionError` when all images of a side have one label: there is nothing to tell apart."""
-    if len(set(side.names)) == 1:
-        raise CollectionError(f"{side.path} has one class, {side.names[0]!r}; {what} needs two or more. Put the images "
+def require_classes(bank: Side, queries: Side, what: str):
+    """Raise `CollectionError` when all images of both sides have one label: there is nothing to tell apart."""
+    if len({*bank.names, *queries.names}) == 1:
+        raise CollectionError(f"{bank.path} has one class, {bank.names[0]!r}; {what} needs two or more. Put the images "
                               "into one folder per class and embed them again.")
 
 
