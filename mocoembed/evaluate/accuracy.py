@@ -270,12 +270,12 @@ def read_sides(config: KnnConfig) -> tuple[Side, Side]:
     with EmbeddingFile(bank_path) as file:
         require_preset(file, config.preset)
         if config.queries is None:
-            bank = read_side(file, device)
+            bank = read_side(file, device, streamed=True)
             return bank, bank
         query_path = require_file(config.queries, "The embeddings file", "mocoembed embed FOLDER")
         with EmbeddingFile(query_path) as other:
             require_same_vectors(file, other)
-            return read_side(file, device), read_side(other, device)
+            return read_side(file, device, streamed=True), read_side(other, device, streamed=True)
 
 
 def settings_of(config: KnnConfig) -> list[tuple[int, float]]:
