@@ -14,6 +14,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError
 from mocoembed.memory import available_memory
 
+AT_A_TIME = 1024  # rows
 HALF = 2  # vectors may fill this part of the memory that is free; what is left is for all that is computed
 
 
@@ -36,7 +37,11 @@ class StoredVectors:
                 return StoredVectors(self.path, self.rows[wanted], self.shape[1], self.device)
         if self._file is None:
             self._file = EmbeddingFile(self.path)
-        return unit_rows(self._file, self.rows[wanted]).to(self.device)
+        rows = self.rows[wanted]
+        vectors = torch.empty(len(rows), self.shape[1], device=self.device)
+        for first in range(0, len(rows), AT_A_TIME):  # rows far apart are read with all that lies between
+            vectors[first:first + AT_A_TIME] = unit_rows(self._file, rows[first:first + AT_A_TIME])
+        return vectors
 
 
 def unit_rows(file: EmbeddingFile, rows: np.ndarray | slice) -> torch.Tensor:
