@@ -28,7 +28,9 @@ from mocoembed.train.step import make_views, training_step
 
 IMAGES = 64
 VARIANTS = {"queue": {}, "symmetric": {"symmetric": True}, "sync": {"batchnorm": "sync", "bn_groups": 1},
-            "end-to-end": {"dictionary": "end-to-end"}, "memory-bank": {"dictionary": "memory-bank"}}
+            "end-to-end": {"dictionary": "end-to-end"},
+            "two-heads": {"dictionary": "end-to-end", "key_encoder": "shared-backbone"},
+            "memory-bank": {"dictionary": "memory-bank"}}
 # How far a loss of about 3 may be from that of float64 within three steps.
 NEAR = {"fp32": 1e-3, "tf32": 3e-2, "bf16": 1e-1, "fp16": 3e-2}
 
