@@ -8,6 +8,7 @@ of both devices raises, and so does a wrong shape. `gpu.waits` has what made the
 from unittest import mock
 
 import torch
+from pretended_cuda import Marks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -30,9 +31,10 @@ class FakeGpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits: list[str] = []
+        self.memory = Marks()
 
     def __enter__(self):
-        self._patches = list(patches())
+        self._patches = list(patches(self))
         for patch in self._patches:
             patch.start()
         with self.rules:
@@ -66,9 +68,24 @@ class FakeGpu(TorchDispatchMode):
         if name == "_to_copy" and device is not None and torch.device(device).type == "cpu":
             self.waits.append("download")
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        self.note_waiting(name, args)
         with self.rules:
             return function(*args, **kwargs)
 
+    def note_waiting(self, name, args):
+        """Uploads from memory that is not pinned; indices on the CPU, or of which it must be known how many."""
+        if name == "_to_copy" and not isinstance(args[0], FakeTensor) and args[0] not in self.memory:
+            self.waits.append("upload from memory that is not pinned")
+        if name in ("index", "index_put", "index_put_"):
+            indices = [one for one in args[1] if one is not None]
+            if any(one.dtype == torch.bool or not isinstance(one, FakeTensor) for one in indices):
+                self.waits.append(name)
+
+    def pinned(self, x):
+        """A copy in memory from which a GPU can copy without waiting."""
+        copy = x.clone()
+        self.memory.add(copy)
+        return copy
 
     def in_parts(self, function, args, kwargs):
         """An operation that is made of others."""
@@ -160,7 +177,7 @@ def dependencies(first) -> dict:
     return counts
 
 
-def patches():
+def patches(gpu: FakeGpu):
     """All that torch is to say of its GPU."""
     real_tensor = torch.tensor
 
@@ -173,7 +190,7 @@ def patches():
             "current_stream": nothing, "is_bf16_supported": lambda *_: True, "synchronize": nothing,
             "reset_peak_memory_stats": nothing, "empty_cache": nothing,
             **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), lambda *_: 0)}
-    methods = {"pin_memory": lambda self, device=None: self.clone(), "backward": backward}
+    methods = {"pin_memory": lambda self, device=None: gpu.pinned(self), "backward": backward}
     for place, changes in ((torch.cuda, cuda), (torch.nn.Module, {"_apply": applied}), (torch, {"tensor": tensor}),
                            (torch.Tensor, methods)):
         for name, value in changes.items():

@@ -3,9 +3,8 @@
 What this finds: a tensor left on the wrong device, a shape that does not fit, a dtype that autocast or a gradient does
 not have, channels-last lost on the way, a value that the host waits for. What it cannot find, because nothing is
 computed and no kernel runs: wrong numbers (test_pretended_cuda.py has the CPU's, gpu_check.py a real GPU's), overflow
-in fp16, a kernel that is missing or refuses its input, races between streams, a copy from memory that is not pinned, too
-little memory, what cuDNN, the compiler and NCCL do, and speed. The backward pass goes through the graph node by node,
-not by PyTorch's engine.
+in fp16, a kernel that is missing or refuses its input, races between streams, too little memory, what cuDNN, the
+compiler and NCCL do, and speed. The backward pass goes through the graph node by node, not by PyTorch's engine.
 
 Each part runs in a process of its own, this file as a script: telling PyTorch that there is a GPU cannot be taken back.
 """
@@ -65,13 +64,18 @@ def test_the_memory_of_a_step_is_measured_on_the_device(found):
     assert found["memory"] == {"groups_at_once": 2}
 
 
+def test_no_rank_waits_for_its_gpu_to_exchange_crops(found):
+    """The rows that it sends and receives are known on the CPU; from memory that is not pinned a copy would wait."""
+    assert found["exchange"] == {"shape": [4, 8, 8, 3], "device": "cuda:0", "waits": []}
+
+
 def test_faults_are_found(found):
     """Of each kind that is looked for, one."""
     assert "cuda:0 and cpu" in found["faults"]["device"]
     assert "8" in found["faults"]["shape"]
     assert "5" in found["faults"]["shape"]
     assert found["faults"]["layout"] == ["conv"]
-    assert found["faults"]["wait"] == ["_local_scalar_dense", "download"]
+    assert found["faults"]["wait"] == ["_local_scalar_dense", "download", "upload from memory that is not pinned"]
 
 
 # ------------------------------------------------------------------------------------- in a process of its own
@@ -99,7 +103,7 @@ def stepped(config, gpu, at_once: int) -> dict:
     watched = Watched(training.method)
     for step in range(2 if config.dictionary == "queue" and not config.symmetric else 1):
         gpu.waits.clear()
-        views = make_views(gpu_checks.made_up_batch(config, step), training)
+        views = make_views(pin_memory(gpu_checks.made_up_batch(config, step)), training)
         assert len(views.pieces) == (2 if at_once else 0)
         training_step(training, views, (), lambda numbers: None)
     trained = {name: one for name, one in training.method.named_parameters() if one.requires_grad}
@@ -151,9 +155,9 @@ def run_resident() -> dict:
     """Crops of two sizes from images in both memories."""
     pixels, what = torch.zeros(9, 20, 24, 3, dtype=torch.uint8), {}
     stack = type("Stack", (), {"stacked": lambda self: pixels})()
-    rows, boxes = torch.arange(5), torch.tensor([[0, 0, 9, 9]] * 5)
     for place, share in (("in the GPU's memory", 0.25), ("in the host's memory", 0.0)):
         with FakeGpu() as gpu, mock.patch.object(resident, "SHARE_OF_GPU", share):
+            rows, boxes = torch.arange(5).pin_memory(), torch.tensor([[0, 0, 9, 9]] * 5).pin_memory()
             images = ResidentImages(stack, (16, 24), Compute.of("cuda", "fp32").device)
             gpu.waits.clear()
             crops, of_keys = (images.crops(rows, boxes, view) for view in range(2))
@@ -172,6 +176,16 @@ def run_memory(folder: pathlib.Path) -> dict:
     return {"groups_at_once": training.groups_at_once}
 
 
+def run_exchange() -> dict:
+    """Rank 0 of two, whose other rank sends nothing but shapes."""
+    ranks, order = Ranks(0, 2), torch.tensor([3, 6, 1, 4, 0, 7, 2, 5])
+    with FakeGpu() as gpu, mock.patch("torch.distributed.all_to_all_single"):
+        x = torch.zeros(4, 8, 8, 3, dtype=torch.uint8).pin_memory().to("cuda")
+        gpu.waits.clear()
+        rows = ranks.exchange(x, order)
+    return {"shape": list(rows.shape), "device": str(rows.device), "waits": gpu.waits}
+
+
 def run_faults() -> dict:
     """Of each kind one fault, and what is said of it."""
     what = {}
@@ -188,7 +202,8 @@ def run_faults() -> dict:
         layers["conv"](x), layers["other"](x.contiguous(memory_format=torch.channels_last))
         what["layout"] = sorted(watched.others)
         gpu.waits.clear()
-        x.sum().item(), x.cpu()
+        x.sum().item(), x.cpu(), torch.ones(2).to("cuda", non_blocking=True)
+        torch.ones(2).pin_memory().to("cuda", non_blocking=True)
         what["wait"] = gpu.waits
     return what
 
@@ -197,6 +212,7 @@ if __name__ == "__main__":
     from unittest import mock
 
     import torch
+    from torch.utils.data._utils.pin_memory import pin_memory
 
     sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
     import gpu_checks
@@ -206,11 +222,12 @@ if __name__ == "__main__":
     from mocoembed.data.resident import ResidentImages
     from mocoembed.model.embedder import Embedder
     from mocoembed.model.precision import Compute
+    from mocoembed.model.ranks import Ranks
     from mocoembed.train.memory_plan import plan
     from mocoembed.train.run import frozen_encoder, set_up
     from mocoembed.train.step import make_views, training_step
 
     torch.set_num_threads(1)
     place = pathlib.Path(sys.argv[1])
-    print(json.dumps({"faults": run_faults(), "resident": run_resident(), "embedder": run_embedder(place),
-                      "memory": run_memory(place), "steps": run_steps(place)}))
+    print(json.dumps({"faults": run_faults(), "exchange": run_exchange(), "resident": run_resident(),
+                      "embedder": run_embedder(place), "memory": run_memory(place), "steps": run_steps(place)}))
