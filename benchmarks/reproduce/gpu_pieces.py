@@ -56,8 +56,8 @@ class Lab:
     end: float
     """`time.monotonic()` at which to stop."""
 
-    def config(self, **changes) -> PretrainConfig:
-        """MoCo v2 on ImageNet, or a tiny network."""
+    def config(self, changes: dict) -> PretrainConfig:
+        """MoCo v2 on ImageNet, or a tiny network, with these settings changed."""
         return PretrainConfig.of("moco-v2", "none", device=self.device, **{**changes, **(QUICK if self.quick else {})})
 
 
@@ -84,7 +84,7 @@ def step_speed(lab: Lab, precision: str) -> list[dict]:
     on_cpu = lab.device == "cpu"
     if on_cpu and precision == "fp16":
         raise LeftOut("a CPU has no fp16")
-    config = lab.config(precision="fp32" if on_cpu else precision)
+    config = lab.config({"precision": "fp32" if on_cpu else precision})
     compute = Compute.of(lab.device, config.precision)
     compute.tune()
     autocast = None if on_cpu else DTYPES[precision]
@@ -127,9 +127,7 @@ def loading(lab: Lab) -> list[dict]:
     listing, rows, counts = scan(folder), [], [1, 2, 4, 8, 16, 32, 64]
     for workers in [1] if lab.quick else [count for count in counts if count <= cores()]:
         batch_size = 8 if lab.quick else 64
-        config = lab.config(batch_size=batch_size, bn_groups=1, epochs=1000)
-        if lab.quick:
-            config = PretrainConfig.of("moco-v2", "none", batch_size=batch_size, bn_groups=1, epochs=1000)
+        config = PretrainConfig.of("moco-v2", "none", batch_size=batch_size, bn_groups=1, epochs=1000)
         done, begun = 0, None
         batches = view_batches(listing, config, Places(len(listing), config, 0), workers, lab.device != "cpu")
         for number, batch in enumerate(batches):
@@ -148,7 +146,7 @@ def embedding(lab: Lab) -> list[dict]:
     """Our embedder on ready uint8 images against the bare network on ready float ones, in the same arithmetic."""
     rows = []
     for precision in ("fp32",) if lab.device == "cpu" else ("fp16", "bf16", "tf32"):
-        config = lab.config(precision=precision)
+        config = lab.config({"precision": precision})
         compute = Compute.of(lab.device, precision)
         compute.tune()
         encoder = set_up(config, compute, 1000).method.encoder_q.eval()
