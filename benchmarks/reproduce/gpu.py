@@ -97,7 +97,7 @@ def report(output: pathlib.Path, unfinished: dict[str, str]):
 @click.option("--piece", "wanted", multiple=True, type=click.Choice(list(PIECES)), help="Only this; repeatable.")
 def main(output, device, quick, seconds, cifar, official, wanted):
     """Run what has not been run yet, until the time is over; write OUTPUT/gpu.json and OUTPUT/gpu.md."""
-    end = time.monotonic() + (seconds or 1e9)
+    end = time.monotonic() + (seconds or 1e6)
     chosen = str(Compute.of(device, "fp32").device)
     if chosen == "cpu" and not quick:
         raise click.UsageError("There is no GPU here. Add --device cpu --quick to try the code on tiny sizes.")
