@@ -208,22 +208,24 @@ def synchronized(encoder: Encoder) -> Any:
     return nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
 
 
-def check_backbone(encoder: Encoder, image_size: int):
-    """Try one image of the wanted size before training; `UsageError` when it does not go through.
+def check_backbone(encoder: Encoder, image_size: int, key_image_size: int | None = None):
+    """Try one image of each wanted size before training; `UsageError` when it does not go through.
 
     Warns when the backbone has no BatchNorm.
     """
     arch, backbone, training = encoder.spec.arch, encoder.backbone, encoder.training
-    image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
-    try:
-        with torch.inference_mode():
-            backbone.eval()(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"--image-size {image_size}: does not go with --arch {arch} ({reason}). "
-                         "Vision transformers take 224 only; others have a smallest size.") from error
-    finally:
-        backbone.train(training)
+    for size in dict.fromkeys((image_size, key_image_size or image_size)):
+        image = next(backbone.parameters()).new_zeros(1, 3, size, size)
+        try:
+            with torch.inference_mode():
+                backbone.eval()(image)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            option = "--image-size" if size == image_size else "--key-image-size"
+            raise UsageError(f"{option} {size}: does not go with --arch {arch} ({reason}). "
+                             "Vision transformers take 224 only; others have a smallest size.") from error
+        finally:
+            backbone.train(training)
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in backbone.modules()):
         warnings.warn(f"--arch {arch} has no BatchNorm: --bn-groups and shuffling the keys do nothing.", stacklevel=2)
 
