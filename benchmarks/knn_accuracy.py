@@ -48,7 +48,7 @@ def rows_of(name: str, config: KnnConfig) -> list[dict]:
     for line in result.notes():
         note(f"{name}: {line}")
     return [{"name": name, "preset": result.preset or "-", "features": result.features, "k": one.k,
-             "T": one.temperature, "top1": round(one.top1, 2), "top5": round(one.top5, 2),
+             "T": one.temperature, "top1": round(one.top1, 2), "top5": round(one.top5, 2) if one.top5 else "-",
              "bank": len(result.bank.names), "queries": "leave-one-out" if result.leave_one_out
              else len(result.queries.names), "classes": len(set(result.bank.names)),
              "encoder": result.encoder["fingerprint"][:12], "seconds": seconds} for one in result.scores]

@@ -1,15 +1,14 @@
 """`mocoembed knn`: embeddings.h5 -> how often neighbours share a label."""
 
-import json
-
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, table
+from mocoembed.cli.output import note, one_line, put, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import KnnConfig
 
 SHOWN_CLASSES = 20
+NAMES = {"top1": "top-1", "top5": "top-5", "majority": "majority", "balanced": "balanced", "ap": "AP"}
 
 
 @click.command()
@@ -30,17 +29,22 @@ def knn(as_json, **values):
       mocoembed knn train.h5 val.h5 -k 1,20,200 --temperature 0.07,0.1 --json
     """
     from mocoembed.evaluate.accuracy import knn_accuracy
+    from mocoembed.evaluate.result import text_of
 
     with counter("knn", "images") as progress:
         result = knn_accuracy(KnnConfig(**values), progress)
     for line in result.notes():
         note(line)
     if as_json:
-        click.echo(json.dumps(result.as_json(), indent=2))
+        click.echo(text_of(result.as_json()))
         return
-    put(table(["k", "T", "top-1", "top-5"], [[str(one.k), f"{one.temperature:g}", f"{one.top1:.2f}",
-                                                     f"{one.top5:.2f}"] for one in result.scores], "k T top-1 top-5"))
+    names = [name for name in NAMES if any(name in one.values for one in result.scores)]
+    header = ["k", "T", *(NAMES[name] for name in names)]
+    put(table(header, [[str(one.k), f"{one.temperature:g}", *(value_text(one.values.get(name), name == "top1")
+                                                             for name in names)] for one in result.scores],
+              " ".join(header)))
     put(result.summary())
-    if len(result.per_class) <= SHOWN_CLASSES:
-        rows = [[one_line(name), str(count), f"{top1:.2f}"] for name, (count, top1) in result.per_class.items()]
-        put("\n" + table(["class", "images", "top-1"], rows, "images top-1"))
+    if len(result.by_class) <= SHOWN_CLASSES:
+        rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", f"{one['precision']:.2f}"]
+                for name, one in result.by_class.items()]
+        put("\n" + table(["class", "images", "top-1", "precision"], rows, "images top-1 precision"))

@@ -20,6 +20,14 @@ def one_line(text: str) -> str:
                    else character.encode("unicode_escape").decode() for character in text)
 
 
+def value_text(value, with_interval: bool = True) -> str:
+    """A measured value with two decimals, and the interval of 95 % behind it: `88.38 (86.1-90.5)`; empty for none."""
+    if value is None:
+        return ""
+    interval = f" ({value.ci95[0]:.1f}-{value.ci95[1]:.1f})" if with_interval and value.ci95 else ""
+    return f"{value.value:.2f}{interval}"
+
+
 def put(text: str, newline: bool = True):
     """Print a result on standard output; a name that is not UTF-8 comes out as the bytes it has on the disk."""
     click.echo(os.fsencode(text), nl=newline)

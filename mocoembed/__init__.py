@@ -25,7 +25,8 @@ _HOMES = {
     "load_encoder": "embed.in_memory",
     "EmbeddingFile": "embed.store", "build_index": "search.index", "search_images": "search.query",
     "Searcher": "search.query", "Filter": "search.filters", "iterate_search": "search.query",
-    "knn_accuracy": "evaluate.accuracy", "describe": "info",
+    "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
+    "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }
 __all__ = ["__version__", *_HOMES]

@@ -6,7 +6,7 @@ queries that keep the similarities below `ELEMENTS` numbers. Ties go to the lowe
 The vote is InstDisc's (Wu et al. 2018, section 3.4): each of the k nearest neighbours adds exp(s / T) to its class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,13 +118,20 @@ def classify(queries: torch.Tensor, bank: torch.Tensor, bank_labels: torch.Tenso
     """
     classes, most = int(bank_labels.max()) + 1, max(k for k, _ in settings)
     found: list[list[torch.Tensor]] = [[] for _ in settings]
-    for piece in _pieces(len(queries), len(bank)):
-        similarities, rows = _nearest(queries[piece], bank, most, piece.start if leave_one_out else None)
+    for similarities, rows in neighbours(queries, bank, most, leave_one_out, progress):
         labels = bank_labels[rows]  # Q x k
         for (k, temperature), pieces in zip(settings, found):
             pieces.append(best_classes(similarities[:, :k], labels[:, :k], classes, temperature))
-        progress(piece.stop, len(queries))
     return [torch.cat(pieces) for pieces in found]
+
+
+def neighbours(queries: torch.Tensor, bank: torch.Tensor, k: int, leave_one_out: bool = False,
+               progress: Callable[[int, int], None] = lambda done, total: None,
+               ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`nearest` piece by piece: similarities (q, k) and rows (q, k) of the next q queries."""
+    for piece in _pieces(len(queries), len(bank)):
+        yield _nearest(queries[piece], bank, k, piece.start if leave_one_out else None)
+        progress(piece.stop, len(queries))
 
 
 def knn_accuracy_of(features: torch.Tensor, labels: torch.Tensor, k: int, temperature: float) -> float:

@@ -3,49 +3,29 @@
 Classes are joined by name. With one file, each of its images is classified by all the others.
 """
 
-import pathlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from mocoembed.config import KnnConfig
-from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, FormatError, MismatchError
+from mocoembed.errors import MismatchError
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
-from mocoembed.knn import accuracy, bank_size, classify
-from mocoembed.memory import within_memory
+from mocoembed.knn import accuracy, bank_size
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import KNN_PRESETS
 from mocoembed.workspace import Workspace
 
-BLOCK = 8192  # rows read at a time
 DEFAULT_K, DEFAULT_TEMPERATURE = (200,), (0.1,)
-
-
-@dataclass(frozen=True)
-class Side:
-    """The labelled rows of one embeddings file."""
-
-    path: pathlib.Path
-    identity: str
-    """SHA-256 of the file's rows."""
-    features: str
-    encoder: dict
-    """Fingerprint and provenance of the encoder that made the vectors."""
-    vectors: torch.Tensor
-    """(N, D) float32 of length 1, on the device."""
-    names: list[str]
-    """(N,) names of the labels."""
-    unlabelled: int
-    """Rows left out because their label is unknown."""
-
-    def as_json(self) -> dict:
-        """Path, rows that took part and rows left out."""
-        return {"path": str(self.path), "count": len(self.names), "unlabelled": self.unlabelled}
+FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
 
 
 @dataclass(frozen=True)
@@ -59,8 +39,17 @@ class KnnScore:
     temperature: float
     top1: float
     """Percent of queries whose class got the highest score."""
-    top5: float
-    """Percent of queries whose class is among the first five."""
+    top5: float | None
+    """Percent of queries whose class is among the first five; `None` for five classes or fewer."""
+    values: dict[str, Measured]
+    """top1, top5, majority (top-1 of the vote without weights), balanced (mean recall of the classes), ap (mean average
+    precision of the classes, by their share of the vote; only where it fits the memory)."""
+
+    def as_json(self) -> dict:
+        """Plain JSON types; the keys of earlier versions are bare numbers."""
+        return {"k": self.k, "T": self.temperature, "top1": self.top1,
+                **({} if self.top5 is None else {"top5": self.top5}),
+                "values": {name: one.as_json() for name, one in self.values.items()}}
 
 
 @dataclass(frozen=True)
@@ -78,15 +67,34 @@ class KnnResult:
     """Label -> number of queries and top-1 in percent, for the first k and temperature."""
     encoder: dict
     """Fingerprint and provenance of the encoder that made the vectors."""
+    overlap: Overlap
+    """Queries that the bank has, too."""
+    classes: list[str]
+    """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
+    matrix: np.ndarray
+    """(C, C) int64: true class x predicted class, for the first k and temperature."""
+    by_class: dict[str, dict]
+    """Label -> count, top1, precision, ap, for the first k and temperature."""
+    outcomes: dict[str, np.ndarray]
+    """`top1` -> (Q,) bool: which queries are right, for the first k and temperature."""
+    device: str
+    seconds: float
+
+    @property
+    def protocol(self) -> Protocol:
+        """All that the numbers depend on but the data and the encoder."""
+        return Protocol("knn", {
+            "preprocessing": "vectors scaled to length 1", "similarity": "cosine", "vote": "exp(s/T) summed by class",
+            "leave_one_out": self.leave_one_out, "k": [one.asked_k for one in self.scores],
+            "T": [one.temperature for one in self.scores], "ties": "the lower row, then the lower class"})
 
     def as_json(self) -> dict:
-        """Everything as plain JSON types."""
+        """Everything as plain JSON types: the schema of all evaluations, and the keys of earlier versions."""
+        shared = Evaluation(
+            "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
+            self.by_class, (self.classes, self.matrix), self.outcomes, device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
-                "bank": self.bank.as_json(), "queries": self.queries.as_json(),
-                "results": [{"k": one.k, "T": one.temperature, "top1": one.top1, "top5": one.top5}
-                            for one in self.scores],
-                "per_class": {name: {"count": count, "top1": top1} for name, (count, top1) in self.per_class.items()},
-                "encoder": self.encoder}
+                "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json()}
 
     def summary(self) -> str:
         """One line on what was compared with what."""
@@ -108,7 +116,8 @@ class KnnResult:
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
-        return notes
+        return notes if self.bank.identity == self.queries.identity and not self.leave_one_out else [
+            *notes, *self.overlap.notes(self.leave_one_out)]
 
 
 def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> KnnResult:
@@ -118,19 +127,51 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     come from different encoders or features or the preset asks for others, `CollectionError` when there are too few
     labelled rows, `FormatError` for a damaged file.
     """
-    leave_one_out, settings = config.queries is None, settings_of(config)
+    begun, leave_one_out, settings = time.perf_counter(), config.queries is None, settings_of(config)
     bank, queries = read_sides(config)
-    require_enough(bank, queries, leave_one_out)
-    number = {name: place for place, name in enumerate(sorted(set(bank.names)))}
-    bank_labels = torch.tensor([number[name] for name in bank.names], device=bank.vectors.device)
-    labels = torch.tensor([number.get(name, NO_LABEL) for name in queries.names], device=bank.vectors.device)
-    predicted = classify(queries.vectors, bank.vectors, bank_labels, settings, leave_one_out, progress)
+    require_labelled(bank, 2 if leave_one_out else 1, "kNN accuracy")
+    require_labelled(queries, 1, "kNN accuracy")
+    bank_classes = sorted(set(bank.names))
+    classes = [*bank_classes, *sorted(set(queries.names) - set(bank_classes))]
+    number = {name: place for place, name in enumerate(classes)}
+    device = bank.vectors.device
+    bank_labels = torch.tensor([number[name] for name in bank.names], device=device)
+    truth = np.array([number[name] for name in queries.names])
+    votes = count_votes(queries.vectors, bank.vectors, bank_labels, settings, leave_one_out, progress)
     most = bank_size(len(bank.names), leave_one_out)
-    scores = [KnnScore(min(k, most), k, temperature, *accuracy(one, labels))
-              for (k, temperature), one in zip(settings, predicted)]
-    right = (predicted[0][:, 0] == labels).cpu().numpy()
+    scores, per_class_ap = [], None
+    for place, (k, temperature) in enumerate(settings):
+        values, ap = values_of(votes, place, truth, len(bank_classes), len(classes))
+        per_class_ap = ap if place == 0 else per_class_ap
+        top1, top5 = accuracy(votes.predicted[place], torch.from_numpy(truth))
+        scores.append(KnnScore(min(k, most), k, temperature, top1,
+                               top5 if len(bank_classes) >= FEWEST_FOR_TOP5 else None, values))
+    first = votes.predicted[0][:, 0].cpu().numpy()
+    matrix = measures.confusion(truth, first, len(classes))
+    by_class = dict(sorted(per_class_json(classes, matrix, per_class_ap).items()))
     return KnnResult(config.preset, bank.features, bank, queries, leave_one_out, scores,
-                     per_class_accuracy(queries.names, right), bank.encoder)
+                     {name: (one["count"], one["top1"]) for name, one in by_class.items()}, bank.encoder,
+                     overlap(queries, bank, leave_one_out, votes.nearest.numpy()), classes, matrix, by_class,
+                     {"top1": first == truth}, str(device), time.perf_counter() - begun)
+
+
+def values_of(votes: Votes, place: int, truth: np.ndarray, bank_classes: int,
+              classes: int) -> tuple[dict[str, Measured], np.ndarray | None]:
+    """The measures of one k and temperature, and AP by class (C,) where it was computed.
+
+    truth (Q,) int64 counts the classes of the bank first, then those that only queries have.
+    """
+    predicted = votes.predicted[place].cpu().numpy()
+    right = predicted == truth[:, None]
+    values = {"top1": measures.share(right[:, 0])}
+    if bank_classes >= FEWEST_FOR_TOP5:
+        values["top5"] = measures.share(right.any(axis=1))
+    values["majority"] = measures.share(votes.majority[place].cpu().numpy() == truth)
+    values["balanced"] = measures.balanced(measures.confusion(truth, predicted[:, 0], classes))
+    if place >= len(votes.shares):
+        return values, None
+    each, values["ap"] = measures.class_precision(votes.shares[place].cpu().numpy(), truth)
+    return values, each
 
 
 def read_sides(config: KnnConfig) -> tuple[Side, Side]:
@@ -161,55 +202,3 @@ def require_preset(file: EmbeddingFile, preset: str | None):
         raise MismatchError(f"--preset {preset} is defined on {wanted} features; {file.path} holds {file.features} "
                             f"features. Make one with: mocoembed embed FOLDER --features {wanted} "
                             f"--output {wanted}.h5")
-
-
-def require_same_vectors(bank: EmbeddingFile, queries: EmbeddingFile):
-    """Raise `MismatchError` unless both files come from one encoder and have the same features."""
-    sides = [("encoders", bank.fingerprint[:12], queries.fingerprint[:12]),
-             ("features", bank.features, queries.features)]
-    for what, one, other in sides:
-        if one != other:
-            raise MismatchError(f"Different {what}: {bank.path} has {one}, {queries.path} has {other}. "
-                                "Embed both with the same --encoder and --features.")
-
-
-def require_enough(bank: Side, queries: Side, leave_one_out: bool):
-    """Raise `CollectionError` unless somebody can vote and somebody can be classified."""
-    for side, least in ((bank, 2 if leave_one_out else 1), (queries, 1)):
-        if len(side.names) < least:
-            raise CollectionError(f"{side.path} has {len(side.names)} labelled images; kNN accuracy needs {least} "
-                                  "or more. Put the images into one folder per class and embed them again.")
-
-
-def read_side(file: EmbeddingFile, device: torch.device) -> Side:
-    """The labelled rows of a file, scaled to length 1, their SHA-256 checked."""
-    file.verify()
-    labels, label_names = file.labels(), file.label_names
-    known = labels != NO_LABEL
-    with within_memory(f"The kNN accuracy of {file.path}", 4 * int(known.sum()) * file.dimension):
-        vectors = read_vectors(file, known).to(device)
-    names = [label_names[number] for number in labels[known]]
-    encoder = {"fingerprint": file.fingerprint, "provenance": file.encoder["provenance"]}
-    return Side(file.path, file.identity, file.features, encoder, vectors, names, len(labels) - len(names))
-
-
-def read_vectors(file: EmbeddingFile, wanted: np.ndarray) -> torch.Tensor:
-    """(n, D) float32 of length 1: the rows where `wanted` (N,) is true; `FormatError` when one is not finite."""
-    vectors, at = torch.empty(int(wanted.sum()), file.dimension), 0
-    for first in range(0, len(file), BLOCK):
-        block = file.embeddings(slice(first, first + BLOCK))[wanted[first:first + BLOCK]]
-        if not np.isfinite(block).all():
-            raise FormatError(f"{file.path} holds vectors that are not finite. Embed the folder again with --fresh.")
-        vectors[at:at + len(block)] = functional.normalize(torch.from_numpy(block), dim=1)
-        at += len(block)
-    return vectors
-
-
-def per_class_accuracy(names: list[str], right: np.ndarray) -> dict[str, tuple[int, float]]:
-    """Label -> (number of queries, percent right), sorted by label; `right` is (Q,) bool."""
-    counts: dict[str, list[int]] = {}
-    for name, one in zip(names, right):
-        count = counts.setdefault(name, [0, 0])
-        count[0] += 1
-        count[1] += int(one)
-    return {name: (count, 100 * good / count) for name, (count, good) in sorted(counts.items())}

@@ -1,0 +1,36 @@
+"""The settings of `mocoembed retrieval`."""
+
+from dataclasses import dataclass
+
+from mocoembed.checks import one_of, require
+from mocoembed.config.pretrain import DEFAULT_WORKSPACE
+
+DEFINITIONS = ("steps", "revisitop")
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Everything that `mocoembed retrieval` needs."""
+
+    bank: str | None = None
+    """Embeddings file that is searched; by default, embeddings.h5 in the workspace."""
+    queries: str | None = None
+    """Embeddings file of the queries; without it, each image of the bank searches all the others."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder that holds the results of every command, where the next command finds them."""
+    pairs: str | None = None
+    """CSV file that says what should be found instead of labels: columns query and match (paths as in the embeddings,
+    or full paths), and optionally junk (1: the match is neither right nor wrong)."""
+    at: tuple[int, ...] = (1, 5, 10)
+    """Numbers k of first hits that are looked at, separated by commas."""
+    exclude_identical: bool = False
+    """Leave out of a query's ranking the images that have its very bytes."""
+    definition: str = "steps"
+    """Average precision: steps (the mean of the precision at every relevant image, as scikit-learn), or revisitop (by
+    trapezoids, and P@k over the last relevant rank where that is below k)."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self):
+        one_of(self, "definition", DEFINITIONS)
+        require(self, "at", bool(self.at) and min(self.at) >= 1, "numbers of 1 or more")

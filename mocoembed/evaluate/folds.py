@@ -1,0 +1,115 @@
+"""Splitting labelled images: stratified folds and a held-out part, by seed, with copies of an image kept together.
+
+In: the label of every image and the group it belongs to (`same_image`: images with equal bytes are one group). Out: a
+fold for every image, or a mask. The same names, groups and seed give the same split on every machine.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from mocoembed.errors import CollectionError, UsageError
+
+
+def same_image(digests: np.ndarray) -> np.ndarray:
+    """(N,) int64: equal for images with equal bytes; `digests` (N,) V32, where zeros are unknown bytes, equal to none.
+
+    The numbers rise with the first row of a group.
+    """
+    unknown = digests == np.void(bytes(digests.dtype.itemsize))
+    _, first, number = np.unique(digests, return_index=True, return_inverse=True)
+    groups = first[number]
+    groups[unknown] = np.flatnonzero(unknown)
+    return groups
+
+
+def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(N,) int64: the fold, 0 to count - 1, of every image; every class is spread evenly and groups stay whole.
+
+    A group whose images have several labels counts for the label of its first. Raises `UsageError` for fewer than two
+    folds, `CollectionError` when a class has fewer groups than there are folds.
+    """
+    if count < 2:
+        raise UsageError(f"--folds {count}: must be 2 or more.")
+    fold, start = np.zeros(len(names), np.int64), 0
+    for name, ordered in _shuffled(names, groups, seed).items():
+        if len(ordered) < count:
+            raise CollectionError(f"class {name!r} has {len(ordered)} different images, too few for {count} folds. "
+                                  f"Give --folds {max(2, len(ordered))}, or more images of it.")
+        filled = np.zeros(count, np.int64)
+        for rows in ordered:
+            # the emptiest of the class, and of these the one after where the last class ended: so sizes are even, too
+            at = min(range(count), key=lambda one: (filled[one], (one - start) % count))
+            fold[rows] = at
+            filled[at] += len(rows)
+        start = (start + len(ordered)) % count
+    return fold
+
+
+def held_out(names: list[str], groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: the stratified part, `share` of every class, on which settings are chosen; groups stay whole.
+
+    Of a class, at least one group is held out and at least one is left; the only group of a class is left. Raises
+    `CollectionError` when that leaves nothing to choose on.
+    """
+    chosen = np.zeros(len(names), bool)
+    for ordered in _shuffled(names, groups, seed).values():
+        total, taken = sum(map(len, ordered)), 0
+        for place, rows in enumerate(ordered[:-1]):
+            if place and taken + len(rows) / 2 > share * total:
+                break
+            chosen[rows] = True
+            taken += len(rows)
+    if not chosen.any():
+        raise CollectionError("every class has a single image, so none can be held out to choose settings on. Give "
+                              "more images of each class, or the settings themselves.")
+    return chosen
+
+
+def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) -> np.ndarray:
+    """(N,) bool: the images whose labels are used; `labels` is `1%`, `10%`, or a number for each class such as `5`.
+
+    Balanced by seed: of every class the same number, or the same share (rounded, one at least); of images with equal
+    bytes only one is taken. A larger number takes what a smaller one takes, and more. Raises `UsageError` for another
+    text, `CollectionError` when a class has fewer images.
+    """
+    share, number = parse_labels(labels)
+    chosen = np.zeros(len(names), bool)
+    counts = Counter(names)
+    for name, ordered in _shuffled(names, groups, seed).items():
+        wanted = number if share is None else max(1, round(share * counts[name]))
+        if share is not None:
+            wanted = min(wanted, len(ordered))
+        if wanted > len(ordered):
+            raise CollectionError(f"--labels {labels}: class {name!r} has {len(ordered)} different images. Give "
+                                  f"--labels {len(ordered)}, or fewer.")
+        chosen[[rows[0] for rows in ordered[:wanted]]] = True
+    return chosen
+
+
+def parse_labels(labels: str) -> tuple[float | None, int]:
+    """(share, 0) of `10%`, or (None, n) of `n` or `n-per-class`; `UsageError` for another text."""
+    text = labels.removesuffix("-per-class")
+    try:
+        if text.endswith("%") and 0 < (percent := float(text[:-1])) <= 100:
+            return percent / 100, 0
+        if int(text) >= 1:
+            return None, int(text)
+    except ValueError:
+        pass
+    raise UsageError(f"--labels {labels}: must be a share such as 1% or 10%, or a number of images for each class such "
+                     "as 5.")
+
+
+def _shuffled(names: list[str], groups: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
+    """Label -> the rows of each of its groups, in an order that the seed and the label decide, sorted by label."""
+    order = np.argsort(groups, kind="stable")
+    pieces = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
+    by_class: dict[str, list[np.ndarray]] = {}
+    for rows in sorted(pieces, key=lambda rows: rows[0]):
+        by_class.setdefault(names[rows[0]], []).append(rows)
+    shuffled = {}
+    for number, (name, ordered) in enumerate(sorted(by_class.items())):
+        random = np.random.Generator(np.random.PCG64([seed, number]))
+        shuffled[name] = [ordered[place] for place in random.permutation(len(ordered))]
+    return shuffled
