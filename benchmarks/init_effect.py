@@ -23,7 +23,7 @@ RATES = (0.015, 0.0015)
 def accuracy(arguments, encoder) -> float:
     """Leave-one-out kNN accuracy in percent of the labelled images with that encoder."""
     path = embed_images(EmbedConfig(arguments.images, arguments.scratch, str(encoder), workers=0, fresh=True)).path
-    return knn_accuracy(KnnConfig(str(path), k=(20,), temperature=(0.1,))).scores[0].top1
+    return knn_accuracy(KnnConfig(str(path), k=(20,), temperature=(0.1,), baselines=False)).scores[0].top1
 
 
 def learned(arguments, lr: float, start: dict):

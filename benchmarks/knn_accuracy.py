@@ -80,7 +80,8 @@ def main(pairs, alone, presets, k, temperature, form):
         raise click.UsageError("Nothing to measure. Give --pair NAME BANK QUERIES or --alone NAME BANK.")
     try:
         rows = [row for name, bank, queries in files for preset in presets_for(bank, presets)
-                for row in rows_of(name, KnnConfig(bank, queries, preset=preset, k=k, temperature=temperature))]
+                for row in rows_of(name, KnnConfig(bank, queries, preset=preset, k=k, temperature=temperature,
+                                              baselines=False))]
     except MocoembedError as error:
         click.echo(f"knn_accuracy: {error}", err=True)
         sys.exit(error.status)

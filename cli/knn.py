@@ -16,35 +16,72 @@ NAMES = {"top1": "top-1", "top5": "top-5", "majority": "majority", "balanced": "
 @click.argument("queries", required=False)
 @options_of(KnnConfig, leave_out=("bank", "queries"))
 @json_option
-def knn(as_json, **values):
+@click.option("--sheet", metavar="FILE", help="Also draw the suspected wrong labels into this PNG file.")
+def knn(as_json, sheet, **values):
     """Measure the kNN accuracy: the share of images whose nearest neighbours vote for their label.
 
     The labelled images of the embeddings file BANK vote on those of QUERIES. Without QUERIES, each image of BANK
-    is classified by all the others (leave-one-out). Every k is combined with every temperature. Accuracies are in
-    percent. The table lists up to twenty classes, for the first k and temperature; --json has all of them.
+    is classified by all the others (leave-one-out). Every k is combined with every temperature. Values are in percent,
+    with an interval of 95 %. majority: every vote counts the same. balanced: mean top-1 of the classes. AP: mean
+    average precision of the classes, by their share of the vote. The table lists up to twenty classes, for the first k
+    and temperature; --json has all of them.
 
     \b
       mocoembed knn
       mocoembed knn train.h5 val.h5 --preset dino
       mocoembed knn train.h5 val.h5 -k 1,20,200 --temperature 0.07,0.1 --json
+      mocoembed knn train.h5 val.h5 --tune
+      mocoembed knn -k 20 --suspects --sheet suspects.png
     """
     from mocoembed.evaluate.accuracy import knn_accuracy
     from mocoembed.evaluate.result import text_of
+    from mocoembed.search.sheet import require_sheet
 
+    require_sheet(sheet)
     with counter("knn", "images") as progress:
-        result = knn_accuracy(KnnConfig(**values), progress)
+        result = knn_accuracy(KnnConfig(**{**values, "suspects": values["suspects"] or bool(sheet)}), progress)
     for line in result.notes():
         note(line)
     if as_json:
         click.echo(text_of(result.as_json()))
-        return
+    else:
+        _show(result, values["suspects"])
+    if sheet:
+        _draw(result, sheet)
+
+
+def _show(result, suspects: bool):
+    """The tables of a result."""
     names = [name for name in NAMES if any(name in one.values for one in result.scores)]
     header = ["k", "T", *(NAMES[name] for name in names)]
     put(table(header, [[str(one.k), f"{one.temperature:g}", *(value_text(one.values.get(name), name == "top1")
                                                              for name in names)] for one in result.scores],
               " ".join(header)))
     put(result.summary())
+    if result.tuned:
+        put(f"k and T: the best of {len(result.tuned.scores)} settings on {result.tuned.held_out} held-out images of "
+            "the bank")
+    put("\n" + table(["baseline", "top-1"], [[name, value_text(values["top1"])]
+                                             for name, values in result.baselines.items()], "top-1"))
     if len(result.by_class) <= SHOWN_CLASSES:
         rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", f"{one['precision']:.2f}"]
                 for name, one in result.by_class.items()]
         put("\n" + table(["class", "images", "top-1", "precision"], rows, "images top-1 precision"))
+    if suspects and result.suspects:
+        rows = [[one_line(one.label), f"{one.own_share:.0f}", one_line(one.suggested), f"{one.share:.0f}",
+                 one_line(one.path)] for one in result.suspects]
+        put("\nsuspected wrong labels, the clearest first\n"
+            + table(["label", "vote %", "suggested", "vote %", "path"], rows, "vote %"))
+    elif suspects:
+        put("no suspected wrong labels")
+
+
+def _draw(result, sheet):
+    """The contact sheet of the suspects."""
+    from mocoembed.evaluate.suspects import suspects_sheet
+
+    if result.suspects:
+        suspects_sheet(result.suspects, sheet)
+        note(f"sheet: {sheet}")
+    else:
+        note("no sheet drawn: no suspected wrong labels")

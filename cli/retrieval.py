@@ -49,6 +49,10 @@ def retrieval(as_json, **values):
             for name, one in result.values.items()]
     put(table(["measure", "percent", "chance"], rows, "percent chance"))
     put(result.summary())
+    if result.baselines:
+        rows = [[name, *(value_text(one, False) for one in values.values())]
+                for name, values in result.baselines.items()]
+        put("\n" + table(["baseline", *WORDS.values()], rows, " ".join(WORDS.values())))
     if 0 < len(result.per_class) <= SHOWN_CLASSES:
         rows = [[one_line(name), str(one["count"]), f"{one['map']:.2f}"] for name, one in result.per_class.items()]
         put("\n" + table(["class", "images", "mAP"], rows, "images mAP"))

@@ -84,7 +84,7 @@ class Demo:
         sheet = self._search()
         self._say(f"knn {self.places.embeddings} {self.queries} -k {K}")
         knn = knn_accuracy(KnnConfig(str(self.places.embeddings), str(self.queries), str(self.places.root), k=(K,),
-                                     temperature=(TEMPERATURE,)))
+                                     temperature=(TEMPERATURE,), baselines=False))
         return DemoResult(knn, self._raw_pixels(), self._untrained(training), sheet, len(scan(self.test).label_names))
 
     def _say(self, command: str):
@@ -125,7 +125,8 @@ class Demo:
         save_encoder(encoder, frozen_encoder(method.encoder_q.state_dict(), training, {"epochs": 0}))
         self._embed(self.train, bank, encoder)
         self._embed(self.test, queries, encoder)
-        result = knn_accuracy(KnnConfig(str(bank), str(queries), str(folder), k=(K,), temperature=(TEMPERATURE,)))
+        result = knn_accuracy(KnnConfig(str(bank), str(queries), str(folder), k=(K,), temperature=(TEMPERATURE,),
+                                        baselines=False))
         return result.scores[0].top1
 
     def _raw_pixels(self) -> float:

@@ -197,3 +197,119 @@ def test_benchmark_compares_files(workspace, make_embeddings, capsys):
     table = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[:4] for line in table if "dino" in line] == [
         ["| real", "dino", "backbone", str(k)] for k in (10, 20, 23, 23)]
+
+
+def test_measures_of_uneven_classes_are_scikit_learns(make_embeddings):
+    """Against scikit-learn's classifier: its vote by a function of the distances, without weights, and its metrics."""
+    from sklearn import metrics
+    from sklearn.neighbors import KNeighborsClassifier
+
+    bank_classes, query_classes = "a" * 30 + "b" * 9 + "c" * 4, "a" * 40 + "b" * 12 + "c" * 5
+    bank, queries = (clouds(classes, seed).astype(np.float32) for seed, classes in enumerate((bank_classes,
+                                                                                              query_classes)))
+    result = knn_accuracy(KnnConfig(bank=make_embeddings("bank", bank, bank_classes), k=(7,), temperature=(0.3,),
+                                    queries=make_embeddings("queries", queries, query_classes)))
+    unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (bank.astype(float), queries.astype(float))]
+    truth = np.array(list(query_classes))
+    weighted, majority = (
+        KNeighborsClassifier(7, weights=weights, algorithm="brute").fit(unit[0], list(bank_classes))
+        for weights in (lambda distances: np.exp((1 - distances ** 2 / 2) / 0.3), "uniform"))
+    predicted = weighted.predict(unit[1])
+    values = result.scores[0].values
+    assert values["top1"].value / 100 == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert values["majority"].value / 100 == pytest.approx(metrics.accuracy_score(truth, majority.predict(unit[1])))
+    assert values["balanced"].value / 100 == pytest.approx(metrics.balanced_accuracy_score(truth, predicted))
+    assert values["top1"].value - values["balanced"].value > 2  # the small classes are harder
+    shares = weighted.predict_proba(unit[1])
+    ap = metrics.average_precision_score(truth[:, None] == weighted.classes_, shares, average=None)
+    assert [one["ap"] / 100 for one in result.by_class.values()] == pytest.approx(ap, abs=1e-6)
+    assert values["ap"].value / 100 == pytest.approx(ap.mean(), abs=1e-6)
+    assert np.array_equal(result.matrix, metrics.confusion_matrix(truth, predicted))
+    precision = metrics.precision_score(truth, predicted, average=None)
+    assert [one["precision"] / 100 for one in result.by_class.values()] == pytest.approx(precision)
+
+
+def test_shares_that_do_not_fit_are_left_out(make_embeddings, monkeypatch):
+    from mocoembed.evaluate import votes
+
+    path = make_embeddings("bank", clouds("aabbb" * 4), "aabbb" * 4)
+    config = KnnConfig(bank=path, k=(3, 5), temperature=(0.1,), suspects=True)
+    whole = knn_accuracy(config)
+    monkeypatch.setattr(votes, "KEPT", 40)  # 20 queries and two classes: one setting
+    part = knn_accuracy(config)
+    assert [list(one.values) for one in part.scores] == [["top1", "majority", "balanced", "ap"],
+                                                         ["top1", "majority", "balanced"]]
+    monkeypatch.setattr(votes, "KEPT", 1)
+    none = knn_accuracy(config)
+    assert "ap" not in none.scores[0].values
+    assert none.suspects == part.suspects == whole.suspects
+    assert "ap" not in none.by_class["a"]
+
+
+def test_wrong_labels_are_suspected(make_embeddings, run_cli, tmp_path):
+    """Two of thirty images have the label of another class, and are the two suspects, with those that say so."""
+    classes = list("aaaaaaaaaabbbbbbbbbbcccccccccc")
+    vectors = np.eye(3)[["abc".index(one) for one in classes]]
+    vectors += 0.05 * np.random.default_rng(0).standard_normal((30, 3))
+    classes[3], classes[17] = "c", "a"
+    path = make_embeddings("bank", vectors, "".join(classes))
+    result = knn_accuracy(KnnConfig(bank=path, k=(5,), suspects=True))
+    assert {(one.label, one.suggested, one.path[-8:]) for one in result.suspects} == {
+        ("c", "a", "0003.png"), ("a", "b", "0017.png")}
+    for one in result.suspects:
+        assert one.share > 99
+        assert one.own_share < 1
+        assert {near.label for near in one.neighbours[:5]} == {one.suggested}
+        assert one.neighbours[0].score > 0.9
+        with EmbeddingFile(path) as file:
+            assert file.full_path(one.row).decode() == one.path
+            assert file.full_path(one.neighbours[0].row).decode() == one.neighbours[0].path
+    status, out, err = run_cli("knn", path, "-k", "5", "--suspects", "--sheet", tmp_path / "s.png")
+    assert status == 0
+    assert out.count("0003.png") == out.count("0017.png") == 1
+    assert "sheet:" in err
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    assert "suspects" not in json.loads(run_cli("knn", path, "-k", "5", "--json")[1])
+    assert len(json.loads(run_cli("knn", path, "-k", "5", "--suspects", "--json")[1])["suspects"]) == 2
+
+
+def test_settings_are_chosen_without_the_queries(make_embeddings):
+    classes = "aabbbccc" * 6
+    bank = make_embeddings("bank", clouds(classes, 1), classes)
+    queries = [make_embeddings(f"queries{i}", clouds(names, 2), names) for i, names in enumerate(
+        ("abcabcab", "bcabcabc"))]  # the same vectors under other labels
+    results = [knn_accuracy(KnnConfig(bank, one, k=(1, 5, 40), temperature=(0.05, 0.5), tune=True)) for one in queries]
+    assert results[0].tuned == results[1].tuned
+    assert results[0].protocol.digest == results[1].protocol.digest
+    tuned = results[0].tuned
+    assert len(results[0].scores) == 1
+    assert (results[0].scores[0].asked_k, results[0].scores[0].temperature) == tuned.setting
+    assert len(tuned.scores) == 6
+    best = max(tuned.scores, key=lambda one: one["top1"])  # the first of the best
+    assert (best["k"], best["T"]) == tuned.setting
+    assert tuned.held_out == 10  # 2 of 12, 4 of 18, 4 of 18
+    value = results[0].as_json()["protocol"]
+    assert value["chosen"]["k"] == tuned.setting[0]
+    assert value["at_edge"] == tuned.at_edge
+    plain = knn_accuracy(KnnConfig(bank, queries[0], k=(tuned.setting[0],), temperature=(tuned.setting[1],)))
+    assert plain.scores[0].top1 == results[0].scores[0].top1
+    assert plain.protocol.digest != results[0].protocol.digest
+
+
+def test_the_edge_of_the_grid_is_told(make_embeddings):
+    classes = "ab" * 30
+    config = KnnConfig(make_embeddings("bank", clouds(classes), classes), make_embeddings("q", clouds("ab", 1), "ab"),
+                       k=(1, 2, 30), temperature=(0.1,), tune=True)
+    result = knn_accuracy(config)
+    assert result.tuned.at_edge == (result.tuned.setting[0] == 30)
+    assert any("edge of the grid" in note for note in result.notes()) == result.tuned.at_edge
+
+
+def test_tuning_that_makes_no_sense(make_embeddings):
+    with pytest.raises(UsageError, match="--tune: without QUERIES"):
+        KnnConfig("bank.h5", tune=True)
+    query = make_embeddings("q", np.eye(2), "ab")
+    with pytest.raises(CollectionError, match="single image"):
+        knn_accuracy(KnnConfig(make_embeddings("bank", np.eye(2), "ab"), query, tune=True))
+    with pytest.raises(CollectionError, match="too few to choose"):
+        knn_accuracy(KnnConfig(make_embeddings("one", np.eye(2)[:1], "a"), query, tune=True))

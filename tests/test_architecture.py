@@ -198,8 +198,8 @@ def test_no_option_grew_unnoticed():
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 5, "SearchConfig": 20,
-                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
-                      "RetrievalConfig": 8}
+                      "KnnConfig": 10, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
+                      "RetrievalConfig": 9}
 
 
 def test_the_reference_of_commands_is_up_to_date():

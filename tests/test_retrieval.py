@@ -255,3 +255,17 @@ def test_command(workspace, run_cli):
     status, out, err = run_cli("retrieval", "--workspace", workspace, "--at", "x")
     assert (status, out) == (2, "")
     assert "numbers" in err
+
+
+def test_near_duplicates_across_a_split_are_counted(make_embeddings):
+    """Five of the queries are images of the bank, slightly changed."""
+    random = np.random.default_rng(0)
+    names = "abcd" * 30
+    bank = random.standard_normal((120, 32))
+    vectors = random.standard_normal((20, 32))
+    vectors[:5] = bank[:5] + 0.01 * random.standard_normal((5, 32))
+    result = measure_retrieval(RetrievalConfig(make_embeddings("bank", bank, names),
+                                               make_embeddings("queries", vectors, "abcd" * 5)))
+    assert (result.overlap.identical, result.overlap.near, result.overlap.bytes_known) == (0, 5, False)
+    assert result.as_json()["data"]["overlap"]["identical"] is None  # nobody knows the bytes
+    assert any(note.startswith("5 queries are near-duplicates of an image of the bank") for note in result.notes())

@@ -13,9 +13,9 @@ from mocoembed.config.commands import (
     ExportConfig,
     IndexConfig,
     InfoConfig,
-    KnnConfig,
     SearchConfig,
 )
+from mocoembed.config.knn import KnnConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from mocoembed.checks import at_least, at_most, one_of, relative_globs, require, rising_pair
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
-from mocoembed.recipes import KNN_PRESETS
 
 FEATURES = ("backbone", "projection")
 EXPORT_FORMATS = ("encoder", "torchvision", "detectron2", "onnx")
@@ -185,34 +184,6 @@ class SearchConfig:
         require(self, "crop", not self.crop or (len(self.crop) == 4 and min(self.crop) >= 0 < min(self.crop[2:])),
                 "four numbers X,Y,WIDTH,HEIGHT of pixels")
         require(self, "crop", not self.crop or bool(self.images), "of an IMAGE that is given")
-
-
-@dataclass(frozen=True)
-class KnnConfig:
-    """Everything that `mocoembed knn` needs."""
-
-    bank: str | None = None
-    """Embeddings file whose labelled images vote; by default, embeddings.h5 in the workspace."""
-    queries: str | None = None
-    """Embeddings file of the images to classify; without it, leave-one-out on the bank."""
-    workspace: str = DEFAULT_WORKSPACE
-    """Folder that holds the results of every command, where the next command finds them."""
-    preset: str | None = None
-    """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07).
-    DINO's own code assumes 1,000 classes and, for k below 5, counts only k places for top-5; here the classes are the
-    bank's, and five places count."""
-    k: tuple[int, ...] = ()
-    """Numbers k of nearest neighbours that vote, separated by commas; by default, the preset's, or 200."""
-    temperature: tuple[float, ...] = ()
-    """Temperatures T of the vote's weights exp(s/T), separated by commas; by default, the preset's, or 0.1."""
-    device: str = "auto"
-    """Device to compute on: auto, cpu, cuda or cuda:N."""
-
-    def __post_init__(self):
-        if self.preset is not None:
-            one_of(self, "preset", tuple(KNN_PRESETS))
-        require(self, "k", all(k >= 1 for k in self.k), "numbers of 1 or more")
-        require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ class RetrievalConfig:
     definition: str = "steps"
     """Average precision: steps (the mean of the precision at every relevant image, as scikit-learn), or revisitop (by
     trapezoids, and P@k over the last relevant rank where that is below k)."""
+    baselines: bool | None = None
+    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
+    where it takes seconds and the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 

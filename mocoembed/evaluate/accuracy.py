@@ -13,13 +13,15 @@ import torch
 from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MismatchError
-from mocoembed.evaluate import measures
+from mocoembed.evaluate import baselines, measures
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.suspects import Suspect, find_suspects
+from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
-from mocoembed.knn import accuracy, bank_size
+from mocoembed.knn import accuracy, bank_size, classify
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import KNN_PRESETS
 from mocoembed.workspace import Workspace
@@ -69,6 +71,14 @@ class KnnResult:
     """Fingerprint and provenance of the encoder that made the vectors."""
     overlap: Overlap
     """Queries that the bank has, too."""
+    tuned: Tuned | None
+    """How k and T were chosen; `None`: they were given."""
+    suspects: list[Suspect]
+    """Suspected wrong labels; empty unless they were asked for."""
+    baselines: dict[str, dict[str, Measured]]
+    """Baseline -> its measures, for the first k and temperature."""
+    without: list[str]
+    """Why there are no baselines of pixels."""
     classes: list[str]
     """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
     matrix: np.ndarray
@@ -83,18 +93,25 @@ class KnnResult:
     @property
     def protocol(self) -> Protocol:
         """All that the numbers depend on but the data and the encoder."""
-        return Protocol("knn", {
-            "preprocessing": "vectors scaled to length 1", "similarity": "cosine", "vote": "exp(s/T) summed by class",
-            "leave_one_out": self.leave_one_out, "k": [one.asked_k for one in self.scores],
-            "T": [one.temperature for one in self.scores], "ties": "the lower row, then the lower class"})
+        grid: list[tuple[int, float]] = ([(one["k"], one["T"]) for one in self.tuned.scores] if self.tuned else
+                                         [(one.asked_k, one.temperature) for one in self.scores])
+        settings = {"preprocessing": "vectors scaled to length 1", "similarity": "cosine",
+                    "vote": "exp(s/T) summed by class", "leave_one_out": self.leave_one_out,
+                    "k": [k for k, _ in grid], "T": [temperature for _, temperature in grid],
+                    "chosen_by": HOW if self.tuned else None, "ties": "the lower row, then the lower class"}
+        if self.tuned is None:
+            return Protocol("knn", settings)
+        return Protocol("knn", settings, self.tuned.chosen(), self.tuned.scores, self.tuned.at_edge)
 
     def as_json(self) -> dict:
         """Everything as plain JSON types: the schema of all evaluations, and the keys of earlier versions."""
         shared = Evaluation(
             "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
-            self.by_class, (self.classes, self.matrix), self.outcomes, device=self.device, seconds=self.seconds)
+            self.by_class, (self.classes, self.matrix), self.outcomes, baselines=baselines.as_json(self.baselines),
+            device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
-                "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json()}
+                "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json(),
+                **({"suspects": [one.as_json() for one in self.suspects]} if self.suspects else {})}
 
     def summary(self) -> str:
         """One line on what was compared with what."""
@@ -113,11 +130,15 @@ class KnnResult:
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
             notes.append(f"k {', '.join(map(str, cut))}: only {min(one.k for one in self.scores if one.asked_k in cut)}"
                          " images can vote; all of them do")
+        if self.tuned and self.tuned.at_edge:
+            notes.append(f"the choice k {self.tuned.setting[0]}, T {self.tuned.setting[1]:g} stands at the edge of the "
+                         "grid; a wider one may do better: -k and --temperature")
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
-        return notes if self.bank.identity == self.queries.identity and not self.leave_one_out else [
-            *notes, *self.overlap.notes(self.leave_one_out)]
+        if self.bank.identity != self.queries.identity or self.leave_one_out:
+            notes += self.overlap.notes(self.leave_one_out)
+        return [*notes, *baselines.notes_of(self.baselines, "top1", self.scores[0].top1), *self.without]
 
 
 def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> KnnResult:
@@ -137,7 +158,10 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     device = bank.vectors.device
     bank_labels = torch.tensor([number[name] for name in bank.names], device=device)
     truth = np.array([number[name] for name in queries.names])
-    votes = count_votes(queries.vectors, bank.vectors, bank_labels, settings, leave_one_out, progress)
+    tuned = tune(bank, bank_labels, settings, progress) if config.tune else None
+    settings = [tuned.setting] if tuned else settings
+    votes = count_votes(queries.vectors, bank.vectors, (torch.from_numpy(truth).to(device), bank_labels), settings,
+                        leave_one_out, progress)
     most = bank_size(len(bank.names), leave_one_out)
     scores, per_class_ap = [], None
     for place, (k, temperature) in enumerate(settings):
@@ -147,11 +171,16 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
         scores.append(KnnScore(min(k, most), k, temperature, top1,
                                top5 if len(bank_classes) >= FEWEST_FOR_TOP5 else None, values))
     first = votes.predicted[0][:, 0].cpu().numpy()
+    found, without = baselines.baselines(
+        bank, queries, config.baselines, lambda *both: top1_of(both[0], both[1], number, settings[0], leave_one_out))
     matrix = measures.confusion(truth, first, len(classes))
     by_class = dict(sorted(per_class_json(classes, matrix, per_class_ap).items()))
     return KnnResult(config.preset, bank.features, bank, queries, leave_one_out, scores,
                      {name: (one["count"], one["top1"]) for name, one in by_class.items()}, bank.encoder,
-                     overlap(queries, bank, leave_one_out, votes.nearest.numpy()), classes, matrix, by_class,
+                     overlap(queries, bank, leave_one_out, votes.nearest.numpy()), tuned,
+                     find_suspects(votes, truth, classes, queries, bank) if config.suspects else [],
+                     {"majority class": baselines.majority_class(bank, queries), **found}, without, classes, matrix,
+                     by_class,
                      {"top1": first == truth}, str(device), time.perf_counter() - begun)
 
 
@@ -174,6 +203,15 @@ def values_of(votes: Votes, place: int, truth: np.ndarray, bank_classes: int,
     return values, each
 
 
+def top1_of(bank: Side, queries: Side, number: dict[str, int], setting: tuple[int, float],
+            leave_one_out: bool) -> dict[str, Measured]:
+    """The top-1 of other vectors for the same labels, whose numbers are given, by one k and temperature."""
+    bank_labels, truth = (torch.tensor([number[name] for name in side.names], device=side.vectors.device)
+                          for side in (bank, queries))
+    predicted, = classify(queries.vectors, bank.vectors, bank_labels, [setting], leave_one_out)
+    return {"top1": measures.share((predicted[:, 0] == truth).cpu().numpy())}
+
+
 def read_sides(config: KnnConfig) -> tuple[Side, Side]:
     """Bank and queries, on the device; one and the same when the queries are not given."""
     bank_path = Workspace(config.workspace).embeddings_file(config.bank)
@@ -190,8 +228,9 @@ def read_sides(config: KnnConfig) -> tuple[Side, Side]:
 
 
 def settings_of(config: KnnConfig) -> list[tuple[int, float]]:
-    """Every (k, T): as given, or the preset's, or 200 and 0.1."""
-    _, ks, temperatures = KNN_PRESETS[config.preset] if config.preset else (None, DEFAULT_K, DEFAULT_TEMPERATURE)
+    """Every (k, T): as given, or the preset's, or the usual grid to choose from, or 200 and 0.1."""
+    _, ks, temperatures = KNN_PRESETS[config.preset] if config.preset else (
+        None, *((K_GRID, T_GRID) if config.tune else (DEFAULT_K, DEFAULT_TEMPERATURE)))
     return [(k, temperature) for k in config.k or ks for temperature in config.temperature or temperatures]
 
 

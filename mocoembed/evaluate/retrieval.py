@@ -5,6 +5,7 @@ pairs names. With one file, every image is a query and never finds itself. Block
 another, so that no matrix of all similarities is made.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from mocoembed.config import RetrievalConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.evaluate import measures, ranked
+from mocoembed.evaluate import baselines, measures, ranked
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.pairs import Pairs, read_pairs
 from mocoembed.evaluate.result import Evaluation, Protocol
@@ -25,6 +26,7 @@ from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 ELEMENTS = 1 << 21  # similarities that are ranked at a time: about 130 MB with all that is computed from them
+OUTCOMES = ("map", "map_at_r", "r_precision")  # that are told of every query, and of baselines
 WHAT = "Retrieval"
 FEWEST = 2  # labelled images of a single file
 
@@ -50,13 +52,18 @@ class RetrievalResult:
     """map, map_at_r and r_precision of each query (Q,), in percent."""
     nothing_to_find: int
     """Queries left out because nothing in the bank is relevant to them."""
+    baselines: dict[str, dict[str, Measured]]
+    """Baseline -> map, map_at_r, r_precision."""
+    without: list[str]
+    """Why there are no baselines."""
     seconds: float
 
     def as_json(self) -> dict:
         """The schema of all evaluations, as plain JSON types; `chance` stands beside each value."""
         entry = {name: {**one.as_json(), "chance": self.chance.get(name)} for name, one in self.values.items()}
         shared = Evaluation("retrieval", self.protocol, self.bank, self.queries, self.overlap, [entry],
-                            self.per_class, outcomes=self.outcomes, device=str(self.bank.vectors.device),
+                            self.per_class, outcomes=self.outcomes, baselines=baselines.as_json(self.baselines),
+                            device=str(self.bank.vectors.device),
                             seconds=self.seconds).as_json()
         shared["data"]["nothing_to_find"] = self.nothing_to_find
         return shared
@@ -78,7 +85,9 @@ class RetrievalResult:
         if not self.leave_one_out and self.bank.identity == self.queries.identity:
             return [*notes, "bank and queries are the same images, so each image finds itself; "
                             f"give {self.bank.path} alone for leave-one-out"]
-        return notes if self.config.exclude_identical else [*notes, *self.overlap.notes(self.leave_one_out)]
+        if not self.config.exclude_identical:
+            notes += self.overlap.notes(self.leave_one_out)
+        return [*notes, *baselines.notes_of(self.baselines, "map", self.values["map"].value), *self.without]
 
 
 def measure_retrieval(config: RetrievalConfig,
@@ -92,29 +101,43 @@ def measure_retrieval(config: RetrievalConfig,
     begun, leave_one_out = time.perf_counter(), config.queries is None
     bank, queries, pairs = read(config)
     task = Task(bank, queries, leave_one_out, pairs, config.exclude_identical)
-    found: list[dict[str, np.ndarray]] = []
-    counts: list[np.ndarray] = []
-    nearest = np.full(len(queries.names), -1, np.float32)
-    for rows, similarities, relevant in task.blocks():
-        count = relevant.sum(dim=1)
-        some = count > 0
-        nearest[rows] = similarities.amax(dim=1).cpu().numpy()
-        sizes = torch.stack([count, torch.isfinite(similarities).sum(dim=1)], dim=1)
-        counts.append(sizes.cpu().numpy())
-        found.append(ranked.measures_of(ranked.rank(similarities[some], relevant[some]), config.at, config.definition))
-        progress(rows.stop, len(queries.names))
-    relevant_count, ranked_count = np.concatenate(counts).T
+    each, (relevant_count, ranked_count), nearest = rank_all(task, config, progress)
     some = relevant_count > 0
     if not some.any():
         raise CollectionError(nothing_found(bank, queries, pairs))
-    each = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
     kept = queries.only(some)
+    found, without = baselines.baselines(bank, queries, config.baselines, lambda *both: first_of(
+        rank_all(dataclasses.replace(task, bank=both[0], queries=both[1]), config)[0]))
     return RetrievalResult(
         config, protocol_of(config, pairs), bank, kept, leave_one_out, measures.means(each),
         ranked.chance(relevant_count[some], ranked_count[some], config.at, config.definition),
         {} if pairs else by_class(kept.names, each["map"]), overlap(kept, bank, leave_one_out, nearest[some]),
-        {name: 100 * each[name] for name in ("map", "map_at_r", "r_precision")}, int((~some).sum()),
-        time.perf_counter() - begun)
+        {name: 100 * each[name] for name in OUTCOMES}, int((~some).sum()),
+        found, without, time.perf_counter() - begun)
+
+
+def rank_all(task: "Task", config: RetrievalConfig, progress: Callable[[int, int], None] = lambda done, total: None,
+             ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Every measure of the queries that have something to find; two numbers for every query, and one more.
+
+    The numbers (2, Q) are how many images are relevant and how many are ranked; the last (Q,) is the highest cosine.
+    """
+    found, counts, count = [], [], len(task.queries.names)
+    nearest = np.empty(count, np.float32)
+    for rows, similarities, relevant in task.blocks():
+        wanted = relevant.sum(dim=1)
+        some = wanted > 0
+        nearest[rows] = similarities.amax(dim=1).cpu().numpy()
+        counts.append(torch.stack([wanted, torch.isfinite(similarities).sum(dim=1)]).cpu().numpy())
+        found.append(ranked.measures_of(ranked.rank(similarities[some], relevant[some]), config.at, config.definition))
+        progress(rows.stop, count)
+    return ({name: np.concatenate([block[name] for block in found]) for name in found[0]},
+            np.concatenate(counts, axis=1), nearest)
+
+
+def first_of(each: dict[str, np.ndarray]) -> dict[str, Measured]:
+    """The measures that a baseline is told by."""
+    return measures.means({name: each[name] for name in OUTCOMES})
 
 
 def protocol_of(config: RetrievalConfig, pairs: Pairs | None) -> Protocol:

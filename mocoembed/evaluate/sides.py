@@ -16,7 +16,7 @@ from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError
 from mocoembed.memory import within_memory
-from mocoembed.search.threshold import Threshold, choose_threshold
+from mocoembed.search.threshold import LEAST_ROWS, Threshold, choose_threshold
 
 BLOCK = 8192  # rows read at a time
 UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
@@ -82,9 +82,10 @@ class Overlap:
 
     identical: int
     """Queries with the bytes of an image of the bank (leave-one-out: of another image)."""
-    near: int
-    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included."""
-    threshold: float
+    near: int | None
+    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included; `None`: the bank has
+    too few images to see how alike they are."""
+    threshold: float | None
     bytes_known: bool
     """Whether the files have digests; without them `identical` is 0."""
 
@@ -100,7 +101,7 @@ class Overlap:
         if self.identical:
             notes.append(f"{self.identical} of the queries have the same bytes as {where}, so they are easier than new "
                          "images; see them with: mocoembed duplicates")
-        if self.near > self.identical:
+        if self.near is not None and self.near > self.identical:
             notes.append(f"{self.near - self.identical} queries are near-duplicates of {where} (cosine "
                          f"{self.threshold:g} or more)")
         return notes
@@ -173,9 +174,11 @@ def overlap(queries: Side, bank: Side, leave_one_out: bool, nearest: np.ndarray)
     which cosine on images are near-duplicates is found from the bank itself, as `mocoembed duplicates` does.
     """
     same = shared_bytes(queries, bank, leave_one_out)
-    threshold = near_threshold(bank)
     known = bool((queries.digests != np.void(UNKNOWN)).any() and (bank.digests != np.void(UNKNOWN)).any())
-    return Overlap(int(same.sum()), int((same | (nearest >= threshold.cosine)).sum()), threshold.cosine, known)
+    if len(bank.names) < LEAST_ROWS:
+        return Overlap(int(same.sum()), None, None, known)
+    cosine = near_threshold(bank).cosine
+    return Overlap(int(same.sum()), int((same | (nearest >= cosine)).sum()), cosine, known)
 
 
 def near_threshold(side: Side) -> Threshold:

@@ -1,0 +1,46 @@
+"""The settings of `mocoembed knn`."""
+
+from dataclasses import dataclass
+
+from mocoembed.checks import one_of, require
+from mocoembed.config.pretrain import DEFAULT_WORKSPACE
+from mocoembed.errors import UsageError
+from mocoembed.recipes import KNN_PRESETS
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Everything that `mocoembed knn` needs."""
+
+    bank: str | None = None
+    """Embeddings file whose labelled images vote; by default, embeddings.h5 in the workspace."""
+    queries: str | None = None
+    """Embeddings file of the images to classify; without it, leave-one-out on the bank."""
+    workspace: str = DEFAULT_WORKSPACE
+    """Folder that holds the results of every command, where the next command finds them."""
+    preset: str | None = None
+    """Protocol: lightly (backbone, k 200, T 0.1), moco (projection, the same) or dino (backbone, four k, T 0.07).
+    DINO's own code assumes 1,000 classes and, for k below 5, counts only k places for top-5; here the classes are the
+    bank's, and five places count."""
+    k: tuple[int, ...] = ()
+    """Numbers k of nearest neighbours that vote, separated by commas; by default, the preset's, or 200."""
+    temperature: tuple[float, ...] = ()
+    """Temperatures T of the vote's weights exp(s/T), separated by commas; by default, the preset's, or 0.1."""
+    tune: bool = False
+    """Choose k and T on a held-out fifth of the bank, never on the queries: of those given, or of the usual ones."""
+    suspects: bool = False
+    """List the images whose neighbours vote most clearly for another label: suspected wrong labels."""
+    baselines: bool | None = None
+    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
+    where it takes seconds and the images are still there."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self):
+        if self.preset is not None:
+            one_of(self, "preset", tuple(KNN_PRESETS))
+        if self.tune and self.queries is None:
+            raise UsageError("--tune: without QUERIES, k and T would be chosen on the images that they are measured on."
+                             " Give two files: mocoembed knn TRAIN.h5 TEST.h5 --tune")
+        require(self, "k", all(k >= 1 for k in self.k), "numbers of 1 or more")
+        require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")

@@ -1,0 +1,74 @@
+"""Baselines: what needs no encoder, by the same protocol, to stand beside every number.
+
+In: the two sides of an evaluation and the function that measures them. Out: for each baseline its measures. A number
+below a colour histogram's says little of an encoder.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mocoembed.errors import CollectionError
+from mocoembed.evaluate.measures import Measured, share
+from mocoembed.evaluate.pixels import colour_histogram, gradients_histogram, raw_pixels, read_pixels
+from mocoembed.evaluate.sides import Side
+from mocoembed.memory import within_memory
+
+AUTOMATIC = 1000  # images that are read unasked: a few seconds
+FEATURES = {"raw pixels": raw_pixels, "colour histogram": colour_histogram, "HOG": gradients_histogram}
+WIDEST = 3 * 32 * 32  # numbers of the longest of them
+
+Measure = Callable[[Side, Side], dict[str, Measured]]
+
+
+def majority_class(bank: Side, queries: Side) -> dict[str, Measured]:
+    """Always the most frequent label of the bank; among equals the first by name."""
+    counts = Counter(bank.names)
+    label = min(counts, key=lambda name: (-counts[name], name))
+    return {"top1": share(np.array([name == label for name in queries.names]))}
+
+
+def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -> tuple[dict, list[str]]:
+    """Name -> measures of every baseline of pixels, and what to say about those that were left out.
+
+    `measure(bank, queries)` measures two sides. asked: `None` reads up to `AUTOMATIC` images, and does without them
+    where one cannot be read; `True` reads any number. Raises `CollectionError` for an image that cannot be read.
+    """
+    count = len(bank.names) + (0 if queries is bank else len(queries.names))
+    if asked is False:
+        return {}, []
+    if asked is None and count > AUTOMATIC:
+        return {}, [f"no baselines: {count} images would have to be read; give --baselines"]
+    try:
+        with within_memory("The baselines", count * WIDEST * 9):  # pixels, and twice their float32 vectors
+            pixels = [read_pixels(side) for side in ((bank,) if queries is bank else (bank, queries))]
+            return {name: measure(*_sides(bank, queries, [features(one) for one in pixels]))
+                    for name, features in FEATURES.items()}, []
+    except CollectionError as error:
+        if asked:
+            raise CollectionError(f"--baselines: {error} Leave the option out, or bring the images back.") from error
+        return {}, [f"no baselines: {error}"]
+
+
+def _sides(bank: Side, queries: Side, features: list[np.ndarray]) -> tuple[Side, Side]:
+    """The sides with other vectors; one and the same if they were."""
+    made = [dataclasses.replace(side, vectors=functional.normalize(torch.from_numpy(vectors), dim=1)
+                                .to(side.vectors.device)) for side, vectors in zip((bank, queries), features)]
+    return made[0], made[-1]
+
+
+def as_json(found: dict[str, dict[str, Measured]]) -> list[dict]:
+    """A list of entries like those of `results`, each with its name."""
+    return [{"name": name, **{measure: one.as_json() for measure, one in values.items()}}
+            for name, values in found.items()]
+
+
+def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float) -> list[str]:
+    """A line when a baseline is as good as the encoder, whose measure `name` is `value`."""
+    better = [f"{one} ({values[name].value:.2f})" for one, values in found.items()
+              if name in values and values[name].value >= value]
+    return [f"the encoder ({value:.2f}) is no better than what needs none: {', '.join(better)}"] if better else []
