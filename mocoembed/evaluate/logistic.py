@@ -7,9 +7,10 @@ is minimised by torch's LBFGS with its strong Wolfe line search, in float64. `me
 penalty), on the same features. The bias is not penalised.
 
 As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has converged when that bound is below
-`TOLERANCE` of f; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in the principal axes of the features, each divided by the root of its curvature (c
-variance + penalty), where it takes tens of steps instead of thousands; the objective is the same. Where there are more
-dimensions than rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
+`TOLERANCE` of f; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in the principal axes of
+the features, each divided by the root of its curvature (c variance + penalty), where it takes tens of steps instead of
+thousands; the objective is the same. Where there are more dimensions than rows, the rows are rotated to their rank
+first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-TOLERANCE = 1e-7
+TOLERANCE = 1e-6
 PIECE = 1 << 21  # numbers in a piece of features or of scores: 16 MB in float64
 HISTORY = 20
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
