@@ -16,7 +16,7 @@ from mocoembed.version import __version__
 # on two cores, spinning cut pretraining from 400 images/s to 17.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "duplicates", "convert", "info")
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "push", "knn", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -44,6 +44,7 @@ def cli(debug):
       mocoembed embed IMAGES          compute one vector per image
       mocoembed index                 make the vectors searchable
       mocoembed search IMAGE          find similar images
+      mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools

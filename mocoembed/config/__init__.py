@@ -17,6 +17,7 @@ from mocoembed.config.commands import (
     SearchConfig,
 )
 from mocoembed.config.pretrain import PretrainConfig
+from mocoembed.config.push import MilvusConfig, PushConfig
 
 __all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "PretrainConfig", "SearchConfig"]
+           "InfoConfig", "KnnConfig", "MilvusConfig", "PretrainConfig", "PushConfig", "SearchConfig"]
