@@ -36,8 +36,8 @@ class KnnConfig:
     suspects: bool = False
     """List the images whose neighbours vote most clearly for another label: suspected wrong labels."""
     baselines: bool | None = None
-    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
-    where it takes seconds and the images are still there."""
+    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    architecture untrained. By default, what takes seconds, if the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
