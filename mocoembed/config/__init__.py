@@ -11,11 +11,11 @@ from mocoembed.config.commands import (
     DuplicatesConfig,
     EmbedConfig,
     ExportConfig,
-    IndexConfig,
     InfoConfig,
     SearchConfig,
 )
 from mocoembed.config.compare import CompareConfig
+from mocoembed.config.index import IndexConfig
 from mocoembed.config.knn import KnnConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
