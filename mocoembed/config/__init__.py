@@ -11,11 +11,11 @@ from mocoembed.config.commands import (
     DuplicatesConfig,
     EmbedConfig,
     ExportConfig,
-    IndexConfig,
     InfoConfig,
     KnnConfig,
     SearchConfig,
 )
+from mocoembed.config.index import IndexConfig
 from mocoembed.config.pretrain import PretrainConfig
 
 __all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
