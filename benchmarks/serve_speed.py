@@ -110,14 +110,14 @@ def resident(process: int) -> float:
 
 
 async def facts(port: int) -> tuple[dict, list[dict], list[bytes]]:
-    """What is served, rows to ask for, and files to upload."""
+    """What is served, rows whose images are there, and files to upload."""
     async with Client(port) as client:
         while (await client.ask("GET", "/api/ready"))[0] != 200:
             await asyncio.sleep(0.01)
         info = json.loads((await client.ask("GET", "/api/info"))[1])
         rows = json.loads((await client.ask("GET", "/api/rows?limit=1000"))[1])["rows"]
-    paths = [os.fsencode(row["path"]) for row in rows if os.path.isfile(os.fsencode(row["path"]))]
-    return info, rows, [pathlib.Path(os.fsdecode(path)).read_bytes() for path in paths[:200]]
+    rows = [row for row in rows if os.path.isfile(row["path"])]
+    return info, rows, [pathlib.Path(row["path"]).read_bytes() for row in rows[:200]]
 
 
 @click.command()
