@@ -226,7 +226,7 @@ class ConvertConfig:
     text_ids: bool = False
     """For parquet: id and mtime_ns as text, for viewers in the browser, where numbers have 53 bits."""
     thumbnails: bool = False
-    """For parquet: add a column image with thumbnails: JPEG files of 320 pixels, as Hugging Face's datasets have them."""
+    """For parquet: add a column image with thumbnails: JPEG files of 320 pixels, as in Hugging Face's datasets."""
 
     def __post_init__(self):
         require(self, "to", self.to in (None, *CONVERT_FORMATS), "one of " + ", ".join(CONVERT_FORMATS))
