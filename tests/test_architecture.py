@@ -202,7 +202,7 @@ def test_no_option_grew_unnoticed():
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
-                      "ServeConfig": 9, "MapConfig": 3}
+                      "ServeConfig": 10, "MapConfig": 3}
 
 
 def test_the_reference_of_commands_is_up_to_date():
