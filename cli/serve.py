@@ -7,7 +7,8 @@ import click
 
 from mocoembed.cli.options import field_help, options_of
 from mocoembed.cli.output import note, put
-from mocoembed.config import ServeConfig
+from mocoembed.cli.progress import counter
+from mocoembed.config import MapConfig, ServeConfig
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
 
@@ -31,9 +32,13 @@ def serve(**values):
       mocoembed serve photos.h5 --port 9000 --no-browser
       MOCOEMBED_TOKEN=$(openssl rand -hex 16) mocoembed serve --host 0.0.0.0
     """
+    from mocoembed.search.map import make_map
     from mocoembed.serve.app import serve
 
     config = ServeConfig(**values)
+    if config.map:
+        with counter("map", "steps") as progress:
+            make_map(MapConfig(config.embeddings, config.workspace), progress)
 
     def answering(address: str):
         put(f"serving on {address} (stop with Ctrl-C)")

@@ -20,6 +20,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/faiss_index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
+          "openTSNE": {"mocoembed/search/map.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "onnxruntime": {"mocoembed/model/graph.py"},
           "safetensors": {"mocoembed/model/encoder_file.py", "mocoembed/model/encoder_metadata.py"},
@@ -201,7 +202,7 @@ def test_no_option_grew_unnoticed():
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
                       "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 5,
-                      "ServeConfig": 9}
+                      "ServeConfig": 10, "MapConfig": 3}
 
 
 def test_the_reference_of_commands_is_up_to_date():

@@ -16,8 +16,9 @@ from mocoembed.config.commands import (
     SearchConfig,
 )
 from mocoembed.config.index import IndexConfig
+from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.serve import ServeConfig
 
 __all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "PretrainConfig", "SearchConfig", "ServeConfig"]
+           "InfoConfig", "KnnConfig", "MapConfig", "PretrainConfig", "SearchConfig", "ServeConfig"]

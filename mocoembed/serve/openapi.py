@@ -11,6 +11,7 @@ from mocoembed.serve.parameters import (
     MOST_QUERIES,
     MOST_ROWS,
     MOST_SIDE,
+    ROWS,
 )
 from mocoembed.serve.thumbnails import LARGE, LARGEST
 from mocoembed.version import __version__
@@ -95,6 +96,10 @@ GROUPS = fields({"version": TEXT, "threshold": NUMBER, "auto": NUMBER, "least": 
                  "extra": INTEGER, "groups": {"type": "array", "items": fields({"members": {
                      "type": "array", "items": fields({**RECORD, "similarity": NUMBER, "size": INTEGER})}})}})
 PROGRESS = fields({"done": INTEGER, "total": INTEGER})
+MAP = fields({"version": TEXT, "method": TEXT, "label_names": {"type": "array", "items": TEXT},
+              "points": {"type": "array", "items": {"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 2}},
+              "labels": {"type": "array", "items": INTEGER},
+              "agreement": {"type": ["array", "null"], "items": INTEGER}})
 HEALTH = fields({"version": TEXT, "images": INTEGER, "labels": {"type": "array", "items": fields({"label": LABEL,
                                                                                                  "count": INTEGER})}})
 
@@ -130,7 +135,9 @@ def paths() -> Schema:
                    "labels": {"type": "array"}, "encoder": OPEN, "index": OPEN, "searches_images": FLAG})
     status = fields({"status": TEXT})
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
-    sample = [parameter("sample", "So many at random instead.", bounded(0, MOST_ROWS, 0)),
+    sample = [parameter("rows", "These rows, with commas between them, and nothing else that is asked for.",
+                        {**TEXT, "pattern": f"^{ROWS}$", "maxLength": MOST_LETTERS}),
+              parameter("sample", "So many at random instead.", bounded(0, MOST_ROWS, 0)),
               parameter("seed", "Of the sample.", bounded(0, 2**53, 0)),
               parameter("limit", "Number of rows.", bounded(1, MOST_ROWS, 100))]
     groups = [parameter("threshold", "Least cosine; by default, chosen from the collection.", NUMBER), *PAGE,
@@ -145,6 +152,7 @@ def paths() -> Schema:
         "/api/info": operation("Facts about collection, encoder and index.", [], answers(info)),
         "/api/duplicates": operation("Groups of near-duplicates.", groups,
                                      answers(GROUPS, 409, 429, accepted=PROGRESS)),
+        "/api/map": operation("Places of all images in two dimensions.", [VERSION], answers(MAP, 409, 429)),
         "/api/health-report": operation("What the collection holds, and what looks wrong in it.", [VERSION],
                                         answers(HEALTH, 409, 429, accepted=PROGRESS)),
         "/api/live": operation("Whether the server runs.", [], answers(status)),

@@ -20,6 +20,7 @@ MOST_ROWS, MOST_SIDE = 1_000, 1_000_000
 REPEATED = ("label", "not_label", "path")
 SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop", "version")
 WORDS = {"true": True, "1": True, "false": False, "0": False}
+ROWS = "[0-9]{1,16}(,[0-9]{1,16})*"
 KINDS = ("rows", "ids", "paths", "vectors")
 
 
@@ -90,6 +91,14 @@ def wanted_of(given: QueryParams) -> Wanted:
     return Wanted(integer(given, "k", 10, 1, MOST_HITS), integer(given, "offset", 0, 0, DEEPEST), filter_of(given),
                   integer(given, "min_side", 0, 0, MOST_SIDE), number(given, "min_score", -math.inf),
                   flag(given, "unique"), flag(given, "diverse"), flag(given, "exclude_self"))
+
+
+def rows_of(given: QueryParams, collection: Collection) -> list[int]:
+    """The rows that are named, 1,2,3; none if there are none."""
+    text = given.get("rows", "")
+    if text and not re.fullmatch(ROWS, text):
+        raise Refusal(400, f"rows {text!r}: must be whole numbers with commas between them.")
+    return [_row(int(one), collection) for one in text.split(",")] if text else []
 
 
 def require_version(given: QueryParams, collection: Collection):

@@ -30,8 +30,10 @@ from mocoembed.serve.parameters import (
     json_of,
     number,
     require_version,
+    rows_of,
     wanted_of,
 )
+from mocoembed.serve.points import Points
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
 from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
@@ -61,7 +63,7 @@ class Api:
     """The handlers of the API."""
 
     def __init__(self, service: Service):
-        self.service = service
+        self.service, self._points = service, Points()
 
     # ---------------------------------------------------------------------------------------------- search
 
@@ -145,7 +147,7 @@ class Api:
     async def rows(self, request: Request) -> Response:
         """What is known of images: a random sample, or those that a filter selects."""
         given = request.query_params
-        allow(given, "sample", "seed", "offset", "limit", "min_side", *REPEATED, "version")
+        allow(given, "rows", "sample", "seed", "offset", "limit", "min_side", *REPEATED, "version")
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
@@ -154,6 +156,8 @@ class Api:
         require_version(given, collection)
 
         def found() -> dict[str, Any]:
+            if named := rows_of(given, collection):
+                return {"version": collection.version, "total": len(named), "rows": collection.facts(named)}
             mask = collection.mask(wanted)
             rows = np.arange(len(collection)) if mask is None else np.flatnonzero(mask)
             total = len(rows)
@@ -201,7 +205,11 @@ class Api:
     async def map(self, request: Request) -> Response:
         """The points of the map."""
         allow(request.query_params, "version")
-        raise Refusal(404, "There is no map of this collection yet.", "no map")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        async with self.service.slow.turn():
+            data = await self.service.run(self._points.answer, collection)
+        return Response(data, media_type="application/json")
 
     async def labels(self, request: Request) -> Response:
         """The labels with the numbers of their images."""
