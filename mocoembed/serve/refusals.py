@@ -10,6 +10,7 @@ from mocoembed.serve.answers import Refusal
 
 PER_MINUTE = 20  # lines; the rest are counted
 KNOWN = re.compile(r"/(api/[a-z-]{1,20}|metrics|login)?")  # paths that are told
+DISCONNECTED = "disconnected"  # the reason when a caller has gone
 QUIET = (404, 410, 503)  # statuses that say nothing about the caller
 
 
@@ -22,7 +23,7 @@ class RefusalLog:
 
     def __call__(self, scope: Scope, refusal: Refusal):
         """Note one."""
-        if refusal.status in QUIET:
+        if refusal.status in QUIET or refusal.reason == DISCONNECTED:
             return
         if (now := self._clock()) - self._begun >= 60:
             if self._left_out:
