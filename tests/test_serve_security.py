@@ -428,6 +428,7 @@ def test_refusals_are_logged_without_what_was_sent(running):
     before = len(running.notes)
     running.get("/api/info", Host="evil.example")
     running.raw(b"GET /\x1b[31m<script> HTTP/1.1\r\nHost: evil\r\n\r\n")
+    running.get("/api/info", **{"Host": "evil.example", "X-Forwarded-For": "<b>evil</b>"})
     new = running.notes[before:]
     if new:  # at most so many a minute
         assert "421 host" in new[0]

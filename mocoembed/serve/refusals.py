@@ -1,5 +1,6 @@
 """The log of requests that are refused: when, who, what kind of request, and why; nothing that the caller sent."""
 
+import ipaddress
 import re
 import time
 from collections.abc import Callable
@@ -33,7 +34,15 @@ class RefusalLog:
             self._left_out += 1
             return
         self._told += 1
-        client, route = scope.get("client"), scope.get("route")
+        route = scope.get("route")
         where = route.path if route else scope["path"] if KNOWN.fullmatch(scope["path"]) else "a path"
         self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {scope['method']} {where} from "
-                   f"{client[0] if client else 'unknown'}: {refusal.status} {refusal.reason}")
+                   f"{_address(scope)}: {refusal.status} {refusal.reason}")
+
+
+def _address(scope: Scope) -> str:
+    """The caller's address; behind a proxy it comes from a header, which may hold anything."""
+    try:
+        return str(ipaddress.ip_address(scope["client"][0]))
+    except (KeyError, TypeError, ValueError):
+        return "unknown"
