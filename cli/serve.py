@@ -1,5 +1,8 @@
 """`mocoembed serve`: the collection in the browser, and for services."""
 
+import os
+import sys
+
 import click
 
 from mocoembed.cli.options import field_help, options_of
@@ -8,6 +11,11 @@ from mocoembed.cli.progress import counter
 from mocoembed.config import MapConfig, ServeConfig
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
+
+
+def has_screen() -> bool:
+    """Whether a browser can be seen; without a screen, the browsers of a terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 @click.command()
@@ -37,7 +45,7 @@ def serve(**values):
         put(f"serving on {address} (stop with Ctrl-C)")
         if config.token is not None:
             note("The link works once, in one browser; others are asked for the token.")
-        if config.browser:
+        if config.browser and has_screen():
             click.launch(address)
 
     serve(config, note, answering)

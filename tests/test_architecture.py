@@ -29,7 +29,7 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
                   "mocoembed/data/gif.py",
                   "mocoembed/data/jpeg.py", "mocoembed/data/png.py", "mocoembed/data/tiff.py",
                   "mocoembed/data/tiff_segments.py", "mocoembed/data/crop.py", "mocoembed/data/evaluation.py",
-                  "mocoembed/data/sample.py", "mocoembed/search/sheet.py", "mocoembed/serve/thumbnails.py"},
+                  "mocoembed/data/sample.py", "mocoembed/data/thumbnail.py", "mocoembed/search/sheet.py"},
           "starlette": {"mocoembed/serve/"}, "uvicorn": {"mocoembed/serve/app.py", "mocoembed/serve/connections.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))
@@ -201,7 +201,7 @@ def test_no_option_grew_unnoticed():
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
-                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
+                      "KnnConfig": 7, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 5,
                       "ServeConfig": 10, "MapConfig": 3}
 
 

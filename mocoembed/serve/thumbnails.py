@@ -5,20 +5,16 @@ another tool), its file must lie within the collection's root, links followed.
 """
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict
 
-from PIL import Image
-
-from mocoembed.data.decode import EncodedImage
 from mocoembed.data.shards import read_path, split_at_shard
+from mocoembed.data.thumbnail import QUALITY, SIDE, jpeg
 from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection
 
-SIDE, QUALITY = 320, 82  # of thumbnails: 320 pixels the longer side
 LARGEST, LARGE, LARGE_QUALITY = 4096, 2048, 90  # of images
 KEPT = 64 << 20  # bytes of thumbnails that are kept
 
@@ -48,17 +44,11 @@ def _is_inside(path: bytes, root: bytes) -> bool:
     return real.startswith(root.rstrip(b"/") + b"/")
 
 
-def jpeg(data: bytes, side: int, quality: int, collection: Collection) -> bytes:
-    """A JPEG file of an image, upright, at most `side` pixels wide and high."""
+def shown(collection: Collection, row: int, side: int = SIDE, quality: int = QUALITY) -> bytes:
+    """A JPEG file of a row's image; a `Refusal` when it is gone (410) or cannot be decoded (422)."""
+    data = original(collection, row)
     try:
-        image = EncodedImage(data, value_range=collection.file.value_range)
-        pixels = image.rgb(max(1.0, max(image.width, image.height) / (2 * side) if side <= SIDE else
-                               max(image.width, image.height) / side))
-        pixels.thumbnail((side, side), Image.Resampling.BILINEAR if side <= SIDE else Image.Resampling.LANCZOS)
-        pixels.info.clear()  # or Pillow writes the comment again
-        out = io.BytesIO()
-        pixels.save(out, "JPEG", quality=quality)
-        return out.getvalue()
+        return jpeg(data, side, quality, collection.file.value_range)
     except Exception as error:  # whatever a decoder raises
         raise Refusal(422, f"The image cannot be decoded: {type(error).__name__}.", "undecodable") from error
 
@@ -78,7 +68,7 @@ class Thumbnails:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return found
-        made = jpeg(original(collection, row), SIDE, QUALITY, collection)
+        made = shown(collection, row)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
