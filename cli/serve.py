@@ -32,11 +32,12 @@ def serve(**values):
       mocoembed serve photos.h5 --port 9000 --no-browser
       MOCOEMBED_TOKEN=$(openssl rand -hex 16) mocoembed serve --host 0.0.0.0
     """
-    from mocoembed.search.map import make_map
     from mocoembed.serve.app import serve
 
     config = ServeConfig(**values)
     if config.map:
+        from mocoembed.search.map import make_map
+
         with counter("map", "steps") as progress:
             make_map(MapConfig(config.embeddings, config.workspace), progress)
 
