@@ -78,7 +78,7 @@ def test_backslashes_of_windows_get_a_hint(tmp_path, name):
     windows = r"src\000.jpg"
     text = {"list.txt": f"{windows}\n", "list.csv": f'\ufeffpath,label\n"{windows}","roses, red"\nother.jpg,\n',
             "list.jsonl": '{"path": "src\\\\000.jpg"}\n'}[name]
-    with pytest.raises(FormatError, match=r"names 'src\\\\000.jpg', which does not exist, but 'src/000.jpg' does. Replace"):
+    with pytest.raises(FormatError, match=r"names 'src\\\\000.jpg', which does not exist, but 'src/000.jpg' does."):
         scan(table(tmp_path, text, name))
     with pytest.raises(FormatError, match=r"'src/000\.jpg' does"):
         scan(table(tmp_path, text, name), root=tmp_path / "moved")

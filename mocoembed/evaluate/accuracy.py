@@ -91,7 +91,7 @@ class KnnResult:
     device: str
     seconds: float
     index: str | None = None
-    """The index by which the neighbours were found, and its recall; `None`: all of the bank were compared."""
+    """The approximate index by which the neighbours were found, and its recall; `None`: they are the nearest ones."""
 
     @property
     def protocol(self) -> Protocol:

@@ -41,7 +41,7 @@ def iterate_search(config: SearchConfig,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
     """What `search_images` gives, one result after the other, as soon as they are there.
 
-    Of several queries, those that cannot be read are left out and told to `note`; after the last result
+    Of several queries, those that cannot be used are left out and told to `note`; after the last result
     `CollectionError` is raised. The first `BATCH` queries are compared together, then more and more of them, which an
     index is faster at.
     """
@@ -61,7 +61,7 @@ def iterate_search(config: SearchConfig,
             selves += some[2]
             progress(done, len(queries))
             if names and (len(names) >= at_once or done == len(queries)):
-                yield from ask.results(names, np.concatenate(vectors), selves)
+                yield from ask.results(names, np.concatenate(vectors), selves, strict=len(queries) == 1)
                 at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
         ask.require_all(len(queries))
 
