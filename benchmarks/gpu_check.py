@@ -25,16 +25,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the mocoembed command 
 
 import click
 import gpu_checks
-import numpy as np
 import torch
 from gpu_checks import Lab
-from PIL import Image
 from pretrain_speed import bare_step, our_step, timed
+from reproduce.photographs import write_photographs
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, cores, view_batches, worker_count
-from mocoembed.data.sample import draw_image
 from mocoembed.model.precision import Compute
 
 ROUNDS, WARM_UP = 12, 4
@@ -132,15 +130,6 @@ def measure_speed(lab: Lab, end: float, show: Callable[[str], None]) -> list[dic
              f"{row['lowest']:9.1f} to {row['highest']:7.1f} {row['bare']:9.1f} {row['of_bare']:7.2f} "
              f"{row['peak_gb'] if row['peak_gb'] is not None else '-':>8}")
     return rows
-
-
-def write_photographs(folder: pathlib.Path, count: int):
-    """Generated images as 500 x 400 JPEG files with the noise, and so about the size in bytes, of photographs."""
-    folder.mkdir()
-    for i in range(count):
-        pixels = np.asarray(Image.fromarray(draw_image(1, i)[0]).resize((500, 400), Image.Resampling.BICUBIC))
-        noise = np.random.default_rng(i).normal(0, 8, pixels.shape)
-        Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
 def measure_loader(lab: Lab, show: Callable[[str], None]) -> dict:

@@ -28,7 +28,9 @@ from mocoembed.train.step import make_views, training_step
 
 IMAGES = 64
 VARIANTS = {"queue": {}, "symmetric": {"symmetric": True}, "sync": {"batchnorm": "sync", "bn_groups": 1},
-            "end-to-end": {"dictionary": "end-to-end"}, "memory-bank": {"dictionary": "memory-bank"}}
+            "end-to-end": {"dictionary": "end-to-end"},
+            "two-heads": {"dictionary": "end-to-end", "key_encoder": "shared-backbone"},
+            "memory-bank": {"dictionary": "memory-bank"}}
 # How far a loss of about 3 may be from that of float64 within three steps.
 NEAR = {"fp32": 1e-3, "tf32": 3e-2, "bf16": 1e-1, "fp16": 3e-2}
 
@@ -55,10 +57,11 @@ def tiny(lab: Lab, changes: dict) -> PretrainConfig:
 
 def made_up_batch(config: PretrainConfig, step: int) -> ViewBatch:
     """Two noisy crops each of images in large blocks of colour, and all that is to be done to them."""
-    n, size, random = config.batch_size, config.image_size, np.random.default_rng(step)
-    blocks = random.integers(30, 226, (n, 8, 8, 3)).repeat(size // 8, axis=1).repeat(size // 8, axis=2)
-    crops = tuple(torch.from_numpy((blocks + random.integers(-30, 30, blocks.shape)).astype(np.uint8))
-                  .permute(0, 3, 1, 2) for _ in range(2))
+    n, random = config.batch_size, np.random.default_rng(step)
+    blocks = random.integers(30, 226, (n, 8, 8, 3))
+    large = [blocks.repeat(size // 8, axis=1).repeat(size // 8, axis=2) for size in config.view_sizes]
+    crops = tuple(torch.from_numpy((one + random.integers(-30, 30, one.shape)).astype(np.uint8)).permute(0, 3, 1, 2)
+                  for one in large)
     rows = np.arange(n * step, n * (step + 1)) % IMAGES
     order = shuffle_order(config.seed, step, n) if config.shuffles_keys else None
 

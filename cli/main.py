@@ -16,8 +16,8 @@ from mocoembed.version import __version__
 # on two cores, spinning cut pretraining from 400 images/s to 17.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "retrieval", "compare", "duplicates",
-            "convert", "info")
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "knn", "linear", "retrieval",
+            "compare", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):

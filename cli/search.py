@@ -80,6 +80,7 @@ def search(images, form, as_json, sheet, **values):
       mocoembed search cat.jpg --label cats --path '2024/*' --min-score 0.8
       mocoembed search --row 12 --exclude-self --unique
       mocoembed search queries/ --format json
+      mocoembed search cat.jpg --server http://127.0.0.1:8765
     """
     from mocoembed.search.query import iterate_search
     from mocoembed.search.sheet import contact_sheet, require_sheet

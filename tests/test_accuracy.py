@@ -11,6 +11,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.folds import few_of_each
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.search.build import build_index
 
@@ -356,3 +357,45 @@ def test_an_index_of_other_rows_or_of_distances_is_refused(bank_with_index, make
     build_index(IndexConfig(far, output=str(tmp_path / "far.faiss")))
     with pytest.raises(UsageError, match="goes by distance, not by cosine"):
         knn_accuracy(KnnConfig(far, k=(1,), index=str(tmp_path / "far.faiss"), device="cpu", baselines=False))
+
+
+# ------------------------------------------------------------------------------------------------- few labels
+
+
+def test_few_labels_are_balanced_and_repeated(make_embeddings):
+    """Each seed lets two of each class vote on all others; the mean of the seeds has Student's interval."""
+    classes = "aaaaabbbbbbbccc"
+    vectors = clouds(classes, 4)
+    path = make_embeddings("bank", vectors, classes)
+    result = knn_accuracy(KnnConfig(path, k=(1, 3), labels="2-per-class", seeds=3))
+    assert [(one["seed"], one["bank"], one["queries"]) for one in result.repeats] == [(0, 6, 9), (1, 6, 9), (2, 6, 9)]
+    chosen = [few_of_each(list(classes), np.arange(15), "2", seed) for seed in range(3)]
+    for place, k in enumerate((1, 3)):
+        expected = [top1_by_loops(vectors[~one], np.array(list(classes))[~one], vectors[one],
+                                  np.array(list(classes))[one].tolist(), k, 0.1) for one in chosen]
+        assert [one["results"][place]["top1"] for one in result.repeats] == pytest.approx(expected)
+        assert result.scores[place].top1 == pytest.approx(np.mean(expected))
+        assert result.scores[place].values["top1"].n == 3
+    value = result.as_json()
+    assert (value["protocol"]["settings"]["labels"], value["protocol"]["settings"]["seeds"]) == ("2-per-class", 3)
+    assert "15 images" not in result.summary()
+    assert "--labels 2-per-class, mean of 3 seeds" in result.summary()
+    queries = make_embeddings("queries", clouds("abcabc", 5), "abcabc")
+    on_both = knn_accuracy(KnnConfig(path, queries, k=(1,), labels="50%", seeds=2))
+    assert [(one["bank"], one["queries"]) for one in on_both.repeats] == [(2 + 4 + 2, 6)] * 2
+
+
+def test_labels_that_leave_nothing(make_embeddings):
+    path = make_embeddings("bank", clouds("aaabbb"), "aaabbb")
+    with pytest.raises(CollectionError, match="no image is left to classify"):
+        knn_accuracy(KnnConfig(path, labels="100%"))
+    with pytest.raises(CollectionError, match="--labels 9: class 'a' has 3 different images"):
+        knn_accuracy(KnnConfig(path, labels="9"))
+    with pytest.raises(UsageError, match="must be a share such as 1%"):
+        knn_accuracy(KnnConfig(path, labels="few"))
+    with pytest.raises(UsageError, match="--tune: not with --labels"):
+        KnnConfig(path, path, labels="1%", tune=True)
+    with pytest.raises(UsageError, match="--seeds 0"):
+        KnnConfig(path, labels="1%", seeds=0)
+    with pytest.raises(CollectionError, match="has one class, 'a'; kNN accuracy needs two or more"):
+        knn_accuracy(KnnConfig(make_embeddings("one", np.eye(3), "aaa")))

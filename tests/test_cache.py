@@ -86,6 +86,15 @@ def test_sizes_are_read_without_decoding(squares, monkeypatch):
     assert (sizes.tolist(), failures) == ([[24, 20, 24, 20]] * 3, [])
 
 
+def test_the_smallest_crop_of_either_view_decides_the_scale(tmp_path):
+    Image.new("RGB", (600, 500)).save(tmp_path / "one.jpg")
+    listing = scan(tmp_path)
+    for changes, kept in (({}, [150, 125]), ({"key_image_size": 64}, [300, 250]), ({"key_image_size": 24}, [150, 125]),
+                          ({"key_crop_scale": (0.05, 0.1)}, [300, 250])):
+        sizes, _ = cache_module.Sizes(listing, config(crop_scale=(0.2, 1.0), **changes))[np.arange(1)]
+        assert sizes[0, 2:].tolist() == kept, changes
+
+
 def orientation(number: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x112] = number
@@ -100,7 +109,7 @@ def test_crops_on_the_device_are_pillows_to_the_bit(width, height, size):
     boxes = [(left, top, left + w, top + h) for w in (1, 2, 5, 13, width - 1, width) for h in (1, 3, 7, 18, height)
              for left in {0, (width - w) // 2, width - w} for top in {0, (height - h) // 3, height - h}]
     rows = torch.arange(len(boxes)) % 5
-    ours = ResidentImages(stack(pixels), size, CPU).crops(rows, torch.tensor(boxes))
+    ours = ResidentImages(stack(pixels), (size, size), CPU).crops(rows, torch.tensor(boxes))
     assert ours.shape == (len(boxes), 3, size, size)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     for one, row, box in zip(ours, rows, boxes):
@@ -114,7 +123,7 @@ def test_crops_on_a_gpu_are_those_of_the_cpu(monkeypatch, share):
     monkeypatch.setattr(resident, "SHARE_OF_GPU", share)
     pixels, device = np.random.default_rng(1).integers(0, 256, (50, 32, 32, 3), np.uint8), torch.device("cuda")
     boxes = torch.tensor([(i % 7, i % 5, 20 + i % 12, 9 + i % 23) for i in range(300)])
-    ours, expected = (ResidentImages(stack(pixels), 32, where).crops(torch.arange(300) % 50, boxes)
+    ours, expected = (ResidentImages(stack(pixels), (32, 32), where).crops(torch.arange(300) % 50, boxes)
                       for where in (device, CPU))
     assert torch.equal(ours.cpu(), expected)
 
@@ -130,7 +139,7 @@ def test_small_images_of_one_size_are_cropped_on_the_device(squares):
     assert cache.cropped_on_device
     assert notes[0].startswith("--cache ram: 0.0 MiB of ")
     assert notes[1].endswith("crops are made in batches on the device")
-    images = ResidentImages(cache, 32, CPU)
+    images = ResidentImages(cache, (32, 32), CPU)
     for number in (0, 1):
         for ours, theirs in zip(batches_of(listing, settings, cache, number), batches_of(listing, settings, None)):
             assert torch.equal(ours.rows, theirs.rows)
@@ -143,7 +152,7 @@ def test_small_images_of_one_size_are_cropped_on_the_device(squares):
     ((32, 32), 96, "cpu", False), ((96, 96), 96, "cuda", True), ((129, 32), 32, "cuda", False),
     (None, 32, "cuda", False)])
 def test_what_is_small(size, image_size, device, expected):
-    assert crops_on_device(size, image_size, torch.device(device)) is expected
+    assert crops_on_device(size, (32, image_size), torch.device(device)) is expected
 
 
 @pytest.mark.parametrize("one_size", [False, True])
@@ -273,7 +282,8 @@ def config_of_a_run(tmp_path, squares):
                                       workers=0, warmup_epochs=0.0), images=str(squares), workspace=str(tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{}, {"dictionary": "memory-bank", "queue_size": 5}, {"symmetric": True}])
+@pytest.mark.parametrize("changes", [{}, {"dictionary": "memory-bank", "queue_size": 5}, {"symmetric": True},
+                                     {"key_image_size": 24, "key_crop_scale": (0.1, 0.4)}])
 def test_a_run_is_the_same_with_and_without_and_can_change_in_the_middle(config_of_a_run, tmp_path, changes):
     from mocoembed.train.loop import pretrain
     from mocoembed.train.monitor import Watcher

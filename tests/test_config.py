@@ -66,18 +66,25 @@ OTHER_VALUES = {"workspace": "w", "run": "r", "fresh": True, "arch": "resnet34",
                 "compile": True, "processes": 2, "timeout": 5.0, "check_ranks": True, "cache": "ram",
                 "full_decode": True, "decay_norms": True, "exclude": ("*.png", "old/raw"),
                 "value_range": (-5.0, 4095.0), "groups_at_once": 1, "init": "other.safetensors"}
+KEYS_OWN = {"key_image_size": 40, "key_crop_scale": (0.1, 0.5)}  # which a symmetric loss cannot have
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_field_can_be_overridden_on_the_command_line(recipe, monkeypatch, run_cli):
-    """One call with every option; the config that arrives has every value."""
+    """Calls with every option; the config that arrives has every value."""
     preset = PretrainConfig.of(recipe, "images")
     values = {**OTHER_VALUES, "head": {"mlp": "linear", "linear": "mlp"}[preset.head],
               "schedule": {"cosine": "step", "step": "cosine"}[preset.schedule], "grey_first": not preset.grey_first,
               "batchnorm": {"shuffled": "none", "sync": "none"}[preset.batchnorm],
               "zero_init_residual": not preset.zero_init_residual}
     values["decay_norms"] = not preset.decay_norms
-    assert {"images", "recipe", "given", *values} == {field.name for field in dataclasses.fields(PretrainConfig)}
+    every = {field.name for field in dataclasses.fields(PretrainConfig)}
+    assert {"images", "recipe", "given", *values, *KEYS_OWN} == every
+    for some in (values, {**values, **KEYS_OWN, "symmetric": False}):
+        require_arrival(recipe, some, monkeypatch, run_cli)
+
+
+def require_arrival(recipe, values, monkeypatch, run_cli):
     arguments = ["pretrain", "images", "--recipe", recipe]
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
@@ -115,6 +122,17 @@ WRONG = [
     (PretrainConfig, {"jitter": (0.1, 0.1, 0.1, 0.9)}, "--jitter"),
     (PretrainConfig, {"bn_groups": 3, "recipe": "moco-v2"}, "--bn-groups 3: must be a divisor of --batch-size 256"),
     (PretrainConfig, {"run": "a/b"}, "--run a/b"),
+    (PretrainConfig, {"key_encoder": "shared-backbone"}, "--key-encoder shared-backbone: not with --dictionary queue, "
+     "whose key encoder is the query encoder's moving average. Give --dictionary end-to-end."),
+    (PretrainConfig, {"key_encoder": "shared-backbone", "dictionary": "memory-bank"},
+     "--key-encoder shared-backbone: not with --dictionary memory-bank, which encodes no keys."),
+    (PretrainConfig, {"key_encoder": "none"}, "--key-encoder none: must be one of shared, shared-backbone, separate"),
+    (PretrainConfig, {"key_image_size": 0}, "--key-image-size 0: must be 1 or more"),
+    (PretrainConfig, {"key_image_size": 96, "symmetric": True}, "--key-image-size: not with --symmetric"),
+    (PretrainConfig, {"key_crop_scale": (0.2, 1.0), "dictionary": "memory-bank"},
+     "--key-crop-scale: not with --dictionary memory-bank, which encodes no keys."),
+    (PretrainConfig, {"key_crop_scale": (0.5, 0.2)}, "--key-crop-scale 0.5,0.2: must be two rising numbers in (0, 1]"),
+    (PretrainConfig, {"key_crop_scale": (0.5,)}, "--key-crop-scale 0.5: must be two rising numbers in (0, 1]"),
     (PretrainConfig, {"cache": "disk"}, "--cache disk: must be one of none, ram"),
     (PretrainConfig, {"epochs": 0}, "--epochs 0: must be 1 or more"),
     (EmbedConfig, {"features": "head"}, "--features head: must be one of backbone, projection"),

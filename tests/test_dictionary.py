@@ -85,13 +85,15 @@ def test_memory_bank_refuses_more_keys_than_images():
         built("memory-bank", queue_size=33)
 
 
-@pytest.mark.parametrize("key_encoder", ["shared", "separate"])
+@pytest.mark.parametrize("key_encoder", ["shared", "shared-backbone", "separate"])
 def test_end_to_end_equals_its_definition(key_encoder):
     """Keys are the batch; gradients reach whatever made q and k."""
     training = built("end-to-end", key_encoder=key_encoder)
     f_q = copy.deepcopy(training.method.encoder_q)
     f_k = f_q if key_encoder == "shared" else copy.deepcopy(f_q)
-    parameters = list(f_q.parameters()) + (list(f_k.parameters()) if f_k is not f_q else [])
+    if key_encoder == "shared-backbone":
+        f_k.backbone = f_q.backbone
+    parameters = list(torch.nn.ModuleList([f_q, f_k]).parameters())  # each once
     optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(4):
         one = views(step, list(range(8)))
@@ -106,6 +108,17 @@ def test_end_to_end_equals_its_definition(key_encoder):
     assert len(ours) == len(parameters)
     for one, other in zip(ours, parameters):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+    if key_encoder == "shared-backbone":
+        heads = [training.method.encoder_q.head.fc.weight, training.method.head_k.fc.weight]
+        assert not torch.equal(*heads)
+
+
+def test_one_backbone_and_two_heads_are_saved_once():
+    shared, method = built("end-to-end").method, built("end-to-end", key_encoder="shared-backbone").method
+    more = set(method.state_dict()) - set(shared.state_dict())
+    assert more == {f"head_k.{name}" for name in shared.encoder_q.head.state_dict()}
+    assert all(torch.equal(value, method.encoder_q.head.state_dict()[name])
+               for name, value in method.head_k.state_dict().items())  # the two start equal
 
 
 def test_end_to_end_compares_no_image_with_its_own_double():

@@ -35,6 +35,8 @@ VARIANTS = {
     "unshuffled": {"batchnorm": "none"},
     "end-to-end": {"dictionary": "end-to-end"},
     "end-to-end-separate": {"dictionary": "end-to-end", "key_encoder": "separate"},
+    "two-heads": {"dictionary": "end-to-end", "key_encoder": "shared-backbone"},
+    "keys-own-views": {"key_image_size": 40, "key_crop_scale": (0.1, 0.3)},
     "memory-bank": {"dictionary": "memory-bank", "queue_size": 10},
 }
 

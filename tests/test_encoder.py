@@ -1,8 +1,6 @@
 """Backbones against torchvision's, and the parameter counts of the paper."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -25,7 +23,6 @@ from mocoembed.model.encoder import (
     zero_init_residual,
 )
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, save_encoder
-from mocoembed.model.resnet import ResNet as OurResNet
 from mocoembed.model.weights import write_detectron2, write_onnx, write_torchvision
 
 STEM = "7x7s2-pool"
@@ -67,29 +64,6 @@ def test_width_one_is_torchvisions_network(arch):
     network.set_submodule(last, torch.nn.Identity())
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(ours(x), network(x))
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
-def test_our_resnet_draws_and_computes_what_torchvisions_does(arch):
-    block, layers, more = ARCHITECTURES[arch]
-    torch.manual_seed(0)
-    ours = OurResNet(block, layers, **more)
-    torch.manual_seed(0)
-    network = theirs(arch)
-    assert list(ours.state_dict()) == list(network.state_dict())
-    assert all(map(torch.equal, ours.state_dict().values(), network.state_dict().values()))
-    x = torch.randn(2, 3, 64, 64)
-    assert torch.equal(ours(x), network(x))  # in training
-    assert all(map(torch.equal, ours.state_dict().values(), network.state_dict().values()))
-
-
-def test_a_resnet_does_without_torchvision(workspace, images, tmp_path):
-    """It takes as long to import as torch, and brings the compiler along."""
-    script = ("import sys\nimport mocoembed.train.loop\nfrom mocoembed.cli.main import main\n"
-              "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
-              "assert not {'torchvision', 'torch._dynamo'} & set(sys.modules)\n")
-    subprocess.run([sys.executable, "-c", script, "embed", str(images), "--workspace", str(workspace), "--workers", "0",
-                    "--output", str(tmp_path / "e.h5"), "--device", "cpu"], check=True, capture_output=True)
 
 
 # He et al. 2019, section 4.1 and the table of larger models.

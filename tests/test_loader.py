@@ -78,6 +78,19 @@ def test_views_do_not_depend_on_workers_or_batch_size(images):
     assert torch.equal(large.keys[0].factors[large.order.argsort()], unshuffled)
 
 
+def test_keys_may_have_views_of_their_own_size_and_scale(images):
+    listing = scan(images)
+    usual = batches_of(listing)[0]
+    given = batches_of(listing, key_image_size=32, key_crop_scale=(0.4, 1.0))[0]  # the recipe's
+    assert same(usual.crops, given.crops)
+    own = batches_of(listing, key_image_size=48, key_crop_scale=(0.05, 0.1))[0]
+    assert torch.equal(own.crops[0], usual.crops[0])
+    assert own.crops[1].shape == (8, 3, 48, 48)
+    smaller = batches_of(listing, key_crop_scale=(0.05, 0.1))[0]
+    detail = [one.crops[1].float().diff(dim=3).abs().mean() for one in (smaller, usual)]
+    assert detail[0] < 0.7 * detail[1]  # a small part, enlarged, is smooth
+
+
 def test_two_processes_share_what_one_would_have(images):
     listing = scan(images)
     for settings in ({}, {"symmetric": True}, {"batchnorm": "none"}):

@@ -105,6 +105,21 @@ def test_resuming_is_exact_anywhere(config, tmp_path, stop, workers):
         [line[name] for name in columns] for line in metrics(resumed)]
 
 
+@pytest.mark.parametrize("changes", [{"dictionary": "end-to-end", "key_encoder": "shared-backbone"},
+                                     {"key_image_size": 24, "key_crop_scale": (0.1, 0.5)}])
+def test_keys_of_their_own_kind_resume_and_export(config, tmp_path, changes):
+    config = dataclasses.replace(config, **changes)
+    whole = pretrain(dataclasses.replace(config, workspace=str(tmp_path / "whole")))
+    with pytest.raises(Interrupted):
+        pretrain(config, stop_at(4))
+    resumed = pretrain(config)
+    require_equal(load_newest(whole.run), load_newest(resumed.run))
+    assert whole.fingerprint == resumed.fingerprint
+    frozen = load_encoder(resumed.encoder)
+    assert frozen.transform.crop == 16  # the query's
+    assert not any("head_k" in name for name in frozen.encoder.state_dict())
+
+
 def test_a_run_that_died_between_checkpoints_does_the_lost_steps_again_alike(config, tmp_path):
     """As after kill -9: no handler gets to save anything."""
     config = dataclasses.replace(config, checkpoint_every=2)

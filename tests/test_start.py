@@ -133,7 +133,7 @@ def test_a_run_resumes_without_its_source_and_not_from_another(config, source, t
 def test_the_source_is_part_of_the_runs_name_and_no_source_changes_no_name(config):
     with_source, without = config(), config(init=None)
     assert run_folder(with_source) != run_folder(config(init="torchvision:resnet18"))
-    not_of_it = (*EXECUTION, "init", "exclude", "value_range")
+    not_of_it = (*EXECUTION, "init", "exclude", "value_range", "key_image_size", "key_crop_scale")
     learned = {name: value for name, value in to_dict(without).items() if name not in not_of_it}
     assert run_folder(without).name == f"small-{sha256_json(learned)[:8]}"
 

@@ -17,8 +17,12 @@ from mocoembed.config.commands import (
 from mocoembed.config.compare import CompareConfig
 from mocoembed.config.index import IndexConfig
 from mocoembed.config.knn import KnnConfig
+from mocoembed.config.linear import LinearConfig
+from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
+from mocoembed.config.serve import ServeConfig
 
 __all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
-           "IndexConfig", "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]
+           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "PretrainConfig", "RetrievalConfig",
+           "SearchConfig", "ServeConfig"]

@@ -156,6 +156,8 @@ class SearchConfig:
     """Fold near-duplicates of a hit into it, and tell their number; from which similarity on, as for duplicates."""
     diverse: bool = False
     """Choose hits that are near to the query and unlike each other (maximal marginal relevance)."""
+    server: str | None = None
+    """Address of a `mocoembed serve`, which searches its collection; by default, the search is done here."""
 
     def __post_init__(self):
         at_least(self, 1, "k")

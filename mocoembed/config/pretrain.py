@@ -15,7 +15,7 @@ STEMS = ("7x7s2-pool", "3x3s1", "3x3s2")
 HEADS = ("linear", "mlp")
 SCHEDULES = ("cosine", "step")
 DICTIONARIES = ("queue", "memory-bank", "end-to-end")
-KEY_ENCODERS = ("shared", "separate")
+KEY_ENCODERS = ("shared", "shared-backbone", "separate")
 BATCHNORMS = ("shuffled", "none", "sync")
 CACHES = ("none", "ram")
 FROM_INIT = "init"  # as `arch`: that of the encoder to start from
@@ -63,7 +63,8 @@ class PretrainConfig:
     queue_size: int = 65536
     """Number K of negatives in the queue, or drawn from the memory bank; any number works with any batch size."""
     key_encoder: str = "shared"
-    """Key encoder of the end-to-end dictionary: shared (the query encoder itself) or separate."""
+    """Key encoder of the end-to-end dictionary: shared (the query encoder itself), shared-backbone (its backbone with a
+    head of its own) or separate."""
     bank_momentum: float = 0.5
     """Momentum with which the features in the memory bank are updated."""
     mask_same_image: bool | None = None
@@ -102,6 +103,10 @@ class PretrainConfig:
     """Side length of a view in pixels."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Random resized crop: smallest and largest fraction of the image's area."""
+    key_image_size: int | None = None
+    """Side length of a key's view in pixels; by default, --image-size."""
+    key_crop_scale: tuple[float, ...] = ()
+    """SMALLEST,LARGEST: random resized crop of a key's view; by default, --crop-scale."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Colour jitter: strength for brightness, contrast, saturation and hue."""
     jitter_probability: float = 0.8
@@ -170,7 +175,7 @@ class PretrainConfig:
         one_of(self, "key_encoder", KEY_ENCODERS)
         one_of(self, "batchnorm", BATCHNORMS)
         at_least(self, 1, "queue_size", "dim", "bn_groups", "epochs", "image_size", "val_every",
-                 "checkpoint_every", "processes", "groups_at_once")
+                 "checkpoint_every", "processes", "groups_at_once", "key_image_size")
         at_least(self, 2, "batch_size", "limit")
         at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers")
         at_most(self, 2**63 - 1, "seed")
@@ -187,9 +192,9 @@ class PretrainConfig:
                 "taken from its preset: use PretrainConfig.of(recipe, images, ...)")
         require(self, "temperature", self.temperature > 0, "more than 0")
         require(self, "timeout", self.timeout > 0, "more than 0")
-        if self.symmetric and self.dictionary == "memory-bank":
-            raise UsageError("--symmetric: not with --dictionary memory-bank, which encodes no keys.")
-        require(self, "crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two rising numbers in (0, 1]")
+        self._require_keys_to_suit_the_dictionary()
+        for name, scale in (("crop_scale", self.crop_scale), ("key_crop_scale", self.key_crop_scale or (1.0, 1.0))):
+            require(self, name, len(scale) == 2 and 0 < scale[0] <= scale[-1] <= 1, "two rising numbers in (0, 1]")
         require(self, "jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
                 "four numbers of 0 or more, the hue at most 0.5")
         chosen_later = self.recipe == AUTO and not {"batch_size", "bn_groups"} <= set(self.given_fields())
@@ -201,6 +206,31 @@ class PretrainConfig:
                     f"--bn-groups {self.bn_groups} or less")
         if self.run is not None:
             require(self, "run", self.run not in ("", ".", "..") and "/" not in self.run, "a plain name without '/'")
+
+    def _require_keys_to_suit_the_dictionary(self):
+        """Raise `UsageError` for settings of keys that the dictionary or the loss cannot have."""
+        encodes_none = self.dictionary == "memory-bank"
+        if self.symmetric and encodes_none:
+            raise UsageError("--symmetric: not with --dictionary memory-bank, which encodes no keys.")
+        if self.key_encoder != "shared" and self.dictionary != "end-to-end":
+            why = "which encodes no keys" if encodes_none else "whose key encoder is the query encoder's moving average"
+            raise UsageError(f"--key-encoder {self.key_encoder}: not with --dictionary {self.dictionary}, {why}. "
+                             "Give --dictionary end-to-end.")
+        for option, given in (("--key-image-size", self.key_image_size), ("--key-crop-scale", self.key_crop_scale)):
+            if given and encodes_none:
+                raise UsageError(f"{option}: not with --dictionary memory-bank, which encodes no keys.")
+            if given and self.symmetric:
+                raise UsageError(f"{option}: not with --symmetric, where each view is a query and a key.")
+
+    @property
+    def view_sizes(self) -> tuple[int, int]:
+        """Side lengths of the two views in pixels: the query's, the key's."""
+        return self.image_size, self.key_image_size or self.image_size
+
+    @property
+    def view_scales(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Ranges of the random resized crops of the two views: the query's, the key's."""
+        return self.crop_scale, self.key_crop_scale or self.crop_scale
 
     @property
     def whole_because(self) -> str:

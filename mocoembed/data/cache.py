@@ -80,8 +80,8 @@ def smallest_shrink(width: int, height: int, config) -> float:
     """By how much an image may be reduced and still have a pixel for each of the smallest random crop's."""
     if config.full_decode:
         return 1.0
-    side = min((width * height * config.crop_scale[0] * 3 / 4) ** 0.5 - 1, width, height)
-    return max(1.0, side / config.image_size)
+    return max(1.0, min(min((width * height * scale[0] * 3 / 4) ** 0.5 - 1, width, height) / size
+                        for scale, size in zip(config.view_scales, config.view_sizes)))
 
 
 class Sizes(Dataset):

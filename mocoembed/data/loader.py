@@ -75,7 +75,8 @@ class ViewBatch(NamedTuple):
     order: torch.Tensor | None
     """As in `Place`."""
     crops: tuple[torch.Tensor, ...]
-    """Tensors (N, 3, S, S) uint8, channels last in memory; or (N, 4), the boxes of crops that the device makes."""
+    """Tensors (N, 3, S, S) uint8, channels last in memory, of each view's own S; or (N, 4), the boxes of crops that the
+    device makes."""
     queries: list[ViewParameters]
     """What `apply_views` does to the crops of the query view, or, for a symmetric loss, of both; as tensors."""
     keys: list[ViewParameters]
@@ -135,42 +136,45 @@ class TwoViews(Dataset):
         if cache is not None:
             self.images.aside.update(cache.aside)
         self.views = 1 if config.dictionary == "memory-bank" else 2
+        self.sizes, self.scales = config.view_sizes[:self.views], config.view_scales[:self.views]
         self.query_views = (0, 1) if config.symmetric else (0,)
 
     def __getitem__(self, place: Place) -> ViewBatch:
-        n, size = len(place.rows), self.settings.image_size
-        crops: np.ndarray = np.zeros((self.views, n, 4), np.int64) if self.boxes_only else \
-            np.empty((self.views, n, size, size, 3), np.uint8)
+        n = len(place.rows)
+        crops: list[np.ndarray] = [np.zeros((n, 4), np.int64) if self.boxes_only else
+                                   np.empty((n, size, size, 3), np.uint8) for size in self.sizes]
         rows = np.array(place.rows)
         failures: list[Failure] = []
         seen: list[Seen | None] = []
         draws = {(row, view): self.draws(place.epoch, row, view)
                  for row in {*place.rows.tolist(), *place.key_rows.tolist()} for view in range(self.views)}
         for i, row in enumerate(place.rows.tolist()):
-            rows[i] = self._fill(crops[:, i], [draws[row, view] for view in range(self.views)], row, failures, seen)
+            own = [draws[row, view] for view in range(self.views)]
+            rows[i] = self._fill([one[i] for one in crops], own, row, failures, seen)
 
         def parameters(of_rows, view: int) -> ViewParameters:
             drawn = np.stack([draws[row, view] for row in of_rows.tolist()])
             return colour_parameters(drawn, self.settings)
 
-        cut = torch.from_numpy(crops)
+        cut = [torch.from_numpy(one) for one in crops]
         return ViewBatch(place.step, place.epoch, torch.from_numpy(rows),
                          None if place.order is None else torch.from_numpy(place.order),
-                         tuple(cut if self.boxes_only else cut.permute(0, 1, 4, 2, 3)),
+                         tuple(one if self.boxes_only else one.permute(0, 3, 1, 2) for one in cut),
                          [parameters(place.rows, view) for view in self.query_views],
                          [parameters(place.key_rows, 1 - view) for view in self.query_views if self.views == 2],
                          failures, joined(seen))
 
-    def _fill(self, crops: np.ndarray, draws: list[np.ndarray], row: int, failures: list[Failure],
+    def _fill(self, crops: list[np.ndarray], draws: list[np.ndarray], row: int, failures: list[Failure],
               seen: list[Seen | None]) -> int:
-        """Put the crops (V, ...) of image `row`, or of the next readable one, and return its row, else -1."""
+        """Put the crops of image `row`, one for each view, or of the next readable one; return its row, else -1."""
         for candidate in (row + shift for shift in range(min(REPLACEMENTS + 1, len(self.images)))):
             candidate %= len(self.images)
             with self.images.at_image(candidate, failures):
                 image = self._image(candidate)
-                boxes = [crop_box(u, image.width, image.height, self.settings.crop_scale) for u in draws]
+                boxes = [crop_box(u, image.width, image.height, scale) for u, scale in zip(draws, self.scales)]
                 if self.boxes_only:
-                    crops[:] = boxes
+                    for place, box in zip(crops, boxes):
+                        place[:] = box
                 else:
                     self._crop(crops, image, boxes)
                 seen.append(image.seen)
@@ -183,15 +187,15 @@ class TwoViews(Dataset):
         self.images.require(row)
         return self.cache[row]
 
-    def _crop(self, crops: np.ndarray, image: EncodedImage | CachedImage, boxes):
-        size = self.settings.image_size
-        shrink = min(min(right - left, bottom - top) for left, top, right, bottom in boxes) / size
+    def _crop(self, crops: list[np.ndarray], image: EncodedImage | CachedImage, boxes):
+        shrink = min(min(right - left, bottom - top) / size
+                     for size, (left, top, right, bottom) in zip(self.sizes, boxes))
         decoded = image.rgb(shrink)
         height, width = decoded.shape[:2] if isinstance(decoded, np.ndarray) else (decoded.height, decoded.width)
         across, down = width / image.width, height / image.height
         for view, (left, top, right, bottom) in enumerate(boxes):
             box = (int(left * across), int(top * down), round(right * across), round(bottom * down))
-            crops[view] = crop(decoded, box, size)
+            crops[view][:] = crop(decoded, box, self.sizes[view])
 
 
 def view_batches(listing: Listing, config, places: Places, workers: int, pin: bool,

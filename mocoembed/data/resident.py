@@ -18,22 +18,24 @@ LARGEST_SIDE = {"cpu": 64, "cuda": 128}  # of images and views; beyond it loadin
 SHARE_OF_GPU = 0.25  # of its free memory, which the images may take
 
 
-def crops_on_device(size: tuple[int, int] | None, image_size: int, device: torch.device) -> bool:
+def crops_on_device(size: tuple[int, int] | None, view_sizes: tuple[int, int], device: torch.device) -> bool:
     """Whether crops are made on the device, of images that are all of this size (`None`: of several sizes)."""
-    return size is not None and max(*size, image_size) <= LARGEST_SIDE.get(device.type, 0)
+    return size is not None and max(*size, *view_sizes) <= LARGEST_SIDE.get(device.type, 0)
 
 
 class ResidentImages:
     """The images of a cache, all of one size, on the device where they fit, else in the host's memory."""
 
-    def __init__(self, cache: ImageCache, image_size: int, device: torch.device):
+    def __init__(self, cache: ImageCache, view_sizes: tuple[int, int], device: torch.device):
         self.device, self.pixels = device, cache.stacked()
         if device.type == "cuda" and self.pixels.nbytes <= SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
             self.pixels = self.pixels.to(device)
-        self._weights = {side: weights(side, image_size).to(device) for side in self.pixels.shape[1:3]}
+        self._sizes = view_sizes
+        self._weights = {(side, size): weights(side, size).to(device)
+                         for side in self.pixels.shape[1:3] for size in view_sizes}
 
-    def crops(self, rows: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) uint8, channels last in memory, on the device.
+    def crops(self, rows: torch.Tensor, boxes: torch.Tensor, view: int = 0) -> torch.Tensor:
+        """(N, 3, S, S) uint8, channels last in memory, on the device; S is that of the view's size.
 
         rows: (N,), boxes: (N, 4), left, top, right, bottom, both on the CPU. A box without area gives black.
         """
@@ -41,8 +43,8 @@ class ResidentImages:
         x = uploaded(self.pixels[rows], self.device) if self.pixels.device.type == "cpu" else \
             self.pixels[rows.to(self.device, non_blocking=True)]
         boxes = boxes.to(self.device, non_blocking=True)
-        across = self._weights_of(width, boxes[:, 0], boxes[:, 2])  # N x S x W
-        down = self._weights_of(height, boxes[:, 1], boxes[:, 3])  # N x S x H
+        across = self._weights_of((width, self._sizes[view]), boxes[:, 0], boxes[:, 2])  # N x S x W
+        down = self._weights_of((height, self._sizes[view]), boxes[:, 1], boxes[:, 3])  # N x S x H
         n, size = len(x), across.shape[1]
         x = x.double().permute(0, 3, 1, 2).reshape(n, 3 * height, width)
         x = rounded(torch.bmm(x, across.mT)).view(n, 3, height, size)  # N x 3H x S
@@ -50,9 +52,9 @@ class ResidentImages:
         x = x.to(torch.uint8).view(n, size, 3, size).transpose(2, 3)  # N x S x S x 3
         return x.contiguous().permute(0, 3, 1, 2)
 
-    def _weights_of(self, side: int, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """(N, S, side): the weights of pixels first .. end - 1 of a side, N of each."""
-        table = self._weights[side]
+    def _weights_of(self, sides: tuple[int, int], first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """(N, S, side): the weights of pixels first .. end - 1 of a side, N of each; `sides` are (side, S)."""
+        table, side = self._weights[sides], sides[0]
         places = torch.arange(side, device=self.device) - first.view(-1, 1)  # N x side: within the crop
         places = torch.where(places < 0, side, places)  # the last column is 0
         chosen = table[end - first]  # N x S x (side + 1)

@@ -32,10 +32,8 @@ Work = list[tuple[Callable, torch.Tensor, torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made: the fields of `PretrainConfig` with the same names."""
+    """How crops become views: the fields of `PretrainConfig` with the same names."""
 
-    image_size: int
-    crop_scale: tuple[float, float]
     jitter: tuple[float, float, float, float]
     jitter_probability: float
     grey_probability: float

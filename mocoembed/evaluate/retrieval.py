@@ -19,7 +19,15 @@ from mocoembed.evaluate import baselines, measures, ranked
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.pairs import Pairs, read_pairs
 from mocoembed.evaluate.result import Evaluation, Protocol
-from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.sides import (
+    Overlap,
+    Side,
+    overlap,
+    read_side,
+    require_classes,
+    require_labelled,
+    require_same_vectors,
+)
 from mocoembed.files import require_file
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
@@ -169,6 +177,7 @@ def read(config: RetrievalConfig) -> tuple[Side, Side, Pairs | None]:
     if labelled:
         require_labelled(bank, FEWEST if config.queries is None else 1, "retrieval")
         require_labelled(queries, 1, "retrieval")
+        require_classes(bank, queries, "retrieval")
     if config.exclude_identical:
         for side in (bank, queries):
             if not (side.digests != np.void(bytes(32))).any():

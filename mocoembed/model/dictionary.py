@@ -5,6 +5,7 @@ memory bank: one feature per image of the collection, no key encoder (Wu et al. 
 """
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,18 +18,34 @@ from mocoembed.model.moco import Keys, MoCo, Views, encode, unshuffled
 from mocoembed.model.ranks import ALONE, Ranks
 
 
+class TwoHeads(nn.Module):
+    """f_q and f_k of one backbone: one module, so that processes average the gradients of both together."""
+
+    def __init__(self, encoder: Encoder, head_k: nn.Module):
+        super().__init__()
+        self.encoder, self.head_k = encoder, head_k
+
+    def forward(self, x: torch.Tensor, of_keys: bool = False) -> torch.Tensor:
+        return (self.head_k if of_keys else self.encoder.head)(self.encoder.backbone(x))  # N x 3 x S x S -> N x C
+
+
 class EndToEnd(nn.Module):
     """Keys are the current batch: the negatives of a query are the keys of the batch's other images.
 
-    The key encoder is the query encoder itself (`shared`) or one of its own that starts equal and learns as well.
+    The key encoder is the query encoder itself (`shared`), its backbone with a head of its own (`shared-backbone`), or
+    one of its own (`separate`); what is its own starts equal and learns as well.
     """
 
-    def __init__(self, encoder_q: Encoder, shared: bool, ranks: Ranks = ALONE):
+    def __init__(self, encoder_q: Encoder, key_encoder: str, ranks: Ranks = ALONE):
         super().__init__()
         self.ranks = ranks
         self.encoder_q = encoder_q
         self.trained: dict[str, nn.Module] = {"encoder_q": encoder_q}
-        if not shared:
+        self.two_heads = key_encoder == "shared-backbone"
+        if self.two_heads:
+            self.head_k = copy.deepcopy(encoder_q.head)
+            self.trained["encoder_q"] = TwoHeads(encoder_q, self.head_k)
+        elif key_encoder == "separate":
             self.encoder_k = copy.deepcopy(encoder_q)
             self.trained["encoder_k"] = self.encoder_k
 
@@ -41,7 +58,8 @@ class EndToEnd(nn.Module):
 
     def key(self, x_k: torch.Tensor, views: Views) -> Keys:
         """The keys of all ranks' batches, with gradients; a query's own image is no negative of its."""
-        k = encode(self.trained.get("encoder_k", self.trained["encoder_q"]), x_k)
+        encoder_k = self.trained.get("encoder_k", self.trained["encoder_q"])
+        k = encode(partial(encoder_k, of_keys=True) if self.two_heads else encoder_k, x_k)
         k = unshuffled(self.ranks.gather_with_gradient(k), views.order)  # B x C
         excluded = views.rows.view(-1, 1) == self.ranks.gather(views.rows)  # N x B
         return Keys(self.ranks.own(k), k.T, excluded, None)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException  # which torchvision imports anyway
 from torch.nn import functional
 
 from mocoembed.data.evaluation import EvaluationTransform
@@ -78,10 +79,9 @@ class Embedder:
                 x = functional.pad(x, (0, 0) * 3 + (0, self.at_once - len(x)))
             with self.compute.autocast(), self.compute.exact():
                 return self._inference(x)[:len(pixels)]
+        except TorchDynamoException as error:
+            raise MocoembedError(f"The encoder cannot be compiled: {_reason(error)}\nLeave out --compile.") from error
         except (RuntimeError, MemoryError) as error:
-            if self._compiled and _is_the_compilers(error):
-                raise MocoembedError(f"The encoder cannot be compiled: {_reason(error)}\n"
-                                     "Leave out --compile.") from error
             if not is_out_of_memory(error):
                 raise
         return None
@@ -117,12 +117,6 @@ class _Inference(nn.Module):
         rows = rows.mul_(self.scale.repeat(w)).add_(self.shift.repeat(w))
         vectors = self.network(rows.view(n, h, w, c).permute(0, 3, 1, 2)).to(self.scale.dtype)
         return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float()
-
-
-def _is_the_compilers(error: Exception) -> bool:
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
-    return isinstance(error, TorchDynamoException)
 
 
 def _reason(error: Exception) -> str:

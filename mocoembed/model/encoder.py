@@ -1,7 +1,6 @@
 """The encoder: a torchvision ResNet of any width and stem, or another classifier, and the projection head.
 
-In: normalised images (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole. torchvision
-is imported where one of its other classifiers is needed.
+In: normalised images (N, 3, S, S). Out: features (N, D) of the backbone, projections (N, C) of the whole.
 """
 
 import math
@@ -12,16 +11,18 @@ from functools import partial
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth
 
 from mocoembed.errors import UsageError
 from mocoembed.model.batchnorm import GroupedBatchNorm2d, grouped
-from mocoembed.model.resnet import BasicBlock, Block, Bottleneck, ResNet
 from mocoembed.model.timm_backbone import PREFIX, TimmBackbone, synchronized_timm
 
 # name -> (block, layers, further arguments of torchvision's ResNet); all are torchvision's but resnext50_32x8d, which
 # is the ResNeXt-50 of He et al. 2019.
-ARCHITECTURES: dict[str, tuple[Block, tuple[int, ...], dict[str, int]]] = {
+ARCHITECTURES = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), {}),
     "resnet34": (BasicBlock, (3, 4, 6, 3), {}),
     "resnet50": (Bottleneck, (3, 4, 6, 3), {}),
@@ -103,8 +104,6 @@ class OtherBackbone(nn.Module):
     """
 
     def __init__(self, arch: str, bn_groups: int = 1):
-        import torchvision
-
         super().__init__()
         self.network = torchvision.models.get_model(arch, weights=None, **ARGUMENTS.get(arch, {}))
         last, linear = [(name, one) for name, one in self.network.named_modules() if isinstance(one, nn.Linear)][-1]
@@ -113,7 +112,7 @@ class OtherBackbone(nn.Module):
         for name, layer in list(self.network.named_modules()):
             if isinstance(layer, nn.BatchNorm2d):
                 self.network.set_submodule(name, grouped(layer, bn_groups))
-            elif isinstance(layer, nn.Dropout | torchvision.ops.StochasticDepth):
+            elif isinstance(layer, nn.Dropout | StochasticDepth):
                 layer.p = 0.0
         self.register_state_dict_post_hook(_to_torchvisions_names)
         self.register_load_state_dict_pre_hook(_from_torchvisions_names)
@@ -158,8 +157,6 @@ def _require_no_width(arch: str, width: float, stem: str):
 
 def known_architectures() -> list[str]:
     """Names for `--arch`: the ResNet family, then torchvision's other classifiers."""
-    import torchvision
-
     others = torchvision.models.list_models(module=torchvision.models)
     return [*ARCHITECTURES, *(name for name in others if name not in ARCHITECTURES and not name.startswith((*UNFIT,)))]
 
@@ -192,7 +189,7 @@ def projection_head(kind: str, features: int, dim: int) -> nn.Module:
 
 def zero_init_residual(backbone: nn.Module):
     """Let residual blocks begin as the identity: their last BatchNorm's weight becomes 0 (Goyal et al. 2017, 5.1)."""
-    last: list[Any] = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in backbone.modules()
+    last = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in backbone.modules()
             if isinstance(block, BasicBlock | Bottleneck)]
     if not last:
         raise UsageError("A last BatchNorm that begins at zero is for ResNets only. "
@@ -208,22 +205,24 @@ def synchronized(encoder: Encoder) -> Any:
     return nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
 
 
-def check_backbone(encoder: Encoder, image_size: int):
-    """Try one image of the wanted size before training; `UsageError` when it does not go through.
+def check_backbone(encoder: Encoder, image_size: int, key_image_size: int | None = None):
+    """Try one image of each wanted size before training; `UsageError` when it does not go through.
 
     Warns when the backbone has no BatchNorm.
     """
     arch, backbone, training = encoder.spec.arch, encoder.backbone, encoder.training
-    image = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
-    try:
-        with torch.inference_mode():
-            backbone.eval()(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"--image-size {image_size}: does not go with --arch {arch} ({reason}). "
-                         "Vision transformers take 224 only; others have a smallest size.") from error
-    finally:
-        backbone.train(training)
+    for size in dict.fromkeys((image_size, key_image_size or image_size)):
+        image = next(backbone.parameters()).new_zeros(1, 3, size, size)
+        try:
+            with torch.inference_mode():
+                backbone.eval()(image)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            option = "--image-size" if size == image_size else "--key-image-size"
+            raise UsageError(f"{option} {size}: does not go with --arch {arch} ({reason}). "
+                             "Vision transformers take 224 only; others have a smallest size.") from error
+        finally:
+            backbone.train(training)
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in backbone.modules()):
         warnings.warn(f"--arch {arch} has no BatchNorm: --bn-groups and shuffling the keys do nothing.", stacklevel=2)
 

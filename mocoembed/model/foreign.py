@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchvision.models.resnet import Bottleneck
 
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError
 from mocoembed.model.encoder import ARCHITECTURES, Backbone, Encoder, EncoderSpec, projection_head
 from mocoembed.model.encoder_file import FrozenEncoder, tool_provenance
-from mocoembed.model.resnet import Bottleneck
 from mocoembed.recipes import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 
 Tensors = dict[str, torch.Tensor]

@@ -7,9 +7,9 @@ after the name the weights are those of a file.
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import torch
+import torchvision
 
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import FormatError, UsageError
@@ -59,8 +59,6 @@ def _network(named: str) -> Network:
     if named.startswith(TIMM):
         arch, transform, source = timm_backbone.described(named)
         return Network(arch, arch, transform, source)
-    import torchvision  # which takes as long as torch itself
-
     arch, _, wanted = named.removeprefix(TORCHVISION).partition("@")
     transform = _preset(_weights(named, arch, wanted).transforms(), arch)
     return Network(named, arch, transform, {"torchvision": torchvision.__version__})
@@ -72,8 +70,6 @@ def _timm(given: str, note) -> FrozenEncoder:
 
 
 def _torchvision(given: str, note) -> FrozenEncoder:
-    import torchvision
-
     arch, _, wanted = given.removeprefix(TORCHVISION).partition("@")
     weights = _weights(given, arch, wanted)
     licence = weights.meta.get("license", NO_LICENCE)
@@ -84,10 +80,8 @@ def _torchvision(given: str, note) -> FrozenEncoder:
     return _frozen(arch, _torchvision_state(read_pickled(path), arch), _preset(weights.transforms(), arch), source)
 
 
-def _weights(given: str, arch: str, wanted: str) -> Any:
-    """torchvision's entry (a `WeightsEnum`) for the weights `wanted`, or for its default ones."""
-    import torchvision
-
+def _weights(given: str, arch: str, wanted: str) -> torchvision.models.WeightsEnum:
+    """torchvision's entry for the weights `wanted`, or for its default ones."""
     if arch not in (known := known_architectures()) or arch not in torchvision.models.list_models():
         raise UsageError(f"{given}: torchvision {torchvision.__version__} has no such classifier that can be an "
                          f"encoder; it has {', '.join(known)}.")

@@ -6,7 +6,7 @@ k, queue size K, momentum m, feature length C; B is the number of images in the 
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class Views(NamedTuple):
     queries: list[torch.Tensor]
     """One view (N, 3, S, S) of this rank's images, or, for a symmetric loss, both."""
     keys: list[torch.Tensor]
-    """For each of `queries` the other view (N, 3, S, S) of the images whose keys this rank encodes.
+    """For each of `queries` the other view (N, 3, S, S), of keys' own S, of the images whose keys this rank encodes.
 
     For a memory bank, which encodes none, any.
     """
@@ -88,7 +88,7 @@ class MoCo(nn.Module):
             self.queue.enqueue(keys.new, rows)
 
 
-def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def encode(encoder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """(N, C) of unit length, in float32 or float64, whatever the arithmetic of the encoder."""
     z = encoder(x)
     return functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)

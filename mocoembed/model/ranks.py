@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mocoembed.data.uploads import uploaded
 from mocoembed.errors import MocoembedError
 
 AT_WORK, DONE = 0, 1
@@ -65,10 +66,10 @@ class Ranks:
         sent = [wanted[wanted // n == self.rank] - self.rank * n for wanted in order.chunk(self.size)]
         sources = self.own(order) // n  # the rank that has the row
         received = torch.empty_like(x)
-        dist.all_to_all_single(received, x[torch.cat(sent).to(x.device, non_blocking=True)],
+        dist.all_to_all_single(received, x[uploaded(torch.cat(sent), x.device)],
                                sources.bincount(minlength=self.size).tolist(), [len(rows) for rows in sent])
         rows = torch.empty_like(received)
-        rows[sources.argsort(stable=True).to(x.device, non_blocking=True)] = received  # they come sorted by source
+        rows[uploaded(sources.argsort(stable=True), x.device)] = received  # they come sorted by source
         return rows
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ Components are found by union-find over an array of numbers, ten lines; SciPy's 
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def find_duplicates(config: DuplicatesConfig,
                     compared = _join_near(file, components, threshold.cosine, progress, stop)
         groups = []
         for rows in components.groups():
-            groups.append(_group(file, rows, config.root))
+            groups.append(group_of(file, rows, config.root))
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
         cosine, reason = (threshold.cosine, threshold.reason) if threshold else (None, "")
@@ -185,6 +186,16 @@ class Components:
         roots = np.unique(self.roots(rows))
         self.parent[roots] = roots[0]
 
+    def join_pairs(self, a: np.ndarray, b: np.ndarray):
+        """Make the components of rows a and b (n,) one, for each of the n pairs."""
+        while True:
+            a, b = self.roots(a), self.roots(b)
+            apart = a != b
+            if not apart.any():
+                return
+            a, b = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            np.minimum.at(self.parent, b, a)
+
     def groups(self) -> list[np.ndarray]:
         """The rows of every component of two or more, rising."""
         roots = self.roots(np.arange(len(self.parent)))
@@ -205,14 +216,33 @@ def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
     return pieces(known[np.argsort(number, kind="stable")], counts)
 
 
-def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: StopRequest) -> str:
+def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: Any) -> str:
     """Join the rows whose vectors are near enough; how they were looked for."""
+    for a, b, _ in near_pairs(file, threshold, progress, stop):
+        components.join_pairs(a, b)
+    return how_compared(len(file))
+
+
+def how_compared(count: int) -> str:
+    """How pairs are looked for among `count` vectors."""
+    return "all pairs" if count <= EXACT_ROWS else f"IVF{_cells(count)}, {PROBED} cells probed"
+
+
+def _cells(count: int) -> int:
+    return 1 << int(np.log2(4 * np.sqrt(count)))
+
+
+def near_pairs(file: EmbeddingFile, threshold: float, progress: Callable[[int, int], None],
+               stop: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The pairs of rows with a cosine of `threshold` or more: rows a > b (n,), and their cosines, in pieces.
+
+    `stop.raise_if_set(message)` may end it.
+    """
     count = len(file)
-    index, breadth, compared = FaissIndex.empty(file.dimension, "Flat"), 0, "all pairs"
+    index, breadth = FaissIndex.empty(file.dimension, "Flat"), 0
     if count > EXACT_ROWS:
-        cells = 1 << int(np.log2(4 * np.sqrt(count)))
+        cells = _cells(count)
         index, breadth = FaissIndex.empty(file.dimension, f"IVF{cells},Flat"), PROBED
-        compared = f"IVF{cells}, {PROBED} cells probed"
         sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
         index.train(unit(file.embeddings[sample]))
     step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * count)))
@@ -220,13 +250,12 @@ def _join_near(file: EmbeddingFile, components: Components, threshold: float, pr
     for first in range(0, count, step):
         vectors = unit(file.embeddings[first:first + step])
         index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
-        bounds, found = index.within(vectors, float(least), breadth)
-        for row in range(len(vectors)):
-            near, itself = found[bounds[row]:bounds[row + 1]], first + row
-            if len(near) > 1 or (len(near) == 1 and near[0] != itself):
-                components.join(np.append(near, itself))
+        bounds, cosines, found = index.within(vectors, float(least), breadth)
+        ends = np.asarray(bounds[1:], np.int64)
+        rows = first + np.searchsorted(ends, np.arange(len(found)), side="right")
+        earlier = found < rows
+        yield rows[earlier], found[earlier], cosines[earlier]
         _advance(first + len(vectors), count, progress, stop)
-    return compared
 
 
 def _least(threshold: float) -> np.float32:
@@ -263,7 +292,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)
 
 
-def _group(file: EmbeddingFile, rows: np.ndarray, root: str | None) -> Group:
+def group_of(file: EmbeddingFile, rows: np.ndarray, root: str | None) -> Group:
+    """The group of some rows."""
     facts = {name: getattr(file, name)[rows].tolist() for name in ("width", "height", "size")}
     digests, (paths, labels) = file.digest[rows], file.full_names(rows, root)
     order = sorted(range(len(rows)), key=lambda i: (-facts["width"][i] * facts["height"][i], -facts["size"][i],

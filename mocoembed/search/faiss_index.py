@@ -117,11 +117,10 @@ class FaissIndex:
         scores, ids = self._index.search(vectors, k, params=self._parameters(breadth) if breadth else None)
         return (scores if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else -scores), ids
 
-    def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """All whose inner product is above `score`: for query i the ids `found[bounds[i]:bounds[i + 1]]`."""
-        bounds, _, found = self._index.range_search(np.ascontiguousarray(vectors, np.float32), score,
-                                                    params=self._parameters(breadth) if breadth else None)
-        return bounds, found
+    def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, ...]:
+        """All whose inner product is above `score`: bounds, scores, ids; of query i ids[bounds[i]:bounds[i + 1]]."""
+        return self._index.range_search(np.ascontiguousarray(vectors, np.float32), score,
+                                        params=self._parameters(breadth) if breadth else None)
 
     def _on_one_thread(self, vectors: np.ndarray, k: int, breadth: int):
         """One query takes less time than waking up another thread does. The setting is the calling thread's own."""

@@ -1,6 +1,6 @@
 """What a search finds: hits and the results that they belong to, as objects and as plain JSON types."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Hit:
 
     def as_json(self) -> dict:
         """Plain JSON types; the id is a text, as JSON's numbers may lose its last digits."""
-        values = asdict(self) | {"id": None if self.id is None else str(self.id)}
-        return {name: value for name, value in values.items() if name != "folded" or value is not None}
+        values = {**vars(self), "id": None if self.id is None else str(self.id)}
+        if self.folded is None:
+            del values["folded"]
+        return values
 
 
 @dataclass(frozen=True)

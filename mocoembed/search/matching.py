@@ -7,6 +7,19 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MismatchError, UsageError
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.trailer import read_manifest
+from mocoembed.workspace import Workspace
+
+
+def default_index(workspace: Workspace, embeddings: str | None) -> pathlib.Path:
+    """Where the index of an embeddings file is: beside it; or it is the workspace's, when that was built from it."""
+    if embeddings is None:
+        return workspace.index
+    beside = workspace.embeddings_file(embeddings).with_suffix(workspace.index.suffix)
+    if beside.exists() or not workspace.index.exists():
+        return beside
+    with EmbeddingFile(embeddings) as file:
+        built_from = read_manifest(workspace.index)["embeddings"]["rows_sha256"] == file.identity
+    return workspace.index if built_from else beside
 
 
 def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:

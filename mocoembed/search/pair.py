@@ -24,11 +24,11 @@ from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
-from mocoembed.search.exact import NoIndex
+from mocoembed.search.exact import ExactRows, NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex
-from mocoembed.search.matching import embeddings_path, open_both
+from mocoembed.search.matching import default_index, embeddings_path, open_both
 from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
@@ -89,17 +89,18 @@ class Pair:
         require_device(config.device)  # a wrong one is refused before anything is read, and so is a root
         require_root(config.root)
         self.root = config.root
-        index_path = pathlib.Path(config.index or workspace.index)
+        index_path = pathlib.Path(config.index or default_index(workspace, config.embeddings))
         index_state = state_of(index_path)  # before it is opened: a later change shows
         if config.index is None and not index_path.exists():
             path = workspace.embeddings_file(config.embeddings)
             embeddings_state, self.file = state_of(path), EmbeddingFile(path)
             self.index: SearchIndex | NoIndex = NoIndex.of(self.file, note)
         else:
-            path = embeddings_path(workspace.index_file(config.index), config.embeddings)
+            path = embeddings_path(workspace.index_file(str(index_path)), config.embeddings)
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
         self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
+        self._root = os.fsencode(config.root) if config.root else self.file.root
         self._encoder: Any = None
         self.transform: EvaluationTransform | None = None
         self._embedding = threading.Lock()
@@ -108,7 +109,6 @@ class Pair:
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
         self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
             self.file, getattr(config, "recall", None), self._ids)
-        self._root = os.fsencode(self.root) if self.root else self.file.root
         self._masks: dict[Filter, np.ndarray] = {}
 
     def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
@@ -187,7 +187,7 @@ class Pair:
             data = read_bytes(name)
         return self.pixels(data, crop, name), data
 
-    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "of the query") -> np.ndarray:
+    def pixels(self, data: bytes, crop: Sequence[int] = (), name: str = "query") -> np.ndarray:
         """(S, S, 3) uint8: the same of the bytes of an image file."""
         return query_pixels(data, name, self.transform, self.file.full_decode, crop,
                             not is_without_torch(self._encoder))
@@ -195,6 +195,10 @@ class Pair:
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
         """(Q, D) float32, from Q images (S, S, 3) uint8."""
         return self._encoder(np.stack(images))
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) and rows (Q, k) of the images nearest to `vectors` (Q, D); -1 where there is none."""
+        return (ExactRows(self.file) if self._rows is None else self._rows).nearest(vectors, k)
 
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the k nearest images."""

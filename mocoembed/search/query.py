@@ -16,6 +16,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.pair import BATCH, Pair, state_of
 from mocoembed.search.queries import STANDARD_INPUT, queries_of, query_names
+from mocoembed.search.remote import iterate_remote
 
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
@@ -45,6 +46,9 @@ def iterate_search(config: SearchConfig,
     `CollectionError` is raised. The first `BATCH` queries are compared together, then more and more of them, which an
     index is faster at.
     """
+    if config.server is not None:
+        yield from iterate_remote(config, progress, note)
+        return
     names = query_names(config.images, note)
     with Pair(config, note, bool(names or config.unlike)) as pair:
         queries = queries_of(names, config.row, pair.file, pair.path_of)

@@ -111,7 +111,7 @@ class Filling:
     def _on_device(self, sizes: torch.Tensor) -> bool:
         """Whether the crops are made on the device; said if so."""
         device = Compute.of(self.config.device, "fp32").device
-        if not crops_on_device(same_size(sizes), self.config.image_size, device):
+        if not crops_on_device(same_size(sizes), self.config.view_sizes, device):
             return False
         self.note("the images are small and all of one size: crops are made in batches on the device")
         return True

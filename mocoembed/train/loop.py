@@ -183,7 +183,7 @@ class Session:
         if self.config.cache == "ram" and len(places):
             cache = self._filling(workers, self.ranks, self.say, stop).cache()
             if cache.cropped_on_device:
-                self.images = ResidentImages(cache, self.config.image_size, device)
+                self.images = ResidentImages(cache, self.config.view_sizes, device)
                 workers = workers if self.config.workers is not None else 1  # all it does is draw boxes, ahead
         return view_batches(self.listing, self.config, places, workers, device.type == "cuda", cache)
 

@@ -59,14 +59,13 @@ class Plan:
         graphs = 2 if whole and config.symmetric else 1
         step = self.measured.base + graphs * piece * self.measured.image
         fixed = self.parameters  # SGD's momentum; gradients are in what was measured
-        crop = images * 3 * config.image_size ** 2
-        view = crop * self.itemsize
-        views = (4 if config.symmetric else 2) * view
-        crops = 2 * crop
+        sizes = [images * 3 * side ** 2 for side in config.view_sizes]
+        crops, largest = sum(sizes), max(sizes) * self.itemsize
+        views = (2 if config.symmetric else 1) * crops * self.itemsize
         if self.on_cpu:
             fixed += LIBRARIES + self.parameters  # the convolutions keep the weights in an order of their own
             fixed += self.workers * (LOADED_AHEAD * crops + PROCESS)
-        return fixed + views + crops + max(int(self.overhead * step), int(WORK_OF_VIEWS * view))
+        return fixed + views + crops + max(int(self.overhead * step), int(WORK_OF_VIEWS * largest))
 
     def largest(self, available: int) -> int:
         """The most groups at a time that fit, or fewer where that takes no more pieces; 0: not even one does."""
@@ -132,7 +131,7 @@ def _of(training: Training, workers: int, available: int | None) -> Plan:
         return Plan(config, training.ranks.size, 2 * trained - one, of_trial, OVERHEAD[compute.device.type],
                     compute.dtype.itemsize, workers, on_cpu)
 
-    image = 3 * config.image_size ** 2 * compute.dtype.itemsize
+    image = 3 * max(config.view_sizes) ** 2 * compute.dtype.itemsize
     if on_cpu and available is not None and MORE * image * MOST_FOR_A_PIXEL + 4 * one > available:
         computed = measured(encoder, config, _nowhere(compute.precision))
         if OVERHEAD["cpu"] * computed.of(MORE) + one > SHARE * available:
@@ -176,7 +175,9 @@ def _others(mine: Plan, training: Training, available: int, at_once: int) -> Ite
     if 0 < (n := mine.largest(available)) < at_once:
         yield f"--groups-at-once {n}", mine
     if config.dictionary == "end-to-end":
-        yield "--dictionary queue", _with(mine, "dictionary", "queue")
+        queue = dataclasses.replace(mine.config, dictionary="queue", key_encoder="shared")
+        shared = "" if config.key_encoder == "shared" else " --key-encoder shared"
+        yield f"--dictionary queue{shared}", dataclasses.replace(mine, config=queue)
     if config.batchnorm == "sync":
         yield "--batchnorm shuffled", _with(mine, "batchnorm", "shuffled")
     yield from _first(available, ((f"--batch-size {size}", _with(mine, "batch_size", size)) for size in _batches(mine)))

@@ -171,7 +171,7 @@ def settled(config: PretrainConfig, images: int, processes: int) -> tuple[Pretra
 def run_folder(config: PretrainConfig) -> pathlib.Path:
     """`--run`, or the recipe and a hash of all settings that change what is learned, in the workspace."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
-    for name in ("exclude", "init", "value_range"):
+    for name in ("exclude", "init", "value_range", "key_image_size", "key_crop_scale"):
         if not learned[name]:
             del learned[name]  # so that runs of versions without it keep their names
     learned["images"] = os.path.abspath(config.images)
@@ -198,7 +198,7 @@ def set_up(config: PretrainConfig, compute: Compute, images: int, ranks: Ranks =
         method = build_method(config, images, ranks)
         compute.place(method).train()
     if config.compile:
-        for encoder in (method.encoder_q, getattr(method, "encoder_k", method.encoder_q)):
+        for encoder in {*method.trained.values(), getattr(method, "encoder_k", method.encoder_q)}:
             encoder.compile()
     wrap_trained(method.trained, ranks)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -215,11 +215,11 @@ def build_method(config: PretrainConfig, images: int, ranks: Ranks) -> Method:
     with warnings.catch_warnings():
         if not ranks.first:
             warnings.simplefilter("ignore")
-        check_backbone(encoder_q, config.image_size)
+        check_backbone(encoder_q, *config.view_sizes)
     if config.batchnorm == "sync" and ranks.size > 1:
         encoder_q = synchronized(encoder_q)
     if config.dictionary == "end-to-end":
-        return EndToEnd(encoder_q, config.key_encoder == "shared", ranks)
+        return EndToEnd(encoder_q, config.key_encoder, ranks)
     if config.dictionary == "memory-bank":
         most = images - config.batch_size
         if config.queue_size > most:

@@ -102,7 +102,8 @@ def make_views(batch: ViewBatch, training: Training, images: ResidentImages | No
     """
     compute, ranks = training.compute, training.ranks
     if images is not None:
-        batch = batch._replace(crops=tuple(images.crops(batch.rows, boxes) for boxes in batch.crops))
+        batch = batch._replace(crops=tuple(images.crops(batch.rows, boxes, number)
+                                           for number, boxes in enumerate(batch.crops)))
 
     def view(number: int, parameters: ViewParameters, order: torch.Tensor | None) -> torch.Tensor:
         crops = batch.crops[number].to(compute.device, non_blocking=True)

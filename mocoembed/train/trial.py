@@ -86,28 +86,30 @@ def measured(encoder: Encoder, config: PretrainConfig, compute: Compute) -> Meas
 def peak(encoder: Encoder, config: PretrainConfig, compute: Compute, images: int) -> int:
     """The most bytes that one forward and backward of so many images takes, gradients included."""
     device = compute.device
-    x = torch.zeros(images, 3, config.image_size, config.image_size, dtype=compute.dtype, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x_q, x_k = (torch.zeros(images, 3, side, side, dtype=compute.dtype, device=device)
+                .contiguous(memory_format=torch.channels_last) for side in config.view_sizes)
     with_gradient = config.dictionary == "end-to-end"
     keys = config.batch_size if with_gradient else config.queue_size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        _pass(encoder, x, keys, with_gradient, compute)
+        _pass(encoder, (x_q, x_k), keys, with_gradient, compute)
         most = torch.cuda.max_memory_allocated(device) - before
     else:
         with Tally() as tally:
-            _pass(encoder, x, keys, with_gradient, compute)
+            _pass(encoder, (x_q, x_k), keys, with_gradient, compute)
         most = tally.peak
     encoder.zero_grad(set_to_none=True)
     return most
 
 
-def _pass(encoder: Encoder, x: torch.Tensor, keys: int, with_gradient: bool, compute: Compute):
+def _pass(encoder: Encoder, views: tuple[torch.Tensor, torch.Tensor], keys: int, with_gradient: bool,
+          compute: Compute):
     """Queries, keys and loss of a step; the key encoder's memory is like the query encoder's."""
+    x_q, x_k = views
     with compute.autocast():
-        q = encode(encoder, x)  # N x C
+        q = encode(encoder, x_q)  # N x C
         with torch.set_grad_enabled(with_gradient):
-            k = encode(encoder, x)
+            k = encode(encoder, x_k)
     negatives = q.new_zeros(q.shape[1], keys)  # C x K
-    info_nce(q, k, negatives, 1.0, torch.zeros(len(q), keys, dtype=torch.bool, device=x.device)).loss.backward()
+    info_nce(q, k, negatives, 1.0, torch.zeros(len(q), keys, dtype=torch.bool, device=q.device)).loss.backward()

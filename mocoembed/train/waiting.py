@@ -95,8 +95,9 @@ def advice(share: float, idle: float, cores: int, filling: Filling) -> str:
     if config.cache == "none" and available is not None and needed <= SHARE * available:
         ways.append(f"--cache ram (about {shown(needed)}, {shown(available)} are available)")
     side = int(sizes[:, :2].min(dim=1).values.median())
-    if config.cache == "none" and side >= LARGE * config.image_size:
-        ways.append(f"smaller image files (shorter side {side} pixels in the median; {2 * config.image_size} would do)")
+    size = max(config.view_sizes)
+    if config.cache == "none" and side >= LARGE * size:
+        ways.append(f"smaller image files (shorter side {side} pixels in the median; {2 * size} would do)")
     if not ways:
         ways.append(f"a faster disk or more cores ({workers} loading processes, {cores} cores)")
     return f"{share:.0%} of the last {STRETCH:.0f} s were spent waiting for images. What would help: {'; '.join(ways)}."

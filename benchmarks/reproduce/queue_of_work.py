@@ -1,0 +1,101 @@
+"""Running the cells of a reproduction: a few at a time, one thread and low priority each, stopped and gone on with.
+
+A cell is a function that runs commands, one after another, by `Work.run`. A command that saves on SIGTERM and goes on
+when it is run again makes the whole restartable.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+NICENESS = 10
+
+
+class Stopped(Exception):
+    """The time is over, or a signal came: what is running has been asked to save."""
+
+
+class Work:
+    """The commands that run now; `stop` ends them all."""
+
+    def __init__(self, end: float, threads: int = 1):
+        self.end, self.threads = end, threads
+        """`time.monotonic()` at which to stop, and threads of each command."""
+        self._running: set[subprocess.Popen] = set()
+        self._lock, self._over = threading.Lock(), threading.Event()
+
+    @property
+    def over(self) -> bool:
+        """Whether no more is to be begun."""
+        return self._over.is_set() or time.monotonic() >= self.end
+
+    def run(self, command: list[str], log) -> str:
+        """Run a command to its end; its standard output. The rest goes into the file `log`.
+
+        Raises `Stopped` when it was ended early, `RuntimeError` when it failed.
+        """
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        with self._lock:
+            if self.over:
+                raise Stopped
+            child = subprocess.Popen(["nice", "-n", str(NICENESS), *command], env=environment, text=True,
+                                     stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+            self._running.add(child)
+        try:
+            output = self._waited_for(child)
+        finally:
+            with self._lock:
+                self._running.discard(child)
+        if child.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            raise Stopped
+        if child.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with status {child.returncode}")
+        return output
+
+    def _waited_for(self, child: subprocess.Popen) -> str:
+        try:
+            return child.communicate(timeout=max(0.1, self.end - time.monotonic()))[0]
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return child.communicate()[0]
+
+    def stop(self, *_):
+        """Let all that runs save and end, and begin nothing more; may be the handler of a signal."""
+        self._over.set()
+        for child in list(self._running):
+            child.terminate()
+
+
+def run_all(work: Work, cells: Iterable[tuple[str, Callable[[], None]]], at_a_time: int,
+            say: Callable[[str], None]) -> tuple[list[str], dict[str, str]]:
+    """Run the cells, so many at a time: the names of those left, and why each of the others failed."""
+    left, failed = [], {}
+
+    def one(name: str, cell: Callable[[], None]):
+        begun = time.monotonic()
+        try:
+            if work.over:
+                raise Stopped
+            cell()
+        except Stopped:
+            left.append(name)
+        except Exception as error:  # the other cells can still be run
+            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            say(f"{name}: {failed[name]}")
+        else:
+            say(f"{name}: {time.monotonic() - begun:.0f} s")
+
+    before = {number: signal.signal(number, work.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(at_a_time) as pool:
+            waiting = [pool.submit(one, name, cell) for name, cell in cells]
+            for future in waiting:
+                future.result()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return left, failed

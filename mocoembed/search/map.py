@@ -1,0 +1,212 @@
+"""A map: embeddings.h5 -> a place in two dimensions for every image, alike ones near each other -> embeddings.map.
+
+t-SNE (van der Maaten and Hinton 2008) with FFT interpolation (Linderman et al. 2019) by openTSNE, over neighbours that
+FAISS finds, from the first two principal components. Of three libraries it is the most faithful and the smallest:
+`docs/page.md` has the figures. The only module that imports openTSNE.
+
+Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours;
+when more than a fifth is new all are arranged again, from the old places.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mocoembed.config import MapConfig
+from mocoembed.data.images import NO_LABEL
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import FormatError, UsageError
+from mocoembed.files import StopRequest, locked
+from mocoembed.memory import within_memory
+from mocoembed.search.build import require_vectors
+from mocoembed.search.duplicates import EXACT_ROWS, PROBED, TRAINED_ON, unit
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.kinds import WORKING_BYTES
+from mocoembed.search.map_file import ImageMap, map_file_of, read_map, write_map
+from mocoembed.workspace import Workspace
+
+PERPLEXITY = 30
+FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
+VOTING = 10  # neighbours that agreement is counted over
+PLACING = 5  # neighbours that a new image is put among
+NEW_SHARE = 0.2  # of images that may be new without the others moving
+EARLY, NORMAL = 250, 500  # iterations, openTSNE's own defaults
+TOLD_EACH = 10  # iterations
+ON_ONE_CORE = 2_000  # images at most; for so few, threads wait for each other longer than they work
+START = 1e-4  # standard deviation of the first coordinate that t-SNE begins from
+BLOCK = 2048  # rows that are searched for at a time
+STOPPED = "Stopped; the map was not written. Run the same command again."
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What `make_map` did."""
+
+    path: pathlib.Path
+    count: int
+    method: str
+    new: int
+    """Images that got a place now; the others stay where they were."""
+    agreement: float | None
+    """Mean share of the ten nearest neighbours with the image's own label; `None` without labels."""
+    seconds: float
+
+
+def make_map(config: MapConfig,
+             progress: Callable[[int, int], None] = lambda done, total: None) -> MapResult:
+    """Make or update the map of an embeddings file.
+
+    `progress(done, total)` counts steps. Raises `UsageError` for a missing file or library, `FormatError` for an
+    embeddings file that is damaged or empty, `LockedError` when another process makes the map, `Interrupted` after a
+    signal, `MocoembedError` when the memory is too small.
+    """
+    begun, source = time.perf_counter(), Workspace(config.workspace).embeddings_file(config.embeddings)
+    output = map_file_of(source)
+    with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
+        require_vectors(file)
+        needed = len(file) * (8 * file.dimension + 3 * PERPLEXITY * 24) + WORKING_BYTES
+        what = f"A map of {len(file)} vectors of dimension {file.dimension}"
+        with StopRequest() as stop, within_memory(what, needed):
+            old = None if config.fresh else _old(output)
+            making = _Making(file, progress, stop)
+            places, new, method = making.places(old)
+            made = ImageMap(file.identity, method, file.ids(), places, making.agreement())
+            write_map(output, made)
+    known = made.agreement[np.isfinite(made.agreement)]
+    return MapResult(output, len(made), method, new, float(known.mean()) if len(known) else None,
+                     time.perf_counter() - begun)
+
+
+def _old(path: pathlib.Path) -> ImageMap | None:
+    """The map that is there; none if there is no whole one."""
+    try:
+        return read_map(path)
+    except (FileNotFoundError, FormatError):
+        return None
+
+
+class _Making:
+    """The vectors of an embeddings file, scaled to length 1, and the nearest neighbours of each."""
+
+    def __init__(self, file: EmbeddingFile, progress: Callable[[int, int], None], stop: StopRequest):
+        self.file, self._progress, self._stop = file, progress, stop
+        self.vectors = unit(file.embeddings[:])
+        self.blocks = -(-len(self.vectors) // BLOCK)
+        self.total = self.blocks + EARLY + NORMAL
+        self.neighbours, self.distances = self._nearest(min(3 * PERPLEXITY, len(self.vectors) - 1))
+
+    def _tell(self, done: int):
+        self._progress(min(done, self.total), self.total)
+        self._stop.raise_if_set(STOPPED)
+
+    def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (N, k) and Euclidean distances (N, k) of the k nearest others."""
+        if k < 1:
+            return np.empty((len(self.vectors), 0), np.int64), np.empty((len(self.vectors), 0), np.float32)
+        index, rows, distances = Near(self.vectors), [], []
+        for block in range(self.blocks):
+            some = self.vectors[block * BLOCK:(block + 1) * BLOCK]
+            cosines, found = index.search(some, k + 1)
+            own = np.arange(block * BLOCK, block * BLOCK + len(some))[:, None]
+            # Itself goes to the end; where more copies than k hid it, the last of them does.
+            order = np.argsort(found == own, axis=1, kind="stable")[:, :k]
+            rows.append(np.take_along_axis(found, order, 1))
+            distances.append(np.sqrt((2 - 2 * np.take_along_axis(cosines, order, 1)).clip(0)))
+            self._tell(block + 1)
+        return np.concatenate(rows), np.concatenate(distances)
+
+    def agreement(self) -> np.ndarray:
+        """(N,) float32: the share of the nearest `VOTING` others with the row's label; NaN without one."""
+        labels, near = self.file.labels(), self.neighbours[:, :VOTING]
+        if not near.shape[1]:
+            return np.full(len(labels), np.nan, np.float32)
+        share = (labels[near] == labels[:, None]).mean(axis=1)
+        return np.where(labels == NO_LABEL, np.nan, share).astype(np.float32)
+
+    def places(self, old: ImageMap | None) -> tuple[np.ndarray, int, str]:
+        """(N, 2) float32, how many of them are new, and by which method they came about."""
+        ids = self.file.ids()
+        at = {int(one): row for row, one in enumerate(old.ids)} if old is not None else {}
+        source = np.array([at.get(int(one), -1) for one in ids], np.int64)
+        new = int((source < 0).sum())
+        if old is not None and new < len(ids):
+            places = self._among_known(old.places, source)
+            if new <= NEW_SHARE * len(ids):
+                return places, new, old.method
+            first = places - places.mean(axis=0)
+        else:
+            first = principal(self.vectors)
+        if len(ids) < FEWEST:
+            return principal(self.vectors).astype(np.float32), len(ids), "PCA"
+        scale = first[:, 0].std() or 1.0
+        return self._arranged(first * (START / scale)), len(ids), "t-SNE"
+
+    def _among_known(self, places: np.ndarray, source: np.ndarray) -> np.ndarray:
+        """(N, 2): the old places, and for new rows the mean of those of their nearest known neighbours."""
+        made = places[source].astype(np.float64)
+        known, new = np.flatnonzero(source >= 0), np.flatnonzero(source < 0)
+        if len(new):
+            index = Near(self.vectors[known])
+            cosines, found = index.search(self.vectors[new], min(PLACING, len(known)))
+            weights = np.exp((cosines - cosines[:, :1]) / 0.05) * (found >= 0)
+            made[new] = (places[source[known[found]]] * weights[..., None]).sum(1) / weights.sum(1, keepdims=True)
+        return made.astype(np.float32)
+
+    def _arranged(self, first: np.ndarray) -> np.ndarray:
+        """(N, 2) float32 by t-SNE, which begins from `first` (N, 2)."""
+        try:
+            from openTSNE import TSNE, affinity, nearest_neighbors
+        except ImportError as error:
+            raise UsageError("mocoembed map needs openTSNE. Install it: pip install openTSNE") from error
+        count, last, before = len(first), 0, self.blocks
+        jobs = -1 if count > ON_ONE_CORE else 1
+
+        def told(iteration: int, error: float, places: Any) -> bool:
+            nonlocal last, before
+            if iteration < last:  # the second phase counts anew
+                before += EARLY
+            last = iteration
+            self._progress(min(before + iteration, self.total), self.total)
+            return self._stop.signal_number is not None  # ends the optimisation
+
+        known = nearest_neighbors.PrecomputedNeighbors(self.neighbours, self.distances)
+        near = affinity.PerplexityBasedNN(perplexity=min(PERPLEXITY, (count - 1) / 3), knn_index=known, n_jobs=jobs)
+        tsne = TSNE(early_exaggeration_iter=EARLY, n_iter=NORMAL, n_jobs=jobs, random_state=0, callbacks=[told],
+                    callbacks_every_iters=TOLD_EACH)
+        places = tsne.fit(affinities=near, initialization=first.astype(np.float64))
+        self._tell(self.total)
+        return np.asarray(places, np.float32)
+
+
+class Near:
+    """The nearest of N vectors of length 1: exact up to `EXACT_ROWS` of them."""
+
+    def __init__(self, vectors: np.ndarray):
+        count, dimension = vectors.shape
+        self._breadth, factory, cells = 0, "Flat", 0
+        if count > EXACT_ROWS:
+            cells = 1 << int(np.log2(4 * np.sqrt(count)))
+            self._breadth, factory = PROBED, f"IVF{cells},Flat"
+        self._index = FaissIndex.empty(dimension, factory)
+        if cells:
+            sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
+            self._index.train(vectors[sample])
+        self._index.add(vectors, np.arange(count))
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines (Q, k) and rows (Q, k)."""
+        return self._index.search(vectors, k, self._breadth)
+
+
+def principal(vectors: np.ndarray) -> np.ndarray:
+    """(N, 2) float64: the first two principal components; a direction's sign is that of its largest element."""
+    centred = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))  # D x D, rising
+    two = directions[:, -2:][:, ::-1]
+    two = two * np.sign(two[np.abs(two).argmax(axis=0), np.arange(two.shape[1])])
+    made = centred @ two
+    return made if made.shape[1] == 2 else np.concatenate([made, np.zeros((len(made), 1))], axis=1)

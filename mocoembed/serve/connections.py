@@ -1,0 +1,97 @@
+"""HTTP connections with what uvicorn lacks: deadlines for the head of a request and for reading an answer, and a size.
+
+A connection whose head does not come in time, or whose answers are not read, is closed, so that these do not pile up.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+SECONDS_FOR_HEAD = 10.0  # until the head of a request is there
+SECONDS_FOR_READING = 120.0  # an answer, most of it
+MOST_HEAD = 128 << 10  # bytes of it, and of what comes after a body
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, closed when a head does not come in time (the first one, or one that has begun) or is too long."""
+
+    deadline: asyncio.TimerHandle | None = None
+    reading: asyncio.TimerHandle | None = None
+    head_bytes = 0
+
+    def connection_made(self, transport: Any):
+        """The first head is waited for."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None):
+        """Nothing is waited for any more."""
+        self._stop_waiting()
+        self._stop_reading()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes):
+        """Bytes of a head are counted."""
+        super().data_received(data)
+        if self.deadline is not None:
+            self.head_bytes += len(data)
+            if self.head_bytes > MOST_HEAD and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too long.")
+
+    def on_message_begin(self):
+        """A head begins."""
+        super().on_message_begin()
+        self._wait()
+
+    def on_header(self, name: bytes, value: bytes):
+        """A header, or one that follows a body in pieces."""
+        if self.deadline is None:
+            self.head_bytes += len(name) + len(value)
+            if self.head_bytes > MOST_HEAD:
+                raise ValueError("too long")
+        super().on_header(name, value)
+
+    def on_headers_complete(self):
+        """It is there."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def pause_writing(self):
+        """More has been written than the caller has read."""
+        super().pause_writing()
+        if self.reading is None:
+            self.reading = self.loop.call_later(SECONDS_FOR_READING, self._too_late)
+
+    def resume_writing(self):
+        """It has been read."""
+        super().resume_writing()
+        self._stop_reading()
+
+    def send_400_response(self, msg: str):
+        """Refuse what is no request, in JSON like all refusals, and close."""
+        data = json.dumps({"error": msg}).encode()
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+                             b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n"
+                             b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
+        self.transport.close()
+        self._stop_waiting()
+
+    def _wait(self):
+        if self.deadline is None:
+            self.head_bytes = 0
+            self.deadline = self.loop.call_later(SECONDS_FOR_HEAD, self._too_late)
+
+    def _stop_waiting(self):
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def _stop_reading(self):
+        if self.reading is not None:
+            self.reading.cancel()
+            self.reading = None
+
+    def _too_late(self):
+        self.transport.abort()

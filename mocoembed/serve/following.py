@@ -1,0 +1,56 @@
+"""The collection that is served now: when its files are replaced, the new one takes over without a failed request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mocoembed.config.serve import ServeConfig
+from mocoembed.errors import UsageError
+from mocoembed.search.query import Searcher
+from mocoembed.serve.collection import Collection
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a `Searcher` wants to know."""
+
+    workspace: str
+    index: str | None
+    embeddings: str | None
+    root: str | None
+    encoder: str | None = None
+    device: str = "auto"
+    torch: bool = False
+
+
+class Following:
+    """`current` is the collection of now; `look()` opens another one if its files have been replaced.
+
+    A request takes `current` once. Its files stay open for as long as a request holds it.
+    """
+
+    def __init__(self, config: ServeConfig, note: Callable[[str], None]):
+        self._root, self._note = config.root, note
+        self._searcher = _searcher(Opening(config.workspace, config.index, config.embeddings, config.root), note)
+        self.current = Collection(self._searcher.pair(), config.root)
+
+    def look(self) -> bool:
+        """Take over the files if they have been replaced; whether they were. What cannot be opened is told once."""
+        if (pair := self._searcher.pair()) is self.current.pair:
+            return False
+        self.current = Collection(pair, self._root)
+        self._note(f"The files have been replaced: {len(self.current):,} images are served now.")
+        return True
+
+    def close(self):
+        """Close the files."""
+        self._searcher.close()
+
+
+def _searcher(files: Opening, note: Callable[[str], None]) -> Searcher:
+    """The searcher; without an encoder where there is none, so that the collection can be looked at anyway."""
+    try:
+        return Searcher(files, note)
+    except UsageError as error:
+        searcher = Searcher(files, note, encoder=False)
+        note(f"{error}\nUntil then, images of the collection can be searched for, and no others.")
+        return searcher

@@ -1,0 +1,80 @@
+"""How much is done at once: gates for work, and a budget for what is being received.
+
+What is over a limit is refused at once (429, with Retry-After), so no queue grows without end.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+
+from mocoembed.serve.answers import Refusal
+
+MOST_UPLOAD = 64 << 20  # bytes of an image
+MOST_JSON = 16 << 20  # bytes of queries in JSON
+MOST_RECEIVED = 256 << 20  # bytes of all bodies together, until they are answered
+SECONDS_FOR_BODY = 20.0  # until it is there as a whole
+SECONDS_FOR_PART = 5.0  # until the next part of it
+
+
+class Gate:
+    """Lets `running` pieces of work through at once; `waiting` more may wait for their turn."""
+
+    def __init__(self, running: int, waiting: int):
+        self._turns, self._most, self.inside = asyncio.Semaphore(running), running + waiting, 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold a place while the block runs; a `Refusal` (429) when all are taken."""
+        if self.inside >= self._most:
+            raise Refusal(429, "The server is busy; try again in a moment.", "busy")
+        self.inside += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self.inside -= 1
+
+
+class Bodies:
+    """Receives the bodies of requests: within a size, a time, and a sum of all of them."""
+
+    def __init__(self, most: int = MOST_RECEIVED, seconds: float = SECONDS_FOR_BODY,
+                 seconds_for_part: float = SECONDS_FOR_PART):
+        self.most, self.seconds, self.seconds_for_part, self.held = most, seconds, seconds_for_part, 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """The body of a request, of at most `limit` bytes, which counts as held while the block runs.
+
+        A `Refusal` for one that is too large (413), too slow (408), or when too much is held already (429).
+        """
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise Refusal(413, f"The body has {announced} bytes; at most {limit} are read.", "too large")
+        taken = 0
+        parts: list[bytes] = []
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.seconds
+        try:
+            stream = request.stream()
+            while True:
+                try:
+                    part = await asyncio.wait_for(anext(stream), min(self.seconds_for_part, end - loop.time()))
+                except StopAsyncIteration:
+                    break
+                except (asyncio.TimeoutError, TimeoutError) as error:
+                    raise Refusal(408, "The body came too slowly.", "slow") from error
+                except ClientDisconnect as error:
+                    raise Refusal(400, "The connection was closed.", "disconnected") from error
+                taken += len(part)
+                self.held += len(part)
+                if taken > limit:
+                    raise Refusal(413, f"The body is too large; at most {limit} bytes are read.", "too large")
+                if self.held > self.most:
+                    raise Refusal(429, "The server is receiving too much; try again in a moment.", "busy")
+                parts.append(part)
+            yield b"".join(parts)
+        finally:
+            self.held -= taken

@@ -1,0 +1,55 @@
+"""The map for the page: embeddings.map -> JSON of points by row, kept as bytes while the files stay the same."""
+
+import json
+import os
+
+import numpy as np
+
+from mocoembed.errors import FormatError
+from mocoembed.search.map_file import map_file_of, read_map
+from mocoembed.serve.answers import Refusal
+from mocoembed.serve.collection import Collection
+
+STEPS = 65_535  # of the longer side; finer places cannot be told apart on a screen
+MAKE_IT = "Make it with: mocoembed map"
+
+
+class Points:
+    """The points of a collection's map."""
+
+    def __init__(self):
+        self._known: tuple | None = None
+        self._answer = b""
+
+    def answer(self, collection: Collection) -> bytes:
+        """JSON: version, method, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels (numbers, -1 for
+        none), label_names, agreement (0 to 100; `null` without labels). A `Refusal` (404) when there is no map of
+        these rows.
+        """
+        path = map_file_of(collection.file.path)
+        try:
+            status = os.stat(path)
+            state = (collection.version, status.st_mtime_ns, status.st_size, status.st_ino)
+            if state != self._known:
+                self._answer = _json(collection, path)
+                self._known = state
+        except FileNotFoundError as error:
+            raise Refusal(404, f"There is no map of this collection yet. {MAKE_IT}", "no map") from error
+        except FormatError as error:
+            raise Refusal(404, str(error), "no map") from error
+        return self._answer
+
+
+def _json(collection: Collection, path) -> bytes:
+    made = read_map(path)
+    if made.identity != collection.file.identity:
+        raise Refusal(404, f"The map is of other images than the embeddings file. {MAKE_IT}", "no map")
+    low = made.places.min(axis=0)
+    side = float((made.places.max(axis=0) - low).max()) or 1.0
+    points = np.rint((made.places - low) * (STEPS / side)).astype(np.int64)
+    agreement = None
+    if np.isfinite(made.agreement).any():
+        agreement = np.rint(100 * np.nan_to_num(made.agreement)).astype(np.int64).tolist()
+    return json.dumps({"version": collection.version, "method": made.method, "points": points.tolist(),
+                       "labels": collection.labels.tolist(), "label_names": collection.label_names,
+                       "agreement": agreement}, separators=(",", ":")).encode("ascii")

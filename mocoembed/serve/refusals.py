@@ -1,0 +1,38 @@
+"""The log of requests that are refused: when, who, what kind of request, and why; nothing that the caller sent."""
+
+import re
+import time
+from collections.abc import Callable
+
+from starlette.types import Scope
+
+from mocoembed.serve.answers import Refusal
+
+PER_MINUTE = 20  # lines; the rest are counted
+KNOWN = re.compile(r"/(api/[a-z-]{1,20}|metrics|login)?")  # paths that are told
+QUIET = (404, 410, 503)  # statuses that say nothing about the caller
+
+
+class RefusalLog:
+    """Tells refusals by `note`, up to `PER_MINUTE` of them one by one."""
+
+    def __init__(self, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        self._note, self._clock = note, clock
+        self._begun, self._told, self._left_out = clock(), 0, 0
+
+    def __call__(self, scope: Scope, refusal: Refusal):
+        """Note one."""
+        if refusal.status in QUIET:
+            return
+        if (now := self._clock()) - self._begun >= 60:
+            if self._left_out:
+                self._note(f"refused: {self._left_out} more requests within a minute")
+            self._begun, self._told, self._left_out = now, 0, 0
+        if self._told >= PER_MINUTE:
+            self._left_out += 1
+            return
+        self._told += 1
+        client, route = scope.get("client"), scope.get("route")
+        where = route.path if route else scope["path"] if KNOWN.fullmatch(scope["path"]) else "a path"
+        self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {scope['method']} {where} from "
+                   f"{client[0] if client else 'unknown'}: {refusal.status} {refusal.reason}")

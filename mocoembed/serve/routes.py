@@ -1,0 +1,271 @@
+"""The API under /api: requests -> answers. `docs/serving.md` and `openapi` describe it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mocoembed.serve import metrics
+from mocoembed.serve.answers import Json, Refusal
+from mocoembed.serve.collection import Collection, Wanted
+from mocoembed.serve.copies import Copies
+from mocoembed.serve.health import report
+from mocoembed.serve.jobs import Job
+from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
+from mocoembed.serve.openapi import description
+from mocoembed.serve.parameters import (
+    MOST_ROWS,
+    MOST_SIDE,
+    REPEATED,
+    Asked,
+    allow,
+    asked_of,
+    crop_of,
+    filter_of,
+    integer,
+    json_of,
+    number,
+    require_version,
+    rows_of,
+    wanted_of,
+)
+from mocoembed.serve.points import Points
+from mocoembed.serve.service import Service
+from mocoembed.serve.static_files import StaticFiles
+from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, jpeg, original
+
+MOST_GROUPS = 200
+SECONDS_OF_JOB = 0.5  # that a request waits for one
+IMAGE_TYPES = ("image/", "application/octet-stream")
+KEEP = "private, max-age=86400, immutable"  # of what is asked for with its version
+
+
+def routes_of(service: Service, files: StaticFiles) -> list[Route]:
+    """All routes; GET is also HEAD."""
+    api = Api(service)
+    return [
+        Route("/api/search", api.search, methods=["POST"]),
+        Route("/api/embed", api.embed, methods=["POST"]),
+        Route("/api/images/{row:int}", api.image), Route("/api/thumbnails/{row:int}", api.thumbnail),
+        Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
+        Route("/api/duplicates", api.duplicates), Route("/api/health-report", api.health_report),
+        Route("/api/openapi.json", api.openapi), Route("/api/map", api.map),
+        Route("/api/live", api.live), Route("/api/ready", api.is_ready), Route("/metrics", api.metrics),
+        *(Route(path, files.answer) for path in files.paths),
+    ]
+
+
+class Api:
+    """The handlers of the API."""
+
+    def __init__(self, service: Service):
+        self.service, self._points = service, Points()
+
+    # ---------------------------------------------------------------------------------------------- search
+
+    async def search(self, request: Request) -> Response:
+        """Hits for an image in the body, or for what JSON names."""
+        given = request.query_params
+        wanted, crop = wanted_of(given), crop_of(given)
+        collection = self.service.following.current
+        require_version(given, collection)
+        if _is_json(request) and not crop:
+            async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
+                return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
+        asked = await self._asked(request, collection, crop, wanted.exclude_self)
+        async with self.service.searches.turn():
+            return await self.service.run(_answer, collection, asked, wanted)
+
+    async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...],
+                     of_self: bool = False) -> Asked:
+        if not _is_json(request):
+            async with self.service.bodies.body(request, MOST_UPLOAD) as data:
+                vector = await self.service.embedded(collection, data, crop)
+                selves = await self.service.run(collection.same_bytes, data) if of_self else np.empty(0, np.int64)
+            return Asked(vector[None], [selves])
+        async with self.service.bodies.body(request, MOST_JSON) as data:
+            asked = await self.service.run(lambda: asked_of(json_of(data), collection))
+        return await self._cropped(collection, asked, crop) if crop else asked
+
+    async def _cropped(self, collection: Collection, asked: Asked, crop: tuple[int, ...]) -> Asked:
+        """The query is a region of an image of the collection."""
+        if asked.rows is None or len(asked.rows) != 1:
+            raise Refusal(400, "crop: is of an image in the body, or of one row, id or path.")
+        async with self.service.images.turn():
+            data = await self.service.decode(original, collection, asked.rows[0])
+        vector = await self.service.embedded(collection, data, crop)
+        return Asked(vector[None], asked.selves)
+
+    async def embed(self, request: Request) -> Response:
+        """Vectors of an image in the body, or of what JSON names."""
+        given = request.query_params
+        allow(given, "crop", "version")
+        collection = self.service.following.current
+        require_version(given, collection)
+        asked = await self._asked(request, collection, crop_of(given))
+        return Json({"version": collection.version, "encoder": collection.file.fingerprint,
+                     "vectors": [list(map(float, vector)) for vector in asked.vectors]})
+
+    # ---------------------------------------------------------------------------------------------- images
+
+    async def image(self, request: Request) -> Response:
+        """The image of a row, large."""
+        given = request.query_params
+        allow(given, "size", "version")
+        side = integer(given, "size", LARGE, 16, LARGEST)
+
+        def made(collection: Collection, row: int) -> bytes:
+            return jpeg(original(collection, row), side, LARGE_QUALITY, collection)
+
+        return await self._jpeg(request, str(side), made)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """The image of a row, small."""
+        allow(request.query_params, "version")
+        return await self._jpeg(request, "thumbnail", self.service.thumbnails.get)
+
+    async def _jpeg(self, request: Request, kind: str, made: Callable[[Collection, int], bytes]) -> Response:
+        given = request.query_params
+        collection = self.service.following.current
+        require_version(given, collection)
+        row = _row(request, collection)
+        headers = {"Cache-Control": KEEP if "version" in given else "private, no-cache"}
+        if digest := collection.digest(row):
+            headers["ETag"] = f'"{digest[:32]}-{kind}"'
+        if digest and request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        async with self.service.images.turn():
+            data = await self.service.decode(made, collection, row)
+        return Response(data, headers=headers, media_type="image/jpeg")
+
+    # ----------------------------------------------------------------------------------------------- facts
+
+    async def rows(self, request: Request) -> Response:
+        """What is known of images: a random sample, or those that a filter selects."""
+        given = request.query_params
+        allow(given, "rows", "sample", "seed", "offset", "limit", "min_side", *REPEATED, "version")
+        sample = integer(given, "sample", 0, 0, MOST_ROWS)
+        seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
+        limit = integer(given, "limit", 100, 1, MOST_ROWS)
+        wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
+        collection = self.service.following.current
+        require_version(given, collection)
+
+        def found() -> dict[str, Any]:
+            if named := rows_of(given, collection):
+                return {"version": collection.version, "total": len(named), "rows": collection.facts(named)}
+            mask = collection.mask(wanted)
+            rows = np.arange(len(collection)) if mask is None else np.flatnonzero(mask)
+            total = len(rows)
+            if sample:
+                rows = np.random.default_rng(seed).permutation(rows)[:sample]
+            else:
+                rows = rows[offset:offset + limit]
+            return {"version": collection.version, "total": total, "rows": collection.facts(rows.tolist())}
+
+        async with self.service.searches.turn():
+            return Json(await self.service.run(found))
+
+    async def duplicates(self, request: Request) -> Response:
+        """Groups of near-duplicates; 202 with the progress while they are looked for."""
+        given = request.query_params
+        allow(given, "threshold", "offset", "limit", "version")
+        threshold = number(given, "threshold", math.nan)
+        offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
+        collection = self.service.following.current
+        require_version(given, collection)
+
+        def made(copies: Copies) -> dict:
+            return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
+
+        return await self._of_job(self.service.job("copies", collection, Copies), made)
+
+    async def health_report(self, request: Request) -> Response:
+        """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        return await self._of_job(self.service.job("health", collection, report), lambda found: found)
+
+    async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
+        async with self.service.slow.turn():
+            if not await self.service.run(job.wait, SECONDS_OF_JOB):
+                return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
+            return Json(await self.service.run(made, job.result()))
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
+        allow(request.query_params)
+        return Json(description())
+
+    async def map(self, request: Request) -> Response:
+        """The points of the map."""
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        async with self.service.slow.turn():
+            data = await self.service.run(self._points.answer, collection)
+        return Response(data, media_type="application/json")
+
+    async def labels(self, request: Request) -> Response:
+        """The labels with the numbers of their images."""
+        allow(request.query_params, "version")
+        collection = self.service.following.current
+        require_version(request.query_params, collection)
+        return Json({"version": collection.version, "labels": collection.label_counts()})
+
+    async def info(self, request: Request) -> Response:
+        """Facts about collection, encoder and index."""
+        allow(request.query_params)
+        collection = self.service.following.current
+        return Json(await self.service.run(collection.info))
+
+    async def live(self, request: Request) -> Response:
+        """Whether the server runs."""
+        return Json({"status": "live"})
+
+    async def is_ready(self, request: Request) -> Response:
+        """Whether it answers quickly by now."""
+        if not self.service.ready:
+            raise Refusal(503, "The server is warming up.", "warming up")
+        return Json({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts and times for Prometheus."""
+        collection = self.service.following.current
+        age = metrics.age_of(collection.files()[0])
+        gauges = {"mocoembed_images": ("Images of the collection.", float(len(collection))),
+                  "mocoembed_index_age_seconds": ("Seconds since the index was written.", age),
+                  "mocoembed_ready": ("Whether the first query has been answered.", float(self.service.ready))}
+        return Response(self.service.metrics.text(gauges), headers={"Content-Type": metrics.TYPE})
+
+
+def _answer(collection: Collection, asked: Asked, wanted: Wanted) -> Response:
+    excluded = asked.selves if wanted.exclude_self or asked.is_balance else ()
+    hits = collection.search(asked.vectors, wanted, excluded)
+    return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
+
+
+def _is_json(request: Request) -> bool:
+    """Whether the body is JSON; a `Refusal` (415) for what is neither that nor an image."""
+    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return True
+    if kind.startswith(IMAGE_TYPES):
+        return False
+    raise Refusal(415, "The body must be an image (image/jpeg, ... or application/octet-stream) or application/json.",
+                  "type")
+
+
+def _row(request: Request, collection: Collection) -> int:
+    row = request.path_params["row"]
+    if row >= len(collection):
+        raise Refusal(404, f"There is no row {row if row < 2**63 else 'so large'}; rows are 0 to "
+                           f"{len(collection) - 1}.", "unknown row")
+    return row
+
+

@@ -1,0 +1,106 @@
+"""What the routes share: the collection, threads, limits, the encoder's batches, thumbnails, metrics."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mocoembed.config.serve import ServeConfig
+from mocoembed.serve.answers import Refusal
+from mocoembed.serve.batches import Batches
+from mocoembed.serve.collection import Collection
+from mocoembed.serve.following import Following
+from mocoembed.serve.jobs import Job
+from mocoembed.serve.limits import Bodies, Gate
+from mocoembed.serve.metrics import Metrics
+from mocoembed.serve.thumbnails import Thumbnails
+
+SECONDS_BETWEEN_LOOKS = 1.0
+WAITING = 256  # pieces of work of a kind that may wait for their turn
+
+
+class Service:
+    """Everything behind the routes. `start()` begins the work in the background, `stop()` ends it."""
+
+    def __init__(self, config: ServeConfig, note: Callable[[str], None]):
+        self.config, self.note = config, note
+        self.following = Following(config, note)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Threads of each kind of their own: a disk that hangs holds up images, and nothing else.
+        self._searching, self._decoding = ThreadPoolExecutor(cores + 2, "search"), ThreadPoolExecutor(cores, "decode")
+        self._encoding = ThreadPoolExecutor(1, "encode")
+        self.metrics, self.thumbnails, self.bodies = Metrics(), Thumbnails(), Bodies()
+        self.searches, self.images, self.uploads = (Gate(cores, WAITING) for _ in range(3))
+        self.slow = Gate(1, WAITING)
+        self.batches = Batches(self._encoding, self.metrics.batch)
+        self.ready = False
+        self._jobs: dict[str, tuple[Collection, Job]] = {}
+        self._tasks: list[asyncio.Task] = []
+
+    def start(self):
+        """Warm up, and follow the files."""
+        self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._follow())]
+
+    async def stop(self):
+        """End what runs in the background, and close the files."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for _, job in self._jobs.values():
+            await self.run(job.stop)
+        for pool in (self._searching, self._decoding, self._encoding):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.following.close()
+
+    async def run(self, function: Callable, *arguments: Any) -> Any:
+        """The result of a function that is run on another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._searching, function, *arguments)
+
+    async def decode(self, function: Callable, *arguments: Any) -> Any:
+        """The same of a function that reads and decodes an image."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, function, *arguments)
+
+    def job(self, name: str, collection: Collection, work: Callable[[Collection, Job], Any]) -> Job:
+        """The job of that name for a collection; that of another collection is stopped."""
+        of, job = self._jobs.get(name, (None, None))
+        if job is None or of is not collection:
+            if job is not None:
+                job.stop(wait=False)
+            self._jobs[name] = collection, (job := Job(lambda this: work(collection, this)))
+        return job
+
+    async def _warm_up(self):
+        """One search before requests are promised quick answers; one image is embedded, too."""
+        try:
+            if len(self.following.current):
+                await self.run(self.following.current.warm_up)
+            self.ready = True
+        except Exception as error:  # whatever the encoder raises: images of the collection can still be looked at
+            self.note(f"The first search failed: {error}")
+
+    async def _follow(self):
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            try:
+                await self.run(self.following.look)
+            except Exception as error:  # whatever is wrong with new files: those that are open are served
+                self.note(f"The new files cannot be served: {error}")
+
+    async def embedded(self, collection: Collection, data: bytes, crop: tuple[int, ...] = ()) -> np.ndarray:
+        """(D,) float32: the vector of an image's bytes, or of its region `crop`."""
+        if not collection.encodes:
+            raise Refusal(409, "There is no encoder here to embed an image with. Search for images of the collection.",
+                          "no encoder")
+        self.batches.expected += 1
+        try:
+            async with self.uploads.turn():
+                pixels = await self.decode(collection.pixels, data, crop)
+            return await self.batches.embed(collection.pair.embed, pixels)
+        finally:
+            self.batches.expected -= 1

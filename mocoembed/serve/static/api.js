@@ -1,0 +1,116 @@
+// The public API under /api, as functions.
+
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === 'AbortError') throw error;
+    throw new Refused('The server does not answer. Is mocoembed serve still running?', 0);
+  }
+  if (answer.status === 409) replaced();
+  if (!answer.ok) throw new Refused(await reason(answer), answer.status);
+  return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
+}
+
+/** What the server says of a refusal, whatever form it has. */
+async function reason(answer) {
+  const text = await answer.text().catch(() => '');
+  try {
+    const said = JSON.parse(text);
+    const message = said.error ?? said.detail ?? said.message;
+    if (message) return typeof message === 'string' ? message : message.message ?? JSON.stringify(message);
+  } catch { /* not JSON */ }
+  if (answer.status === 429 || answer.status === 503) return 'The server is busy. Try again in a moment.';
+  if (answer.status === 413) return 'The image is too large for this server.';
+  return text && text.length < 300 ? text : `The server answered ${answer.status}.`;
+}
+
+let version = '';
+let replaced = () => {};
+
+/** What to do when the server says that the collection is another by now. */
+export const whenReplaced = (does) => { replaced = does; };
+const known = new Map(); // row -> record
+
+/** Ask from now on for this version of the collection: rows of another are refused with 409. */
+export function setVersion(given) {
+  version = given ?? '';
+  known.clear();
+}
+
+/** Remember what is known of images. */
+function keep(records) {
+  for (const { score, rank, folded, ...record } of records) known.set(record.row, record);
+  return records;
+}
+
+const json = (body, signal) => ({ method: 'POST', signal, headers: { 'Content-Type': 'application/json' },
+  body: JSON.stringify(body) });
+const raw = (blob, signal) => ({ method: 'POST', signal, body: blob,
+  headers: { 'Content-Type': /^image\//.test(blob.type) ? blob.type : 'application/octet-stream' } });
+
+/** `k=10&label=a&label=b` of {k: 10, label: ['a', 'b']}; what is empty is left out. */
+function parameters(given) {
+  const made = new URLSearchParams(version ? { version } : {});
+  for (const [name, values] of Object.entries(given)) {
+    for (const value of [values].flat()) if (value !== '' && value !== null && value !== undefined) made.append(name, value);
+  }
+  return made;
+}
+
+export const thumbnail = (row) => `/api/thumbnails/${row}?${parameters({})}`;
+export const image = (row, size) => `/api/images/${row}?${parameters({ size })}`;
+export const info = () => ask('/api/info');
+export const labels = () => ask('/api/labels').then((answer) => answer.labels);
+export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { signal }).then((answer) => {
+  keep(answer.rows);
+  return answer;
+});
+export const map = () => ask(`/api/map?${parameters({})}`);
+
+/** Ask for what takes the server some time: until it is there, `tell(done, total)` says how far it is. */
+async function patiently(path, signal, tell) {
+  for (;;) {
+    const answer = await ask(path, { signal });
+    if (!answer.waiting) return answer;
+    tell(answer.waiting.done, answer.waiting.total);
+    await new Promise((resolve) => { setTimeout(resolve, 500); });
+  }
+}
+
+export const duplicates = (given, signal, tell) => patiently(`/api/duplicates?${parameters(given)}`, signal, tell);
+export const health = (tell) => patiently(`/api/health-report?${parameters({})}`, undefined, tell);
+/** Hits of one query; `body` is a Blob (an image), or {rows}, {like, unlike}, {vectors}. */
+export const search = (body, given, signal) => ask(`/api/search?${parameters(given)}`,
+  body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => keep(answer.queries[0].hits));
+/** The vectors of an image (a Blob), or of {rows}. */
+export const embed = (body, signal) => ask(`/api/embed?${parameters({})}`,
+  body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => answer.vectors);
+
+/** What is known of a row. */
+export async function recordOf(row) {
+  if (!known.has(row)) await search({ rows: [row] }, { k: 20 });
+  return known.get(row) ?? { row, path: '', label: null, width: 0, height: 0 };
+}
+
+/** What is known of the image with an id: its row may be another after the collection has changed. */
+export const recordOfId = (id) => search({ ids: [id] }, { k: 20 }).then(
+  (hits) => hits.find((hit) => hit.id === id), () => undefined);
+
+/** The ids of rows of the address, as far as they are known. */
+export const idsOf = (rows) => new Map(rows.filter((row) => known.has(Number(row))).map(
+  (row) => [row, known.get(Number(row)).id]));
+
+/** The routes that the server has, as its own description says. */
+export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));
+
+/** Whether a map has been made. */
+export const hasMap = () => fetch('/api/map', { method: 'HEAD' }).then((answer) => answer.ok, () => false);

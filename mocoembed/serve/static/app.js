@@ -1,0 +1,150 @@
+// The page: which view is shown, the keyboard, and what happens when the collection behind it changes.
+
+import { $, toast } from './dom.js';
+import * as api from './api.js';
+import * as marks from './marks.js';
+import * as lightbox from './lightbox.js';
+import * as query from './query.js';
+import * as search from './search.js';
+import * as duplicates from './duplicates.js';
+import * as health from './health.js';
+import { fresh, go, rewrite, start, state } from './state.js';
+
+const VIEWS = ['search', 'map', 'duplicates', 'health'];
+const modules = { search, duplicates, health };
+let info = {};
+
+const records = () => modules[state().view]?.records?.() ?? [];
+
+function render(now, before, scroll) {
+  const view = VIEWS.includes(now.view) && tab(now.view) && !tab(now.view).hidden ? now.view : 'search';
+  for (const name of VIEWS) {
+    $(`view-${name}`).hidden = name !== view;
+    if (name === view) tab(name).setAttribute('aria-current', 'page');
+    else tab(name).removeAttribute('aria-current');
+  }
+  document.title = view === 'search' ? 'mocoembed' : `${tab(view).textContent} – mocoembed`;
+  Promise.resolve(modules[view].render(now, scroll)).then(() => {
+    if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
+  });
+}
+
+const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
+
+function listen() {
+  for (const view of VIEWS) { // between search and map the query stays
+    tab(view).onclick = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      const { like, unlike, crop } = state();
+      const kept = view !== state().view && ['search', 'map'].includes(view) ? { like, unlike, crop } : {};
+      go(fresh({ view, ...kept }), { from: {} });
+    };
+  }
+  document.querySelector('.brand').onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go(fresh(), { from: {} });
+  };
+  $('help-button').onclick = help;
+  $('help-close').onclick = () => $('help').close();
+  $('tray').addEventListener('click', ({ target }) => {
+    const what = target.dataset.do;
+    if (what === 'clear') marks.set(marks.all(), false);
+    else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
+    else if (what === 'like') go(fresh({ like: marks.all().map((record) => String(record.row)) }), { from: {} });
+    else if (what) marks.exportAs(what, marks.all());
+  });
+  document.addEventListener('keydown', pressed);
+  addEventListener('focus', lookForChange);
+  document.addEventListener('visibilitychange', () => { if (!document.hidden) lookForChange(); });
+  setInterval(() => { if (!document.hidden) lookForChange(); }, 30000);
+  api.whenReplaced(lookForChange);
+}
+
+function help() {
+  $('help').showModal();
+  $('help').focus();
+}
+
+function pressed(event) {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (document.querySelector('dialog[open]')) return;
+  if (event.target.matches('input:not([type=range], [type=checkbox]), select, textarea')) return;
+  const arrow = ['ArrowDown', 'ArrowRight'].includes(event.key) && !event.target.matches('input');
+  const number = Number(event.key);
+  if (event.key === '/') { $('filter').focus(); $('filter').select(); }
+  else if (event.key === '?') help();
+  else if (event.key === 'u') $('choose').click();
+  else if (arrow && state().view === 'search') search.focusGrid();
+  else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();
+  else return;
+  event.preventDefault();
+}
+
+/** What tells one state of the collection from another. */
+const identityOf = (facts) => String(facts.version ?? facts.count);
+
+/** The rows that images have now, by the rows that they had. */
+async function newRows(ids) {
+  const moved = new Map();
+  for (const [row, id] of ids) {
+    const record = await api.recordOfId(id);
+    if (record) moved.set(row, String(record.row));
+  }
+  return moved;
+}
+
+async function lookForChange() {
+  try {
+    const now = await api.info();
+    if (identityOf(now) === identityOf(info)) return;
+    const { like, unlike, open } = state();
+    const ids = api.idsOf([...like, ...unlike, open]);
+    Object.assign(info, now);
+    api.setVersion(info.version);
+    await marks.find(api.recordOfId);
+    const moved = await newRows(ids);
+    const row = (one) => (ids.has(one) ? moved.get(one) : one);
+    rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
+    for (const module of Object.values(modules)) module.forget?.();
+    search.showLabels(await api.labels().catch(() => []));
+    render(state(), null, scrollY);
+    toast('The collection has changed; this is its new state.');
+  } catch { /* the next request says so */ }
+}
+
+/** Show the tabs of those views that the server has something for. */
+async function offer() {
+  const routes = await api.routes();
+  tab('duplicates').hidden = !routes.has('/api/duplicates');
+  tab('health').hidden = !routes.has('/api/health-report');
+  if (!routes.has('/api/map') || !(await api.hasMap())) return;
+  modules.map ??= await import('./map.js');
+  tab('map').hidden = false;
+}
+
+async function main() {
+  try {
+    info = await api.info();
+  } catch (error) {
+    $('view-search').hidden = false;
+    $('empty').hidden = false;
+    $('empty').querySelector('h2').textContent = 'No answer';
+    $('empty').querySelector('p').textContent = error.message;
+    return;
+  }
+  api.setVersion(info.version);
+  $('choose').hidden = info.searches_images === false;
+  search.listen(info);
+  lightbox.listen(records, () => info);
+  query.listen();
+  listen();
+  marks.load(info.root ?? '');
+  const looking = offer();
+  if (state().view !== 'search') await looking;
+  start(render);
+  search.showLabels(await api.labels().catch(() => []));
+}
+
+main();

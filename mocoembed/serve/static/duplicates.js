@@ -1,0 +1,154 @@
+// Groups of near-duplicates side by side, for a threshold that a slider moves; keep and remove marks, as a list to take away.
+
+import { $, counted, el, nameOf, toast } from './dom.js';
+import * as api from './api.js';
+import { exportAs } from './marks.js';
+import { ratio, showThumbnail } from './grid.js';
+import { go, state } from './state.js';
+
+const AT_ONCE = 30;
+const PAGE = 50; // groups asked for at a time
+const kept = new Map(); // row -> true: keep, false: remove, as a person decided
+let asking = null;
+let shown = null;
+let groups = [];
+let found = null;
+let parts = null;
+
+const stays = (group, record) => kept.get(record.row) ?? record === group.rows[0];
+const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
+
+/** Export what a person would remove, of all groups: those that were not shown yet too. */
+async function take(form) {
+  try {
+    while (groups.length < found.total) await more();
+  } catch (error) {
+    toast(error.message);
+    return;
+  }
+  exportAs(form, groups.flatMap(leavingOf), 'to-remove');
+}
+
+/** Get the next groups. */
+async function more() {
+  const answer = await api.duplicates({ threshold: state().threshold, offset: groups.length, limit: PAGE }, asking.signal);
+  if (!answer.groups.length) found.total = groups.length;
+  groups.push(...answer.groups.map(groupOf));
+}
+
+const groupOf = ({ members }) => ({ rows: members.map(({ similarity, ...record }) => ({ ...record, score: similarity })) });
+
+function build() {
+  const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
+  const value = el('output', { id: 'threshold-shown', for: 'threshold' });
+  const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
+  const list = el('div', { className: 'groups' });
+  const foot = el('div', { className: 'foot' });
+  const button = (text, form) => el('button', { type: 'button', textContent: text,
+    onclick: () => take(form) });
+  const exports = el('div', { className: 'exports', hidden: true }, el('span', { textContent: 'List of those to remove:' }),
+    button('Copy paths', 'paths'), button('Text', 'text'), button('CSV', 'csv'), button('JSON', 'json'));
+  let waiting;
+  slider.oninput = () => {
+    value.textContent = Number(slider.value).toFixed(3);
+    clearTimeout(waiting);
+    waiting = setTimeout(() => go({ threshold: slider.value }, { replace: true }), 60);
+  };
+  $('view-duplicates').append(
+    el('div', { className: 'panel-bar' },
+      el('label', { className: 'slide' }, 'Alike from ', el('span', { className: 'ends', textContent: 'loose' }), slider,
+        el('span', { className: 'ends', textContent: 'exact' }), value), exports),
+    status, el('p', { className: 'hint', textContent: 'Choose what to keep; the largest image of each group is '
+      + 'suggested. Nothing is ever deleted here: take the list away and remove the files yourself.' }), list, foot);
+  parts = { slider, value, status, list, foot, exports };
+  new IntersectionObserver((seen) => { if (seen[0].isIntersecting) extend(); }, { rootMargin: '1500px' }).observe(foot);
+}
+
+/** Show the view of a state. */
+export async function render(now) {
+  if (!parts) build();
+  if (shown === now.threshold) return;
+  shown = now.threshold;
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  parts.list.classList.add('waiting');
+  try {
+    const answer = await api.duplicates({ threshold: now.threshold, limit: PAGE }, signal, (done, total) => {
+      parts.status.textContent = `Comparing … ${total ? `${Math.floor(100 * done / total)} %` : ''}`;
+    });
+    if (signal.aborted) return;
+    found = answer;
+    groups = answer.groups.map(groupOf);
+    parts.slider.min = answer.least;
+    if (document.activeElement !== parts.slider || !now.threshold) parts.slider.value = answer.threshold;
+    parts.value.textContent = answer.threshold.toFixed(3);
+    parts.list.replaceChildren();
+    extend();
+    tell();
+  } catch (error) {
+    if (error.name === 'AbortError') return;
+    shown = null;
+    parts.list.replaceChildren();
+    parts.exports.hidden = true;
+    parts.status.textContent = error.message;
+  } finally {
+    if (!signal.aborted) parts.list.classList.remove('waiting');
+  }
+}
+
+/** The collection is another by now. */
+export function forget() {
+  shown = null;
+  kept.clear();
+}
+
+function tell() {
+  const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
+  const extra = found.extra + changed;
+  parts.exports.hidden = !extra;
+  const why = !state().threshold && found.reason ? ` · ${found.reason}` : '';
+  parts.status.textContent = found.total
+    ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
+}
+
+async function extend() {
+  const first = parts.list.children.length;
+  const turn = found;
+  if (!found || first >= found.total) return;
+  if (first >= groups.length) await more().catch(() => {});
+  if (turn !== found || parts.list.children.length !== first) return;
+  parts.list.append(...groups.slice(first, first + AT_ONCE).map(card));
+}
+
+function card(group) {
+  const list = el('ul', { className: 'members' });
+  list.append(...group.rows.map((record) => member(group, record)));
+  return el('section', { className: 'group', 'aria-label': `Group of ${group.rows.length}` }, list);
+}
+
+function member(group, record) {
+  const img = el('img', { loading: 'lazy', decoding: 'async' });
+  const link = el('a', { href: `?open=${record.row}`, className: 'member-image' }, img);
+  link.style.setProperty('--ratio', ratio(record));
+  showThumbnail(img, record, () => link.classList.add('gone'));
+  link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+  const button = el('button', { type: 'button', className: 'keep' });
+  const size = record.width ? `${record.width} × ${record.height}` : '';
+  const made = el('li', { className: 'member' }, link,
+    el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
+    el('p', { className: 'member-facts', textContent: [size, record.score === undefined ? '' : record.score.toFixed(3),
+      record.label].filter(Boolean).join(' · ') }), button);
+  const show = () => {
+    const stay = stays(group, record);
+    button.textContent = stay ? 'Keep' : 'Remove';
+    button.setAttribute('aria-label', `${stay ? 'Keep' : 'Remove'}: ${nameOf(record.path)}`);
+    made.classList.toggle('leaves', !stay);
+  };
+  button.onclick = () => { kept.set(record.row, !stays(group, record)); show(); tell(); };
+  show();
+  return made;
+}
+
+/** The records that the view shows, for the lightbox. */
+export const records = () => (state().view === 'duplicates' ? groups.flatMap((group) => group.rows) : []);

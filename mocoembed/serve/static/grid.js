@@ -1,0 +1,197 @@
+// Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
+
+import { clone, nameOf } from './dom.js';
+import { thumbnail } from './api.js';
+import * as marks from './marks.js';
+
+const AT_ONCE = 60;
+const [NARROWEST, WIDEST] = [0.5, 2.6];
+
+/** Width to height of a record's tile; extremes are cut. 1 where the size is unknown. */
+export const ratio = ({ width, height }) => (width && height
+  ? Math.min(WIDEST, Math.max(NARROWEST, width / height)) : 1);
+
+/** Show an image of the collection in `img`; `gone` is called when it cannot be had. */
+export function showThumbnail(img, record, gone = () => {}) {
+  img.alt = [record.label, nameOf(record.path)].filter(Boolean).join(', ');
+  img.onerror = gone;
+  img.src = thumbnail(record.row);
+}
+
+export class Grid {
+  /** `list`: the <ul>. `actions`: linkOf(record), search(record), view(record), more(record), less(record). */
+  constructor(list, actions) {
+    this.list = list;
+    this.actions = actions;
+    this.records = [];
+    this.foot = document.createElement('div');
+    this.foot.className = 'foot';
+    list.after(this.foot);
+    this.watcher = new IntersectionObserver((seen) => {
+      if (seen.some((one) => one.isIntersecting)) this.extend();
+    }, { rootMargin: '1500px' });
+    list.addEventListener('click', (event) => this.#clicked(event));
+    list.addEventListener('keydown', (event) => this.#pressed(event));
+    list.addEventListener('focusin', (event) => this.#focused(event.target.closest('.tile')));
+    marks.onChange(() => this.refreshMarks());
+  }
+
+  /** Show `records`; `next(count)` gives those after the first `count`, or none. */
+  show(records, { next = async () => [], kept = 0 } = {}) {
+    this.watcher.unobserve(this.foot);
+    this.list.replaceChildren();
+    this.records = [];
+    this.next = next;
+    this.pending = [...records];
+    this.turn = (this.turn ?? 0) + 1;
+    this.busy = false;
+    this.ended = false;
+    this.#render(Math.max(AT_ONCE, kept));
+    if (records.length) this.watcher.observe(this.foot);
+  }
+
+  #render(count) {
+    const some = this.pending.splice(0, count);
+    const made = document.createDocumentFragment();
+    for (const record of some) made.append(this.#tile(record, this.records.push(record) - 1));
+    this.list.append(made);
+  }
+
+  /** Render more; ask for more when all are there. */
+  async extend() {
+    if (this.busy || this.ended) return;
+    const turn = this.turn;
+    if (!this.pending.length) {
+      this.busy = true;
+      try {
+        const more = await this.next(this.records.length);
+        if (turn !== this.turn) return;
+        this.pending.push(...more);
+      } catch {
+        this.ended = true; // what there is stays
+      } finally {
+        if (turn === this.turn) this.busy = false;
+      }
+      if (!this.pending.length) this.ended = true;
+    }
+    if (turn !== this.turn || this.ended) return;
+    this.#render(AT_ONCE);
+    this.watcher.unobserve(this.foot); // observed anew, it tells again whether it is near
+    this.watcher.observe(this.foot);
+  }
+
+  #tile(record, place) {
+    const tile = clone('tile');
+    const [link, img] = [tile.querySelector('a'), tile.querySelector('img')];
+    tile.dataset.place = place;
+    tile.style.setProperty('--ratio', ratio(record).toFixed(4));
+    link.href = this.actions.linkOf(record);
+    link.tabIndex = place === 0 ? 0 : -1;
+    showThumbnail(img, record, () => tile.classList.add('gone'));
+    if (!record.width) img.onload = () => tile.style.setProperty('--ratio', ratio(
+      { width: img.naturalWidth, height: img.naturalHeight }).toFixed(4));
+    const name = nameOf(record.path);
+    tile.querySelector('.caption').textContent = record.label ?? name;
+    const score = tile.querySelector('.score');
+    if (record.score === undefined) score.remove();
+    else score.textContent = record.score.toFixed(3) + (record.folded ? ` +${record.folded}` : '');
+    if (record.folded) score.title = `${record.folded} near-duplicates folded`;
+    for (const [kind, what] of [['mark', 'Mark'], ['view', 'Open'], ['more', 'More like'], ['less', 'Less like']]) {
+      const button = tile.querySelector(`.${kind}`);
+      button.tabIndex = -1;
+      button.setAttribute('aria-label', `${what} ${name}`);
+    }
+    this.#showMark(tile, record);
+    return tile;
+  }
+
+  #showMark(tile, record) {
+    const on = marks.has(record);
+    tile.classList.toggle('marked', on);
+    tile.querySelector('.mark').setAttribute('aria-pressed', on);
+  }
+
+  refreshMarks() {
+    for (const tile of this.list.children) this.#showMark(tile, this.records[tile.dataset.place]);
+  }
+
+  #clicked(event) {
+    const tile = event.target.closest('.tile');
+    if (!tile) return;
+    const record = this.records[tile.dataset.place];
+    const button = event.target.closest('button');
+    if (button) {
+      const kind = ['mark', 'view', 'more', 'less'].find((name) => button.classList.contains(name));
+      if (kind === 'mark' && event.shiftKey && this.last !== undefined) this.#markTo(Number(tile.dataset.place));
+      else if (kind === 'mark') marks.toggle(record);
+      else this.actions[kind](record);
+      this.last = Number(tile.dataset.place);
+    } else if (!event.ctrlKey && !event.metaKey && !event.shiftKey && event.target.closest('a')) {
+      event.preventDefault();
+      this.actions.search(record);
+    }
+  }
+
+  /** Shift and click marks all from the last one on. */
+  #markTo(place) {
+    const [from, to] = [Math.min(place, this.last), Math.max(place, this.last)];
+    marks.set(this.records.slice(from, to + 1), true);
+  }
+
+  /** One tile at a time can be reached by Tab, with its buttons. */
+  #focused(tile) {
+    if (!tile || tile === this.current) return;
+    for (const control of this.current?.querySelectorAll('a, button') ?? []) control.tabIndex = -1;
+    const first = this.list.firstElementChild?.querySelector('a');
+    if (first) first.tabIndex = -1;
+    for (const control of tile.querySelectorAll('a, button')) control.tabIndex = 0;
+    this.current = tile;
+  }
+
+  /** Focus the tile at a place, rendering up to it. */
+  focus(place = 0) {
+    if (place >= this.list.children.length && this.pending.length) this.#render(AT_ONCE);
+    const tile = this.list.children[Math.max(0, Math.min(place, this.list.children.length - 1))];
+    tile?.querySelector('a').focus({ preventScroll: true });
+    tile?.scrollIntoView({ block: 'nearest' });
+  }
+
+  #pressed(event) {
+    const tile = event.target.closest('.tile');
+    if (!tile || event.ctrlKey || event.metaKey || event.altKey) return;
+    const place = Number(tile.dataset.place);
+    const record = this.records[place];
+    const onLink = event.target.matches('a');
+    const does = {
+      ArrowRight: () => this.focus(place + 1),
+      ArrowLeft: () => this.focus(place - 1),
+      ArrowDown: () => this.focus(this.#above(tile, 1)),
+      ArrowUp: () => this.focus(this.#above(tile, -1)),
+      Home: () => this.focus(0),
+      End: () => this.focus(this.list.children.length - 1),
+      m: () => marks.toggle(record),
+      '+': () => this.actions.more(record),
+      '-': () => this.actions.less(record),
+      ...(onLink ? { ' ': () => this.actions.view(record) } : {}),
+    }[event.key];
+    if (!does) return;
+    event.preventDefault();
+    event.stopPropagation();
+    does();
+  }
+
+  /** The place in the next row (`step` 1) or the one before (-1) whose middle is nearest to the tile's. */
+  #above(tile, step) {
+    const middle = tile.offsetLeft + tile.offsetWidth / 2;
+    let [best, distance, line] = [Number(tile.dataset.place), Infinity, null];
+    if (step > 0 && this.pending.length) this.#render(AT_ONCE);
+    for (let other = tile; (other = step > 0 ? other.nextElementSibling : other.previousElementSibling);) {
+      if (Math.abs(other.offsetTop - tile.offsetTop) < 2) continue;
+      line ??= other.offsetTop;
+      if (Math.abs(other.offsetTop - line) > 1) break;
+      const off = Math.abs(other.offsetLeft + other.offsetWidth / 2 - middle);
+      if (off < distance) [best, distance] = [Number(other.dataset.place), off];
+    }
+    return best;
+  }
+}

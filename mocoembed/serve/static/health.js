@@ -1,0 +1,108 @@
+// What the collection holds: counts, failed images, suspected wrong labels, outliers, encoder and index.
+
+import { $, el, nameOf } from './dom.js';
+import * as api from './api.js';
+import { showThumbnail } from './grid.js';
+import { fresh, go, write } from './state.js';
+
+let shown = false;
+let some = [];
+
+const titleOf = (name) => {
+  const text = name.replaceAll('_', ' ');
+  return text[0].toUpperCase() + text.slice(1);
+};
+const isRecord = (value) => value && typeof value === 'object' && Number.isInteger(value.row);
+const isPlain = (value) => value === null || typeof value !== 'object';
+const textOf = (value) => (/^[0-9a-f]{64}$/.test(value) ? `${value.slice(0, 16)}…` : typeof value === 'number'
+  ? value.toLocaleString('en', { maximumFractionDigits: 4, useGrouping: Math.abs(value) >= 10000 }) : String(value ?? '–'));
+
+/** The records that the view shows, for the lightbox. */
+export const records = () => some;
+
+/** The collection is another by now. */
+export function forget() {
+  shown = false;
+}
+
+/** Show the view. */
+export async function render() {
+  if (shown) return;
+  shown = true;
+  const place = $('view-health');
+  place.replaceChildren(el('p', { className: 'status', role: 'status', textContent: 'Looking through the collection …' }));
+  try {
+    const about = await api.info();
+    const report = await api.health((done, total) => {
+      if (total) place.firstChild.textContent = `Looking through the collection … ${Math.floor(100 * done / total)} %`;
+    });
+    delete report.version;
+    some = [];
+    const plain = Object.entries(report).filter(([, value]) => isPlain(value));
+    const rest = Object.entries(report).filter(([, value]) => !isPlain(value));
+    place.replaceChildren(...[plain.length ? panel('Collection', facts(plain)) : null,
+      ...['encoder', 'index'].filter((name) => about[name]).map((name) => panel(titleOf(name), facts(flat(about[name])))),
+      ...rest.map(([name, value]) => panel(titleOf(name), part(name, value)))].filter(Boolean));
+  } catch (error) {
+    shown = false;
+    place.replaceChildren(el('p', { className: 'status error', role: 'alert', textContent: error.message }));
+  }
+}
+
+/** Facts in facts, one after the other. */
+const flat = (value) => Object.entries(value).flatMap(([name, one]) => (isPlain(one) || Array.isArray(one)
+  ? [[name, one]] : flat(one))).filter(([, one]) => one !== null && one !== undefined);
+
+const panel = (title, content) => el('section', { className: 'card-panel' }, el('h2', { textContent: title }), content);
+
+const facts = (entries) => el('dl', {}, ...entries.map(([name, value]) => el('div', {},
+  el('dt', { textContent: titleOf(name) }), el('dd', { textContent: isPlain(value) ? textOf(value)
+    : JSON.stringify(value) }))));
+
+function part(name, value) {
+  if (!Array.isArray(value)) {
+    const entries = Object.entries(value);
+    const isCounts = entries.length > 1 && entries.every(([, one]) => Number.isInteger(one));
+    return isCounts && /label|suffix|count|format/.test(name) ? bars(entries) : facts(entries);
+  }
+  if (!value.length) return el('p', { className: 'hint', textContent: 'None.' });
+  if (value.every(isRecord)) return images(value);
+  if (value.every((one) => one && 'count' in one)) {
+    return bars(value.map((one) => [Object.values(one).find((text) => typeof text === 'string') ?? '–', one.count]), name);
+  }
+  return table(value);
+}
+
+/** Counts as bars; those of labels are links to their images. */
+function bars(entries, name = '') {
+  const most = Math.max(...entries.map(([, count]) => count), 1);
+  return el('ul', { className: 'bars' }, ...entries.slice(0, 100).map(([text, count]) => {
+    const bar = el('span', { className: 'bar' });
+    bar.style.setProperty('--share', `${100 * count / most}%`);
+    const label = /label/.test(name) && text !== '–' ? el('a', { href: write(fresh({ label: [text] })), textContent: text })
+      : el('span', { textContent: text || '(none)' });
+    return el('li', {}, label, bar, el('span', { className: 'count', textContent: count.toLocaleString('en') }));
+  }));
+}
+
+function images(list) {
+  return el('ul', { className: 'near wide' }, ...list.slice(0, 120).map((record) => {
+    some.push(record);
+    const link = el('a', { href: `?open=${record.row}` });
+    const img = el('img', { loading: 'lazy', decoding: 'async' });
+    showThumbnail(img, { path: '', ...record }, () => link.classList.add('gone'));
+    link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+    const suggested = record.suggested ?? record.neighbours_label ?? record.suggestion;
+    const text = suggested ? `${record.label} → ${suggested}` : record.label ?? nameOf(record.path ?? '');
+    link.append(img);
+    return el('li', {}, link, el('p', { className: 'member-facts', textContent: text }));
+  }));
+}
+
+function table(list) {
+  const columns = [...new Set(list.flatMap((one) => (isPlain(one) ? ['value'] : Object.keys(one))))];
+  return el('div', { className: 'scroll', tabIndex: 0, role: 'region', 'aria-label': 'Table' }, el('table', {},
+    el('thead', {}, el('tr', {}, ...columns.map((name) => el('th', { scope: 'col', textContent: titleOf(name) })))),
+    el('tbody', {}, ...list.slice(0, 500).map((one) => el('tr', {}, ...columns.map((name) => el('td', {
+      textContent: isPlain(one) ? textOf(one) : isPlain(one[name]) ? textOf(one[name]) : JSON.stringify(one[name]) })))))));
+}

@@ -1,0 +1,154 @@
+// One image, large: facts, neighbours, and what can be done with it. Arrows go through the images behind it.
+
+import { $, copyText, el, nameOf, toast } from './dom.js';
+import * as api from './api.js';
+import * as marks from './marks.js';
+import { ratio, showThumbnail } from './grid.js';
+import { cropQuery, withFilters } from './query.js';
+import { fresh, go, state, write } from './state.js';
+
+const NEAR = 12;
+let asking = null;
+let shown = null;
+let around = () => []; // the records behind the lightbox
+
+/** The folder of a record's image, as a path filter: relative to the collection's root, with `/*`. */
+export function folderOf(record, root) {
+  const base = root && !root.endsWith('/') ? `${root}/` : root;
+  const path = base && record.path.startsWith(base) ? record.path.slice(base.length) : record.path;
+  const end = path.lastIndexOf('/');
+  return end < 0 ? '' : `${path.slice(0, end)}/*`;
+}
+
+/** Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. */
+export function listen(records, info) {
+  around = records;
+  const dialog = $('lightbox');
+  dialog.addEventListener('close', () => { if (state().open) go({ open: '' }); });
+  dialog.addEventListener('cancel', (event) => { event.preventDefault(); close(); });
+  $('lb-close').onclick = close;
+  $('lb-left').onclick = () => step(-1);
+  $('lb-right').onclick = () => step(1);
+  $('lb-mark').onclick = () => marks.toggle(shown);
+  $('lb-crop').onclick = () => cropQuery(String(shown.row));
+  $('lb-copy').onclick = async () => { await copyText(shown.path); toast('Path copied'); };
+  for (const id of ['lb-search', 'lb-folder']) {
+    $(id).onclick = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      go(id === 'lb-search' ? searchFrom(shown) : folderState(shown, info()), { from: {} });
+    };
+  }
+  dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage')) close(); });
+  dialog.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const does = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), m: () => marks.toggle(shown),
+      c: () => $('lb-copy').click() }[event.key];
+    const plain = event.key === 'Enter' && (event.target === dialog || event.target.closest('.stage') === null
+      && !event.target.closest('a, button'));
+    if (!does && !plain) return;
+    event.preventDefault();
+    if (does) does();
+    else $('lb-search').click();
+  });
+  marks.onChange(() => { if (shown) showMark(); });
+  listen.info = info;
+}
+
+const searchFrom = (record) => withFilters(state(), { like: [String(record.row)] });
+const folderState = (record, info) => fresh({ path: folderOf(record, info.root) });
+
+function close() {
+  go({ open: '' });
+}
+
+function step(by) {
+  const records = around();
+  const place = records.findIndex((record) => record.row === shown.row);
+  const next = records[place + by];
+  if (place >= 0 && next) go({ open: String(next.row) }, { replace: true });
+}
+
+function showMark() {
+  const on = marks.has(shown);
+  $('lb-mark').setAttribute('aria-pressed', on);
+  $('lb-mark').lastChild.textContent = on ? 'Marked' : 'Mark';
+}
+
+/** Show a row, or close (an empty one). */
+export async function show(open) {
+  const dialog = $('lightbox');
+  asking?.abort();
+  if (!open) {
+    shown = null;
+    if (dialog.open) dialog.close();
+    $('lb-image').removeAttribute('src');
+    return;
+  }
+  const row = Number(open);
+  asking = new AbortController();
+  const { signal } = asking;
+  const known = around().find((record) => record.row === row);
+  shown = known ?? { row, path: '', label: null };
+  fill(shown);
+  if (!dialog.open) {
+    dialog.showModal();
+    dialog.focus();
+  }
+  $('lb-near').replaceChildren();
+  try {
+    const hits = await api.search({ rows: [row] }, { k: NEAR + 1 }, signal);
+    if (signal.aborted) return;
+    if (!known) {
+      shown = await api.recordOf(row);
+      fill(shown);
+    }
+    $('lb-near').replaceChildren(...hits.filter((hit) => hit.row !== row).slice(0, NEAR).map(near));
+  } catch { /* the neighbours are left out */ }
+}
+
+function fill(record) {
+  const image = $('lb-image');
+  const stage = image.parentElement;
+  const full = api.image(record.row);
+  stage.classList.remove('gone');
+  $('lb-gone').hidden = true;
+  showThumbnail(image, record);
+  image.style.setProperty('--ratio', ratio(record));
+  const sharp = new Image();
+  sharp.src = full;
+  sharp.decode().then(() => { if (shown?.row === record.row) image.src = full; }, () => {
+    if (shown?.row !== record.row) return;
+    stage.classList.add('gone');
+    $('lb-gone').hidden = false;
+  });
+  $('lb-name').textContent = nameOf(record.path) || `Image ${record.row}`;
+  $('lb-path').textContent = record.path;
+  const facts = [['Label', record.label], ['Score', record.score?.toFixed(4)],
+    ['Size', record.width ? `${record.width} × ${record.height} pixels` : null],
+    ['Folded', record.folded ? `${record.folded} near-duplicates` : null], ['Row', record.row], ['Id', record.id]];
+  $('lb-facts').replaceChildren(...facts.filter(([, value]) => value !== null && value !== undefined && value !== '')
+    .map(([name, value]) => el('div', {}, el('dt', { textContent: name }), el('dd', { textContent: value }))));
+  $('lb-search').href = write(searchFrom(record));
+  const folder = folderOf(record, listen.info().root);
+  $('lb-folder').hidden = !folder;
+  $('lb-folder').href = write(folderState(record, listen.info()));
+  const records = around();
+  const place = records.findIndex((other) => other.row === record.row);
+  $('lb-left').hidden = place <= 0;
+  $('lb-right').hidden = place < 0 || place >= records.length - 1;
+  showMark();
+}
+
+function near(hit) {
+  const link = el('a', { href: write({ ...state(), open: String(hit.row) }) });
+  const img = el('img', { loading: 'lazy', decoding: 'async' });
+  showThumbnail(img, hit, () => link.classList.add('gone'));
+  link.append(img, el('span', { className: 'score', textContent: hit.score.toFixed(3) }));
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go({ open: String(hit.row) }, { replace: true });
+  };
+  return el('li', {}, link);
+}

@@ -1,0 +1,116 @@
+// Marked images: kept by stable id for this collection, and exported as paths, CSV, JSON or a contact sheet.
+
+import { $, copyText, counted, download, nameOf, toast } from './dom.js';
+import { thumbnail } from './api.js';
+
+const marked = new Map(); // id -> {row, id, path, label, width, height}
+const listeners = [];
+let place = null;
+const keyOf = (record) => record.id ?? `row-${record.row}`;
+
+/** Take up the marks of a collection; `name` tells it from others. */
+export function load(name) {
+  place = `mocoembed-marks-${name}`;
+  try {
+    for (const record of JSON.parse(localStorage.getItem(place) ?? '[]')) marked.set(keyOf(record), record);
+  } catch { /* storage may be off; marks then last as long as the page */ }
+  changed();
+}
+
+/** Call `listener()` after each change. */
+export const onChange = (listener) => listeners.push(listener);
+export const has = (record) => marked.has(keyOf(record));
+export const all = () => [...marked.values()];
+
+function changed() {
+  try {
+    if (place) localStorage.setItem(place, JSON.stringify(all()));
+  } catch { /* as above */ }
+  $('tray').hidden = marked.size === 0;
+  document.body.classList.toggle('has-tray', marked.size > 0);
+  $('tray-count').textContent = `${counted(marked.size, 'image')} marked`;
+  for (const listener of listeners) listener();
+}
+
+/** Mark records, or take their marks away. */
+export function set(records, on) {
+  for (const { row, id, path, label, width, height } of records) {
+    const record = { row, id, path, label, width, height };
+    if (on) marked.set(keyOf(record), record);
+    else marked.delete(keyOf(record));
+  }
+  changed();
+}
+
+/** The rows may be others by now: look each marked image up by its id; those that are no more lose their mark. */
+export async function find(recordOfId) {
+  const found = await Promise.all(all().map((record) => recordOfId(record.id)));
+  marked.clear();
+  set(found.filter(Boolean), true);
+}
+
+export const toggle = (record) => set([record], !has(record));
+
+const field = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+
+/** CSV of records; `columns` are their names. */
+export function csv(records, columns = ['row', 'id', 'path', 'label']) {
+  const lines = [columns, ...records.map((record) => columns.map((name) => String(record[name] ?? '')))];
+  return lines.map((line) => `${line.map(field).join(',')}\r\n`).join('');
+}
+
+export const jsonOf = (records) => `${JSON.stringify(records, null, 2)}\n`;
+
+/** A PNG of the thumbnails with names and labels, drawn here. */
+export async function sheet(records, title) {
+  const [tile, gap, margin, caption, head] = [200, 16, 32, 40, 64];
+  const columns = Math.min(6, Math.max(1, records.length));
+  const lines = Math.ceil(records.length / columns);
+  const canvas = document.createElement('canvas');
+  canvas.width = 2 * margin + columns * (tile + gap) - gap;
+  canvas.height = margin + head + lines * (tile + caption + gap);
+  const pen = canvas.getContext('2d');
+  pen.fillStyle = '#fff';
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.fillStyle = '#1d2129';
+  pen.font = '600 22px system-ui, sans-serif';
+  pen.fillText(title, margin, margin + 22, canvas.width - 2 * margin);
+  await Promise.all(records.map(async (record, i) => {
+    const x = margin + (i % columns) * (tile + gap);
+    const y = margin + head + Math.floor(i / columns) * (tile + caption + gap) - gap;
+    const image = new Image();
+    image.src = thumbnail(record.row);
+    try {
+      await image.decode();
+      const scale = Math.min(tile / image.naturalWidth, tile / image.naturalHeight);
+      const [w, h] = [image.naturalWidth * scale, image.naturalHeight * scale];
+      pen.drawImage(image, x + (tile - w) / 2, y + (tile - h) / 2, w, h);
+    } catch {
+      pen.fillStyle = '#e6e7ea';
+      pen.fillRect(x, y, tile, tile);
+    }
+    pen.fillStyle = '#1d2129';
+    pen.font = '13px system-ui, sans-serif';
+    pen.fillText(record.label ?? '', x, y + tile + 17, tile);
+    pen.fillStyle = '#6a7180';
+    pen.fillText(nameOf(record.path), x, y + tile + 34, tile);
+  }));
+  return new Promise((resolve) => canvas.toBlob(resolve, 'image/png'));
+}
+
+const MOST_ON_SHEET = 300;
+
+/** Export records in a form: paths, csv, json, sheet. */
+export async function exportAs(form, records, name = 'marked') {
+  if (form === 'paths') {
+    await copyText(records.map((record) => `${record.path}\n`).join(''));
+    toast(records.length === 1 ? 'Path copied' : `${counted(records.length, 'path')} copied`);
+  } else if (form === 'text') download(`${name}.txt`, records.map((record) => `${record.path}\n`).join(''));
+  else if (form === 'csv') download(`${name}.csv`, csv(records), 'text/csv');
+  else if (form === 'json') download(`${name}.json`, jsonOf(records), 'application/json');
+  else {
+    const some = records.slice(0, MOST_ON_SHEET);
+    if (some.length < records.length) toast(`The sheet holds the first ${MOST_ON_SHEET}.`);
+    download(`${name}.png`, await sheet(some, `${counted(some.length, 'image')}`));
+  }
+}

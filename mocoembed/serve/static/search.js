@@ -1,0 +1,271 @@
+// The search view: a random sample, a folder or label to look through, or the hits of a query.
+
+import { $, counted, el } from './dom.js';
+import * as api from './api.js';
+import * as marks from './marks.js';
+import { Grid } from './grid.js';
+import { bodyOf, showCards, withFilters } from './query.js';
+import { fresh, go, state, write } from './state.js';
+
+const MOST_SAMPLED = 1000; // images of a random sample
+const PAGE = 200; // hits or rows asked for at a time
+const MOST = 10000; // hits that can be scrolled through
+const MOST_LABELS = 60;
+const REMEMBERED = 30; // answers, for going back without asking again
+const ANY = -0.01; // the slider's left end
+
+const answers = new Map();
+let grid;
+let facts = {};
+let asking = null;
+let shownKey = null;
+
+const hasQuery = (now) => now.like.length + now.unlike.length > 0;
+const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
+const keyOf = (now) => write({ ...now, open: '', view: 'search' });
+
+/** The records that the view shows. */
+export const records = () => grid.records;
+export const focusGrid = () => grid.focus(grid.current ? Number(grid.current.dataset.place) : 0);
+
+/** Wire the view up; `info`: the collection's facts. */
+export function listen(info) {
+  facts = info;
+  grid = new Grid($('grid'), {
+    linkOf: (record) => write(withFilters(state(), { like: [String(record.row)] })),
+    search: (record) => go(withFilters(state(), { like: [String(record.row)] }), { from: {} }),
+    view: (record) => go({ open: String(record.row) }),
+    more: (record) => sign(record, 'like', 'unlike'),
+    less: (record) => sign(record, 'unlike', 'like'),
+  });
+  $('omnibox').addEventListener('submit', (event) => { event.preventDefault(); filterBy($('filter').value); });
+  $('filter').addEventListener('input', (event) => {
+    // A label chosen from the list arrives as a replacement, the field's own cross as an empty value.
+    const chosen = event.inputType === 'insertReplacementText' || !event.inputType;
+    if (chosen && (facts.names?.has($('filter').value) || !$('filter').value)) filterBy($('filter').value);
+  });
+  $('filter').addEventListener('keydown', (event) => {
+    if (event.key === 'ArrowDown' && !$('filter').value) { event.preventDefault(); focusGrid(); }
+    if (event.key === 'Escape') { event.preventDefault(); $('filter').value = filterText(state()); $('filter').blur(); }
+  });
+  $('options-button').onclick = () => {
+    const open = $('options').hidden;
+    if (state().view !== 'search') go({ view: 'search' });
+    $('options').hidden = !open;
+    $('options-button').setAttribute('aria-expanded', open);
+    if (open) scrollTo(0, 0);
+  };
+  $('options').addEventListener('submit', (event) => event.preventDefault());
+  $('k').onchange = () => go({ k: $('k').value });
+  $('side').onchange = () => go({ side: $('side').value });
+  $('fold').onchange = () => go({ fold: $('fold').checked ? '1' : '' });
+  let waiting;
+  $('min').oninput = () => {
+    showMin();
+    clearTimeout(waiting);
+    waiting = setTimeout(() => go({ min: Number($('min').value) > ANY ? $('min').value : '' }, { replace: true }), 120);
+  };
+  $('min').closest('label').hidden = facts.normalized === false;
+  $('another').onclick = () => go({ ...fresh(), seed: String(1 + Math.floor(Math.random() * 1e6)) }, { from: {} });
+  $('mark-all').onclick = () => marks.set(grid.records, !grid.records.every(marks.has));
+  marks.onChange(() => { if (state().marked && state().view === 'search') refresh(); });
+}
+
+const showMin = () => {
+  const value = Number($('min').value);
+  $('min-shown').textContent = value > ANY ? value.toFixed(2) : 'any';
+};
+
+/** What stands in the filter field for a state. */
+const filterText = ({ path }) => path;
+
+/** A label's name, a glob, or a piece of a path. */
+function filterBy(text) {
+  const given = text.trim();
+  if (facts.names?.has(given)) {
+    go({ view: 'search', label: [given], path: '', marked: '', rows: '' });
+    $('filter').value = '';
+  } else go({ view: 'search', path: !given || /[*?[]/.test(given) ? given : `*${given}*`, marked: '', rows: '' });
+}
+
+/** Add a record to the images that hits are to be like, or unlike; take it away if it is there. */
+function sign(record, kind, other) {
+  const row = String(record.row);
+  const now = state();
+  const there = now[kind].includes(row);
+  go(withFilters(now, {
+    [kind]: there ? now[kind].filter((one) => one !== row) : [...now[kind], row],
+    [other]: now[other].filter((one) => one !== row),
+  }), { from: {} });
+}
+
+/** The labels with their counts, as links that filter. */
+export function showLabels(labels) {
+  facts.names = new Set(labels.map(({ label }) => label));
+  facts.labels = labels;
+  $('label-list').replaceChildren(...labels.slice(0, 2000).map(({ label }) => el('option', { value: label })));
+  chips(state());
+}
+
+function chips(now) {
+  const some = (facts.labels ?? []).slice(0, MOST_LABELS);
+  for (const label of now.label) if (!some.some((one) => one.label === label)) some.unshift({ label });
+  $('labels').hidden = !some.length;
+  $('labels').replaceChildren(...some.map(({ label, count }) => {
+    const on = now.label.includes(label);
+    const patch = { ...now, view: 'search', marked: '', rows: '', seed: '', open: '',
+      label: on ? now.label.filter((one) => one !== label) : [...now.label, label] };
+    const link = el('a', { href: write(patch), className: 'chip', ...(on ? { 'aria-current': 'true' } : {}) }, label,
+      count === undefined ? null : el('span', { className: 'count', textContent: count.toLocaleString('en') }));
+    link.onclick = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      go(patch);
+      [...$('labels').querySelectorAll('a')].find((one) => one.firstChild.textContent === label)?.focus();
+    };
+    return el('li', {}, link);
+  }));
+  const current = $('labels').querySelector('[aria-current]');
+  if (current) $('labels').scrollLeft = current.offsetLeft - $('labels').offsetLeft - 60;
+}
+
+function remember() {
+  if (shownKey === null) return;
+  const kept = answers.get(shownKey);
+  if (kept) Object.assign(kept, { records: [...grid.records, ...grid.pending], rendered: grid.records.length });
+}
+
+/** Forget every answer: the collection is another by now. */
+export function forget() {
+  answers.clear();
+  shownKey = null;
+}
+
+/** Ask and show again what the address says. */
+export function refresh() {
+  answers.delete(keyOf(state()));
+  shownKey = null;
+  render(state(), 0);
+}
+
+/** Show a state, at a place on the page. */
+export async function render(now, scroll) {
+  showCards(now);
+  chips(now);
+  if (document.activeElement !== $('filter')) $('filter').value = filterText(now);
+  for (const name of ['k', 'side']) {
+    if (![...$(name).options].some((option) => option.value === now[name])) $(name).add(new Option(now[name]));
+    $(name).value = now[name];
+  }
+  $('fold').checked = now.fold !== '';
+  $('min').value = now.min === '' ? ANY : now.min;
+  showMin();
+  const key = keyOf(now);
+  if (key === shownKey) return;
+  remember();
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  shownKey = key;
+  const kept = answers.get(key);
+  if (kept) {
+    show(now, kept, scroll);
+    return;
+  }
+  $('grid').classList.add('waiting');
+  const begun = performance.now();
+  try {
+    const answer = await ask(now, signal);
+    if (signal.aborted) return;
+    answer.seconds = (performance.now() - begun) / 1000;
+    answers.set(key, answer);
+    if (answers.size > REMEMBERED) answers.delete(answers.keys().next().value);
+    show(now, answer, scroll);
+  } catch (error) {
+    if (error.name === 'AbortError' || signal.aborted) return;
+    refuse(now, error);
+  }
+}
+
+/** {records, total, next} of a state. */
+async function ask(now, signal) {
+  const filters = { label: now.label, path: now.path, min_side: now.side };
+  if (hasQuery(now)) {
+    const body = await bodyOf(now, signal);
+    const most = Number(now.k || MOST);
+    const itself = body.rows && !now.crop ? 'true' : '';
+    const given = { ...filters, min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop, exclude_self: itself };
+    const page = (offset) => api.search(body, { ...given, offset, k: Math.min(PAGE, most - offset) }, signal);
+    const hits = await page(0);
+    return { records: hits, more: hits.length === PAGE && PAGE < most, async next(count) {
+      return count % PAGE || count >= most ? [] : page(count); // fewer than a page: there were no more
+    } };
+  }
+  if (now.marked) {
+    const all = marks.all();
+    return { records: all, total: all.length };
+  }
+  if (now.rows) {
+    const { chosen } = await import('./map.js');
+    const all = await chosen(now.rows, signal);
+    return { records: all, total: all.length };
+  }
+  if (!isBrowsing(now)) {
+    const sample = async (count) => api.rows({ sample: count, seed: now.seed || 0 }, signal);
+    const { rows, total } = await sample(PAGE);
+    return { records: rows, total, next: async (count) => (count < Math.min(total, MOST_SAMPLED)
+      ? (await sample(Math.min(count + PAGE, MOST_SAMPLED))).rows.slice(count) : []) };
+  }
+  const page = (offset) => api.rows({ ...filters, offset, limit: PAGE }, signal);
+  const first = await page(0);
+  return { records: first.rows, total: first.total,
+    next: async (count) => (count < first.total ? (await page(count)).rows : []) };
+}
+
+function show(now, answer, scroll) {
+  $('grid').classList.remove('waiting');
+  grid.show(answer.records, { next: answer.next, kept: answer.rendered });
+  scrollTo(0, scroll);
+  const { records: some, total } = answer;
+  const noImages = total === 0 || facts.count === 0;
+  setEmpty(some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now)
+    ? ['There are no images here', 'Embed some: mocoembed embed FOLDER. This page takes them up by itself.']
+    : ['Nothing found', hasQuery(now) && now.min
+      ? 'No image reaches the least score. Lower it, or take a filter away.' : 'Take a filter away.']);
+  $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || !some.length || total < 2;
+  $('mark-all').hidden = !some.length || now.marked !== '';
+  $('status').classList.remove('error');
+  $('status').textContent = some.length ? statusOf(now, answer) : '';
+}
+
+function statusOf(now, { records: some, total, seconds, more }) {
+  const side = now.side && `${now.side} pixels and more`;
+  const where = [...now.label, now.path, side].filter(Boolean).join(', ');
+  const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
+  if (hasQuery(now)) {
+    const best = now.like.length + now.unlike.length > 1 ? 'images like these' : 'most similar images';
+    return `${more ? 'The' : some.length.toLocaleString('en')} ${best}${where ? ` in ${where}` : ''}${time}`;
+  }
+  if (now.marked) return `${counted(total, 'marked image')}`;
+  if (now.rows) return `${counted(total, 'image')} chosen on the map`;
+  if (isBrowsing(now)) return `${counted(total, 'image')} in ${where}`;
+  return `${counted(total, 'image')}, in random order`;
+}
+
+function setEmpty(texts) {
+  $('empty').hidden = !texts;
+  if (!texts) return;
+  $('empty').querySelector('h2').textContent = texts[0];
+  $('empty').querySelector('p').textContent = texts[1];
+}
+
+function refuse(now, error) {
+  shownKey = null;
+  $('grid').classList.remove('waiting');
+  grid.show([]);
+  $('another').hidden = $('mark-all').hidden = true;
+  $('status').textContent = '';
+  const title = error.status === 0 ? 'No answer' : /\b0 of \d+ images/.test(error.message) ? 'Nothing found'
+    : 'That did not work';
+  setEmpty([title, error.message]);
+}

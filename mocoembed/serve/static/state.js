@@ -1,0 +1,62 @@
+// What the page shows is in the address: state <-> query string. A shared link, back, forward and reload give the same.
+
+const LISTS = ['like', 'unlike', 'label'];
+const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows'];
+const DEFAULTS = { view: 'search' };
+
+/** The state of a query string. `like` and `unlike` hold rows (`12`) and keys of uploads (`u4f0c...`). */
+export function read(search = location.search) {
+  const given = new URLSearchParams(search);
+  const state = {};
+  for (const name of LISTS) state[name] = [...new Set(given.getAll(name))];
+  for (const name of TEXTS) state[name] = given.get(name) ?? DEFAULTS[name] ?? '';
+  return state;
+}
+
+/** The link to a state: `?like=12&k=50`. */
+export function write(state) {
+  const made = new URLSearchParams();
+  for (const name of LISTS) for (const value of state[name] ?? []) made.append(name, value);
+  for (const name of TEXTS) if (state[name] && state[name] !== DEFAULTS[name]) made.set(name, state[name]);
+  return `?${made}`;
+}
+
+/** A state with nothing chosen, and `patch`. */
+export const fresh = (patch = {}) => ({ ...read(''), ...patch });
+
+let current = read();
+let listener = () => {};
+
+export const state = () => current;
+
+/** Call `render(state, before)` now and after each change. */
+export function start(render) {
+  listener = render;
+  history.scrollRestoration = 'manual';
+  addEventListener('popstate', (event) => {
+    const before = current;
+    current = read();
+    listener(current, before, event.state?.scroll ?? 0);
+  });
+  listener(current, null, history.state?.scroll ?? 0);
+}
+
+/** Keep the place on the page for coming back. */
+export const keepScroll = () => history.replaceState({ scroll: scrollY }, '');
+
+/** Put `state() + patch` into the address, and show nothing. */
+export function rewrite(patch) {
+  current = { ...current, ...patch };
+  history.replaceState(history.state, '', write(current));
+}
+
+/** Go to `state() + patch`; `replace` for what back should not stop at, such as each move of a slider. */
+export function go(patch, { replace = false, from = current } = {}) {
+  const before = current;
+  keepScroll();
+  current = { ...from, ...patch };
+  const link = write(current);
+  if (replace) history.replaceState({ scroll: scrollY }, '', link);
+  else if (link !== write(before)) history.pushState({ scroll: 0 }, '', link);
+  listener(current, before, patch.open === undefined ? 0 : scrollY);
+}

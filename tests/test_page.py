@@ -1,0 +1,570 @@
+"""The page in a real browser: Debian's chromium, driven by Playwright; skipped where there is none."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mocoembed.config import EmbedConfig, MapConfig
+from mocoembed.embed.extract import embed_images
+from mocoembed.search.map import make_map
+
+STATIC = pathlib.Path(__file__).parent.parent / "mocoembed" / "serve" / "static"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PER_CLASS = 40
+RARE, HOSTILE_LABEL = "rare", "it's \"quoted\" & <b>odd"
+HOSTILE = "<img src=x onerror=window.hacked=1>.png"
+WIDTHS = ((390, 844), (1024, 768), (1920, 1080))
+
+
+def bundle():
+    """Every file of the page."""
+    return [path for path in STATIC.rglob("*") if path.is_file()]
+
+
+def test_the_page_is_small_and_asks_no_other_host():
+    assert sum(path.stat().st_size for path in bundle()) < 150_000
+    for path in bundle():
+        text = path.read_text(encoding="utf-8")
+        for address in re.findall(r"https?://[^\s'\")>]+", text):
+            assert address.startswith("http://www.w3.org/"), f"{path.name}: {address}"  # names of formats
+
+
+def test_no_html_is_made_from_strings_and_nothing_is_inline():
+    for path in bundle():
+        text = path.read_text(encoding="utf-8")
+        for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function",
+                    "DOMParser"):
+            assert way not in text, f"{path.name}: {way}"
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", page)
+
+
+# ------------------------------------------------------------------------------------------------------- the server
+
+
+@contextlib.contextmanager
+def serving(workspace):
+    """The address of `mocoembed serve` on a workspace."""
+    command = [sys.executable, "-m", "mocoembed", "serve", "--workspace", str(workspace), "--port", "0", "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield re.search(r"http://\S+/", process.stdout.readline()).group()
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
+def embed(folder, root, fresh=False):
+    embed_images(EmbedConfig(str(folder), workspace=str(root), workers=0, device="cpu", fresh=fresh))
+
+
+def fill(folder, make_images):
+    """Images of three colours, one rare one, near-duplicates, and names that a careless page would run."""
+    make_images(folder, PER_CLASS)
+    (folder / RARE).mkdir()
+    (folder / HOSTILE_LABEL).mkdir()
+    pixels = np.random.default_rng(7).integers(0, 255, (6, 6, 3), np.uint8)
+    Image.fromarray(pixels).resize((64, 40)).save(folder / RARE / "only.png")
+    Image.fromarray(255 - pixels).resize((64, 40)).save(folder / HOSTILE_LABEL / HOSTILE)
+    shutil.copy(folder / "red" / "003.jpg", folder / "red" / "copy.jpg")
+    with Image.open(folder / "red" / "004.png") as image:
+        image.save(folder / "red" / "again.jpg", quality=97)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the page: Playwright is not installed")
+    if CHROMIUM is None:
+        text = "The page is not tested in a browser: there is no chromium here (apt-get install chromium)."
+        warnings.warn(text, stacklevel=2)  # stands at the end of the run; a skipped test is only a letter
+        pytest.skip(text)
+    with (playwright.sync_playwright() as driver,
+          driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as running):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, make_images, workspace, browser):
+    """(folder of images, workspace) of a collection; `browser` is asked for first, so that nothing is made in vain."""
+    folder = tmp_path_factory.mktemp("page") / "images"
+    fill(folder, make_images)
+    root = pathlib.Path(shutil.copytree(workspace, tmp_path_factory.mktemp("page-workspace") / "ws"))
+    embed(folder, root, fresh=True)
+    return folder, root
+
+
+@pytest.fixture(scope="module")
+def address(places):
+    with serving(places[1]) as where:
+        yield where
+
+
+class Watched:
+    """A page of the browser, and what went wrong on it."""
+
+    def __init__(self, browser, address, **options):
+        self.address, self.wrong, self.hosts = address, [], set()
+        self.context = browser.new_context(**{"viewport": {"width": 1024, "height": 768}, "accept_downloads": True,
+                                              "permissions": ["clipboard-read", "clipboard-write"], **options})
+        self.context.set_default_timeout(10_000)
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda message: self.wrong.append(message.text)
+                     if message.type == "error" and "Failed to load resource" not in message.text else None)
+        self.page.on("request", lambda request: self.hosts.add(re.match(r"[a-z]+:(//[^/]*/)?", request.url).group()))
+
+    def open(self, query=""):
+        self.page.goto(self.address + query)
+        self.settled()
+        return self.page
+
+    def until(self, expression, arg=None, seconds=10.0):
+        """Wait until an expression holds; Playwright's own way evaluates text, which the page's policy forbids."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(expression, arg):
+            assert time.monotonic() < end, f"still not: {expression}"
+            self.page.wait_for_timeout(25)
+
+    def settled(self):
+        self.until("document.querySelector('.tile, .group, .empty:not([hidden]) h2, .card-panel, .legend li')"
+                                    " && !document.querySelector('.waiting')")
+
+    def rows(self):
+        """The paths that the first tiles tell, in order."""
+        return [tile.get_attribute("alt") for tile in self.page.locator("#grid .tile img").all()[:12]]
+
+    def search(self, tile):
+        """Click a tile, and wait for its hits."""
+        before = self.rows()
+        self.page.locator("#grid .tile-link").nth(tile).click()
+        self.changed(before)
+
+    def changed(self, before):
+        self.until(
+            "before => document.querySelector('#grid .tile img')?.alt !== before[0] ||"
+            " [...document.querySelectorAll('#grid .tile img')].slice(0, 12).some((img, i) => img.alt !== before[i])",
+            arg=before)
+        self.settled()
+
+
+@pytest.fixture
+def watched(browser, address):
+    one = Watched(browser, address)
+    yield one
+    one.context.close()
+    assert one.wrong == []
+    assert one.hosts <= {address, "blob:"}
+
+
+# ------------------------------------------------------------------------------------------------------- scenarios
+
+
+def test_load(watched):
+    page = watched.open()
+    assert page.locator("#grid .tile").count() >= 60
+    assert f"{3 * PER_CLASS + 4} images" in page.locator("#status").inner_text()
+    chips = page.locator("#labels a").all_inner_texts()
+    assert any(text.split() == ["red", str(PER_CLASS + 2)] for text in chips)
+    watched.until("document.querySelector('#grid img').naturalWidth > 0")
+    heights = page.evaluate("[...document.querySelectorAll('#grid .tile')].slice(0, 4).map(t => t.offsetTop + ' ' +"
+                            " t.offsetHeight)")
+    assert len({height.split()[1] for height in heights if height.split()[0] == heights[0].split()[0]}) == 1
+    assert page.evaluate("window.hacked") is None
+
+
+def test_more_images_come_by_scrolling_and_another_sample_is_another(watched):
+    page = watched.open()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    watched.until(f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
+    before = watched.rows()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#another").click()
+    watched.changed(before)
+    assert "seed=" in page.url
+
+
+def test_upload_and_paste(watched, places):
+    page = watched.open()
+    image = places[0] / "red" / "007.jpg"
+    page.locator("#files").set_input_files(str(image))
+    page.wait_for_selector("#cards .card")
+    page.wait_for_selector("#grid .score")
+    watched.settled()
+    assert watched.rows()[0] == "red, 007.jpg"
+    assert page.locator("#grid .score").first.inner_text().startswith("1.000")
+    before = watched.rows()
+    page.reload()  # the uploaded image is still known
+    watched.settled()
+    assert watched.rows() == before
+    page.evaluate("""async (address) => {
+        const data = new DataTransfer();
+        data.items.add(new File([await (await fetch(address)).blob()], 'pasted.jpg', {type: 'image/jpeg'}));
+        window.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+    }""", "/api/thumbnails/3")
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+    assert watched.rows()[0].startswith("blue, ")
+
+
+def test_several_uploads_and_drop(watched, places):
+    page = watched.open()
+    page.locator("#files").set_input_files([str(places[0] / "red" / "007.jpg"), str(places[0] / "blue" / "007.jpg")])
+    page.wait_for_selector("#grid .score")
+    assert page.locator("#cards .card").count() == 2
+    assert {text.split(",")[0] for text in watched.rows()[:8]} >= {"red", "blue"} or len(watched.rows()) == 12
+    before = watched.rows()
+    page.evaluate("""async (address) => {
+        const data = new DataTransfer();
+        data.items.add(new File([await (await fetch(address)).blob()], 'dropped.jpg', {type: 'image/jpeg'}));
+        document.body.dispatchEvent(new DragEvent('dragenter', {dataTransfer: data, bubbles: true}));
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+    }""", "/api/thumbnails/50")
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+    assert page.locator("#drop").is_hidden()
+
+
+def test_three_hits_and_back(watched):
+    page = watched.open()
+    seen = [(page.url, watched.rows())]
+    for place in (2, 3, 1):
+        watched.search(place)
+        seen.append((page.url, watched.rows()))
+    assert len({url for url, _ in seen}) == 4
+    for url, rows in reversed(seen[:-1]):
+        before = watched.rows()
+        page.go_back()
+        watched.changed(before)
+        assert (page.url, watched.rows()) == (url, rows)
+    page.go_forward()
+    watched.changed(seen[0][1])
+    assert watched.rows() == seen[1][1]
+    other = Watched(watched.context.browser, watched.address)  # a shared link
+    other.open("?" + seen[3][0].partition("?")[2])
+    assert other.rows() == seen[3][1]
+    other.context.close()
+
+
+def test_more_and_less_like(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    tile = page.locator("#grid .tile").nth(1)
+    tile.hover()
+    tile.locator(".less").click()
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 2
+    assert "unlike=" in page.url
+    before = watched.rows()
+    page.locator("#cards .card").nth(1).locator(".remove").click()
+    watched.changed(before)
+    assert page.locator("#cards .card").count() == 1
+
+
+def test_crop(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    page.locator("#cards .crop-it").click()
+    stage = page.locator("#crop-canvas").bounding_box()
+    page.mouse.move(stage["x"] + 2, stage["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2, steps=3)
+    page.mouse.up()
+    page.locator("#crop-go").click()
+    watched.changed(before)
+    assert re.search(r"crop=\d+(%2C\d+){3}", page.url)
+
+
+def test_filter_to_one_percent(watched):
+    page = watched.open()
+    watched.search(0)
+    before = watched.rows()
+    page.locator("#labels a", has_text=RARE).click()
+    watched.changed(before)
+    assert watched.rows() == ["rare, only.png"]
+    page.locator("#labels a", has_text=RARE).click()
+    watched.changed(["rare, only.png"])
+    before = watched.rows()
+    page.locator("#filter").fill("only")
+    page.keyboard.press("Enter")
+    watched.changed(before)
+    assert watched.rows() == ["rare, only.png"]
+    page.locator("#filter").fill("nothing-like-it")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "0 of" in page.locator("#empty p").inner_text()
+
+
+def test_options(watched):
+    page = watched.open()
+    watched.search(0)
+    page.locator("#options-button").click()
+    page.locator("#k").select_option("20")
+    watched.until("document.querySelectorAll('#grid .tile').length === 20")
+    page.locator("#min").evaluate("one => { one.value = 0.99; one.dispatchEvent(new Event('input')); }")
+    watched.until("document.querySelectorAll('#grid .tile').length < 20")
+    assert "min=0.99" in page.url
+    page.locator("#fold").check()
+    watched.until("location.search.includes('fold=1')")
+    watched.settled()
+
+
+def test_mark_and_export(watched):
+    page = watched.open("?label=green")
+    for place in (0, 2):
+        page.locator("#grid .tile").nth(place).hover()
+        page.locator("#grid .mark").nth(place).click()
+    assert page.locator("#tray-count").inner_text() == "2 images marked"
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=csv]").click()
+    rows = list(csv.DictReader(io.StringIO(pathlib.Path(given.value.path()).read_text(encoding="utf-8"))))
+    assert [os.path.basename(row["path"]) for row in rows] == ["000.png", "002.png"]
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=json]").click()
+    records = json.loads(pathlib.Path(given.value.path()).read_text(encoding="utf-8"))
+    assert all(isinstance(record["id"], str) and record["label"] == "green" for record in records)
+    with page.expect_download() as given:
+        page.locator("#tray [data-do=sheet]").click()
+    with Image.open(given.value.path()) as sheet:
+        assert sheet.width > 400
+    page.locator("#tray [data-do=paths]").click()
+    page.wait_for_selector("#toast:not([hidden])")
+    assert page.evaluate("navigator.clipboard.readText()").splitlines() == [row["path"] for row in rows]
+    page.reload()  # marks are kept
+    page.locator("#tray [data-do=show]").click()
+    watched.until("document.querySelectorAll('#grid .tile').length === 2")
+    page.locator("#tray [data-do=clear]").click()
+    page.wait_for_selector("#tray", state="hidden")
+
+
+def test_lightbox(watched):
+    page = watched.open(f"?label={RARE}")
+    page.locator("#grid .tile").first.hover()
+    page.locator("#grid .view").first.click()
+    page.wait_for_selector("#lightbox[open] #lb-near a")
+    assert page.locator("#lb-name").inner_text() == "only.png"
+    assert "64 × 40" in page.locator("#lb-facts").inner_text()
+    page.locator("#lb-copy").click()
+    watched.until("navigator.clipboard.readText().then(text => text.endsWith('rare/only.png'))")
+    page.locator("#lb-near a").first.click()
+    watched.until("document.querySelector('#lb-name').textContent !== 'only.png'")
+    page.reload()
+    page.wait_for_selector("#lightbox[open]")
+    page.locator("#lb-folder").click()
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert "path=" in page.url
+    watched.settled()
+    assert page.locator("#grid .tile").count() >= 1
+
+
+def test_duplicates_slider(watched):
+    page = watched.open("?view=duplicates&threshold=1")
+    assert page.locator(".group").count() == 1  # the copy to the byte
+    page.locator("#threshold").evaluate(
+        "one => { one.value = one.min; one.dispatchEvent(new Event('input')); }")
+    watched.until("document.querySelectorAll('.member').length > 2")
+    watched.until("/threshold=0/.test(location.search)")
+    with page.expect_download() as given:
+        page.locator(".exports button", has_text="Text").click()
+    before = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
+    page.locator(".keep", has_text="Remove").first.click()
+    with page.expect_download() as given:
+        page.locator(".exports button", has_text="Text").click()
+    after = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
+    assert len(after) == len(before) - 1
+    assert all(os.path.exists(path) for path in before)
+
+
+def test_bad_upload(watched, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no image")
+    page = watched.open()
+    page.locator("#files").set_input_files(str(tmp_path / "bad.jpg"))
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "cannot be read" in page.locator("#empty p").inner_text()
+    assert page.locator("#grid .tile").count() == 0
+    page.locator("#cards .remove").click()
+    page.wait_for_selector("#grid .tile")
+
+
+def test_names_are_text(watched):
+    page = watched.open("?" + "path=*onerror*")
+    assert page.locator("#grid .tile").count() == 1
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    assert page.locator("#lb-name").inner_text() == HOSTILE
+    assert HOSTILE_LABEL in page.locator("#lb-facts").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#labels a", has_text="quoted").click()
+    watched.settled()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_keyboard_only(watched):
+    page = watched.open()
+    page.keyboard.press("?")
+    page.wait_for_selector("#help[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#help:not([open])", state="attached")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    page.keyboard.type("red")
+    page.keyboard.press("Enter")
+    watched.until("location.search.includes('label=red')")
+    watched.settled()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")
+    place = "Number(document.activeElement.closest('.tile')?.dataset.place)"
+    assert page.evaluate(place) == 0
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(place) == 2
+    page.keyboard.press("ArrowDown")
+    below = page.evaluate(place)
+    assert below > 2
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(place) < below
+    page.keyboard.press("m")
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    page.keyboard.press("m")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    name = page.locator("#lb-name").inner_text()
+    page.keyboard.press("ArrowRight")
+    watched.until("name => document.querySelector('#lb-name').textContent !== name", arg=name)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.evaluate(place) >= 0  # the focus is back on an image
+    before = watched.rows()
+    page.keyboard.press("Enter")
+    watched.until("location.search.includes('like=')")
+    watched.changed(before)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    watched.until("document.querySelectorAll('#cards .card').length === 2")
+    page.keyboard.press("3")
+    page.wait_for_selector("#view-duplicates:not([hidden])")
+
+
+def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+    make_images(folder, 8)
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True)
+    with serving(root) as where:
+        for path in (folder / "blue").iterdir():
+            path.unlink()
+        one = Watched(browser, where)
+        page = one.open("?label=blue")
+        one.until("document.querySelectorAll('.tile.gone').length === 8")
+        page.locator("#grid .tile").first.hover()
+        page.locator("#grid .view").first.click()
+        page.wait_for_selector("#lb-gone:not([hidden])")
+        page.keyboard.press("Escape")
+        page = one.open("?label=green")
+        page.locator("#grid .mark").nth(3).click(force=True)
+        one.search(3)
+        make_images(folder, 10, seed=1)
+        make_images(tmp_path / "same", 8)
+        shutil.copytree(tmp_path / "same" / "green", folder / "green", dirs_exist_ok=True)
+        embed(folder, root)
+        page.wait_for_timeout(1500)  # the server looks each second
+        page.evaluate("window.dispatchEvent(new Event('focus'))")
+        page.wait_for_selector("#toast:not([hidden])")
+        one.settled()
+        # The query and the mark are those of the same image, in whatever row it is now.
+        assert page.locator("#cards .card").count() == 1
+        row = re.search(r"like=(\d+)", page.url).group(1)
+        known = page.evaluate("row => fetch(`/api/rows?rows=${row}`).then(answer => answer.json())", row)
+        assert known["rows"][0]["path"].endswith("green/003.jpg")
+        assert len(one.rows()) == 9
+        page.locator("#tray [data-do=show]").click()
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert one.rows() == ["green, 003.jpg"]
+        page = one.open("?label=blue")
+        one.until("document.querySelectorAll('#grid .tile').length === 10")
+        assert page.locator(".tile.gone").count() == 0
+        one.context.close()
+        assert one.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
+def test_widths_and_accessibility(browser, address, size, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    row = "like=5&like=50&unlike=90"
+    for query in ("", f"?{row}", "?label=red&open=90", "?view=duplicates", "?view=health"):
+        page = one.open(query)
+        page.wait_for_timeout(50)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query
+        answer = axe.run(page, options={"resultTypes": ["violations"]}).response
+        assert answer["testEngine"]["name"] == "axe-core"
+        found = answer["violations"]
+        serious = [(each["id"], [node["target"] for node in each["nodes"]][:3]) for each in found
+                   if each["impact"] in ("serious", "critical")]
+        assert not serious, (query, serious)
+    one.context.close()
+    assert one.wrong == []
+
+
+def test_map(watched, places):
+    page = watched.open()
+    assert page.locator("[data-view=map]").is_hidden()  # there is none yet
+    make_map(MapConfig(workspace=str(places[1])))
+    page = watched.open("?view=map")
+    watched.until("document.querySelector('#view-map .status').textContent.includes('images by t-SNE')")
+    box = page.locator(".map-canvas").bounding_box()
+    assert page.evaluate("""() => {
+        const canvas = document.querySelector('.map-canvas');
+        return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(one => one > 0);
+    }""")
+    page.locator("#view-map button", has_text="Lasso").click()
+    left, top = box["x"] + 20, box["y"] + 20  # the corners are round
+    right, bottom = box["x"] + box["width"] / 2, box["y"] + box["height"] - 20
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 20)):
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    watched.until("location.search.includes('rows=')")
+    watched.settled()
+    chosen = int(re.match(r"\d+", page.locator("#status").inner_text()).group())
+    assert 0 < chosen < 3 * PER_CLASS + 4
+    assert page.locator("#grid .tile").count() == min(chosen, 60)
+    page.go_back()
+    page.wait_for_selector("#view-map:not([hidden])")
+    page.locator(".map-canvas").focus()
+    for key in ("+", "ArrowLeft", "ArrowUp", "0", "Enter"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(40)
+    watched.until("location.search.includes('rows=')")
+    page = watched.open("?view=map&like=5")
+    watched.until("document.querySelector('#view-map .status').textContent.includes('nearest to the query')")
+
+
+def test_an_empty_collection_and_a_server_that_ended(watched):
+    empty = {"version": "0", "total": 0, "rows": []}
+    watched.context.route("**/api/rows*", lambda route: route.fulfill(json=empty))
+    page = watched.open()
+    assert "no images" in page.locator("#empty h2").inner_text()
+    watched.context.route("**/api/rows*", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "does not answer" in page.locator("#empty p").inner_text()

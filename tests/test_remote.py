@@ -1,0 +1,124 @@
+"""`mocoembed search --server`: the same results as here, and what is said when there are none."""
+
+import json
+import socket
+
+import pytest
+from serving import Running
+
+from mocoembed.config import SearchConfig
+from mocoembed.errors import CollectionError, MocoembedError, UsageError
+from mocoembed.search.query import search_images
+from mocoembed.search.remote import Server
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def running(indexed_workspace):
+    running = Running(workspace=str(indexed_workspace))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def address(running):
+    return f"http://127.0.0.1:{running.port}"
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"k": 3}, {"label": ("red", "green")}, {"not_label": ("red",), "path": ("00[0-4]*",)}, {"min_score": 0.98},
+    {"crop": (3, 4, 20, 21)}, {"exclude_self": True}, {"unique": True}, {"diverse": True, "k": 5}])
+def test_a_server_finds_what_is_found_here(indexed_workspace, images, address, values):
+    names = tuple(str(images / name) for name in ("red/000.png", "blue/001.jpg"))
+    here = search_images(SearchConfig(names, str(indexed_workspace), **values))
+    there = search_images(SearchConfig(names, server=address, **values))
+    assert [one.query for one in there] == list(names)
+    for one, other in zip(here, there):
+        assert [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in one.hits] == \
+            [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in other.hits]
+        assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
+
+
+def test_the_command_prints_the_same(indexed_workspace, images, address, run_cli):
+    for form in ("table", "json", "csv", "paths"):
+        arguments = ["search", images / "red" / "000.png", "--row", "3", "-k", "4", "--format", form]
+        here = run_cli(*arguments, "--workspace", indexed_workspace)
+        there = run_cli(*arguments, "--server", address)
+        assert there[0] == here[0] == 0
+        if form in ("table", "paths"):
+            assert there[1] == here[1]
+        elif form == "json":
+            assert [[hit["path"] for hit in one["hits"]] for one in json.loads(there[1])] == \
+                [[hit["path"] for hit in one["hits"]] for one in json.loads(here[1])]
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:8765", "ftp://x", "http://", "http://x:y", "http://a@x", "http://x?y",
+                                   ""])
+def test_what_is_no_address_is_refused(given, images):
+    with pytest.raises(UsageError, match="must be the address"):
+        search_images(SearchConfig((str(images / "red/000.png"),), server=given))
+
+
+def test_what_the_server_says_is_told(images, address, tmp_path):
+    name = str(images / "red/000.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for values, said in (({"label": ("rad",)}, "'red'"), ({"crop": (0, 0, 999, 999)}, "inside"), ({"k": 5000}, "1000")):
+        with pytest.raises(UsageError, match=said):
+            search_images(SearchConfig((name,), server=address, **values))
+    with pytest.raises(UsageError, match="no row 99"):
+        search_images(SearchConfig((), row=(99,), server=address))
+    with pytest.raises(CollectionError, match=r"broken\.jpg"):
+        search_images(SearchConfig((str(tmp_path / "broken.jpg"),), server=address))
+    for values in ({"index": "x"}, {"root": "x"}, {"unlike": (name,)}, {"together": True}, {"device": "cpu"}):
+        with pytest.raises(UsageError, match="--server"):
+            search_images(SearchConfig((name,), server=address, **values))
+
+
+def test_of_several_queries_the_good_ones_are_answered(images, address, tmp_path, run_cli):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    status, out, notes = run_cli("search", tmp_path / "broken.jpg", images / "red/000.png", "--server", address,
+                                 "--format", "paths", "-k", "1")
+    assert (status, out.count("\n")) == (1, 1)
+    assert "1 of 2 queries could not be read" in notes
+
+
+def test_a_server_that_is_not_there_is_named(images, run_cli):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        status, _, notes = run_cli("search", images / "red/000.png", "--server", f"http://127.0.0.1:{port}")
+    assert status == 1
+    assert f"http://127.0.0.1:{port} does not answer" in notes
+
+
+def test_the_token_comes_from_the_environment(indexed_workspace, images, monkeypatch):
+    running = Running(workspace=str(indexed_workspace), token=TOKEN)
+    config = SearchConfig((str(images / "red/000.png"),), server=f"http://127.0.0.1:{running.port}", k=1)
+    try:
+        with pytest.raises(UsageError, match="MOCOEMBED_TOKEN"):
+            search_images(config)
+        monkeypatch.setenv("MOCOEMBED_TOKEN", TOKEN)
+        assert search_images(config)[0].hits[0].path.endswith("red/000.png")
+    finally:
+        running.stop()
+
+
+def test_a_busy_server_is_asked_again(running, address, images, monkeypatch):
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        monkeypatch.setattr(running.service.searches, "_most", 100)
+
+    monkeypatch.setattr(running.service.searches, "_most", 0)
+    monkeypatch.setattr("mocoembed.search.remote.time.sleep", wait)
+    assert search_images(SearchConfig((str(images / "red/000.png"),), server=address))
+    assert waited == [1.0]
+
+
+def test_what_is_no_server_of_ours_is_told():
+    server = Server("http://127.0.0.1:1")
+    server._once = lambda *arguments: (200, {"queries": []}, 1.0)
+    with pytest.raises(MocoembedError, match="does not answer as"):
+        server.image(__file__, SearchConfig((__file__,)))

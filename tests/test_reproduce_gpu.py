@@ -1,0 +1,86 @@
+"""`make gpu` end to end on a CPU with tiny sizes: every piece runs, is kept, and is not run again."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.reproduce import gpu, gpu_pieces
+
+
+def run(*arguments):
+    result = CliRunner().invoke(gpu.main, [str(one) for one in arguments])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a whole run, in a process of its own, and its exit status."""
+    output = tmp_path_factory.mktemp("gpu")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.reproduce.gpu", str(output), "--device", "cpu", "--quick"],
+                          cwd=gpu_pieces.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return output
+
+
+def test_every_piece_gives_its_rows(whole):
+    report = json.loads((whole / "gpu.json").read_text())
+    assert report["unfinished"] == {}
+    assert [piece["piece"] for piece in report["pieces"]] == list(gpu_pieces.PIECES)
+    assert [piece["left_out"] for piece in report["pieces"] if "left_out" in piece] == ["a CPU has no fp16"]
+    figures = {row["what"]: row["figure"] for piece in report["pieces"] for row in piece["rows"]}
+    for start in ("checks of", "step of R50 at 224, bf16: ours against the bare", "two views", "embedding with",
+                  "FAISS Flat on the CPU", "CIFAR-10, 200 epochs, asymmetric", "CIFAR-10, 200 epochs, symmetric"):
+        assert any(what.startswith(start) and figure > 0 for what, figure in figures.items() if figure), start
+    assert "not measured: give --official" in (whole / "gpu.md").read_text()
+
+
+def test_a_second_call_runs_nothing_and_gives_the_same_table(whole, monkeypatch):
+    monkeypatch.setattr(gpu, "PIECES", dict.fromkeys(gpu.PIECES))
+    before = (whole / "gpu.md").read_text()
+    assert run(whole, "--device", "cpu", "--quick") == (0, before + "\n")
+    status, output = run(whole, "--device", "cpu", "--quick", "--piece", "check", "--seconds", 1)
+    assert (status, output) == (0, before + "\n")
+
+
+def test_out_of_time_and_failures_are_told_and_tried_again(tmp_path, monkeypatch):
+    def broken(lab):
+        raise ValueError("no such\nthing")
+
+    def late(lab):
+        raise gpu_pieces.OutOfTime("7 steps")
+
+    monkeypatch.setattr(gpu, "PIECES", {"check": broken, "loading": late, "search": lambda lab: []})
+    status, output = run(tmp_path, "--device", "cpu", "--quick")
+    assert status == 1
+    assert "- check: failed: ValueError: no such thing" in output
+    assert "- loading: not finished: 7 steps" in output
+    monkeypatch.setattr(gpu, "PIECES", {"check": lambda lab: [], "loading": late, "search": broken})  # `search` is kept
+    status, output = run(tmp_path, "--device", "cpu", "--quick")
+    assert status == gpu.MORE_TO_DO
+    assert "- check" not in output
+    status, output = run(tmp_path / "other", "--device", "cpu", "--quick", "--seconds", 5)
+    assert status == gpu.MORE_TO_DO
+    assert output.count("not begun") == 3
+
+
+def test_without_a_gpu_only_the_quick_sizes_run(tmp_path, whole):
+    status, output = run(tmp_path, "--device", "cpu")
+    assert status == 2
+    assert "Add --device cpu --quick" in output
+
+
+def test_a_command_is_stopped_in_time_and_goes_on_later(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("{}\n" * 5)
+    script = ["sh", "-c", f"trap 'exit 143' TERM; touch {tmp_path}/ready; sleep 20 & wait"]
+    begun = time.monotonic()
+    with pytest.raises(gpu_pieces.OutOfTime, match="5 lines"):
+        gpu_pieces.run_until(script, begun + gpu_pieces.SECONDS_TO_SAVE + 3, metrics)
+    assert (tmp_path / "ready").exists()
+    gpu_pieces.run_until(["true"], time.monotonic() + 60, metrics)
+    with pytest.raises(RuntimeError, match="ended with status 1"):
+        gpu_pieces.run_until(["false"], time.monotonic() + 60, metrics)
