@@ -16,7 +16,6 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.pair import BATCH, Pair, state_of
 from mocoembed.search.queries import STANDARD_INPUT, queries_of, query_names
-from mocoembed.search.remote import iterate_remote
 
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
@@ -47,6 +46,8 @@ def iterate_search(config: SearchConfig,
     index is faster at.
     """
     if config.server is not None:
+        from mocoembed.search.remote import iterate_remote  # with http.client, which takes a while to import
+
         yield from iterate_remote(config, progress, note)
         return
     names = query_names(config.images, note)
