@@ -55,6 +55,13 @@ def test_every_choice_is_valid_and_takes_half_an_hour_at_most(images, cores, sid
     assert any("published weights" in line for line in choice.reasons) == (images < 20_000)
 
 
+def test_the_time_of_few_images_is_that_of_their_epochs():
+    """Measured with 2 images: 3 minutes for 400 epochs of one step, most of it saving the checkpoint."""
+    config, _ = chosen(2)
+    assert config.epochs == 400
+    assert 150 < seconds(config, 2, 2) < 250
+
+
 def test_more_cores_get_a_larger_network_and_fewer_cores_fewer_epochs():
     small, large = chosen(50_000, cores=1)[0], chosen(50_000, cores=64)[0]
     assert cost(small.arch, small.width, small.stem, small.image_size) \

@@ -263,7 +263,7 @@ def test_ctrl_c_while_filling_says_so_and_leaves_nothing(images, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert ("mocoembed: Stopped while images were being read into memory. "
+    assert ("mocoembed: Stopped while reading the images into memory. "
             "Run the same command again to continue.") in rest
     assert not list(tmp_path.rglob("*.pt"))
 

@@ -469,7 +469,8 @@ def test_what_does_not_fit_is_refused_and_nothing_copied(change, message):
     saved = {**saved, "model": {name: value + 1 for name, value in saved["model"].items()}}
     change(saved)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(FormatError, match=rf"^The checkpoint of step 7 does not fit: {message}.*\. Use .*--fresh\.$"):
+    with pytest.raises(FormatError, match=rf"^The checkpoint of step 7 does not fit this network: {message}.*\. "
+                                          r"Use .*--fresh\.$"):
         require_resumable(saved, network, optimizer)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -478,7 +479,7 @@ def test_another_network_or_optimizer_is_refused():
     network, optimizer, _ = training()
     with pytest.raises(FormatError, match=r"0\.weight is \(5, 2\).*\(and \d+ more differences\)"):
         require_resumable(training(width=5)[2], network, optimizer)
-    with pytest.raises(FormatError, match="an optimizer of other parameters"):
+    with pytest.raises(FormatError, match="an optimizer with other parameters"):
         require_resumable(training(groups=2)[2], network, optimizer)
 
 

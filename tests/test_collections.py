@@ -106,20 +106,22 @@ def test_a_table_without_labels_and_names_that_are_not_utf_8(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
-    ("a.csv", "1,2,3\n", "begins with '1,2,3', where no column is named path.*for example: path,label"),
-    ("a.csv", "url,label\n1.jpg,cat\n", "begins with 'url,label', where no column is named path"),
-    ("a.csv", "1.jpg;cat\n", "begins with '1.jpg;cat', where no column is named path"),
-    ("a.csv", "1.jpg\tcat\n", r"begins with '1.jpg\\tcat', where no column is named path"),
-    ("a.tsv", "1.jpg\tcat\t7\n", r"where no column is named path.*for example: path\tlabel"),
-    ("a.tsv", "path\tlabel\n\tcat\n", "line 2: no path"), ("a.csv", 'path\nx\n"a"b', "line 3: .* expected after"),
-    ("a.csv", "path\n1\0.jpg\n", "line 2: a path with a NUL byte in it"),
-    ("a.txt", "1.jpg\n2\0.jpg\n", "line 2: a path with a NUL byte in it"),
-    ("a.jsonl", '{"path": "\\u0000"}', "line 1: a path with a NUL byte in it"),
+    ("a.csv", "1,2,3\n", "begins with '1,2,3', which names no column path.*for example: path,label"),
+    ("a.csv", "url,label\n1.jpg,cat\n", "begins with 'url,label', which names no column path"),
+    ("a.csv", "1.jpg;cat\n", "begins with '1.jpg;cat', which names no column path"),
+    ("a.csv", "1.jpg\tcat\n", r"begins with '1.jpg\\tcat', which names no column path"),
+    ("a.tsv", "1.jpg\tcat\t7\n", r"which names no column path.*for example: path\tlabel"),
+    ("a.tsv", "path\tlabel\n\tcat\n", "line 2: the path is missing"),
+    ("a.csv", 'path\nx\n"a"b', "line 3: .* expected after"),
+    ("a.csv", "path\n1\0.jpg\n", "line 2: the path contains a NUL byte"),
+    ("a.txt", "1.jpg\n2\0.jpg\n", "line 2: the path contains a NUL byte"),
+    ("a.jsonl", '{"path": "\\u0000"}', "line 1: the path contains a NUL byte"),
     ("a.txt", b"\xff\xfe1\0", "is UTF-16 text. Save it as UTF-8"),
     ("a.csv", b"\xfe\xff\0001", "is UTF-16 text. Save it as UTF-8"),
-    ("a.csv", "path,label\n,cat\n", "line 2: no path"),
+    ("a.csv", "path,label\n,cat\n", "line 2: the path is missing"),
     ("a.csv", 'path\n"a', "line 2: unexpected end"), ("a.jsonl", "{]\n", "line 1: not JSON"),
-    ("a.jsonl", "[1]\n", "line 1: no path"), ("a.jsonl", '{"path": "a", "label": [1]}', r"the label is \[1\]"),
+    ("a.jsonl", "[1]\n", "line 1: the path is missing"),
+    ("a.jsonl", '{"path": "a", "label": [1]}', r"the label is \[1\]"),
     ("a.jsonl", '{"path": "\\ud800"}', "is not a valid path")])
 def test_a_line_that_is_none_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())

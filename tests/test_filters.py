@@ -310,6 +310,7 @@ def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace,
         chosen = searcher.search(path, 4, Filter(not_labels=("red",)), unique=True, diverse=True)
         assert [hit.label == "red" for hit in chosen] == [False] * 4
         assert searcher.search(path, min_score=2) == []
+        assert searcher.search(path, 4, Filter("red")) == searcher.search(path, 4, Filter(labels=("red",)))
         for query, error, message in [(7, UsageError, "but of type int"), ([7], UsageError, "but of type int"),
                                       (vector[:5], UsageError, "A vector of 5 numbers; .* have 64"),
                                       (b"no image", CollectionError, "image of query 0 cannot be read"),

@@ -212,3 +212,12 @@ def test_a_folder_that_cannot_be_written_costs_the_graph_alone(ours, make_encode
     monkeypatch.setattr(graph_export, "replacing", refuse)
     monkeypatch.setattr(pathlib.Path, "unlink", refuse)
     assert engine(root) == "_TorchEncoder"
+
+
+def test_info_of_a_file_loads_what_it_needs(ours):
+    root, _ = ours
+    for name in ("encoder.safetensors", "embeddings.h5", "embeddings.faiss"):
+        script = ("import sys\nfrom mocoembed.cli.main import main\n"
+                  "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+                  "assert not {'torch', 'faiss', 'onnxruntime'} & set(sys.modules)\n")
+        subprocess.run([sys.executable, "-c", script, "info", str(root / name)], check=True, capture_output=True)

@@ -1,6 +1,8 @@
 """`load_encoder(...).embed(...)`: images that are in memory."""
 
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import mocoembed
 from mocoembed.embed import in_memory
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
+from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.encoder_metadata import read_metadata
 
 
@@ -103,3 +106,35 @@ def test_the_example_runs(workspace, images, tmp_path, monkeypatch, capsys):
     (example,) = [block for block in blocks("python.md") if "load_encoder" in block]
     exec(compile(example, "python.md", "exec"), {})
     assert capsys.readouterr().out.startswith("(2, 64) 64 0.")
+
+
+# ------------------------------------------------------------------------------------------- on ONNX Runtime
+
+
+def test_onnx_gives_what_torch_gives(encoder, workspace, images):
+    paths = sorted(map(str, images.rglob("*.*")))
+    other = mocoembed.load_encoder(workspace=str(workspace), device="onnx")
+    assert (other.dimension, other.fingerprint, other.transform) == (
+        encoder.dimension, encoder.fingerprint, encoder.transform)
+    assert (other.embed(paths) * encoder.embed(paths)).sum(axis=1).min() > 0.9999
+    projected = mocoembed.load_encoder(workspace / "encoder.safetensors", workspace=str(workspace), device="onnx",
+                                       features="projection", normalize=False)
+    assert projected.embed(Image.open(paths[0])).shape == (16,)
+
+
+def test_onnx_does_not_import_torch(workspace, images):
+    script = ("import sys, mocoembed\n"
+              "vector = mocoembed.load_encoder(workspace=sys.argv[1], device='onnx').embed(sys.argv[2])\n"
+              "assert vector.shape == (64,)\n"
+              "assert not {'torch', 'h5py', 'faiss'} & set(sys.modules)\n")
+    subprocess.run([sys.executable, "-c", script, str(workspace), str(images / "red" / "000.png")], check=True)
+
+
+def test_wrong_calls_of_onnx(workspace, make_encoder, tmp_path):
+    with pytest.raises(UsageError, match="precision 'bf16': must be fp32 with the device onnx"):
+        mocoembed.load_encoder(workspace=str(workspace), device="onnx", precision="bf16")
+    save_encoder(tmp_path / "e.safetensors", make_encoder(seed=3))
+    with pytest.raises(UsageError, match=r"has no ONNX graph of .*e\.safetensors. Embedding any image makes one"):
+        mocoembed.load_encoder(tmp_path / "e.safetensors", workspace=str(workspace), device="onnx")
+    with pytest.raises(UsageError, match=r"The encoder 'timm:x' does not exist"):
+        mocoembed.load_encoder("timm:x", workspace=str(workspace), device="onnx")

@@ -148,7 +148,7 @@ def test_torchvision_without_a_network_or_with_a_wrong_name(hub, tmp_path):
 
 @pytest.mark.parametrize("given", ["torchvision:", "torchvision:@V1", "timm:"])
 def test_a_library_without_a_name(given):
-    with pytest.raises(UsageError, match=f"'{given}' is missing the name of a model"):
+    with pytest.raises(UsageError, match=f"'{given}': the name of the model is missing"):
         library_encoder(given, print)
 
 

@@ -218,7 +218,7 @@ def test_queries_that_cannot_be_read_cost_nothing_else(indexed_workspace, images
     assert [line.partition("' cannot be read: ")[0] for line in lines[:-2]] == [
         f"The image '{folder / name}" for name in ("000a.png", "000b.png", "004a.jpg", "009.jpg")]
     assert lines[-2].startswith("sheet: ")
-    assert lines[-1] == f"mocoembed: 4 of 12 queries could not be read, the first of them: {lines[0]}"
+    assert lines[-1] == f"mocoembed: 4 of 12 queries left out, the first of them: {lines[0]}"
     assert (tmp_path / "hits.png").exists()
 
 
@@ -235,6 +235,9 @@ def test_nothing_is_printed_when_no_query_can_be_read(indexed_workspace, images,
     status, out, err = run_cli("search", good, images / "red" / "001.jpg", "--crop", "0,0,48,10", "--workspace",
                                indexed_workspace, "--json")
     assert (status, parsed("json", out)) == (1, [str(images / "red" / "001.jpg")])  # the other is not so wide
+    status, out, err = run_cli("search", images / "red", "--unlike", good, "--workspace", indexed_workspace, "--json")
+    assert (status, str(good) in parsed("json", out), len(parsed("json", out))) == (1, False, 7)
+    assert f"'{good}': Nothing is left of a query" in err
     assert not sheet.exists()
 
 

@@ -204,7 +204,7 @@ def test_jpeg_and_fax_pages_are_left_to_pillow():
     ({258: ("H", [24] * 3)}, "24-bit samples"), ({262: ("H", [6])}, "YCbCr"), ({277: ("H", [2])}, "2 samples"),
     ({259: ("H", [7]), 258: ("H", [12] * 3)}, "12-bit JPEG"), ({278: ("I", [0])}, "in pieces of"),
     ({259: ("H", [5]), 317: ("H", [3])}, "predictor 3"), ({256: ("I", [0])}, "0 x 19 pixels"),
-    ({257: ("I", [4000])}, "cut off"), ({273: ("I", [1 << 30])}, "cut off"),
+    ({257: ("I", [4000])}, "truncated"), ({273: ("I", [1 << 30])}, "truncated"),
     ({322: ("I", [1]), 323: ("I", [1]), 256: ("I", [1 << 14]), 257: ("I", [1 << 14])}, "strips or tiles; at most")])
 def test_what_is_refused_is_refused_for_the_true_reason(change, reason):
     with pytest.raises(UnreadableImage, match=reason):

@@ -98,10 +98,10 @@ def require_slashes(listing: Listing):
     for path in listing.paths.take(rows):
         slashed, name = path.replace(b"\\", b"/"), os.fsdecode(path)
         if os.path.exists(os.path.join(listing.root, slashed)):
-            raise FormatError(f"A list names {name!r}, which does not exist; {os.fsdecode(slashed)!r} does. Write '/' "
-                              "for '\\' in the list.")
+            raise FormatError(f"The list names {name!r}, which does not exist, but {os.fsdecode(slashed)!r} does. "
+                              "Replace '\\' by '/' in the list.")
         if re.search(rb"(^|/)[A-Za-z]:\\", path):
-            raise FormatError(f"A list names {name!r}, a path on Windows, which does not exist here. Write the paths "
+            raise FormatError(f"The list names {name!r}, a Windows path, which does not exist here. Write paths "
                               "relative to the list, with '/'.")
 
 
@@ -158,8 +158,8 @@ def _columns(file: bytes) -> _Columns:
     row, blanks = _first_row(file, delimiters[0])
     names = [name.strip().lower() for name in row]
     if len(row) > 2 or any(name in LABELS or set(name) & set(delimiters[1:]) for name in names):
-        raise FormatError(f"{os.fsdecode(file)!r} begins with {delimiters[0].join(row)!r}, where no column is named "
-                          f"path. Begin it with a line that names the columns, for example: "
+        raise FormatError(f"{os.fsdecode(file)!r} begins with {delimiters[0].join(row)!r}, which names no column path. "
+                          "Add a first line with the names of the columns, for example: "
                           f"{delimiters[0].join(('path', 'label'))}")
     return _Columns(0, 1 if len(row) == 2 else None, False, delimiters[0], blanks)
 
@@ -205,7 +205,7 @@ def _where(file: bytes, line: int) -> str:
 def _path(text: object, where: str) -> bytes:
     """The bytes of a path as names on the disk have them; `FormatError` unless it is one."""
     if not isinstance(text, str) or not text:
-        raise FormatError(f"{where}: no path.")
+        raise FormatError(f"{where}: the path is missing.")
     try:
         name = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
@@ -216,7 +216,7 @@ def _path(text: object, where: str) -> bytes:
 
 def _require_no_nul(name: bytes, where: str):
     if b"\0" in name:
-        raise FormatError(f"{where}: a path with a NUL byte in it.")
+        raise FormatError(f"{where}: the path contains a NUL byte.")
 
 
 READERS = {b".txt": _txt, b".csv": _table, b".tsv": _table, b".jsonl": _jsonl}

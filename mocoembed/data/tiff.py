@@ -50,7 +50,7 @@ class Tags:
         try:
             self._read(*(("Q", "Q", 20) if self.is_big else ("I", "H", 12)))
         except struct.error:
-            raise UnreadableImage("cut off: its tags lie beyond the end of the file") from None
+            raise UnreadableImage("truncated: its tags lie beyond the end of the file") from None
 
     def _read(self, number: str, count: str, size: int):
         """Read the first directory, whose entries take `size` bytes each."""
@@ -204,7 +204,7 @@ def _places(tags: Tags, tiled: bool, pieces: int, compression: int) -> np.ndarra
     if pieces > MOST_PIECES:
         raise UnreadableImage(f"TIFF file of {pieces:,} strips or tiles; at most {MOST_PIECES:,} are read")
     if min(len(offsets), len(counts)) < pieces:
-        raise UnreadableImage(f"cut off: {min(len(offsets), len(counts))} of {pieces} strips or tiles")
+        raise UnreadableImage(f"truncated: it has {min(len(offsets), len(counts))} of {pieces} strips or tiles")
     return np.stack([offsets[:pieces], counts[:pieces]], axis=1).astype(np.int64).clip(0)
 
 
@@ -249,7 +249,7 @@ class TiffImage:
         return 4 + held / (layout.width * layout.height)
 
     def rgb(self) -> Image.Image:
-        """The image as it lies in the file, laid over white; `UnreadableImage` when it is cut off."""
+        """The image as it lies in the file, laid over white; `UnreadableImage` when it is truncated."""
         layout = self._layout
         result = Image.new("RGB", self.size)
         (across, down), planes = layout.segment, layout.used if layout.planar else [0]

@@ -58,14 +58,14 @@ def packed_rows(data: bytes, place: tuple[int, int], shape: tuple[int, int, int]
     expected = height * across
     if packing.compression == NONE and not packing.reversed_bits:
         if offset + expected > len(data):
-            raise UnreadableImage("cut off: a strip lies beyond the end of the file")
+            raise UnreadableImage("truncated: a strip lies beyond the end of the file")
         return np.frombuffer(data, np.uint8, expected, offset).reshape(height, across)
     piece = memoryview(data)[offset:offset + size]
     if packing.reversed_bits:
         piece = memoryview(bytes(piece).translate(REVERSED))
     content = _decompressed(piece, packing.compression, height, across)
     if len(content) < expected:
-        raise UnreadableImage(f"cut off: a strip holds {len(content)} of {expected} bytes")
+        raise UnreadableImage(f"truncated: a strip holds {len(content)} of {expected} bytes")
     rows = np.frombuffer(content, np.uint8, expected).reshape(height, across)
     if packing.compression not in PREDICTED or packing.predictor == 1:
         return rows

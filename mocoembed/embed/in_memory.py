@@ -1,30 +1,34 @@
-"""Embedding images from Python, without a collection or a file: `load_encoder(source).embed(images)`."""
+"""Embedding images from Python, without a collection or a file: `load_encoder(source).embed(images)`.
+
+torch is imported unless the encoder runs on ONNX Runtime.
+"""
 
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from mocoembed.config.commands import DEFAULT_WORKSPACE
 from mocoembed.data.decode import EncodedImage
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.given import GivenImage
 from mocoembed.data.shards import read_path
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.model.embedder import Embedder
-from mocoembed.model.encoder_file import FrozenEncoder
-from mocoembed.model.precision import Compute
+from mocoembed.model.encoder_metadata import read_metadata
+from mocoembed.model.graph import GraphEncoder
 from mocoembed.notes import say_nothing
-from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # images that are decoded, then embedded together
+ONNX = "onnx"  # in place of a device
 
 __all__ = ["ImageEncoder", "load_encoder"]
 
 
+@dataclass(frozen=True)
 class ImageEncoder:
     """A frozen encoder, ready for images in memory; `load_encoder` makes one.
 
@@ -33,15 +37,16 @@ class ImageEncoder:
     quality: `embed_images` with `full_decode` is the same as giving the pixels.
     """
 
-    def __init__(self, frozen: FrozenEncoder, compute: Compute, features: str, normalize: bool,
-                 note: Callable[[str], None] = say_nothing):
-        self.dimension = frozen.dimension(features)
-        """Length D of the vectors."""
-        self.fingerprint = frozen.fingerprint()
-        """SHA-256 of weights, architecture and transform, as in encoder, embeddings and index files."""
-        self.transform = frozen.transform
-        """How an image becomes the encoder's input: resize, crop, mean and standard deviation."""
-        self._embedder = Embedder(frozen, compute, features, normalize, note=note)
+    dimension: int
+    """Length D of the vectors."""
+    fingerprint: str
+    """SHA-256 of weights, architecture and transform, as in encoder, embeddings and index files."""
+    transform: EvaluationTransform
+    """How an image becomes the encoder's input: resize, crop, mean and standard deviation."""
+    vectors: Callable[[np.ndarray], np.ndarray]
+    """(N, D) float32 from pixels (N, S, S, 3) uint8."""
+    with_torch: bool = True
+    """Whether torch resizes the images, or Pillow."""
 
     def embed(self, images: Any) -> np.ndarray:
         """Vectors (N, D) float32 of N images; of a single image (D,).
@@ -59,12 +64,12 @@ class ImageEncoder:
         numbered, found = enumerate(images), [np.empty((0, self.dimension), np.float32)]
         while batch := list(itertools.islice(numbered, BATCH)):
             pixels = np.stack([self._pixels(at, image) for at, image in batch])  # N x S x S x 3
-            found.append(self._embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy())
+            found.append(self.vectors(pixels))
         return np.concatenate(found)
 
     def _pixels(self, at: int, image) -> np.ndarray:
         try:
-            return self.transform.pixels(self._opened(image))
+            return self.transform.pixels(self._opened(image), self.with_torch)
         except UsageError as error:
             raise UsageError(f"Image {at}: {error}") from error
         except Exception as error:  # whatever a decoder raises
@@ -93,10 +98,39 @@ def load_encoder(source=None, *, workspace: str = DEFAULT_WORKSPACE, features: s
 
     source: an encoder file, a checkpoint, a run folder, a published name or weights of another library, as for
     `mocoembed embed --encoder`; `None` for the workspace's newest. The other arguments are the options of
-    `mocoembed embed` with the same names. `note(text)` is called with what a person should know. Raises `UsageError`
-    for a source or a value that there is not, `FormatError` for a damaged file.
+    `mocoembed embed` with the same names. `note(text)` is called with what a person should know.
+
+    With the device `onnx`, ONNX Runtime embeds on the CPU, and torch is not imported. It takes encoder files, and the
+    graph that the workspace keeps of each encoder it has used.
+
+    Raises `UsageError` for a source or a value that there is not, `FormatError` for a damaged file.
     """
     if features not in ("backbone", "projection"):
         raise UsageError(f"features {features!r}: must be backbone or projection.")
-    frozen = open_encoder(None if source is None else os.fspath(source), Workspace(workspace), note)
-    return ImageEncoder(frozen, Compute.of(device, precision), features, normalize, note)
+    given, places = None if source is None else os.fspath(source), Workspace(workspace)
+    if device == ONNX:
+        if precision != "fp32":
+            raise UsageError(f"precision {precision!r}: must be fp32 with the device onnx.")
+        return _on_onnxruntime(given, places, features, normalize)
+    import torch
+
+    from mocoembed.model.embedder import Embedder
+    from mocoembed.model.precision import Compute
+    from mocoembed.train.export import open_encoder
+
+    frozen = open_encoder(given, places, note)
+    embedder = Embedder(frozen, Compute.of(device, precision), features, normalize, note=note)
+    return ImageEncoder(frozen.dimension(features), frozen.fingerprint(), frozen.transform,
+                        lambda pixels: embedder(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy())
+
+
+def _on_onnxruntime(given: str | None, places: Workspace, features: str, normalize: bool) -> ImageEncoder:
+    """The encoder by the graph that the workspace keeps of it."""
+    path = places.encoder(given)
+    fingerprint = read_metadata(path)["fingerprint"]
+    graph = places.graph_of(fingerprint)
+    if not graph.is_file():
+        raise UsageError(f"{places.root} has no ONNX graph of {path}. Embedding any image makes one: mocoembed embed "
+                         f"IMAGE --encoder {path}")
+    encoder = GraphEncoder(graph, fingerprint, features, normalize)
+    return ImageEncoder(encoder.dimension, fingerprint, encoder.transform, encoder, with_torch=False)

@@ -102,7 +102,7 @@ class KnnResult:
     device: str
     seconds: float
     index: str | None = None
-    """The index by which the neighbours were found, and its recall; `None`: all of the bank were compared."""
+    """The approximate index by which the neighbours were found, and its recall; `None`: they are the nearest ones."""
     labels: str | None = None
     """What the bank was cut to; then all but the scores is of the first seed."""
     repeats: tuple[dict, ...] = ()

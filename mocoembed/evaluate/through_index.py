@@ -59,10 +59,10 @@ class IndexNeighbours:
 
 @contextlib.contextmanager
 def neighbours_of(given: str | None, bank: Side) -> Iterator[tuple[Any, str | None]]:
-    """How the neighbours are found, called as `neighbours`; and the index file `given` in words, if there is one."""
+    """How neighbours are found, called as `neighbours`; and the index file `given` in words, if it may miss some."""
     if given is None:
         yield neighbours, None
         return
     with EmbeddingFile(bank.path) as file:
         index = index_by_cosine(given, file)
-        yield IndexNeighbours(index, file, bank), told(index)
+        yield IndexNeighbours(index, file, bank), None if index.exact else told(index)

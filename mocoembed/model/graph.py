@@ -59,6 +59,7 @@ class GraphEncoder:
         if features not in said["dimensions"]:
             raise UsageError(f"{path} gives no {features} features.")
         self.transform, self.normalized = transform_of(said), normalized
+        self.dimension = int(said["dimensions"][features])
         self._output = "features" if features == "backbone" else features
         mean, std = (np.array(values, np.float64) for values in (self.transform.mean, self.transform.std))
         self._scale, self._shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

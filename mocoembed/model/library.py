@@ -45,7 +45,8 @@ def library_encoder(given: str, note: Callable[[str], None],
     named, equals, file = given.partition("=")
     library, _, name = named.partition(":")
     if not name.partition("@")[0]:
-        raise UsageError(f"{given!r} is missing the name of a model. Give {library}:resnet50, for instance.")
+        raise UsageError(f"{given!r}: the name of the model is missing. Give {library}:NAME, for example "
+                         f"{library}:resnet50.")
     if equals:
         return encoder_in(pathlib.Path(file), _network(named), preprocessing, note)
     if preprocessing != Preprocessing():

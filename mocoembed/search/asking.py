@@ -19,7 +19,7 @@ class Asking:
 
     def __init__(self, pair: Any, config: SearchConfig, note: Callable[[str], None] = say_nothing):
         self.pair, self.config, self.note, file = pair, config, note, pair.file
-        self.failed: list[str] = []  # what was wrong with the queries that could not be read
+        self.failed: list[str] = []  # what was wrong with the queries that were left out
         chosen = Filter(config.label, config.not_label, config.path)
         self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
                              -np.inf if config.min_score is None else config.min_score,
@@ -48,8 +48,7 @@ class Asking:
                 except (CollectionError, UsageError) as error:  # the latter: a region outside of it
                     if strict:
                         raise
-                    self.note(str(error))
-                    self.failed.append(str(error))
+                    self._leave_out(error)
                     continue
             if self._selves is not None:
                 selves.append(self._selves.rows(query, data))
@@ -61,17 +60,45 @@ class Asking:
         return names, found, selves
 
     def require_all(self, total: int):
-        """Raise `CollectionError` if some of the `total` queries could not be read."""
+        """Raise `CollectionError` if some of the `total` queries were left out."""
         if self.failed:
-            raise CollectionError(f"{len(self.failed)} of {counted(total, 'query')} could not be read, the first of "
-                                  f"them: {self.failed[0]}")
+            raise CollectionError(f"{len(self.failed)} of {counted(total, 'query')} left out, the first of them: "
+                                  f"{self.failed[0]}")
 
     def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
-                image: str | None = None) -> list[QueryResult]:
-        """The result of each of the queries' vectors (Q, D), or of all of them together."""
-        asked = combined(vectors, self._unlike, self.config.together, self.pair.file.normalized)
-        return [QueryResult(name, hits, self.pair.file.value_range, image)
+                image: str | None = None, strict: bool = False) -> list[QueryResult]:
+        """The result of each of the queries' vectors (Q, D), or of all of them together.
+
+        A query of which `unlike` leaves nothing is left out, as one that cannot be read; when `strict`, or together,
+        `UsageError` is raised.
+        """
+        file, together = self.pair.file, self.config.together
+        try:
+            asked = combined(vectors, self._unlike, together, file.normalized)
+        except UsageError:
+            if strict or together or not file.normalized:
+                raise
+            left = [self._is_left(name, vector) for name, vector in zip(names, vectors)]
+            if not any(left):
+                return []
+            names = [name for name, keep in zip(names, left) if keep]
+            selves = [rows for rows, keep in zip(selves, left) if keep]
+            asked = combined(vectors[left], self._unlike, together, file.normalized)
+        return [QueryResult(name, hits, file.value_range, image)
                 for name, hits in zip(names, self.pair.chosen(asked, self.wishes, selves))]
+
+    def _is_left(self, name: str, vector: np.ndarray) -> bool:
+        """Whether `unlike` leaves something of a query; it is left out otherwise."""
+        try:
+            combined(vector[None], self._unlike, False, True)
+        except UsageError as error:
+            self._leave_out(UsageError(f"{name!r}: {error}"))
+            return False
+        return True
+
+    def _leave_out(self, error: Exception):
+        self.note(str(error))
+        self.failed.append(str(error))
 
     def together(self, queries: Sequence[Query], progress: Callable[[int, int], None],
                  batch: int) -> QueryResult:

@@ -32,6 +32,11 @@ class Filter:
     paths: tuple[str, ...] = ()
     """Globs."""
 
+    def __post_init__(self):
+        for name in ("labels", "not_labels", "paths"):  # one of them may be given as it is
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+
     def __bool__(self):
         return bool(self.labels or self.not_labels or self.paths)
 

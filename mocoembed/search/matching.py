@@ -75,6 +75,6 @@ def index_by_cosine(given: str, file: EmbeddingFile) -> SearchIndex:
 
 
 def told(index: SearchIndex) -> str:
-    """What kind of index it is and what it costs: `rabitq index, recall@10 0.962`."""
-    manifest = index.manifest
-    return f"{manifest.get('type', 'flat')} index, recall@10 {manifest.get('recall_at_10', 1.0):.3f}"
+    """What kind of index it is and what it costs: `rabitq index, recall@10 0.962`, or `flat index, exact`."""
+    kind, recall = index.manifest.get("type", "flat"), index.manifest.get("recall_at_10", 0.0)
+    return f"{kind} index, exact" if index.exact else f"{kind} index, recall@10 {recall:.3f}"

@@ -16,7 +16,6 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.pair import BATCH, Pair, state_of
 from mocoembed.search.queries import STANDARD_INPUT, queries_of, query_names
-from mocoembed.search.remote import iterate_remote
 
 __all__ = ["Hit", "QueryResult", "Searcher", "iterate_search", "search_images"]
 
@@ -42,11 +41,13 @@ def iterate_search(config: SearchConfig,
                    note: Callable[[str], None] = say_nothing) -> Iterator[QueryResult]:
     """What `search_images` gives, one result after the other, as soon as they are there.
 
-    Of several queries, those that cannot be read are left out and told to `note`; after the last result
+    Of several queries, those that cannot be used are left out and told to `note`; after the last result
     `CollectionError` is raised. The first `BATCH` queries are compared together, then more and more of them, which an
     index is faster at.
     """
     if config.server is not None:
+        from mocoembed.search.remote import iterate_remote  # with http.client, which takes a while to import
+
         yield from iterate_remote(config, progress, note)
         return
     names = query_names(config.images, note)
@@ -65,7 +66,7 @@ def iterate_search(config: SearchConfig,
             selves += some[2]
             progress(done, len(queries))
             if names and (len(names) >= at_once or done == len(queries)):
-                yield from ask.results(names, np.concatenate(vectors), selves)
+                yield from ask.results(names, np.concatenate(vectors), selves, strict=len(queries) == 1)
                 at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
         ask.require_all(len(queries))
 

@@ -29,6 +29,8 @@ LADDER_OF_SMALL_IMAGES = ((1.0, 32), (0.5, 32), (0.25, 32))
 # Of one core of an Intel Xeon (Emerald Rapids). A step is four forward passes of an image; the rest are its views.
 MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 35e9, 0.001
 MORE_CORES = 0.8  # of a core, that each core after the first adds
+# Of every epoch, whatever its length: beginning it, and saving the checkpoint, whose size goes with the width's square.
+SECONDS_AN_EPOCH, SECONDS_TO_SAVE = 0.05, 0.4
 
 Cost = Callable[[str, float, str, int], int]
 """(arch, width, stem, image size) -> multiplications of a forward pass of one image."""
@@ -173,7 +175,8 @@ def estimated_seconds(plan: _Plan, cost: Cost, epochs: int) -> float:
     encoder = cost(plan["arch"], plan["width"], plan["stem"], plan["image_size"])
     each = 4 * encoder / MULTIPLICATIONS_A_SECOND + SECONDS_AN_IMAGE
     passes = 2 if plan["symmetric"] else 1
-    return plan.facts.images * epochs * passes * each / (1 + MORE_CORES * (plan.facts.cores - 1))
+    work = plan.facts.images * passes * each / (1 + MORE_CORES * (plan.facts.cores - 1))
+    return epochs * (work + SECONDS_AN_EPOCH + SECONDS_TO_SAVE * plan["width"]**2)
 
 
 def _shown_network(plan: _Plan) -> str:

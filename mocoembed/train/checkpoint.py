@@ -121,7 +121,7 @@ def load_checkpoint(path, sha256: str | None = None) -> dict[str, Any]:
         sha256 = next((one["sha256"] for one in _entries(path.parent) if one["file"] == path.name), None)
     found = sha256_file(path)
     if sha256 not in (None, found):
-        raise FormatError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}.")
+        raise FormatError(f"{path} is damaged: its SHA-256 does not match {MANIFEST}.")
     try:
         with zipfile.ZipFile(path) as archive:
             if sha256 is None and (broken := archive.testzip()):  # torch itself does not look at the CRC-32
@@ -142,7 +142,8 @@ def require_resumable(state: dict[str, Any], method: nn.Module, optimizer: torch
     saved, wanted = dict(state["model"]), method.state_dict()
     groups = state["optimizer"]["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-        raise FormatError(f"The checkpoint of step {state['step']} has an optimizer of other parameters. {ADVICE}")
+        raise FormatError(f"The checkpoint of step {state['step']} belongs to an optimizer with other parameters. "
+                          f"{ADVICE}")
     for i, parameter in enumerate(one for group in optimizer.param_groups for one in group["params"]):
         for name, buffer in state["optimizer"]["state"].get(i, {}).items():
             if isinstance(buffer, torch.Tensor) and buffer.dim():  # those without shape are counters
@@ -158,7 +159,7 @@ def require_fits(saved: dict[str, Any], wanted: dict[str, torch.Tensor], what: s
                  if name in saved and (problem := _difference(saved[name], wanted[name]))]
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-        raise FormatError(f"{what} does not fit: {problems[0]}{more}. {ADVICE}")
+        raise FormatError(f"{what} does not fit this network: {problems[0]}{more}. {ADVICE}")
 
 
 def _difference(saved, wanted: torch.Tensor) -> str | None:

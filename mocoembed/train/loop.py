@@ -19,6 +19,7 @@ from mocoembed.files import StopRequest, locked, write_json
 from mocoembed.model.loss import chance_loss, course_of_loss
 from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.notes import counted
 from mocoembed.train.filling import SAMPLE, Filling
 from mocoembed.train.guard import Guard
 from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
@@ -189,7 +190,7 @@ class Session:
     def _filling(self, workers: int, ranks: Ranks, note, stop: StopRequest | None = None) -> Filling:
         def raise_if_stopped():
             if stop and stop.signal_number is not None:
-                raise ranks.agreed(Interrupted("Stopped while images were being read into memory. Run the same command "
+                raise ranks.agreed(Interrupted("Stopped while reading the images into memory. Run the same command "
                                                "again to continue.", stop.signal_number))
 
         return Filling(self.listing, self.config, workers, ranks, note, raise_if_stopped)
@@ -209,8 +210,8 @@ class Session:
             self.say(skipped_text(self.listing.skipped))
         for folder in self.listing.closed:
             self.say(f"could not be opened, skipped with everything in it: {folder!r}")
-        self.say(f"{len(self.listing)} images, {self.steps_per_epoch} steps per epoch, {self.steps} steps; "
-                 f"run {self.run}")
+        self.say(f"{counted(len(self.listing), 'image')}, {counted(self.steps_per_epoch, 'step')} per epoch, "
+                 f"{counted(self.steps, 'step')} in all; run {self.run}")
         if self.ranks.size > 1:
             config = self.config
             groups = "one over the whole batch" if config.batchnorm == "sync" else config.bn_groups // self.ranks.size
@@ -280,4 +281,4 @@ def require_equal_ranks(training: Training):
     if different:
         raise training.ranks.agreed(TrainingError(
             f"After step {training.step} the weights, the BatchNorm statistics or the dictionary of ranks "
-            f"{', '.join(map(str, different))} differ from those of rank 0. Please report this."))
+            f"{', '.join(map(str, different))} differ from those of rank 0. This is a bug; please report it."))
