@@ -3,6 +3,9 @@
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -383,6 +386,30 @@ def test_info_shows_the_curve(rows_file, run_cli):
     assert status == 0
     assert json.loads(out)["curve"][0]["nprobe"] == 1
     status, out, _ = run_cli("info", path)
-    assert "recall_at_10" in out
+    assert re.search(r"^curve\.0 +nprobe 1, candidates 40, recall_at_10 0\.\d+, .*latency_ms", out, re.MULTILINE)
     with pytest.raises(MocoembedError):
         build_index(IndexConfig(str(rows_file), type="ivf-sq8", memory="1MB", fresh=True))
+
+
+LIMITED = """
+import pathlib, resource, sys
+from mocoembed.config import IndexConfig
+from mocoembed.search.build import build_index
+from mocoembed.search.kinds import KINDS, Plan
+plan = Plan(KINDS[sys.argv[2]], %d, %d)
+taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = taken + plan.peak + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9, fresh=True)).manifest["type"])
+""" % (COUNT, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["flat", "rabitq"])
+def test_the_memory_that_is_planned_is_enough_and_less_is_said(rows_file, name):
+    """As under `ulimit -v`: the plan's memory and a little more do; with less, it ends before anything is taken."""
+    for more, status in ((64 << 20, 0), (-(100 << 20), 1)):
+        done = subprocess.run([sys.executable, "-c", LIMITED, rows_file, name, str(more)], capture_output=True,
+                              text=True)
+        assert done.returncode == status, done.stderr
+        assert (name in done.stdout) == (status == 0)
+        assert status == 0 or "GiB of memory and" in done.stderr

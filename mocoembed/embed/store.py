@@ -238,7 +238,7 @@ class EmbeddingFile:
         if offset is None or dataset.chunks is not None or self._file.driver != "sec2":
             return None
         with os.fdopen(os.dup(self._file.id.get_vfd_handle()), "rb") as file:
-            return np.memmap(file, dataset.dtype, "r", offset, dataset.shape)
+            return np.asarray(np.memmap(file, dataset.dtype, "r", offset, dataset.shape))  # indexed faster
 
     def facts(self) -> np.ndarray:
         """(N,) records of the loader's `FACTS`: width, height, size, mtime_ns and digest of every row."""

@@ -147,7 +147,11 @@ def _training_rows(file: EmbeddingFile, lists: int, held: np.ndarray) -> np.ndar
     """(n, D) float32: vectors at even distances for k-means and codes, none of them held out."""
     others = np.flatnonzero(~held)
     places = np.unique(np.linspace(0, len(others) - 1, min(len(others), POINTS * max(lists, 256))).astype(np.int64))
-    return finite(file, file.vectors_at(others[places]), others[places])
+    wanted, parts = others[places], []
+    for rows, vectors in blocks(file):  # not `vectors_at`, which would map all of the file into memory
+        some = wanted[np.searchsorted(wanted, rows.start):np.searchsorted(wanted, rows.stop)]
+        parts.append(finite(file, vectors[some - rows.start], some))
+    return np.concatenate(parts)
 
 
 def _fill(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, held: np.ndarray, progress,

@@ -50,6 +50,7 @@ class IndexRows:
     def __init__(self, index: Any, file: EmbeddingFile, effort: Effort, exact: bool = False,
                  ids: np.ndarray | None = None):
         self._index, self._file, self.effort, self.exact = index, file, effort, exact
+        self._normalized = file.normalized
         ids = file.ids() if ids is None else ids
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
@@ -71,12 +72,12 @@ class IndexRows:
 
     def _ranked(self, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of the candidates `rows` (Q, n) by their vectors."""
-        scores, step = np.empty(rows.shape, np.float32), max(1, GATHERED // (4 * self._file.dimension))
-        for line, query in enumerate(np.asarray(vectors, np.float32)):
-            for first in range(0, rows.shape[1], step):
-                its = self._file.vectors_at(rows[line, first:first + step])
-                scores[line, first:first + step] = its @ query if self._file.normalized else -(
-                    (its - query)**2).sum(axis=1)
+        queries, scores = np.asarray(vectors, np.float32), np.empty(rows.shape, np.float32)
+        step = max(1, GATHERED // (4 * rows.shape[1] * queries.shape[1]))
+        for first in range(0, len(rows), step):
+            some, its = queries[first:first + step, None], self._file.vectors_at(rows[first:first + step])  # q x n x D
+            scores[first:first + step] = (np.matmul(its, some.swapaxes(1, 2))[..., 0] if self._normalized
+                                          else -((its - some)**2).sum(axis=2))
         scores[rows < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
