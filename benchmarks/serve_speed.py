@@ -6,7 +6,7 @@
 WORKSPACE has embeddings and, where there are many, an index (`python -m benchmarks.search_speed OUTPUT FOLDER --rows
 50000` makes one with random rows behind those of FOLDER). Each of `--clients` connections sends one request after the
 other: searches by a random row, thumbnails and large images of random rows, uploads of the collection's own files. The
-clients run in this process, beside the server on the same cores. `start` is from the command to the first answer,
+clients run in this process, beside the server on the same cores. `start` is from the command until it is ready,
 `computing` the server's own time for a request on all cores, `page` the first screen: a search and 60 thumbnails on 6
 connections, as a browser asks for them.
 """
@@ -109,15 +109,20 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1e3
 
 
-async def facts(port: int) -> tuple[dict, list[dict], list[bytes]]:
-    """What is served, rows to ask for, and files to upload."""
+async def ready(port: int):
+    """Wait until the server has answered its own first query."""
     async with Client(port) as client:
         while (await client.ask("GET", "/api/ready"))[0] != 200:
             await asyncio.sleep(0.01)
+
+
+async def facts(port: int) -> tuple[dict, list[dict], list[bytes]]:
+    """What is served, rows whose images are there, and files to upload."""
+    async with Client(port) as client:
         info = json.loads((await client.ask("GET", "/api/info"))[1])
         rows = json.loads((await client.ask("GET", "/api/rows?limit=1000"))[1])["rows"]
-    paths = [os.fsencode(row["path"]) for row in rows if os.path.isfile(os.fsencode(row["path"]))]
-    return info, rows, [pathlib.Path(os.fsdecode(path)).read_bytes() for path in paths[:200]]
+    rows = [row for row in rows if os.path.isfile(row["path"])]
+    return info, rows, [pathlib.Path(row["path"]).read_bytes() for row in rows[:200]]
 
 
 @click.command()
@@ -132,9 +137,11 @@ def main(workspace, clients, count, kinds):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             port = int(re.search(r":(\d+)/", server.stdout.readline())[1])
+            asyncio.run(ready(port))
+            seconds = time.perf_counter() - begun
             info, rows, images = asyncio.run(facts(port))
             print(f"{info['count']} rows of {info['dimension']}, index {info['index']['type']}; start "
-                  f"{time.perf_counter() - begun:.2f} s; {resident(server.pid):.0f} MB")
+                  f"{seconds:.2f} s; {resident(server.pid):.0f} MB")
             random.seed(0)
             screens = [1e3 * asyncio.run(screen(port, random.choice(rows)["row"])) for _ in range(5)]
             print(f"page: {screens[0]:.0f} ms, then {statistics.median(screens[1:]):.0f} ms")

@@ -16,8 +16,8 @@ from mocoembed.version import __version__
 # on two cores, spinning cut pretraining from 400 images/s to 17.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "knn", "linear", "retrieval",
-            "compare", "duplicates", "convert", "info")
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
+            "retrieval", "compare", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -45,6 +45,7 @@ def cli(debug):
       mocoembed embed IMAGES          compute one vector per image
       mocoembed index                 make the vectors searchable
       mocoembed search IMAGE          find similar images
+      mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed compare A B           compare results of these two, image by image

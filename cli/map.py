@@ -21,7 +21,7 @@ def map(as_json, **values):
 
     `mocoembed serve` shows the map. It is kept beside the embeddings file. Run it again after `mocoembed embed`: the
     images that were there stay in their places, and new ones are put among their nearest neighbours, as long as at
-    most a fifth of all is new. Needs openTSNE (pip install openTSNE).
+    most a fifth of all is new. Needs openTSNE (pip install 'mocoembed[map]').
 
     \b
       mocoembed map

@@ -1,6 +1,7 @@
 """`mocoembed search`: query images -> similar images of the collection."""
 
 import csv
+import functools
 import io
 import json
 import textwrap
@@ -11,7 +12,7 @@ import click
 from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.cli.progress import counter
-from mocoembed.config import SearchConfig
+from mocoembed.config import MilvusConfig, SearchConfig
 from mocoembed.errors import CollectionError
 from mocoembed.notes import counted
 
@@ -62,11 +63,12 @@ FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 @click.command()
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @options_of(SearchConfig, leave_out=("images",), repeated=REPEATED)
+@options_of(MilvusConfig, repeated={"search_param": "KEY=VALUE"})
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True,
               help="How to print the hits; paths prints one path per line and nothing else.")
 @json_option
 @click.option("--sheet", metavar="FILE", help="Also draw queries and hits into this PNG file.")
-def search(images, form, as_json, sheet, **values):
+def search(images, form, as_json, sheet, to, collection, search_param, **values):
     """Find the images of the collection that are most similar to each IMAGE.
 
     An IMAGE is a file, a folder of query images, or - for one on standard input. It is embedded by the encoder that
@@ -81,10 +83,17 @@ def search(images, form, as_json, sheet, **values):
       mocoembed search --row 12 --exclude-self --unique
       mocoembed search queries/ --format json
       mocoembed search cat.jpg --server http://127.0.0.1:8765
+      mocoembed search cat.jpg --to http://host:19530 --collection photos
     """
-    from mocoembed.search.query import iterate_search
     from mocoembed.search.sheet import contact_sheet, require_sheet
 
+    config, where = SearchConfig(images=images, **values), MilvusConfig(to, collection, search_param)
+    if to is None:
+        from mocoembed.search.query import iterate_search as iterate
+    else:
+        from mocoembed.search.milvus_search import iterate_milvus_search
+
+        iterate = functools.partial(iterate_milvus_search, where=where)
     require_sheet(sheet)
     drawn, failed = [], []
 
@@ -98,7 +107,7 @@ def search(images, form, as_json, sheet, **values):
             failed.append(error)
 
     with counter("search", "images") as progress:
-        results = iterate_search(SearchConfig(images=images, **values), progress, note)
+        results = iterate(config, progress=progress, note=note)
         texts = FORMATS["json" if as_json else form](kept(results), values["unique"])
         for text in texts:
             put(text, newline=False)

@@ -1,12 +1,21 @@
 """`mocoembed serve`: the collection in the browser, and for services."""
 
+import os
+import sys
+
 import click
 
 from mocoembed.cli.options import field_help, options_of
 from mocoembed.cli.output import note, put
-from mocoembed.config import ServeConfig
+from mocoembed.cli.progress import counter
+from mocoembed.config import MapConfig, ServeConfig
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
+
+
+def has_screen() -> bool:
+    """Whether a browser can be seen; without a screen, the browsers of a terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 @click.command()
@@ -26,12 +35,17 @@ def serve(**values):
     from mocoembed.serve.app import serve
 
     config = ServeConfig(**values)
+    if config.map:
+        from mocoembed.search.map import make_map
+
+        with counter("map", "steps") as progress:
+            make_map(MapConfig(config.embeddings, config.workspace), progress)
 
     def answering(address: str):
         put(f"serving on {address} (stop with Ctrl-C)")
         if config.token is not None:
             note("The link works once, in one browser; others are asked for the token.")
-        if config.browser:
+        if config.browser and has_screen():
             click.launch(address)
 
     serve(config, note, answering)

@@ -22,6 +22,8 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "openTSNE": {"mocoembed/search/map.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
+          "pymilvus": {"mocoembed/search/milvus.py"}, "milvus_lite": {"mocoembed/search/milvus.py"},
+          "grpc": {"mocoembed/search/milvus.py"},
           "onnx": {"mocoembed/model/weights.py"}, "onnxruntime": {"mocoembed/model/graph.py"},
           "safetensors": {"mocoembed/model/encoder_file.py", "mocoembed/model/encoder_metadata.py"},
           "PIL": {"mocoembed/data/decode.py", "mocoembed/data/deep.py", "mocoembed/data/formats.py",
@@ -29,7 +31,7 @@ OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"
                   "mocoembed/data/gif.py",
                   "mocoembed/data/jpeg.py", "mocoembed/data/png.py", "mocoembed/data/tiff.py",
                   "mocoembed/data/tiff_segments.py", "mocoembed/data/crop.py", "mocoembed/data/evaluation.py",
-                  "mocoembed/data/sample.py", "mocoembed/search/sheet.py", "mocoembed/serve/thumbnails.py"},
+                  "mocoembed/data/sample.py", "mocoembed/data/thumbnail.py", "mocoembed/search/sheet.py"},
           "starlette": {"mocoembed/serve/"}, "uvicorn": {"mocoembed/serve/app.py", "mocoembed/serve/connections.py"}}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("mocoembed", "cli", "benchmarks")
                  for path in (ROOT / folder).rglob("*.py"))
@@ -153,7 +155,7 @@ def test_no_pickle_is_loaded_and_nothing_is_evaluated(path):
 def test_help_loads_no_heavy_library(arguments):
     script = ("import sys\nfrom mocoembed.cli.main import main\n"
               "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
-              "heavy = {'torch', 'torchvision', 'timm', 'faiss', 'h5py', 'numpy', 'PIL', 'pyarrow'}\n"
+              "heavy = {'torch', 'torchvision', 'timm', 'faiss', 'h5py', 'numpy', 'PIL', 'pyarrow', 'pymilvus'}\n"
               "heavy &= set(sys.modules)\n"
               "assert not heavy, heavy\n")
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, timeout=60)
@@ -201,8 +203,9 @@ def test_no_option_grew_unnoticed():
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 64, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
-                      "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 6,
-                      "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 9, "MapConfig": 3, "LinearConfig": 12}
+                      "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 6,
+                      "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 10, "MapConfig": 3, "LinearConfig": 12,
+                      "PushConfig": 9, "MilvusConfig": 3}
 
 
 def test_the_reference_of_commands_is_up_to_date():

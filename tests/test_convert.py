@@ -1,16 +1,19 @@
 """Converting: the same rows in other tools' readers and back, in bounded memory; wrong combinations."""
 
 import csv
+import io
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mocoembed.config import ConvertConfig, DuplicatesConfig, IndexConfig, KnnConfig, SearchConfig
 from mocoembed.data.facts import FACTS
@@ -286,6 +289,34 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert_embeddings(ConvertConfig(sys.argv[1], to=sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+
+
+def test_parquet_for_viewers_in_the_browser(fresh_workspace, images, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    shutil.copytree(images, tmp_path / "photos")
+    (tmp_path / "photos" / "red" / "000.png").write_bytes(b"changed")
+    (tmp_path / "photos" / "red" / "001.jpg").unlink()
+    source, notes = fresh_workspace / "embeddings.h5", []
+    convert_embeddings(ConvertConfig(str(source), to="parquet", root=str(tmp_path / "photos"), text_ids=True,
+                                     thumbnails=True), note=notes.append)
+    rows = parquet.read_table(fresh_workspace / "embeddings.parquet").to_pylist()
+    with EmbeddingFile(source) as file:
+        assert [row["id"] for row in rows] == list(map(str, file.ids()))
+        assert [row["mtime_ns"] for row in rows] == list(map(str, file.mtime_ns()))
+        for row, width, height in zip(rows, file.width(), file.height()):
+            if row["path"].endswith(("red/000.png", "red/001.jpg")):
+                assert row["image"] is None
+                continue
+            shown = Image.open(io.BytesIO(row["image"]["bytes"]))
+            assert (shown.format, shown.size) == ("JPEG", (width, height))
+            assert row["path"].endswith(row["image"]["path"])
+    assert "without a thumbnail: 2 images" in notes[0]
+
+
+@pytest.mark.parametrize("option", ["text_ids", "thumbnails"])
+def test_options_of_parquet_are_refused_elsewhere(option):
+    with pytest.raises(UsageError, match="is for --to parquet"):
+        ConvertConfig("e.h5", to="csv", **{option: True})
 
 
 @pytest.mark.parametrize("form", ["npy", "parquet"])

@@ -1,6 +1,9 @@
 """`mocoembed map`: alike images lie near each other, places stay, and a map belongs to its rows."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,8 +112,8 @@ def test_a_damaged_file_is_refused_and_made_anew(clusters):
 
 
 def test_a_missing_library_is_named(clusters, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openTSNE", None)
-    with pytest.raises(UsageError, match="pip install openTSNE"):
+    monkeypatch.setitem(sys.modules, "openTSNE", None)
+    with pytest.raises(UsageError, match=r"pip install \'mocoembed\[map\]\'"):
         make_map(MapConfig(clusters))
     with pytest.raises(UsageError, match="does not exist"):
         make_map(MapConfig("no.h5"))
@@ -129,3 +132,14 @@ def test_a_map_of_embeddings_that_grew(workspace, make_images, tmp_path):
     assert after.identity != before.identity
     places = dict(zip(after.ids.tolist(), after.places.tolist()))
     assert all(places[one] == place for one, place in zip(before.ids.tolist(), before.places.tolist()))
+
+
+def test_the_command_runs_without_torch(clusters):
+    script = ("import sys\nclass Blocked:\n  def find_spec(self, name, *rest):\n"
+              "    if name.partition('.')[0] in ('torch', 'torchvision'): raise ImportError(name)\n"
+              "sys.meta_path.insert(0, Blocked())\n"
+              "from mocoembed.cli.main import main\nmain(['map', *sys.argv[1:]])\n")
+    result = subprocess.run([sys.executable, "-c", script, clusters, "--json"], capture_output=True, text=True,
+                            timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["count"] == 80

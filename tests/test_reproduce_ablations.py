@@ -18,10 +18,15 @@ from mocoembed.config import PretrainConfig
 from mocoembed.files import write_json
 
 
+def parsed(name, options):
+    """{parameter: value} of a command line of `mocoembed NAME`, which must be right."""
+    parent = click.Context(cli, help_option_names=["-h", "--help"])  # as main has it: commands keep what they see first
+    return cli.get_command(parent, name).make_context(name, list(options), parent=parent).params
+
+
 def config_of(options):
-    """What `mocoembed pretrain` makes of them."""
-    command = cli.get_command(click.Context(cli), "pretrain")
-    values = command.make_context("pretrain", ["images", *options]).params
+    """What `mocoembed pretrain images` makes of them."""
+    values = parsed("pretrain", ["images", *options])
     return PretrainConfig.of(values.pop("recipe"), values.pop("images"), **given(values))
 
 

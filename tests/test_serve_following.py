@@ -156,6 +156,21 @@ def test_an_index_of_other_embeddings_is_not_used(indexed_workspace, make_embedd
         running.stop()
 
 
+def test_without_graph_and_torch_the_collection_is_shown(fresh_workspace, monkeypatch):
+    for graph in (fresh_workspace / "encoders").glob("*.query.onnx"):
+        graph.unlink()
+    monkeypatch.setitem(sys.modules, "mocoembed.model.embedder", None)  # as if torch were not installed
+    running = Running(workspace=str(fresh_workspace))
+    try:
+        assert running.get("/api/info").json()["searches_images"] is False
+        assert running.client.post("/api/search", json={"rows": [1]}).status_code == 200
+        answer = running.client.post("/api/search", content=b"image")
+        assert (answer.status_code, "no encoder" in answer.json()["error"]) == (409, True)
+        assert "no graph of the encoder" in running.notes[0]
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_without_torch_until_a_signal(indexed_workspace, images, number):
     command = [sys.executable, "-c", WITHOUT_TORCH, "serve", "--workspace", str(indexed_workspace), "--port", "0",

@@ -20,9 +20,10 @@ from mocoembed.config.knn import KnnConfig
 from mocoembed.config.linear import LinearConfig
 from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
+from mocoembed.config.push import MilvusConfig, PushConfig
 from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
 __all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
-           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "PretrainConfig", "RetrievalConfig",
-           "SearchConfig", "ServeConfig"]
+           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig", "PretrainConfig",
+           "PushConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, relative_globs, require, rising_pair
+from mocoembed.checks import at_least, at_most, one_of, option_name, relative_globs, require, rising_pair
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
 
@@ -194,9 +194,16 @@ class ConvertConfig:
     by default, NAME-paths.csv beside it."""
     made_by: str | None = None
     """For a .npy file: name of the encoder that made the vectors; knn compares only files with the same name."""
+    text_ids: bool = False
+    """For parquet: id and mtime_ns as text, for viewers in the browser, where numbers have 53 bits."""
+    thumbnails: bool = False
+    """For parquet: add a column image with thumbnails: JPEG files of 320 pixels, as in Hugging Face's datasets."""
 
     def __post_init__(self):
         require(self, "to", self.to in (None, *CONVERT_FORMATS), "one of " + ", ".join(CONVERT_FORMATS))
+        for name in ("text_ids", "thumbnails"):
+            if getattr(self, name) and self.to != "parquet":
+                raise UsageError(f"{option_name(name)}: is for --to parquet.")
 
 
 @dataclass(frozen=True)

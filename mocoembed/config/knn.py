@@ -36,8 +36,8 @@ class KnnConfig:
     suspects: bool = False
     """List the images whose neighbours vote most clearly for another label: suspected wrong labels."""
     baselines: bool | None = None
-    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
-    where it takes seconds and the images are still there."""
+    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    architecture untrained. By default, what takes seconds, if the images are still there."""
     index: str | None = None
     """Index file of the bank to find the neighbours by, for large banks. An approximate one misses some neighbours, and
     says how many. By default, every image of the bank is compared."""

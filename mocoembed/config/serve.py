@@ -42,6 +42,8 @@ class ServeConfig:
     """Secret of 16 characters or more that every request must carry."""
     allow_host: tuple[str, ...] = ()
     """Host name under which the page is reached, as behind a reverse proxy. May be given again."""
+    map: bool = False
+    """Before serving, make the map or bring it up to date, as `mocoembed map` does."""
     browser: bool = True
     """Open the page in the browser, if there is a screen."""
 

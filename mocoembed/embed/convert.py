@@ -20,6 +20,7 @@ from mocoembed.embed.parquet import require_pyarrow, write_parquet
 from mocoembed.embed.seal import HDF5, MARK
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import vector_type
+from mocoembed.embed.thumbnails import with_thumbnails
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import (
     StopRequest,
@@ -34,6 +35,7 @@ from mocoembed.notes import say_nothing
 from mocoembed.workspace import Workspace
 
 BLOCK_BYTES = 1 << 24  # of vectors at a time
+WITH_IMAGES = 512  # rows at a time
 ROW_BYTES = 400  # what a row takes on the disk beside its vector, about
 COLUMNS = ("id", "path", "label", "width", "height", "size", "mtime_ns", "digest")
 NPY = b"\x93NUMPY"
@@ -51,7 +53,7 @@ class ConvertResult:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of an embeddings file: vectors (n, D) float32 and, for each of `COLUMNS`, n values."""
+    """Some rows of an embeddings file: vectors (n, D) float32 and, for each of `COLUMNS` (and image), n values."""
 
     vectors: np.ndarray
     columns: dict
@@ -121,7 +123,9 @@ def _from_embeddings(config: ConvertConfig, source: pathlib.Path, watch: _Watch,
         require_space(output, len(file) * (file.dimension * (14 if config.to == "csv" else 4) + ROW_BYTES))
         with contextlib.ExitStack() as stack:
             temporary = [stack.enter_context(replacing(path)) for path in reversed(files)]  # the list comes last
-            WRITERS[config.to](temporary[::-1], file, _noted(blocks(file, config.root, watch), note))
+            rows = blocks(file, config.root, watch, WITH_IMAGES if config.thumbnails else None)
+            rows = with_thumbnails(rows, file.value_range, note) if config.thumbnails else rows
+            WRITERS[config.to](temporary[::-1], file, _noted(rows, note), config)
             for path in files[1:]:  # so a crash leaves vectors without a list, never with that of others
                 path.unlink(missing_ok=True)
                 sync_folder(path.parent)
@@ -151,9 +155,10 @@ def _is_utf8(path: bytes) -> bool:
     return True
 
 
-def blocks(file: EmbeddingFile, root: str | None, watch: Callable[[int, int], None]) -> Iterator[Block]:
-    """All rows in order; `watch(done, total)` is called after each block."""
-    step = max(1, BLOCK_BYTES // (4 * file.dimension + ROW_BYTES))
+def blocks(file: EmbeddingFile, root: str | None, watch: Callable[[int, int], None],
+           most: int | None = None) -> Iterator[Block]:
+    """All rows in order, at most `most` at a time; `watch(done, total)` is called after each block."""
+    step = max(1, min(BLOCK_BYTES // (4 * file.dimension + ROW_BYTES), most or len(file)))
     for first in range(0, len(file), step):
         rows = slice(first, min(first + step, len(file)))
         paths, labels = file.full_names(rows, root)
@@ -164,7 +169,7 @@ def blocks(file: EmbeddingFile, root: str | None, watch: Callable[[int, int], No
         watch(rows.stop, len(file))
 
 
-def _write_npy(files, file: EmbeddingFile, rows: Iterator[Block]):
+def _write_npy(files, file: EmbeddingFile, rows: Iterator[Block], config: ConvertConfig):
     with open(files[0], "wb") as vectors, _csv(files[1]) as table:
         dtype = vector_type(file.dtype)
         np.lib.format.write_array_header_1_0(vectors, npy_header(len(file), file.dimension, dtype))
@@ -175,7 +180,7 @@ def _write_npy(files, file: EmbeddingFile, rows: Iterator[Block]):
             table.writerows(zip(block.columns["id"], names, block.columns["label"]))
 
 
-def _write_csv(files, file: EmbeddingFile, rows: Iterator[Block]):
+def _write_csv(files, file: EmbeddingFile, rows: Iterator[Block], config: ConvertConfig):
     numbers = "\t%.9g" * file.dimension  # nine digits give a float32 back exactly
     with _csv(files[0]) as table:
         table.writerow([*COLUMNS, *(f"v{i}" for i in range(file.dimension))])
@@ -192,10 +197,10 @@ def _csv(path):
         yield csv.writer(text, lineterminator="\n")
 
 
-def _write_parquet(files, file: EmbeddingFile, rows: Iterator[Block]):
+def _write_parquet(files, file: EmbeddingFile, rows: Iterator[Block], config: ConvertConfig):
     about = {"root": os.fsdecode(file.root), "features": file.features, "normalized": file.normalized,
              "rows_sha256": file.identity, "encoder": file.encoder}
-    write_parquet(files[0], file.dimension, about, rows)
+    write_parquet(files[0], file.dimension, about, rows, config.text_ids, config.thumbnails)
 
 
 WRITERS = {"npy": _write_npy, "parquet": _write_parquet, "csv": _write_csv}

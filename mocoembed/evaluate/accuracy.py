@@ -32,7 +32,7 @@ from mocoembed.evaluate.through_index import neighbours_of
 from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
-from mocoembed.knn import accuracy, bank_size, classify
+from mocoembed.knn import bank_size, classify
 from mocoembed.model.precision import Compute
 from mocoembed.notes import counted
 from mocoembed.recipes import KNN_PRESETS
@@ -226,9 +226,8 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
     for place, (k, temperature) in enumerate(settings):
         values, ap = values_of(votes, place, truth, len(bank_classes), len(classes))
         per_class_ap = ap if place == 0 else per_class_ap
-        top1, top5 = accuracy(votes.predicted[place], torch.from_numpy(truth))
-        scores.append(KnnScore(min(k, most), k, temperature, top1,
-                               top5 if len(bank_classes) >= FEWEST_FOR_TOP5 else None, values))
+        scores.append(KnnScore(min(k, most), k, temperature, values["top1"].value,
+                               values["top5"].value if "top5" in values else None, values))
     first = votes.predicted[0][:, 0].cpu().numpy()
     found, without = baselines.baselines(
         bank, queries, config.baselines, lambda *both: top1_of(both[0], both[1], number, settings[0], leave_one_out))

@@ -12,13 +12,10 @@ import numpy as np
 
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.embed.npy import is_foreign
-from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MismatchError, MocoembedError, UsageError
 from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.model.graph import GraphEncoder
 from mocoembed.notes import say_nothing
-from mocoembed.search.exact import NoIndex
-from mocoembed.search.index import SearchIndex
 from mocoembed.workspace import Workspace
 
 EXACT = ("fp32", "tf32")  # precisions whose vectors the graph gives, too
@@ -31,6 +28,26 @@ class QueryEncoder(Protocol):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(Q, D) float32 from pixels (Q, S, S, 3) uint8."""
+
+
+class Described(Protocol):
+    """An index, or what stands in its place, by what it says about its vectors."""
+
+    @property
+    def path(self) -> Any:
+        """What it is called in messages."""
+
+    @property
+    def manifest(self) -> dict:
+        """`encoder`, `features` and `normalized` at least."""
+
+
+class Made(Protocol):
+    """An embeddings file, or what stands in its place, by how its vectors were made."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the encoder."""
 
 
 def require_device(device: str):
@@ -46,7 +63,7 @@ def is_without_torch(encoder: QueryEncoder) -> bool:
     return isinstance(encoder, GraphEncoder)
 
 
-def query_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile,
+def query_encoder(config, workspace: Workspace, index: Described, file: Made,
                   note: Callable[[str], None] = say_nothing) -> QueryEncoder:
     """The encoder that made the vectors of `index` and `file`: `config.encoder`, or the workspace's copy.
 
@@ -82,8 +99,7 @@ class _TorchEncoder:
         return self._embedder(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
 
-def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, file: EmbeddingFile,
-                   note) -> QueryEncoder:
+def _torch_encoder(config, workspace: Workspace, index: Described, file: Made, note) -> QueryEncoder:
     from mocoembed.model.graph_export import keep_graph
     from mocoembed.model.precision import Compute
 
@@ -95,7 +111,7 @@ def _torch_encoder(config, workspace: Workspace, index: SearchIndex | NoIndex, f
                          manifest["normalized"])
 
 
-def _frozen(workspace: Workspace, given: str | None, index: SearchIndex | NoIndex, note):
+def _frozen(workspace: Workspace, given: str | None, index: Described, note):
     """The `FrozenEncoder` that made the index's vectors: `given`, or the workspace's copy."""
     from mocoembed.model.encoder_file import load_encoder
     from mocoembed.train.export import open_encoder

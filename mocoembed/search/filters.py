@@ -49,7 +49,7 @@ class Filter:
         for option, given in (("--label", self.labels), ("--not-label", self.not_labels)):
             for label in given:
                 if label not in names:
-                    raise _nothing(f"{option} {label!r}", len(file), "labels", label, names)
+                    raise nothing_matches(f"{option} {label!r}", len(file), "labels", label, names)
         labels, selected = file.labels(), np.ones(len(file), bool)
         if self.labels:
             selected &= np.isin(labels, [names.index(label) for label in self.labels])
@@ -71,7 +71,7 @@ def _matching(file: EmbeddingFile, globs: tuple[str, ...]) -> np.ndarray:
             paths = file.paths[first:first + BLOCK]
             found[first:first + len(paths)] = [not exclude.takes(path) for path in paths]
         if not found.any():
-            raise _nothing(f"--path {glob!r}", len(file), "names", glob, _names(file, "/" in glob))
+            raise nothing_matches(f"--path {glob!r}", len(file), "names", glob, _names(file, "/" in glob))
         matching |= found
     return matching
 
@@ -86,7 +86,7 @@ def _names(file: EmbeddingFile, whole: bool) -> list[str]:
     return list(names)
 
 
-def _nothing(what: str, count: int, kind: str, wanted: str, names: Iterable[str]) -> UsageError:
+def nothing_matches(what: str, count: int, kind: str, wanted: str, names: Iterable[str]) -> UsageError:
     """The error for what selects no image, with the names that are most like it."""
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(wanted.strip("*?/").lower(), lower, SHOWN, 0.5)

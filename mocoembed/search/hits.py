@@ -14,8 +14,8 @@ class Hit:
     path: str
     """Full path; `os.fsencode` gives its bytes, whatever they are."""
     label: str | None
-    row: int
-    """Row in the embeddings file."""
+    row: int | None
+    """Row in the embeddings file; `None` for a hit of a Milvus collection."""
     id: int | None = None
     """Stable id of the image in the embeddings file."""
     folded: int | None = None

@@ -161,7 +161,7 @@ class _Making:
         try:
             from openTSNE import TSNE, affinity, nearest_neighbors
         except ImportError as error:
-            raise UsageError("mocoembed map needs openTSNE. Install it: pip install openTSNE") from error
+            raise UsageError("mocoembed map needs openTSNE. Install it: pip install 'mocoembed[map]'") from error
         count, last, before = len(first), 0, self.blocks
         jobs = -1 if count > ON_ONE_CORE else 1
 

@@ -93,7 +93,7 @@ def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequ
     begun = time.perf_counter()
     found = rows.nearest(sample.queries, sample.k + sample.stored)[1]
     batch = time.perf_counter() - begun
-    found = _others(found, sample.rows) if sample.stored else found
+    found = others(found, sample.rows) if sample.stored else found
     each = recall(file, sample, found)
     stop.raise_if_set(STOPPED)
     return {"recall_at_10": float(each.mean()), "recall_error": float(each.std() / np.sqrt(len(each))),
@@ -101,7 +101,7 @@ def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequ
             "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch / len(each)}
 
 
-def _others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(S, k) of `found` (S, k + 1): without the query itself, or without the last where it was not found."""
     itself = found == rows[:, None]
     itself[~itself.any(axis=1), -1] = True

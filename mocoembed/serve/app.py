@@ -116,8 +116,8 @@ def bound(config: ServeConfig) -> socket.socket:
         listening.bind((config.host, config.port))
     except OSError as error:
         listening.close()
-        raise UsageError(f"--host {config.host} --port {config.port}: {error.strerror or error}. Give another --port; "
-                         "0 is any that is free.") from error
+        raise UsageError(f"--host {config.host} --port {config.port}: {error.strerror or error}. Give another one; "
+                         "--port 0 is any that is free.") from error
     return listening
 
 

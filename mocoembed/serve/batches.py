@@ -52,9 +52,9 @@ class Batches:
             await asyncio.sleep(0.001)
 
     async def _run(self, encode: Callable, some: list[tuple]):
-        self._tell(len(some))
         futures = [future for _, _, future in some]
         try:
+            self._tell(len(some))
             vectors = await asyncio.get_running_loop().run_in_executor(
                 self._pool, encode, [pixels for _, pixels, _ in some])
         except Exception as error:  # whatever the encoder raises belongs to those who asked

@@ -5,12 +5,15 @@ A connection whose head does not come in time, or whose answers are not read, is
 
 import asyncio
 import json
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SECONDS_FOR_HEAD = 10.0  # until the head of a request is there
 SECONDS_FOR_READING = 120.0  # an answer, most of it
+AT_ONCE = struct.pack("ii", 1, 0)
 MOST_HEAD = 128 << 10  # bytes of it, and of what comes after a body
 
 
@@ -62,7 +65,7 @@ class Connection(HttpToolsProtocol):
         """More has been written than the caller has read."""
         super().pause_writing()
         if self.reading is None:
-            self.reading = self.loop.call_later(SECONDS_FOR_READING, self._too_late)
+            self.reading = self.loop.call_later(SECONDS_FOR_READING, self._unread)
 
     def resume_writing(self):
         """It has been read."""
@@ -94,4 +97,9 @@ class Connection(HttpToolsProtocol):
             self.reading = None
 
     def _too_late(self):
+        self.transport.abort()
+
+    def _unread(self):
+        """Close at once; without LINGER, the system would keep what nobody reads for minutes, megabytes of it."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self.transport.abort()

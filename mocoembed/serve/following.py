@@ -50,7 +50,9 @@ def _searcher(files: Opening, note: Callable[[str], None]) -> Searcher:
     """The searcher; without an encoder where there is none, so that the collection can be looked at anyway."""
     try:
         return Searcher(files, note)
-    except UsageError as error:
-        searcher = Searcher(files, note, encoder=False)
-        note(f"{error}\nUntil then, images of the collection can be searched for, and no others.")
+    except (UsageError, ImportError) as error:
+        searcher = Searcher(files, note, encoder=False)  # raises again what does not come from the encoder
+        reason = error if isinstance(error, UsageError) else (
+            f"There is no graph of the encoder in {files.workspace}; without one, it needs the package {error.name}.")
+        note(f"{reason}\nUntil then, images of the collection can be searched for, and no others.")
         return searcher

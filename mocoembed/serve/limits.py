@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 
 from mocoembed.serve.answers import Refusal
+from mocoembed.serve.refusals import DISCONNECTED
 
 MOST_UPLOAD = 64 << 20  # bytes of an image
 MOST_JSON = 16 << 20  # bytes of queries in JSON
@@ -67,7 +68,7 @@ class Bodies:
                 except (asyncio.TimeoutError, TimeoutError) as error:
                     raise Refusal(408, "The body came too slowly.", "slow") from error
                 except ClientDisconnect as error:
-                    raise Refusal(400, "The connection was closed.", "disconnected") from error
+                    raise Refusal(400, "The connection was closed.", DISCONNECTED) from error
                 taken += len(part)
                 self.held += len(part)
                 if taken > limit:

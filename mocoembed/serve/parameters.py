@@ -28,7 +28,7 @@ def allow(given: QueryParams, *names: str):
     """Refuse parameters with other names, and those that are given twice but may not be."""
     for name in given:
         if name not in names:
-            raise Refusal(400, f"Unknown parameter {name!r}. Allowed: {', '.join(names) or 'none'}.")
+            raise Refusal(400, f"Unknown parameter {name[:50]!r}. Allowed: {', '.join(names) or 'none'}.")
         values = given.getlist(name)
         if name not in REPEATED and len(values) > 1:
             raise Refusal(400, f"{name} is given {len(values)} times.")

@@ -1,5 +1,6 @@
 """The log of requests that are refused: when, who, what kind of request, and why; nothing that the caller sent."""
 
+import ipaddress
 import re
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from mocoembed.serve.answers import Refusal
 
 PER_MINUTE = 20  # lines; the rest are counted
 KNOWN = re.compile(r"/(api/[a-z-]{1,20}|metrics|login)?")  # paths that are told
+DISCONNECTED = "disconnected"  # the reason when a caller has gone
 QUIET = (404, 410, 503)  # statuses that say nothing about the caller
 
 
@@ -22,7 +24,7 @@ class RefusalLog:
 
     def __call__(self, scope: Scope, refusal: Refusal):
         """Note one."""
-        if refusal.status in QUIET:
+        if refusal.status in QUIET or refusal.reason == DISCONNECTED:
             return
         if (now := self._clock()) - self._begun >= 60:
             if self._left_out:
@@ -32,7 +34,15 @@ class RefusalLog:
             self._left_out += 1
             return
         self._told += 1
-        client, route = scope.get("client"), scope.get("route")
+        route = scope.get("route")
         where = route.path if route else scope["path"] if KNOWN.fullmatch(scope["path"]) else "a path"
         self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {scope['method']} {where} from "
-                   f"{client[0] if client else 'unknown'}: {refusal.status} {refusal.reason}")
+                   f"{_address(scope)}: {refusal.status} {refusal.reason}")
+
+
+def _address(scope: Scope) -> str:
+    """The caller's address; behind a proxy it comes from a header, which may hold anything."""
+    try:
+        return str(ipaddress.ip_address(scope["client"][0]))
+    except (KeyError, TypeError, ValueError):
+        return "unknown"

@@ -36,7 +36,7 @@ from mocoembed.serve.parameters import (
 from mocoembed.serve.points import Points
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
-from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, jpeg, original
+from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
 
 MOST_GROUPS = 200
 SECONDS_OF_JOB = 0.5  # that a request waits for one
@@ -119,7 +119,7 @@ class Api:
         side = integer(given, "size", LARGE, 16, LARGEST)
 
         def made(collection: Collection, row: int) -> bytes:
-            return jpeg(original(collection, row), side, LARGE_QUALITY, collection)
+            return shown(collection, row, side, LARGE_QUALITY)
 
         return await self._jpeg(request, str(side), made)
 

@@ -5,22 +5,20 @@ another tool), its file must lie within the collection's root, links followed.
 """
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict
 
-from PIL import Image
-
-from mocoembed.data.decode import EncodedImage
 from mocoembed.data.shards import read_path, split_at_shard
+from mocoembed.data.thumbnail import QUALITY, SIDE, jpeg
 from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection
+from mocoembed.serve.thumbnail_files import ThumbnailFiles
 
-SIDE, QUALITY = 320, 82  # of thumbnails: 320 pixels the longer side
 LARGEST, LARGE, LARGE_QUALITY = 4096, 2048, 90  # of images
-KEPT = 64 << 20  # bytes of thumbnails that are kept
+KEPT = 64 << 20  # bytes of thumbnails that are kept in memory
+LARGE_PIXELS = 4_000_000  # from which on an image is large
 
 GONE = "The image of row {row} is gone: its file has been removed or changed since it was embedded."
 
@@ -48,37 +46,32 @@ def _is_inside(path: bytes, root: bytes) -> bool:
     return real.startswith(root.rstrip(b"/") + b"/")
 
 
-def jpeg(data: bytes, side: int, quality: int, collection: Collection) -> bytes:
-    """A JPEG file of an image, upright, at most `side` pixels wide and high."""
+def shown(collection: Collection, row: int, side: int = SIDE, quality: int = QUALITY) -> bytes:
+    """A JPEG file of a row's image; a `Refusal` when it is gone (410) or cannot be decoded (422)."""
+    data = original(collection, row)
     try:
-        image = EncodedImage(data, value_range=collection.file.value_range)
-        pixels = image.rgb(max(1.0, max(image.width, image.height) / (2 * side) if side <= SIDE else
-                               max(image.width, image.height) / side))
-        pixels.thumbnail((side, side), Image.Resampling.BILINEAR if side <= SIDE else Image.Resampling.LANCZOS)
-        pixels.info.clear()  # or Pillow writes the comment again
-        out = io.BytesIO()
-        pixels.save(out, "JPEG", quality=quality)
-        return out.getvalue()
+        return jpeg(data, side, quality, collection.file.value_range)
     except Exception as error:  # whatever a decoder raises
         raise Refusal(422, f"The image cannot be decoded: {type(error).__name__}.", "undecodable") from error
 
 
 class Thumbnails:
-    """Small JPEG files of rows; the latest `KEPT` bytes of them are kept."""
+    """Small JPEG files of rows; the latest `KEPT` bytes of them are kept in memory, those of large images in files."""
 
-    def __init__(self, most: int = KEPT):
+    def __init__(self, most: int = KEPT, files: ThumbnailFiles | None = None):
         self._most, self._size = most, 0
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._files = threading.Lock(), files or ThumbnailFiles()
 
     def get(self, collection: Collection, row: int) -> bytes:
         """The thumbnail of a row; a `Refusal` when its image is gone."""
-        key = (collection.version, row, _state(collection.path(row)))
+        state = _state(collection.path(row))
+        key = (collection.version, row, state)
         with self._lock:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return found
-        made = jpeg(original(collection, row), SIDE, QUALITY, collection)
+        made = self._of_large(collection, row, state) if _is_large(collection, row) else shown(collection, row)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
@@ -87,9 +80,24 @@ class Thumbnails:
                 self._size -= len(self._kept.popitem(last=False)[1])
         return made
 
+    def _of_large(self, collection: Collection, row: int, state: tuple) -> bytes:
+        """From a file, as long as the image's own has the size and time that it had when it was embedded."""
+        digest, file = collection.digest(row), collection.file
+        is_same = state[2:] == (int(file.size[row]), int(file.mtime_ns[row]))
+        if digest and is_same and (found := self._files.get(digest)) is not None:
+            return found
+        made = shown(collection, row)
+        if digest:
+            self._files.put(digest, made)
+        return made
+
+
+def _is_large(collection: Collection, row: int) -> bool:
+    return int(collection.width[row]) * int(collection.height[row]) >= LARGE_PIXELS
+
 
 def _state(path: bytes) -> tuple:
-    """What changes when a file does."""
+    """What changes when a file does: device, inode, size, time."""
     inside = split_at_shard(path)
     try:
         status = os.stat(path if inside is None else inside[0])

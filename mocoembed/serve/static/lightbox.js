@@ -17,7 +17,7 @@ export function folderOf(record, root) {
   const base = root && !root.endsWith('/') ? `${root}/` : root;
   const path = base && record.path.startsWith(base) ? record.path.slice(base.length) : record.path;
   const end = path.lastIndexOf('/');
-  return end < 0 ? '' : `${path.slice(0, end)}/*`;
+  return end < 0 ? '' : `${path.slice(0, end).replace(/[*?[]/g, '[$&]')}/*`; // a name's own stars are no wildcards
 }
 
 /** Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. */

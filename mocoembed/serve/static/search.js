@@ -101,6 +101,7 @@ function sign(record, kind, other) {
 
 /** The labels with their counts, as links that filter. */
 export function showLabels(labels) {
+  labels = labels.filter(({ label }) => label !== null);
   facts.names = new Set(labels.map(({ label }) => label));
   facts.labels = labels;
   $('label-list').replaceChildren(...labels.slice(0, 2000).map(({ label }) => el('option', { value: label })));
