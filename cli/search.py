@@ -73,7 +73,8 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
 
     An IMAGE is a file, a folder of query images, or - for one on standard input. It is embedded by the encoder that
     made the collection's vectors. Scores are cosine similarities (at most 1); for vectors that are not of length 1,
-    minus the squared Euclidean distance.
+    minus the squared Euclidean distance. Of several images, one that cannot be read is named and left
+    out, and the exit status is 1.
 
     \b
       mocoembed search cat.jpg

@@ -108,7 +108,7 @@ WRONG_CALLS = [
     ("index {bad}/nowhere.h5", 2, "Make one with: mocoembed embed"),
     ("index {bad}/text.txt", 1, "not an embeddings file"),
     ("index {ws}/encoder.safetensors", 1, "not an embeddings file"),
-    ("index --type hnsw", 2, "--type hnsw: must be one of auto, flat"),
+    ("index --type hsnw", 2, "--type hsnw: must be one of auto, flat"),
     ("search {images}/red/001.jpg --index {ws}/embeddings.h5", 1, "embeddings"),
     ("search {images}/red/001.jpg --index {bad}/nowhere", 2, "Make one with: mocoembed index"),
     ("search {images}/red/001.jpg -k 0", 2, "must be 1 or more"),
