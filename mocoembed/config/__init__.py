@@ -16,8 +16,9 @@ from mocoembed.config.commands import (
     SearchConfig,
 )
 from mocoembed.config.knn import KnnConfig
+from mocoembed.config.linear import LinearConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
 
 __all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]
+           "InfoConfig", "KnnConfig", "LinearConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]

@@ -1,0 +1,173 @@
+"""Linear classification of stored features: labelled vectors of one or two files -> percent right, by repeats.
+
+Logistic regression on vectors of length 1, centred by the training rows (`logistic`); its penalty is chosen on a part of
+the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mocoembed.config import LinearConfig
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import CollectionError
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import baselines, majority_class
+from mocoembed.evaluate.folds import few_of_each, folds_of, parse_labels, same_image
+from mocoembed.evaluate.linear_result import FEWEST_FOR_TOP5, LinearResult, Repeat
+from mocoembed.evaluate.logistic import PENALTIES
+from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.penalty import Rows, Search, learn
+from mocoembed.evaluate.sides import (
+    Side,
+    overlap,
+    read_side,
+    require_classes,
+    require_labelled,
+    require_same_vectors,
+)
+from mocoembed.files import require_file
+from mocoembed.knn import neighbours
+from mocoembed.model.precision import Compute
+from mocoembed.workspace import Workspace
+
+FOLDS, SEEDS = 5, 5
+WHAT = "Linear classification"
+Progress = Callable[[int, int], None]
+
+
+def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, total: None) -> LinearResult:
+    """How many images a linear classifier of the features gets right.
+
+    `progress(done, total)` counts fits. Raises `UsageError` for a missing file, `MismatchError` when the files come
+    from different encoders or features, `CollectionError` when there are too few labelled rows or classes,
+    `FormatError` for a damaged file or rows that are not finite. A fit that did not converge is no error here: see
+    `LinearResult.unconverged`.
+    """
+    begun = time.perf_counter()
+    train, test = read_sides(config)
+    require_learnable(train, test, config)
+    repeats, classes = measure(train, test, config, progress)
+    values = values_of(repeats, classes)
+    others, without = baselines(train, test, config.baselines, lambda *both: values_of(*measure(*both, config)))
+    nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
+    return LinearResult(config, train, test, repeats, classes, values,
+                        overlap(test, train, test is train, nearest.numpy()),
+                        {"majority class": majority_class(train, test), **others},
+                        [*without, *notes_on_labels(train, config)], time.perf_counter() - begun)
+
+
+def read_sides(config: LinearConfig) -> tuple[Side, Side]:
+    """Training and test rows, on the device; one and the same without TEST."""
+    train_path = Workspace(config.workspace).embeddings_file(config.train)
+    device = Compute.of(config.device, "fp32").device
+    with EmbeddingFile(train_path) as file:
+        if config.test is None:
+            train = read_side(file, device, what=WHAT)
+            return train, train
+        with EmbeddingFile(require_file(config.test, "The embeddings file", "mocoembed embed FOLDER")) as other:
+            require_same_vectors(file, other)
+            return read_side(file, device, what=WHAT), read_side(other, device, what=WHAT)
+
+
+def require_learnable(train: Side, test: Side, config: LinearConfig):
+    """Raise `CollectionError` unless there are classes to learn and rows of them to classify."""
+    require_labelled(train, 2, "linear classification")
+    require_labelled(test, 1, "linear classification")
+    require_classes(train, "linear classification")
+    if not set(train.names) & set(test.names):
+        raise CollectionError(f"No class of {test.path} is in {train.path}: {sorted(set(test.names))[0]!r} there, "
+                              f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
+    if config.labels is not None:
+        parse_labels(config.labels)
+
+
+def notes_on_labels(train: Side, config: LinearConfig) -> list[str]:
+    """A line when --labels is a share that is less than one image of a class."""
+    share = parse_labels(config.labels)[0] if config.labels else None
+    if share is None:
+        return []
+    counts = [train.names.count(name) for name in sorted(set(train.names))]
+    few = sum(round(share * count) < 1 for count in counts)
+    return [f"--labels {config.labels}: {few} of {len(counts)} classes have less than one image by that share; one of "
+            "each is used"] if few else []
+
+
+def measure(train: Side, test: Side, config: LinearConfig,
+            progress: Progress = lambda done, total: None) -> tuple[list[list[Repeat]], list[str]]:
+    """What every seed and fold gave, and the names of the classes: those that are learned, then those of tests alone."""
+    known = sorted(set(train.names))
+    classes = [*known, *sorted(set(test.names) - set(known))]
+    number = {name: place for place, name in enumerate(classes)}
+    truth = np.array([number[name] for name in test.names])
+    groups = same_image(train.digests)
+    rows = Rows(train.vectors, train.names, groups)
+    search = Search(config.metric, config.penalty or PENALTIES, config.steps)
+    seeds = range(config.seed, config.seed + seeds_of(config))
+    folds = 1 if test is not train else config.folds or FOLDS
+    done, total = 0, len(seeds) * folds * (1 + len(search.penalties) * (len(set(search.penalties)) > 1))
+
+    def one_more():
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    repeats = []
+    for seed in seeds:
+        repeats.append([])
+        for fold, (learned, asked) in enumerate(splits(train, test, groups, folds, seed)):
+            if config.labels is not None:
+                few = few_of_each([train.names[row] for row in learned], groups[learned], config.labels, seed)
+                learned = learned[few]
+            classifier = learn(rows, learned, search, seed, one_more)
+            shares = classifier.fit.scores(test.vectors[torch.from_numpy(asked).to(test.vectors.device)]).softmax(dim=1)
+            places = [number[name] for name in classifier.classes]
+            repeats[-1].append(Repeat(seed, fold, len(learned), asked, truth[asked], in_columns(shares, places, known),
+                                      classifier))
+    return repeats, classes
+
+
+def seeds_of(config: LinearConfig) -> int:
+    """How many times all is repeated."""
+    return config.seeds or (SEEDS if config.labels is not None else 1)
+
+
+def splits(train: Side, test: Side, groups: np.ndarray, folds: int,
+           seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows (n,) of `train` to learn from and rows (m,) of `test` to classify; for one file, those of every fold."""
+    if test is not train:
+        yield np.arange(len(train.names)), np.arange(len(test.names))
+        return
+    fold = folds_of(train.names, groups, folds, seed)
+    for one in range(folds):
+        yield np.flatnonzero(fold != one), np.flatnonzero(fold == one)
+
+
+def in_columns(shares: torch.Tensor, places: list[int], classes: list[str]) -> np.ndarray:
+    """(n, C) float32: probabilities (n, c) of the classes at `places`, 0 for the others."""
+    wide = np.zeros((len(shares), len(classes)), np.float32)
+    wide[:, places] = shares.cpu().numpy()
+    return wide
+
+
+def values_of(repeats: list[list[Repeat]], classes: list[str]) -> dict[str, Measured]:
+    """top1, top5, balanced and ap: over the test rows of one seed, or the mean over several."""
+    each = [values_of_seed(folds, len(classes)) for folds in repeats]
+    if len(each) == 1:
+        return each[0]
+    return {name: measures.over_repeats([one[name].value for one in each]) for name in each[0]}
+
+
+def values_of_seed(folds: list[Repeat], classes: int) -> dict[str, Measured]:
+    """The measures over the test rows of all folds together, each with its own fold's classifier."""
+    truth, shares = (np.concatenate([getattr(one, name) for one in folds]) for name in ("truth", "shares"))
+    values = {"top1": measures.share(shares.argmax(axis=1) == truth)}
+    if shares.shape[1] >= FEWEST_FOR_TOP5:
+        first = np.argpartition(-shares, 4, axis=1)[:, :5]
+        values["top5"] = measures.share((first == truth[:, None]).any(axis=1))
+    values["balanced"] = measures.balanced(measures.confusion(truth, shares.argmax(axis=1), classes))
+    values["ap"] = measures.class_precision(shares, truth)[1]
+    return values
