@@ -32,7 +32,7 @@ from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.model.encoder import ARCHITECTURES, Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder, save_encoder
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import Searcher
 from mocoembed.workspace import Workspace
 

@@ -5,7 +5,7 @@ import json
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import put
+from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import counter
 from mocoembed.config import IndexConfig
 
@@ -17,21 +17,28 @@ from mocoembed.config import IndexConfig
 def index(as_json, **values):
     """Make the embeddings file EMBEDDINGS searchable.
 
-    Vectors of length 1 are compared by cosine similarity, others by Euclidean distance. The index is measured on
-    a sample of its own vectors: recall@10 is the share of the ten nearest neighbours that it finds. An existing index
-    is replaced only once the new one is complete.
+    Vectors of length 1 are compared by cosine similarity, others by Euclidean distance. Up to 64 MiB of vectors are
+    compared one by one, which is exact; for more, the index looks at a part of them only (--type rabitq) and ranks the
+    best again by their vectors in the embeddings file. How large a part is tuned on images that are held out, until
+    the ten nearest neighbours are found with the --recall asked for; `mocoembed info` shows the whole curve.
+
+    Run again after `mocoembed embed`, it takes in what was added, dropped or changed, where the type allows. An
+    existing index is replaced only once the new one is complete.
 
     \b
       mocoembed index
-      mocoembed index photos.h5 --output photos.faiss
+      mocoembed index photos.h5 --output photos.faiss --recall 0.95
+      mocoembed index --type hnsw --memory 8GB
+      mocoembed index --type "OPQ32_128,IVF4096,PQ32" --allow-lower-recall
     """
-    from mocoembed.search.index import build_index
+    from mocoembed.search.build import build_index
 
     with counter("index", "vectors") as progress:
-        result = build_index(IndexConfig(**values), progress)
+        result = build_index(IndexConfig(**values), progress, lambda text: note(f"index: {text}"))
     facts = result.manifest
     if as_json:
-        click.echo(json.dumps({"path": str(result.path), **facts}, indent=2))
+        click.echo(json.dumps({"path": str(result.path), "done": result.done, **facts}, indent=2))
         return
-    put(f"{result.path}: {facts['count']} vectors of dimension {facts['dimension']}, {facts['type']} "
+    done = "" if result.done == "built" else f" {result.done}:"
+    put(f"{result.path}:{done} {facts['count']} vectors of dimension {facts['dimension']}, {facts['type']} "
         f"({facts['metric']}), recall@10 {facts['recall_at_10']:.3f}, {facts['latency_ms']:.2f} ms a query")

@@ -40,6 +40,9 @@ def _flat(values: dict, before: str = ""):
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{before}{name}.")
+        elif name == "curve":
+            for place, point in enumerate(value):
+                yield f"{before}{name}.{place}", ", ".join(f"{key} {number:.4g}" for key, number in point.items())
         elif isinstance(value, list):
             shown = ", ".join(map(_text, value[:SHOWN_ITEMS]))
             more = f" ... ({len(value)} in total)" if len(value) > SHOWN_ITEMS else ""

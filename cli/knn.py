@@ -64,7 +64,7 @@ def _show(result, suspects: bool):
     put("\n" + table(["baseline", "top-1"], [[name, value_text(values["top1"])]
                                              for name, values in result.baselines.items()], "top-1"))
     if len(result.by_class) <= SHOWN_CLASSES:
-        rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", f"{one['precision']:.2f}"]
+        rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", _percent(one["precision"])]
                 for name, one in result.by_class.items()]
         put("\n" + table(["class", "images", "top-1", "precision"], rows, "images top-1 precision"))
     if suspects and result.suspects:
@@ -74,6 +74,11 @@ def _show(result, suspects: bool):
             + table(["label", "vote %", "suggested", "vote %", "path"], rows, "vote %"))
     elif suspects:
         put("no suspected wrong labels")
+
+
+def _percent(value: float) -> str:
+    """With two decimals; a dash where there is none, as the precision of a class that nothing is taken for."""
+    return "-" if value != value else f"{value:.2f}"
 
 
 def _draw(result, sheet):

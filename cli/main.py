@@ -16,8 +16,8 @@ from mocoembed.version import __version__
 # on two cores, spinning cut pretraining from 400 images/s to 17.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "linear", "retrieval", "duplicates",
-            "convert", "info")
+COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "knn", "linear", "retrieval", "compare",
+            "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -48,6 +48,7 @@ def cli(debug):
       mocoembed knn                   measure how often nearest neighbours share a label
       mocoembed linear                measure how well a linear classifier tells the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
+      mocoembed compare A B           compare results of these two, image by image
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools
 

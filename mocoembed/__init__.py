@@ -23,10 +23,11 @@ _HOMES = {
     "MocoembedError": "errors",
     "pretrain": "train.loop", "export_encoder": "train.export", "embed_images": "embed.extract",
     "load_encoder": "embed.in_memory",
-    "EmbeddingFile": "embed.store", "build_index": "search.index", "search_images": "search.query",
+    "EmbeddingFile": "embed.store", "build_index": "search.build", "search_images": "search.query",
     "Searcher": "search.query", "Filter": "search.filters", "iterate_search": "search.query",
     "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
+    "CompareConfig": "config", "compare_results": "evaluate.compare",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from mocoembed.errors import FormatError, UsageError
 
@@ -49,6 +50,17 @@ def relative_globs(config, name: str):
         if not glob or glob.startswith("/") or ".." in glob.split("/"):
             raise UsageError(f"{option_name(name)} {glob!r}: must be a name or a path relative to the collection, for "
                              "example: thumbs, '*.png' or 'old/raw*'.")
+
+
+def size_in_bytes(config, name: str) -> int | None:
+    """The bytes that field `name` asks for, such as `4GB` or `500MiB`; `UsageError` for what is no size."""
+    value = getattr(config, name)
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?\s*", value, re.IGNORECASE)
+    require(config, name, found is not None and float(found[1]) > 0, "a size such as 4GB, 500MB or 2.5GiB")
+    assert found is not None
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "KMGT".index(found[2].upper())))
 
 
 def rising_pair(config, name: str):

@@ -25,7 +25,7 @@ from mocoembed.evaluate.accuracy import KnnResult, knn_accuracy
 from mocoembed.knn import accuracy, classify
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.precision import Compute
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import search_images
 from mocoembed.search.sheet import contact_sheet
 from mocoembed.train.loop import pretrain

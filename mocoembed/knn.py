@@ -15,6 +15,8 @@ from torch.nn import functional
 from mocoembed.errors import CollectionError
 
 ELEMENTS = 1 << 25  # similarities at a time: 128 MB in float32
+BANK_BLOCK = 8192  # rows of a bank that is not in memory, read at a time
+GROUP = 1 << 26  # numbers of the queries for which it is read: 256 MB, and as much for what is found
 TOP = 5
 
 
@@ -129,9 +131,49 @@ def neighbours(queries: torch.Tensor, bank: torch.Tensor, k: int, leave_one_out:
                progress: Callable[[int, int], None] = lambda done, total: None,
                ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`nearest` piece by piece: similarities (q, k) and rows (q, k) of the next q queries."""
+    if not isinstance(bank, torch.Tensor):
+        yield from _streamed(queries, bank, k, leave_one_out, progress)
+        return
     for piece in _pieces(len(queries), len(bank)):
         yield _nearest(queries[piece], bank, k, piece.start if leave_one_out else None)
         progress(piece.stop, len(queries))
+
+
+def _streamed(queries, bank, k: int, leave_one_out: bool, progress: Callable[[int, int], None]):
+    """`neighbours` where the bank is no tensor, but gives tensors of its rows: it is read once for many queries."""
+    k = min(k, bank_size(len(bank), leave_one_out))
+    for group in _pieces(len(queries), queries.shape[1] + 4 * k, GROUP // (queries.shape[1] + 4 * k)):
+        rows_of_group = queries[group]
+        pieces = _pieces(len(rows_of_group), BANK_BLOCK)
+        best: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(pieces)
+        for start in range(0, len(bank), BANK_BLOCK):
+            block = bank[start:start + BANK_BLOCK]
+            for place, piece in enumerate(pieces):
+                own = group.start + piece.start - start if leave_one_out else None
+                best[place] = _merged(best[place], _block_best(rows_of_group[piece], block, k, own), start, k)
+            progress(group.start + (group.stop - group.start) * min(start + BANK_BLOCK, len(bank)) // len(bank),
+                     len(queries))
+        yield from (one for one in best if one is not None)
+
+
+def _block_best(queries: torch.Tensor, block: torch.Tensor, k: int, own: int | None):
+    """Similarities and rows of the nearest in a block; `own` is the row of the first query in it, maybe outside."""
+    similarities = queries @ block.T
+    if own is not None:
+        itself = torch.arange(len(queries), device=block.device)
+        inside = (own + itself >= 0) & (own + itself < len(block))
+        similarities[itself[inside], (own + itself)[inside]] = -torch.inf
+    return _largest(similarities, min(k, len(block)))
+
+
+def _merged(before: tuple[torch.Tensor, torch.Tensor] | None, found: tuple[torch.Tensor, torch.Tensor], start: int,
+            k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of those before and those found in a block that starts at `start`; among equals the lower row."""
+    similarities, rows = found[0], found[1] + start
+    if before is not None:
+        similarities, rows = torch.cat([before[0], similarities], dim=1), torch.cat([before[1], rows], dim=1)
+    similarities, order = similarities.sort(dim=1, descending=True, stable=True)
+    return similarities[:, :k].clone(), rows.gather(1, order[:, :k])
 
 
 def knn_accuracy_of(features: torch.Tensor, labels: torch.Tensor, k: int, temperature: float) -> float:

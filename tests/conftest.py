@@ -91,7 +91,7 @@ def workspace(tmp_path_factory, make_encoder, images) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def indexed_workspace(tmp_path_factory, workspace) -> pathlib.Path:
     """A copy of `workspace` with `embeddings.faiss`."""
-    from mocoembed.search.index import build_index
+    from mocoembed.search.build import build_index
 
     root = pathlib.Path(shutil.copytree(workspace, tmp_path_factory.mktemp("indexed") / "workspace"))
     build_index(IndexConfig(workspace=str(root)))

@@ -1,8 +1,6 @@
 """kNN accuracy of embeddings files, against loops; and `mocoembed knn`."""
 
 import json
-import pathlib
-import runpy
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.folds import few_of_each
 from mocoembed.model.encoder_file import save_encoder
 
 
@@ -181,24 +180,6 @@ def test_command_without_anything(tmp_path, run_cli):
     assert "mocoembed embed" in err
 
 
-def test_benchmark_compares_files(workspace, make_embeddings, capsys):
-    script = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "knn_accuracy.py"))
-    made_up, real = make_embeddings("bank", clouds("aabb"), "aabb", features="projection"), workspace / "embeddings.h5"
-    arguments = ["--alone", "real", str(real), "--pair", "made-up", made_up, made_up]
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "-k", "1,3", "--format", "json"])
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["name"], row["k"], row["queries"]) for row in rows] == [
-        ("made-up", 1, 4), ("made-up", 3, 4), ("real", 1, "leave-one-out"), ("real", 3, "leave-one-out")]
-    expected = knn_accuracy(KnnConfig(bank=str(real), k=(1,))).scores[0]
-    assert (rows[2]["top1"], rows[2]["top5"]) == (round(expected.top1, 2), "-")
-    with pytest.raises(SystemExit):
-        script["main"]([*arguments, "--preset", "dino"])
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:4] for line in table if "dino" in line] == [
-        ["| real", "dino", "backbone", str(k)] for k in (10, 20, 23, 23)]
-
-
 def test_measures_of_uneven_classes_are_scikit_learns(make_embeddings):
     """Against scikit-learn's classifier: its vote by a function of the distances, without weights, and its metrics."""
     from sklearn import metrics
@@ -313,3 +294,42 @@ def test_tuning_that_makes_no_sense(make_embeddings):
         knn_accuracy(KnnConfig(make_embeddings("bank", np.eye(2), "ab"), query, tune=True))
     with pytest.raises(CollectionError, match="too few to choose"):
         knn_accuracy(KnnConfig(make_embeddings("one", np.eye(2)[:1], "a"), query, tune=True))
+
+
+def test_few_labels_are_balanced_and_repeated(make_embeddings):
+    """Each seed lets two of each class vote on all others; the mean of the seeds has Student's interval."""
+    classes = "aaaaabbbbbbbccc"
+    vectors = clouds(classes, 4)
+    path = make_embeddings("bank", vectors, classes)
+    result = knn_accuracy(KnnConfig(path, k=(1, 3), labels="2-per-class", seeds=3))
+    assert [(one["seed"], one["bank"], one["queries"]) for one in result.repeats] == [(0, 6, 9), (1, 6, 9), (2, 6, 9)]
+    chosen = [few_of_each(list(classes), np.arange(15), "2", seed) for seed in range(3)]
+    for place, k in enumerate((1, 3)):
+        expected = [top1_by_loops(vectors[~one], np.array(list(classes))[~one], vectors[one],
+                                  np.array(list(classes))[one].tolist(), k, 0.1) for one in chosen]
+        assert [one["results"][place]["top1"] for one in result.repeats] == pytest.approx(expected)
+        assert result.scores[place].top1 == pytest.approx(np.mean(expected))
+        assert result.scores[place].values["top1"].n == 3
+    value = result.as_json()
+    assert (value["protocol"]["settings"]["labels"], value["protocol"]["settings"]["seeds"]) == ("2-per-class", 3)
+    assert "15 images" not in result.summary()
+    assert "--labels 2-per-class, mean of 3 seeds" in result.summary()
+    queries = make_embeddings("queries", clouds("abcabc", 5), "abcabc")
+    on_both = knn_accuracy(KnnConfig(path, queries, k=(1,), labels="50%", seeds=2))
+    assert [(one["bank"], one["queries"]) for one in on_both.repeats] == [(2 + 4 + 2, 6)] * 2
+
+
+def test_labels_that_leave_nothing(make_embeddings):
+    path = make_embeddings("bank", clouds("aaabbb"), "aaabbb")
+    with pytest.raises(CollectionError, match="no image is left to classify"):
+        knn_accuracy(KnnConfig(path, labels="100%"))
+    with pytest.raises(CollectionError, match="--labels 9: class 'a' has 3 different images"):
+        knn_accuracy(KnnConfig(path, labels="9"))
+    with pytest.raises(UsageError, match="must be a share such as 1%"):
+        knn_accuracy(KnnConfig(path, labels="few"))
+    with pytest.raises(UsageError, match="--tune: not with --labels"):
+        KnnConfig(path, path, labels="1%", tune=True)
+    with pytest.raises(UsageError, match="--seeds 0"):
+        KnnConfig(path, labels="1%", seeds=0)
+    with pytest.raises(CollectionError, match="has one class, 'a'; kNN accuracy needs two or more"):
+        knn_accuracy(KnnConfig(make_embeddings("one", np.eye(3), "aaa")))

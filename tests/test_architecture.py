@@ -18,7 +18,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
          "data", "model", "knn", "train", "embed", "search", "evaluate", "info", "demo", "__init__", "cli", "__main__",
          "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
-          "faiss": {"mocoembed/search/index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "faiss": {"mocoembed/search/faiss_index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},
           "onnx": {"mocoembed/model/weights.py"}, "onnxruntime": {"mocoembed/model/graph.py"},
@@ -197,9 +197,9 @@ def test_no_option_grew_unnoticed():
 
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
-    assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 5, "SearchConfig": 20,
-                      "KnnConfig": 10, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
-                      "RetrievalConfig": 9}
+    assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 21,
+                      "KnnConfig": 12, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
+                      "RetrievalConfig": 9, "CompareConfig": 2}
 
 
 def test_the_reference_of_commands_is_up_to_date():

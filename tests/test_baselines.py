@@ -12,7 +12,7 @@ from mocoembed.evaluate import baselines
 from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.evaluate.retrieval import measure_retrieval
 
-NAMES = ["majority class", "raw pixels", "colour histogram", "HOG"]
+NAMES = ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
 
 
 def test_knn_of_a_folder_has_them(workspace, run_cli):
@@ -24,8 +24,20 @@ def test_knn_of_a_folder_has_them(workspace, run_cli):
     assert [one["name"] for one in value] == NAMES
     assert value[2]["top1"]["value"] == 100
     _, out, err = run_cli("knn", "--workspace", workspace, "-k", "3")
-    assert "colour histogram  100.00" in out
-    assert "is no better than what needs none: raw pixels (100.00), colour histogram (100.00)" in err
+    assert "colour histogram   100.00" in out
+    assert "is no better than what needs no training: raw pixels (100.00), colour histogram (100.00)" in err
+
+
+def test_the_untrained_encoder_is_that_of_the_same_architecture(workspace, monkeypatch):
+    """The tests' own encoder has had no training, and was drawn with the same seed."""
+    config = KnnConfig(workspace=str(workspace), k=(3,))
+    result = knn_accuracy(config)
+    assert result.baselines["untrained encoder"]["top1"].value == result.scores[0].top1 < 100
+    monkeypatch.setattr(baselines, "CHEAP", 1000)
+    dear = knn_accuracy(config)
+    assert list(dear.baselines) == NAMES[:-1]
+    assert any("untrained encoder is left out" in note for note in dear.notes())
+    assert list(knn_accuracy(KnnConfig(workspace=str(workspace), baselines=True)).baselines) == NAMES
 
 
 def test_two_sides_and_the_majority_of_the_bank(fresh_workspace, make_images, tmp_path):

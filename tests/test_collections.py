@@ -21,7 +21,7 @@ from mocoembed.data.shards import read_path, shard_paths
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import search_images
 from mocoembed.search.sheet import contact_sheet
 from mocoembed.train.loop import pretrain

@@ -22,8 +22,8 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, MismatchError, UsageError
 from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import find_duplicates
-from mocoembed.search.index import build_index
 from mocoembed.search.query import search_images
 
 PATHS = [b'a/1,"x".jpg', "b/\u00fc.jpg".encode(), b"b/\xff.jpg", b"c/two\nlines.jpg"]

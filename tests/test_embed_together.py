@@ -28,7 +28,7 @@ import mocoembed
 from mocoembed.config import IndexConfig, InfoConfig, SearchConfig
 from mocoembed.errors import MismatchError, UsageError
 from mocoembed.files import locked
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 
 # ------------------------------------------------------------------------------------------------ writers
 

@@ -15,11 +15,12 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.search import exact, ranking
+from mocoembed.search.build import build_index
 from mocoembed.search.exact import ExactRows
 from mocoembed.search.filters import Filter
-from mocoembed.search.index import SearchIndex, build_index
+from mocoembed.search.index import SearchIndex
 from mocoembed.search.query import Searcher, search_images
-from mocoembed.search.ranking import IndexRows, Ranking, Wishes
+from mocoembed.search.ranking import Ranking, Wishes
 
 ROWS, LENGTH = 2000, 16
 
@@ -38,7 +39,7 @@ def many_rows(request, make_embeddings):
                            normalized=request.param)
     index = SearchIndex.open(build_index(IndexConfig(path)).path)
     with EmbeddingFile(path) as file:
-        yield file, IndexRows(index, file.ids())
+        yield file, index.rows(file)
 
 
 def brute_force(file, query, rows):
@@ -99,7 +100,7 @@ def test_unique_folds_copies(make_embeddings, monkeypatch):
     path = make_embeddings("copies", vectors, "a" * 200, normalized=True)
     index = SearchIndex.open(build_index(IndexConfig(path)).path)
     with EmbeddingFile(path) as file:
-        for source in (IndexRows(index, file.ids()), None):
+        for source in (index.rows(file), None):
             (hits,) = Ranking(file, source, Wishes(12, unique=0.9999)).hits(base[3:4])
             nearest = np.argsort(-(base @ base[3]))[:12]
             assert [hit.row // 10 for hit in hits] == nearest.tolist()

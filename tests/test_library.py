@@ -25,7 +25,7 @@ from mocoembed.model.encoder_file import load_encoder, save_encoder
 from mocoembed.model.encoder_metadata import read_metadata
 from mocoembed.model.foreign import Preprocessing
 from mocoembed.model.library import library_encoder
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import search_images
 from mocoembed.train.export import export_encoder, open_encoder
 from mocoembed.workspace import Workspace

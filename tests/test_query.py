@@ -17,7 +17,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.search import query as module
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.search.query import search_images
 from mocoembed.workspace import Workspace
 

@@ -8,7 +8,6 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import average_precision_score
 
 from mocoembed.config import EmbedConfig, RetrievalConfig
@@ -103,7 +102,7 @@ def test_equal_similarities_are_one_step_as_in_scikit_learn(levels):
     similarities = random.integers(0, levels, (40, 30)) / levels
     relevant = random.random((40, 30)) < 0.3
     relevant[:, 3] = True
-    found = ranked.measures_of(ranked.rank(torch.tensor(similarities), torch.tensor(relevant)), (5,), "steps")
+    found = ranked.measures_of(ranked.places_of(similarities, relevant), (5,), "steps")
     expected = [average_precision_score(*one) for one in zip(relevant, similarities)]
     assert found["map"] == pytest.approx(expected, abs=1e-12)
     order = [sorted(range(30), key=lambda j: (-row[j], j)) for row in similarities]  # all others: the lower row
@@ -117,8 +116,8 @@ def test_revisitops_definition():
     relevant[:, 7] = True
     relevant[0], relevant[1] = False, False
     relevant[0, 0] = relevant[1, -1] = True
-    rankings = ranked.Rankings(torch.arange(25, 0, -1).expand(30, 25), torch.tensor(relevant))
-    found = ranked.measures_of(rankings, (5, 20), "revisitop")
+    places = ranked.places_of(np.tile(np.arange(25, 0, -1), (30, 1)), relevant)
+    found = ranked.measures_of(places, (5, 20), "revisitop")
     for i, row in enumerate(relevant):
         ranks = np.flatnonzero(row)
         assert found["map"][i] == pytest.approx(revisitops(ranks.tolist(), len(ranks)), abs=1e-12)

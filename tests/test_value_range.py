@@ -15,7 +15,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MismatchError, UnreadableImage, UsageError
 from mocoembed.model.encoder_file import load_encoder
-from mocoembed.search.index import build_index
+from mocoembed.search.build import build_index
 from mocoembed.train.loop import pretrain
 
 

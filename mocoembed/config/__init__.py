@@ -11,14 +11,16 @@ from mocoembed.config.commands import (
     DuplicatesConfig,
     EmbedConfig,
     ExportConfig,
-    IndexConfig,
     InfoConfig,
     SearchConfig,
 )
+from mocoembed.config.compare import CompareConfig
+from mocoembed.config.index import IndexConfig
 from mocoembed.config.knn import KnnConfig
 from mocoembed.config.linear import LinearConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.retrieval import RetrievalConfig
 
-__all__ = ["ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig", "IndexConfig",
-           "InfoConfig", "KnnConfig", "LinearConfig", "PretrainConfig", "RetrievalConfig", "SearchConfig"]
+__all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
+           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "PretrainConfig", "RetrievalConfig",
+           "SearchConfig"]

@@ -9,7 +9,6 @@ from mocoembed.errors import UsageError
 
 FEATURES = ("backbone", "projection")
 EXPORT_FORMATS = ("encoder", "torchvision", "detectron2", "onnx")
-INDEX_TYPES = ("auto", "flat")
 CONVERT_FORMATS = ("npy", "parquet", "csv", "h5")
 
 
@@ -108,25 +107,6 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class IndexConfig:
-    """Everything that `mocoembed index` needs."""
-
-    embeddings: str | None = None
-    """Embeddings file; by default, embeddings.h5 in the workspace."""
-    workspace: str = DEFAULT_WORKSPACE
-    """Folder that holds the results of every command, where the next command finds them."""
-    output: str | None = None
-    """Index file to write; by default, beside the embeddings file, with the extension .faiss."""
-    fresh: bool = False
-    """Replace an index of another embeddings file."""
-    type: str = "auto"
-    """Kind of index: auto or flat, both exact."""
-
-    def __post_init__(self):
-        one_of(self, "type", INDEX_TYPES)
-
-
-@dataclass(frozen=True)
 class SearchConfig:
     """Everything that `mocoembed search` needs."""
 
@@ -147,6 +127,9 @@ class SearchConfig:
     """Where the collection's images are now, if they have moved."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
+    recall: float | None = None
+    """Recall@10 to search with, on the curve that was measured when the index was built; by default, the --recall it
+    was built for."""
     torch: bool = False
     """Embed the queries by torch instead of ONNX Runtime, which takes seconds to load; with --device cuda, it is used
     anyway."""
@@ -180,6 +163,7 @@ class SearchConfig:
             raise UsageError("No query image. Give one or more: mocoembed search IMAGE...")
         relative_globs(self, "path")
         require(self, "row", min(self.row, default=0) >= 0, "0 or more")
+        require(self, "recall", self.recall is None or 0 < self.recall <= 1, "above 0 and at most 1")
         require(self, "min_score", self.min_score is None or abs(self.min_score) < math.inf, "a number")
         require(self, "crop", not self.crop or (len(self.crop) == 4 and min(self.crop) >= 0 < min(self.crop[2:])),
                 "four numbers X,Y,WIDTH,HEIGHT of pixels")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import one_of, require
+from mocoembed.checks import at_least, one_of, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
 from mocoembed.recipes import KNN_PRESETS
@@ -26,13 +26,18 @@ class KnnConfig:
     """Numbers k of nearest neighbours that vote, separated by commas; by default, the preset's, or 200."""
     temperature: tuple[float, ...] = ()
     """Temperatures T of the vote's weights exp(s/T), separated by commas; by default, the preset's, or 0.1."""
+    labels: str | None = None
+    """Let only a few images vote: a share of every class such as 1% or 10%, or a number for each class such as
+    5-per-class. Without QUERIES, all others are classified."""
+    seeds: int = 5
+    """With --labels: number of repeats, each with other images, told as mean and interval."""
     tune: bool = False
     """Choose k and T on a held-out fifth of the bank, never on the queries: of those given, or of the usual ones."""
     suspects: bool = False
     """List the images whose neighbours vote most clearly for another label: suspected wrong labels."""
     baselines: bool | None = None
-    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
-    where it takes seconds and the images are still there."""
+    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    architecture untrained. By default, what takes seconds, if the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
@@ -42,5 +47,9 @@ class KnnConfig:
         if self.tune and self.queries is None:
             raise UsageError("--tune: without QUERIES, k and T would be chosen on the images that they are measured on."
                              " Give two files: mocoembed knn TRAIN.h5 TEST.h5 --tune")
+        at_least(self, 1, "seeds")
+        if self.labels is not None and self.tune:
+            raise UsageError("--tune: not with --labels, which leave too few images to choose k and T on. Give -k and "
+                             "--temperature.")
         require(self, "k", all(k >= 1 for k in self.k), "numbers of 1 or more")
         require(self, "temperature", all(t > 0 for t in self.temperature), "numbers above 0")

@@ -29,8 +29,8 @@ class RetrievalConfig:
     """Average precision: steps (the mean of the precision at every relevant image, as scikit-learn), or revisitop (by
     trapezoids, and P@k over the last relevant rank where that is below k)."""
     baselines: bool | None = None
-    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
-    where it takes seconds and the images are still there."""
+    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    architecture untrained. By default, what takes seconds, if the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 

@@ -3,6 +3,7 @@
 Classes are joined by name. With one file, each of its images is classified by all the others.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +13,27 @@ import torch
 
 from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import MismatchError
+from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate import baselines, measures
+from mocoembed.evaluate.folds import few_of_each, same_image
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
-from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.sides import (
+    Overlap,
+    Side,
+    overlap,
+    read_side,
+    require_classes,
+    require_labelled,
+    require_same_vectors,
+)
 from mocoembed.evaluate.suspects import Suspect, find_suspects
 from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.files import require_file
-from mocoembed.knn import accuracy, bank_size, classify
+from mocoembed.knn import bank_size, classify
 from mocoembed.model.precision import Compute
+from mocoembed.notes import counted
 from mocoembed.recipes import KNN_PRESETS
 from mocoembed.workspace import Workspace
 
@@ -89,6 +100,10 @@ class KnnResult:
     """`top1` -> (Q,) bool: which queries are right, for the first k and temperature."""
     device: str
     seconds: float
+    labels: str | None = None
+    """What the bank was cut to; then all but the scores is of the first seed."""
+    repeats: tuple[dict, ...] = ()
+    """With few labels, seed, images of the bank, queries and the values of every setting, for each seed."""
 
     @property
     def protocol(self) -> Protocol:
@@ -99,6 +114,8 @@ class KnnResult:
                     "vote": "exp(s/T) summed by class", "leave_one_out": self.leave_one_out,
                     "k": [k for k, _ in grid], "T": [temperature for _, temperature in grid],
                     "chosen_by": HOW if self.tuned else None, "ties": "the lower row, then the lower class"}
+        if self.labels:
+            settings |= {"labels": self.labels, "seeds": len(self.repeats)}
         if self.tuned is None:
             return Protocol("knn", settings)
         return Protocol("knn", settings, self.tuned.chosen(), self.tuned.scores, self.tuned.at_edge)
@@ -107,8 +124,8 @@ class KnnResult:
         """Everything as plain JSON types: the schema of all evaluations, and the keys of earlier versions."""
         shared = Evaluation(
             "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
-            self.by_class, (self.classes, self.matrix), self.outcomes, baselines=baselines.as_json(self.baselines),
-            device=self.device, seconds=self.seconds)
+            self.by_class, (self.classes, self.matrix), self.outcomes, repeats=list(self.repeats),
+            baselines=baselines.as_json(self.baselines), device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
                 "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json(),
                 **({"suspects": [one.as_json() for one in self.suspects]} if self.suspects else {})}
@@ -116,7 +133,8 @@ class KnnResult:
     def summary(self) -> str:
         """One line on what was compared with what."""
         sides = (f"{len(self.bank.names)} images, each classified by all the others" if self.leave_one_out else
-                 f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}")
+                 f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}"
+                 + (f" (--labels {self.labels}, mean of {counted(len(self.repeats), 'seed')})" if self.labels else ""))
         return f"{sides}; {len(self.per_class)} classes, {self.features} features"
 
     def notes(self) -> list[str]:
@@ -124,7 +142,8 @@ class KnnResult:
         sides = [("bank", self.bank)] if self.leave_one_out else [("bank", self.bank), ("queries", self.queries)]
         notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
-        if not self.leave_one_out and self.bank.identity == self.queries.identity:
+        same = not self.leave_one_out and not self.labels and self.bank.identity == self.queries.identity
+        if same:
             notes.append("bank and queries are the same images, so each image votes on itself; "
                          f"give {self.bank.path} alone for leave-one-out")
         if cut := sorted({one.asked_k for one in self.scores if one.asked_k > one.k}):
@@ -136,7 +155,7 @@ class KnnResult:
         if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
-        if self.bank.identity != self.queries.identity or self.leave_one_out:
+        if not same:
             notes += self.overlap.notes(self.leave_one_out)
         return [*notes, *baselines.notes_of(self.baselines, "top1", self.scores[0].top1), *self.without]
 
@@ -148,10 +167,42 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     come from different encoders or features or the preset asks for others, `CollectionError` when there are too few
     labelled rows, `FormatError` for a damaged file.
     """
-    begun, leave_one_out, settings = time.perf_counter(), config.queries is None, settings_of(config)
     bank, queries = read_sides(config)
+    if config.labels is None:
+        return measure(config, bank, queries, config.queries is None, progress)
+    groups, results = same_image(bank.digests), []
+    for seed in range(config.seeds):
+        chosen = few_of_each(bank.names, groups, config.labels, seed)
+        rest = ~np.isin(groups, groups[chosen])
+        if config.queries is None and not rest.any():
+            raise CollectionError(f"--labels {config.labels}: no image is left to classify. Give fewer, or QUERIES.")
+        results.append(measure(dataclasses.replace(config, baselines=False if seed else config.baselines),
+                               bank.only(chosen), bank.only(rest) if config.queries is None else queries, False,
+                               progress))
+    return averaged(results, config.labels)
+
+
+def averaged(results: list[KnnResult], labels: str) -> KnnResult:
+    """The first of the results, with the mean scores of all: one for each seed."""
+    scores = []
+    for each in zip(*(one.scores for one in results)):
+        values = {name: measures.over_repeats([one.values[name].value for one in each])
+                  for name in each[0].values if all(name in one.values for one in each)}
+        top5 = None if any(one.top5 is None for one in each) else values["top5"].value
+        scores.append(dataclasses.replace(each[0], top1=values["top1"].value, top5=top5, values=values))
+    repeats = tuple({"seed": seed, "bank": len(one.bank.names), "queries": len(one.queries.names),
+                     "results": [score.as_json() for score in one.scores]} for seed, one in enumerate(results))
+    return dataclasses.replace(results[0], scores=scores, labels=labels, repeats=repeats,
+                               seconds=sum(one.seconds for one in results))
+
+
+def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
+            progress: Callable[[int, int], None] = lambda done, total: None) -> KnnResult:
+    """`knn_accuracy` of two sides that have been read, which are one and the same in leave-one-out."""
+    begun, settings = time.perf_counter(), settings_of(config)
     require_labelled(bank, 2 if leave_one_out else 1, "kNN accuracy")
     require_labelled(queries, 1, "kNN accuracy")
+    require_classes(bank, queries, "kNN accuracy")
     bank_classes = sorted(set(bank.names))
     classes = [*bank_classes, *sorted(set(queries.names) - set(bank_classes))]
     number = {name: place for place, name in enumerate(classes)}
@@ -167,9 +218,8 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
     for place, (k, temperature) in enumerate(settings):
         values, ap = values_of(votes, place, truth, len(bank_classes), len(classes))
         per_class_ap = ap if place == 0 else per_class_ap
-        top1, top5 = accuracy(votes.predicted[place], torch.from_numpy(truth))
-        scores.append(KnnScore(min(k, most), k, temperature, top1,
-                               top5 if len(bank_classes) >= FEWEST_FOR_TOP5 else None, values))
+        scores.append(KnnScore(min(k, most), k, temperature, values["top1"].value,
+                               values["top5"].value if "top5" in values else None, values))
     first = votes.predicted[0][:, 0].cpu().numpy()
     found, without = baselines.baselines(
         bank, queries, config.baselines, lambda *both: top1_of(both[0], both[1], number, settings[0], leave_one_out))
@@ -219,12 +269,12 @@ def read_sides(config: KnnConfig) -> tuple[Side, Side]:
     with EmbeddingFile(bank_path) as file:
         require_preset(file, config.preset)
         if config.queries is None:
-            bank = read_side(file, device)
+            bank = read_side(file, device, streamed=True)
             return bank, bank
         query_path = require_file(config.queries, "The embeddings file", "mocoembed embed FOLDER")
         with EmbeddingFile(query_path) as other:
             require_same_vectors(file, other)
-            return read_side(file, device), read_side(other, device)
+            return read_side(file, device, streamed=True), read_side(other, device, streamed=True)
 
 
 def settings_of(config: KnnConfig) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""Baselines: what needs no encoder, by the same protocol, to stand beside every number.
+"""Baselines: what needs no training, by the same protocol, to stand beside every number.
 
 In: the two sides of an evaluation and the function that measures them. Out: for each baseline its measures. A number
 below a colour histogram's says little of an encoder.
@@ -13,11 +13,13 @@ import torch
 from torch.nn import functional
 
 from mocoembed.errors import CollectionError
+from mocoembed.evaluate import untrained
 from mocoembed.evaluate.measures import Measured, share
 from mocoembed.evaluate.pixels import colour_histogram, gradients_histogram, raw_pixels, read_pixels
 from mocoembed.evaluate.sides import Side
 from mocoembed.memory import within_memory
 
+CHEAP = 10**11  # multiplications that the untrained encoder may take unasked: a few seconds of two cores
 AUTOMATIC = 1000  # images that are read unasked: a few seconds
 FEATURES = {"raw pixels": raw_pixels, "colour histogram": colour_histogram, "HOG": gradients_histogram}
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
@@ -46,18 +48,32 @@ def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -
     try:
         with within_memory("The baselines", count * WIDEST * 9):  # pixels, and twice their float32 vectors
             pixels = [read_pixels(side) for side in ((bank,) if queries is bank else (bank, queries))]
-            return {name: measure(*_sides(bank, queries, [features(one) for one in pixels]))
-                    for name, features in FEATURES.items()}, []
+            found = {name: measure(*_sides(bank, queries, [torch.from_numpy(features(one)) for one in pixels]))
+                     for name, features in FEATURES.items()}
+            return _with_untrained(found, bank, queries, asked, measure)
     except CollectionError as error:
         if asked:
             raise CollectionError(f"--baselines: {error} Leave the option out, or bring the images back.") from error
         return {}, [f"no baselines: {error}"]
 
 
-def _sides(bank: Side, queries: Side, features: list[np.ndarray]) -> tuple[Side, Side]:
+def _with_untrained(found: dict, bank: Side, queries: Side, asked: bool | None,
+                    measure: Measure) -> tuple[dict, list[str]]:
+    """What was found, and the untrained encoder if it is cheap or asked for; and what to say about it."""
+    description = untrained.description(bank)
+    if description is None:
+        return found, []
+    sides = (bank,) if queries is bank else (bank, queries)
+    if asked is None and untrained.cost(description) * sum(len(side.names) for side in sides) > CHEAP:
+        return found, ["the untrained encoder is left out of the baselines, as it takes a while; give --baselines"]
+    vectors = [untrained.untrained(description, side) for side in sides]
+    return {**found, "untrained encoder": measure(*_sides(bank, queries, vectors))}, []
+
+
+def _sides(bank: Side, queries: Side, features: list[torch.Tensor]) -> tuple[Side, Side]:
     """The sides with other vectors; one and the same if they were."""
-    made = [dataclasses.replace(side, vectors=functional.normalize(torch.from_numpy(vectors), dim=1)
-                                .to(side.vectors.device)) for side, vectors in zip((bank, queries), features)]
+    made = [dataclasses.replace(side, vectors=functional.normalize(vectors, dim=1).to(side.vectors.device))
+            for side, vectors in zip((bank, queries), features)]
     return made[0], made[-1]
 
 
@@ -71,4 +87,6 @@ def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float) -> 
     """A line when a baseline is as good as the encoder, whose measure `name` is `value`."""
     better = [f"{one} ({values[name].value:.2f})" for one, values in found.items()
               if name in values and values[name].value >= value]
-    return [f"the encoder ({value:.2f}) is no better than what needs none: {', '.join(better)}"] if better else []
+    if not better:
+        return []
+    return [f"the encoder ({value:.2f}) is no better than what needs no training: {', '.join(better)}"]

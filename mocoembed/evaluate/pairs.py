@@ -39,7 +39,7 @@ class Pairs:
 
 def read_pairs(path, queries: EmbeddingFile, bank: EmbeddingFile) -> Pairs:
     """The pairs of a file; `UsageError` when there is none, `FormatError` for a line that cannot be understood."""
-    given = require_file(path, "The list of pairs", "a text editor: a line query,match and a line for each pair")
+    given = require_file(path, "The list of pairs", "a first line query,match and a line for each pair")
     pairs = Pairs(sha256=sha256_file(given))
     rows = {path: row for row, path in enumerate(queries.paths())}, {path: row for row, path in enumerate(bank.paths())}
     with open(given, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:

@@ -7,6 +7,7 @@ embeddings file was made of.
 import concurrent.futures
 import hashlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate.sides import UNKNOWN, Side
 
+AT_A_TIME = 64  # images
 SIZE = 32  # of the shorter side, and of the crop from the middle
 BINS = 8  # of each of hue, saturation and value
 ORIENTATIONS, CELL, BLOCK = 9, 8, 2  # HOG: unsigned orientations, pixels of a cell, cells of a block
@@ -86,11 +88,15 @@ def _scaled(block: np.ndarray) -> np.ndarray:
 
 
 def read_pixels(side: Side) -> np.ndarray:
-    """(N, 32, 32, 3) uint8: the images of a side.
+    """(N, 32, 32, 3) uint8: the images of a side; see `images_of`."""
+    return np.concatenate(list(images_of(side, EvaluationTransform(SIZE, SIZE, (0.0,) * 3, (1.0,) * 3))))
+
+
+def images_of(side: Side, transform: EvaluationTransform) -> Iterator[np.ndarray]:
+    """The images of a side in the order of its rows, some at a time: (n, S, S, 3) uint8.
 
     Raises `CollectionError` for one that has gone, cannot be read or has other bytes than when it was embedded.
     """
-    transform = EvaluationTransform(SIZE, SIZE, (0.0,) * 3, (1.0,) * 3)
     with EmbeddingFile(side.path) as file:
         value_range, paths = file.value_range, file.full_names(side.rows)[0]
 
@@ -105,4 +111,6 @@ def read_pixels(side: Side) -> np.ndarray:
             raise CollectionError(f"cannot read {os.fsdecode(path)!r}: {reason}.") from error
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        return np.stack(list(threads.map(read, paths, side.digests)))
+        for first in range(0, len(paths), AT_A_TIME):
+            some = slice(first, first + AT_A_TIME)
+            yield np.stack(list(threads.map(read, paths[some], side.digests[some])))

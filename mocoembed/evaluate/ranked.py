@@ -5,57 +5,77 @@ to 1. R is the number of relevant images of a query, k the number of first hits 
 is divided by. Sources: AP as in scikit-learn's `average_precision_score`; mAP@R and R-precision of Musgrave et al.,
 "A Metric Learning Reality Check" (2020); revisitop's trapezoids of Radenovic et al. (2018), `compute_map`.
 
-Images left out of a ranking have the similarity -inf and are not relevant; so they come last and change nothing.
+Only the places of the relevant images are needed. They are looked up among the sorted similarities, which is many times
+faster than sorting the rows with them. Images left out of a ranking have the similarity -inf and are not relevant; so
+they come last and change nothing.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
-class Rankings(NamedTuple):
-    """The rankings of a block of queries; the highest similarity first, among equals the lower row first."""
+@dataclass(frozen=True)
+class Places:
+    """Where the relevant images of a block of queries stand, query by query and from the first place on; all (T,)."""
 
-    similarities: torch.Tensor
-    """(q, N) falling."""
-    relevant: torch.Tensor
-    """(q, N) bool, in that order."""
+    query: np.ndarray
+    """Number of the query in the block, rising."""
+    place: np.ndarray
+    """From 1; among equally similar images, the lower row comes first."""
+    last_equal: np.ndarray
+    """Place of the last image that is as similar."""
+    number: np.ndarray
+    """How many relevant images stand here or before."""
+    count: np.ndarray
+    """(q,) relevant images of every query, R."""
 
 
-def rank(similarities: torch.Tensor, relevant: torch.Tensor) -> Rankings:
-    """The rankings by `similarities` (q, N), where `relevant` (q, N) bool says what should come first."""
-    ordered, order = similarities.sort(dim=1, descending=True, stable=True)
-    return Rankings(ordered, relevant.gather(1, order))
+def places_of(similarities: np.ndarray, relevant: np.ndarray) -> Places:
+    """The places of what is `relevant` (q, N) bool in the rankings by `similarities` (q, N), the highest first."""
+    width = similarities.shape[1]
+    query, column = np.nonzero(relevant)
+    count = np.bincount(query, minlength=len(relevant))
+    ends, rising = np.cumsum(count), np.sort(similarities, axis=1)
+    place, last_equal = np.empty(len(query), np.int64), np.empty(len(query), np.int64)
+    for row, end in enumerate(ends):
+        own = slice(end - count[row], end)
+        values = similarities[row, column[own]]
+        place[own] = width + 1 - np.searchsorted(rising[row], values, "right")
+        last_equal[own] = width - np.searchsorted(rising[row], values, "left")
+        if (last_equal[own] > place[own]).any():
+            order = np.empty(width, np.int64)
+            order[np.argsort(-similarities[row], kind="stable")] = np.arange(1, width + 1)
+            place[own] = order[column[own]]
+    order = np.lexsort((place, query))
+    number = np.arange(1, len(query) + 1) - np.repeat(ends - count, count)
+    return Places(query, place[order], last_equal[order], number, count)
 
 
-def measures_of(rankings: Rankings, at: tuple[int, ...], definition: str) -> dict[str, np.ndarray]:
+def measures_of(places: Places, at: tuple[int, ...], definition: str) -> dict[str, np.ndarray]:
     """Every measure of the queries (q,), each of which has one relevant image or more."""
-    relevant = rankings.relevant
-    width = relevant.shape[1]
-    hits = relevant.cumsum(dim=1, dtype=torch.float64)  # q x N
-    places = torch.arange(1, width + 1, device=relevant.device, dtype=torch.float64)
-    gained = torch.where(relevant, hits / places, 0)  # precision at every relevant image
-    summed = gained.cumsum(dim=1)
-    count = hits[:, -1]
-    last = count.long() - 1
-    found = {"map": summed[:, -1] / count if definition == "steps" else _trapezoids(relevant, hits, places) / count,
-             "map_at_r": summed.gather(1, last[:, None]).squeeze(1) / count,
-             "r_precision": hits.gather(1, last[:, None]).squeeze(1) / count}
-    if definition == "steps":
-        tied = _with_ties(rankings)
-        found["map"][tied] = _by_groups(Rankings(rankings.similarities[tied], relevant[tied]))
+    count = places.count
+    gained = places.number / places.place  # precision at every relevant image
+
+    def summed(values, within=None):  # by query, over all or over the relevant images within these places
+        return np.bincount(places.query, values if within is None else np.where(places.place <= within, values, 0),
+                           minlength=len(count))
+
+    every = np.ones(len(gained))
+    ap = _by_groups(places) if definition == "steps" else _trapezoids(places)
+    own_r = count[places.query]
+    found = {"map": summed(ap) / count, "map_at_r": summed(gained, own_r) / count,
+             "r_precision": summed(every, own_r) / count}
     for k in at:
-        first = min(k, width) - 1
-        good, precision = hits[:, first], summed[:, first]
-        found[precision_name(k, definition)] = good / (k if definition == "steps" else _last_or(relevant, k))
+        good, precision = summed(every, k), summed(gained, k)
+        found[precision_name(k, definition)] = good / (k if definition == "steps" else np.minimum(_last(places), k))
         found[f"recall_at_{k}_over_r"] = good / count
-        found[f"hit_at_{k}"] = (good > 0).double()
+        found[f"hit_at_{k}"] = (good > 0).astype(float)
         found[f"ap_at_{k}_over_r"] = precision / count
-        found[f"ap_at_{k}_over_min_r_k"] = precision / count.clamp(max=k)
-        found[f"ap_at_{k}_over_hits"] = precision / good.clamp(min=1)
-    return {name: values.double().cpu().numpy() for name, values in found.items()}
+        found[f"ap_at_{k}_over_min_r_k"] = precision / np.minimum(count, k)
+        found[f"ap_at_{k}_over_hits"] = precision / np.maximum(good, 1)
+    return found
 
 
 def precision_name(k: int, definition: str) -> str:
@@ -63,39 +83,24 @@ def precision_name(k: int, definition: str) -> str:
     return f"precision_at_{k}_over_k" if definition == "steps" else f"precision_at_{k}_over_min_k_last"
 
 
-def _last_or(relevant: torch.Tensor, k: int) -> torch.Tensor:
-    """(q,) the rank of the last relevant image, k at most: what revisitop divides P@k by."""
-    width = relevant.shape[1]
-    last = width - relevant.flip(1).int().argmax(dim=1)  # from 1
-    return last.clamp(max=k)
+def _last(places: Places) -> np.ndarray:
+    """(q,) place of the last relevant image: revisitop divides P@k by it where it is below k."""
+    return places.place[np.cumsum(places.count) - 1]
 
 
-def _trapezoids(relevant: torch.Tensor, hits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """(q,) sum over the relevant images of the mean of the precision just before each and at it."""
-    before = torch.where(places > 1, (hits - 1) / (places - 1).clamp(min=1), 1)
-    return torch.where(relevant, (before + hits / places) / 2, 0).sum(dim=1)
+def _trapezoids(places: Places) -> np.ndarray:
+    """(T,) the mean of the precision just before each relevant image and at it."""
+    before = np.where(places.place > 1, (places.number - 1) / np.maximum(places.place - 1, 1), 1)
+    return (before + places.number / places.place) / 2
 
 
-def _with_ties(rankings: Rankings) -> torch.Tensor:
-    """Numbers of the queries with a relevant image that is as similar as another image."""
-    ordered = rankings.similarities
-    equal = (ordered[:, 1:] == ordered[:, :-1]) & (rankings.relevant[:, 1:] | rankings.relevant[:, :-1])
-    return equal.any(dim=1).nonzero().squeeze(1)
-
-
-def _by_groups(rankings: Rankings) -> torch.Tensor:
-    """(q,) AP where equally similar images are one step: each counts with the precision after all of them."""
-    ordered, relevant = rankings
-    if not len(ordered):
-        return ordered.new_zeros(0, dtype=torch.float64)
-    width = ordered.shape[1]
-    places = torch.arange(width, device=ordered.device).expand_as(ordered)
-    is_end = torch.ones_like(relevant)
-    is_end[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
-    end = torch.where(is_end, places, width).flip(1).cummin(dim=1).values.flip(1)  # of the group that each is in
-    hits = relevant.cumsum(dim=1)
-    precision = hits.gather(1, end).double() / (end + 1)
-    return torch.where(relevant, precision, 0).sum(dim=1) / hits[:, -1]
+def _by_groups(places: Places) -> np.ndarray:
+    """(T,) precision at every relevant image, where equally similar images are one step: after all of them."""
+    is_end = np.ones(len(places.query), bool)
+    is_end[:-1] = (np.diff(places.query) != 0) | (np.diff(places.last_equal) != 0)
+    ends = np.flatnonzero(is_end)
+    group = np.cumsum(is_end) - is_end
+    return places.number[ends[group]] / places.last_equal  # the last of a group has the number of all
 
 
 def chance(relevant: np.ndarray, ranked: np.ndarray, at: tuple[int, ...], definition: str) -> dict[str, float]:

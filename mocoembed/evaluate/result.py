@@ -167,7 +167,7 @@ def value_of(entry: dict, name: str) -> dict | None:
 def require_result(value, path) -> dict:
     """The value, a result of an evaluation; `FormatError` for anything else or for a newer schema."""
     if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise FormatError(f"{path} is not a result of an evaluation. Make one with: mocoembed knn --json > {path}")
+        raise FormatError(f"{path} is not a result of an evaluation. Make one with: mocoembed knn --json > result.json")
     if (schema := value.get("schema")) != SCHEMA:
         raise FormatError(f"{path} has schema {schema} of evaluations; this version reads {SCHEMA}. "
                           "Install a newer mocoembed.")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mocoembed.config import RetrievalConfig
 from mocoembed.embed.store import EmbeddingFile
@@ -20,12 +19,20 @@ from mocoembed.evaluate import baselines, measures, ranked
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.pairs import Pairs, read_pairs
 from mocoembed.evaluate.result import Evaluation, Protocol
-from mocoembed.evaluate.sides import Overlap, Side, overlap, read_side, require_labelled, require_same_vectors
+from mocoembed.evaluate.sides import (
+    Overlap,
+    Side,
+    overlap,
+    read_side,
+    require_classes,
+    require_labelled,
+    require_same_vectors,
+)
 from mocoembed.files import require_file
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
-ELEMENTS = 1 << 21  # similarities that are ranked at a time: about 130 MB with all that is computed from them
+ELEMENTS = 1 << 22  # similarities that are ranked at a time: 16 MB, and as much when they are sorted
 OUTCOMES = ("map", "map_at_r", "r_precision")  # that are told of every query, and of baselines
 WHAT = "Retrieval"
 FEWEST = 2  # labelled images of a single file
@@ -125,11 +132,12 @@ def rank_all(task: "Task", config: RetrievalConfig, progress: Callable[[int, int
     found, counts, count = [], [], len(task.queries.names)
     nearest = np.empty(count, np.float32)
     for rows, similarities, relevant in task.blocks():
-        wanted = relevant.sum(dim=1)
+        wanted = relevant.sum(axis=1)
         some = wanted > 0
-        nearest[rows] = similarities.amax(dim=1).cpu().numpy()
-        counts.append(torch.stack([wanted, torch.isfinite(similarities).sum(dim=1)]).cpu().numpy())
-        found.append(ranked.measures_of(ranked.rank(similarities[some], relevant[some]), config.at, config.definition))
+        nearest[rows] = similarities.max(axis=1)
+        counts.append(np.stack([wanted, np.isfinite(similarities).sum(axis=1)]))
+        places = ranked.places_of(similarities[some], relevant[some])
+        found.append(ranked.measures_of(places, config.at, config.definition))
         progress(rows.stop, count)
     return ({name: np.concatenate([block[name] for block in found]) for name in found[0]},
             np.concatenate(counts, axis=1), nearest)
@@ -169,6 +177,7 @@ def read(config: RetrievalConfig) -> tuple[Side, Side, Pairs | None]:
     if labelled:
         require_labelled(bank, FEWEST if config.queries is None else 1, "retrieval")
         require_labelled(queries, 1, "retrieval")
+        require_classes(bank, queries, "retrieval")
     if config.exclude_identical:
         for side in (bank, queries):
             if not (side.digests != np.void(bytes(32))).any():
@@ -187,32 +196,27 @@ class Task:
     pairs: Pairs | None
     exclude_identical: bool
 
-    def blocks(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Rows of some queries (a slice), their similarities (q, N), -inf where left out, and what is relevant."""
-        device, width = self.bank.vectors.device, len(self.bank.names)
-        numbers = None if self.pairs else self._numbers(device)
+        width = len(self.bank.names)
+        numbers = self._numbers()
         step = max(1, ELEMENTS // width)
         for first in range(0, len(self.queries.names), step):
             rows = slice(first, min(first + step, len(self.queries.names)))
-            similarities = self.queries.vectors[rows] @ self.bank.vectors.T
-            relevant = (self._from_pairs(rows, device) if numbers is None
-                        else numbers[1][rows, None] == numbers[0][None, :])
-            if (without := self._left_out(rows)).any():
-                out = torch.from_numpy(without).to(device)
-                similarities[out] = -torch.inf
-                relevant = relevant & ~out
+            similarities = (self.queries.vectors[rows] @ self.bank.vectors.T).cpu().numpy()
+            relevant = (numbers[1][rows, None] == numbers[0][None, :] if self.pairs is None
+                        else self._marked(rows, self.pairs.relevant))
+            if self.leave_one_out or self.pairs or self.exclude_identical:
+                out = self._left_out(rows)
+                similarities[out] = -np.inf
+                relevant &= ~out
             yield rows, similarities, relevant
 
-    def _numbers(self, device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the labels of the bank (N,) and of the queries (Q,)."""
         number = {name: place for place, name in enumerate(sorted({*self.bank.names, *self.queries.names}))}
-        bank, queries = (torch.tensor([number[name] for name in side.names], device=device)
-                         for side in (self.bank, self.queries))
+        bank, queries = (np.array([number[name] for name in side.names]) for side in (self.bank, self.queries))
         return bank, queries
-
-    def _from_pairs(self, rows: slice, device) -> torch.Tensor:
-        assert self.pairs is not None
-        return torch.from_numpy(self._marked(rows, self.pairs.relevant)).to(device)
 
     def _marked(self, rows: slice, wanted: dict[int, list[int]]) -> np.ndarray:
         """(q, N) bool: true at the rows that are named for each query."""

@@ -7,18 +7,20 @@ import dataclasses
 import pathlib
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, FormatError, MismatchError
+from mocoembed.errors import CollectionError, MismatchError
+from mocoembed.evaluate.stored import StoredVectors, fits, unit_rows
 from mocoembed.memory import within_memory
 from mocoembed.search.threshold import LEAST_ROWS, Threshold, choose_threshold
 
 BLOCK = 8192  # rows read at a time
+WORKING = 1 << 30  # bytes that evaluating vectors takes which stay in their file
 UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 
 
@@ -33,7 +35,7 @@ class Side:
     encoder: dict
     """Fingerprint and provenance of the encoder that made the vectors."""
     vectors: torch.Tensor
-    """(N, D) float32 of length 1, on the device."""
+    """(N, D) float32 of length 1, on the device; for kNN, `StoredVectors` where they do not fit."""
     names: list[str]
     """(N,) names of the labels; empty where unknown, if unlabelled rows were asked for."""
     unlabelled: int
@@ -83,8 +85,8 @@ class Overlap:
     identical: int
     """Queries with the bytes of an image of the bank (leave-one-out: of another image)."""
     near: int | None
-    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included; `None`: the bank has
-    too few images to see how alike they are."""
+    """Queries whose cosine to an image of the bank is `threshold` or more, identical ones included; `None`: the bank
+    has too few images to see how alike they are."""
     threshold: float | None
     bytes_known: bool
     """Whether the files have digests; without them `identical` is 0."""
@@ -108,13 +110,22 @@ class Overlap:
 
 
 def read_side(file: EmbeddingFile, device: torch.device, labelled_only: bool = True,
-              what: str = "The kNN accuracy") -> Side:
-    """The rows of a file, scaled to length 1, their SHA-256 checked; `what` needs them, for an error."""
+              what: str = "The kNN accuracy", streamed: bool = False) -> Side:
+    """The rows of a file, scaled to length 1, their SHA-256 checked; `what` needs them, for an error.
+
+    With `streamed`, vectors that fill more than half of the memory stay in the file.
+    """
     file.verify()
     labels, label_names = file.labels(), [*file.label_names, ""]  # [-1]: no label
     wanted = labels != NO_LABEL if labelled_only else np.ones(len(labels), bool)
-    with within_memory(f"{what} of {file.path}", 4 * int(wanted.sum()) * file.dimension):
-        vectors = read_vectors(file, wanted).to(device)
+    size = 4 * int(wanted.sum()) * file.dimension
+    vectors: Any
+    if streamed and not fits(size, device):
+        with within_memory(f"{what} of {file.path}", min(size, WORKING)):
+            vectors = StoredVectors(file.path, np.flatnonzero(wanted), file.dimension, device)
+    else:
+        with within_memory(f"{what} of {file.path}", size):
+            vectors = read_vectors(file, wanted).to(device)
     names = [label_names[number] for number in labels[wanted]]
     encoder = {"fingerprint": file.fingerprint, "provenance": file.encoder["provenance"]}
     digests = np.array(file.digest(), "V32")
@@ -126,10 +137,8 @@ def read_vectors(file: EmbeddingFile, wanted: np.ndarray) -> torch.Tensor:
     """(n, D) float32 of length 1: the rows where `wanted` (N,) is true; `FormatError` when one is not finite."""
     vectors, at = torch.empty(int(wanted.sum()), file.dimension), 0
     for first in range(0, len(file), BLOCK):
-        block = file.embeddings(slice(first, first + BLOCK))[wanted[first:first + BLOCK]]
-        if not np.isfinite(block).all():
-            raise FormatError(f"{file.path} holds vectors that are not finite. Embed the folder again with --fresh.")
-        vectors[at:at + len(block)] = functional.normalize(torch.from_numpy(block), dim=1)
+        block = unit_rows(file, first + np.flatnonzero(wanted[first:first + BLOCK]))
+        vectors[at:at + len(block)] = block
         at += len(block)
     return vectors
 
@@ -151,10 +160,10 @@ def require_labelled(side: Side, least: int, what: str):
                               "the images into one folder per class and embed them again.")
 
 
-def require_classes(side: Side, what: str):
-    """Raise `CollectionError` when all images of a side have one label: there is nothing to tell apart."""
-    if len(set(side.names)) == 1:
-        raise CollectionError(f"{side.path} has one class, {side.names[0]!r}; {what} needs two or more. Put the images "
+def require_classes(bank: Side, queries: Side, what: str):
+    """Raise `CollectionError` when all images of both sides have one label: there is nothing to tell apart."""
+    if len({*bank.names, *queries.names}) == 1:
+        raise CollectionError(f"{bank.path} has one class, {bank.names[0]!r}; {what} needs two or more. Put the images "
                               "into one folder per class and embed them again.")
 
 

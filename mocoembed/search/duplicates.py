@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,9 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
-from mocoembed.search.index import ID_BYTES, WORKING_BYTES, empty_index, require_vectors
+from mocoembed.search.build import require_vectors
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
 from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -199,19 +200,19 @@ def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
 def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: StopRequest) -> str:
     """Join the rows whose vectors are near enough; how they were looked for."""
     count = len(file)
-    index: Any = empty_index(file.dimension)  # FAISS's types do not know an inverted index behind its factory
-    compared = "all pairs"
+    index, breadth, compared = FaissIndex.empty(file.dimension, "Flat"), 0, "all pairs"
     if count > EXACT_ROWS:
         cells = 1 << int(np.log2(4 * np.sqrt(count)))
-        index, compared = empty_index(file.dimension, f"IVF{cells},Flat"), f"IVF{cells}, {PROBED} cells probed"
-        index.nprobe = PROBED
-        index.train(unit(file.embeddings[np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)]))
+        index, breadth = FaissIndex.empty(file.dimension, f"IVF{cells},Flat"), PROBED
+        compared = f"IVF{cells}, {PROBED} cells probed"
+        sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
+        index.train(unit(file.embeddings[sample]))
     step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * count)))
     least = np.nextafter(np.float32(threshold), np.float32(0)) - np.float32(1e-6)  # FAISS wants more, not equal
     for first in range(0, count, step):
         vectors = unit(file.embeddings[first:first + step])
-        index.add(vectors)  # first, so that a block finds itself, and what comes later finds it
-        bounds, _, found = index.range_search(vectors, float(least))
+        index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
+        bounds, found = index.within(vectors, float(least), breadth)
         for row in range(len(vectors)):
             near, itself = found[bounds[row]:bounds[row + 1]], first + row
             if len(near) > 1 or (len(near) == 1 and near[0] != itself):

@@ -13,7 +13,8 @@ from mocoembed.errors import FormatError, MismatchError, UsageError
 from mocoembed.memory import shown
 
 BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read at a time
-QUERIES = 64  # compared at a time
+QUERIES = 512  # compared at a time
+SCORES = 1 << 22  # of queries and rows that are computed at a time
 SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
 LARGEST = 1 << 30  # bytes of vectors in float32 that are compared without an index: about a second
 PAYS = 1 << 26  # from so many on an index pays
@@ -52,7 +53,7 @@ class ExactRows:
     def _nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         kept = min(k + SPARE, len(self))
         scores, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
-        step = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * self._file.dimension)))
+        step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self._file.dimension), SCORES // len(queries)))
         for first in range(0, len(self), step):
             block = np.arange(first, min(first + step, len(self)))
             block = block if self._rows is None else self._rows[block]
@@ -64,7 +65,7 @@ class ExactRows:
             scores = np.concatenate([scores, compared], axis=1)
             rows = np.concatenate([rows, np.broadcast_to(block, compared.shape)], axis=1)
             scores, rows = _best(scores, rows, kept)
-        scores = self._again(queries, rows)
+        scores = scores_of(self._file, queries, rows)
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
@@ -81,17 +82,20 @@ class ExactRows:
         queries, vectors = queries.astype(np.float64), vectors.astype(np.float64)
         return 2 * queries @ vectors.T - (vectors**2).sum(axis=1) - (queries**2).sum(axis=1)[:, None]
 
-    def _again(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(Q, n) float32: the scores of a few rows (Q, n), the same for equal vectors wherever they stand."""
-        scores, step = np.empty(rows.shape, np.float32), max(1, BLOCK_ROWS // len(rows))
-        for first in range(0, rows.shape[1], step):
-            some = rows[:, first:first + step]
-            read, places = np.unique(some, return_inverse=True)
-            vectors = self._file.embeddings[read].astype(np.float64)
-            for line, (query, its) in enumerate(zip(queries.astype(np.float64), places.reshape(some.shape))):
-                each = vectors[its] * query if self._file.normalized else -(vectors[its] - query)**2
-                scores[line, first:first + step] = each.sum(axis=1)
-        return scores
+
+def scores_of(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(Q, n) float32: the scores of a few rows (Q, n), the same for equal vectors wherever they stand.
+
+    They are added up in float64. Of a row -1, which is none, the score is minus infinity.
+    """
+    scores, step = np.empty(rows.shape, np.float32), max(1, BLOCK_BYTES // (8 * file.dimension))
+    for line, (query, its) in enumerate(zip(queries.astype(np.float64), rows)):
+        for first in range(0, len(its), step):
+            vectors = file.vectors_at(its[first:first + step]).astype(np.float64)
+            each = vectors * query if file.normalized else -(vectors - query)**2
+            scores[line, first:first + step] = each.sum(axis=1)
+    scores[rows < 0] = -np.inf
+    return scores
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ from mocoembed.search.queries import (
     query_names,
     read_bytes,
 )
-from mocoembed.search.ranking import Found, IndexRows, Ranking, Wishes
+from mocoembed.search.ranking import Found, Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -109,7 +109,7 @@ class Searcher:
     """An index, its embeddings file and its encoder, checked against each other; a context manager.
 
     `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
-    `device` and `torch`.
+    `device` and `torch`, perhaps with `recall`.
     """
 
     def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True):
@@ -126,7 +126,8 @@ class Searcher:
             self._encoder = query_encoder(config, workspace, self.index, self.file, note)
             self.transform = replace(self._encoder.transform, value_range=self.file.value_range)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
-        self._rows = IndexRows(self.index, self._ids) if isinstance(self.index, SearchIndex) else None
+        self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
+            self.file, getattr(config, "recall", None), self._ids)
         self._embedding = threading.Lock()
         self._masks: dict[Filter, np.ndarray] = {}
 

@@ -8,16 +8,19 @@ none is left, so a query gets k hits whenever there are so many.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.search.duplicates import UNKNOWN, unit
 from mocoembed.search.exact import ExactRows
+from mocoembed.search.index_rows import IndexRows
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
-LEAST_SHARE = 0.1  # of the images that a filter must select for an exact index to be asked for more candidates
+LEAST_SHARE = 0.1  # of the images that a filter must select for the index to be asked for more candidates
+LEAST_SHARE_OF_A_PART = 0.25  # the same for an index that looks at a part of its vectors only
+EXACT_BYTES = 1 << 26  # of selected vectors, up to which they are compared one and all rather than found by a part
+MOST_FROM_A_PART = 1000  # candidates that such an index is asked for
 BLOCK = 2048  # candidates whose vectors are read at a time
 POOL = 5  # candidates for each hit that `diverse` chooses from
 LAMBDA = 0.5  # weight of nearness to the query against difference from the hits before it
@@ -46,24 +49,6 @@ class Found:
     """Near-duplicates that are left out for it."""
 
 
-class IndexRows:
-    """A `SearchIndex` as a source of candidates."""
-
-    def __init__(self, index: Any, ids: np.ndarray):
-        self._index, self._order = index, np.argsort(ids, kind="stable")
-        self._ids = ids[self._order]
-        self.exact = index.manifest.get("type") == "flat"
-
-    def __len__(self):
-        return len(self._index)
-
-    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (Q, k) and rows (Q, k) int64 of the k nearest, the nearest first; -1 where there is none."""
-        scores, ids = self._index.search(vectors, k)
-        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        return scores, np.where(self._ids[places] == ids, self._order[places], -1)
-
-
 class Ranking:
     """Finds the hits of query vectors in an embeddings file; `index` may be `None`, for exact comparison."""
 
@@ -73,13 +58,23 @@ class Ranking:
         self.pool = POOL * wishes.k if wishes.diverse else wishes.k
 
     def _source(self, index: IndexRows | None) -> IndexRows | ExactRows:
-        """The index, unless it may miss selected images or would be asked for very many to find them."""
+        """The index, unless it may miss selected images or would be asked for very many to find them.
+
+        An index that looks at a part of its vectors finds few of the selected ones when they are rare or far from the
+        query, as those of another label are; what it does not find, `hits` looks for exactly.
+        """
         selected = self.wishes.selected
         if index is None:
-            return ExactRows(self.file, None if selected is None else np.flatnonzero(selected))
-        if selected is None or (index.exact and selected.mean() >= LEAST_SHARE):
-            return index
-        return ExactRows(self.file, np.flatnonzero(selected))
+            return self._exactly()
+        if selected is None:
+            return index if index.exact or self.wishes.k <= MOST_FROM_A_PART else self._exactly()
+        few = not index.exact and 4 * self.file.dimension * int(selected.sum()) <= EXACT_BYTES
+        least = LEAST_SHARE if index.exact else LEAST_SHARE_OF_A_PART
+        return self._exactly() if few or selected.mean() < least else index
+
+    def _exactly(self) -> ExactRows:
+        selected = self.wishes.selected
+        return ExactRows(self.file, None if selected is None else np.flatnonzero(selected))
 
     def hits(self, vectors: np.ndarray, excluded: Sequence[np.ndarray] = ()) -> list[list[Found]]:
         """For each of `vectors` (Q, D), its hits. `excluded`: for each, rows that are none."""
@@ -93,12 +88,16 @@ class Ranking:
                 some = pending[first:first + step]
                 scores, rows = self.source.nearest(vectors[some], count)
                 for query, its_scores, its_rows in zip(some.tolist(), scores, rows):
-                    hits = self._choose(its_scores, its_rows, left_out[query], count >= len(self.source))
+                    hits = self._choose(its_scores, its_rows, left_out[query],
+                                        self.source.exact and count >= len(self.source))
                     if hits is None:
                         again.append(query)
                     else:
                         found[query] = self._diverse(vectors[query], hits) if self.wishes.diverse else hits
-            pending, count = np.array(again, np.int64), min(4 * count, len(self.source))
+            pending, count = np.array(again, np.int64), 4 * count
+            if not self.source.exact and (self.wishes.selected is not None or count > MOST_FROM_A_PART):
+                self.source = self._exactly()
+            count = min(count, len(self.source))
         return found
 
     def _first(self, left_out: Sequence[np.ndarray]) -> int:

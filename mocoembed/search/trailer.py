@@ -1,6 +1,6 @@
 """The index file: FAISS's own bytes, then our manifest, so that one rename commits both.
 
-    FAISS index | manifest (JSON) | SHA-256 of the JSON (32 bytes) | its length (8, little-endian) | MAGIC (8)
+    FAISS index | stamps | manifest (JSON) | SHA-256 of the JSON (32 bytes) | its length (8, little-endian) | MAGIC (8)
 
 FAISS reads its part and ignores what follows. `docs/format.md` describes the manifest for other readers.
 """
@@ -15,7 +15,7 @@ from mocoembed.errors import FormatError, MocoembedError
 from mocoembed.files import CHUNK
 
 KIND = "mocoembed index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: exact ones, which older versions can search too
 MAGIC = b"MOCOEIDX"
 FOOTER = struct.Struct("<32sQ8s")
 LONGEST = 1 << 20  # bytes of a manifest
@@ -60,8 +60,9 @@ def read_trailer(file: BinaryIO, path) -> dict:
     if manifest["format"] > FORMAT_VERSION:
         raise FormatError(f"{path} has index format {manifest['format']}; this version reads up to {FORMAT_VERSION}. "
                           "Install a newer mocoembed.")
-    if manifest["index_bytes"] + length + FOOTER.size != size:
-        raise damaged(path, f"it has {size} bytes instead of {manifest['index_bytes'] + length + FOOTER.size}")
+    whole = manifest["index_bytes"] + manifest.get("stamps_bytes", 0) + length + FOOTER.size
+    if whole != size:
+        raise damaged(path, f"it has {size} bytes instead of {whole}")
     return manifest
 
 

@@ -1,0 +1,262 @@
+"""Every type of index on clustered vectors, beside raw FAISS with the same parameters, hnswlib, usearch and autofaiss.
+
+    python -m benchmarks.index_scale OUTPUT --rows 1000000 --dimension 256
+    python -m benchmarks.index_scale OUTPUT --embeddings embeddings.h5 --plot recall.png
+
+The vectors have length 1 and come from a mixture of 2,000 Gaussians in 32 dimensions, mapped linearly, with noise;
+1,000 queries come from the same. With --embeddings, they are those of a file, of which 1,000 rows are held out. Each
+contender works in a process of its own; all but ours hold the vectors in memory.
+`batch` is milliseconds a query for all 1,000 together, `alone` for one at a time (median of 200). A contender that is
+not installed is left out.
+"""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import numpy as np
+
+from mocoembed.config import IndexConfig
+from mocoembed.data.facts import FACTS
+from mocoembed.data.images import Listing, PathTable
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.embed.store_writer import Settings, write_embeddings
+from mocoembed.search.build import build_index
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.index import SearchIndex
+from mocoembed.search.index_rows import Effort
+from mocoembed.search.kinds import POINTS
+
+QUERIES, K, ALONE = 1000, 10, 200
+CENTRES, INNER, SPREAD, NOISE = 2000, 32, 0.45, 0.3
+BLOCK = 1 << 14
+Search = Callable[[np.ndarray], np.ndarray]  # queries (Q, D) -> rows (Q, K)
+
+
+def mixture(dimension: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """(n, D) float32 of length 1, in blocks."""
+    fixed, random = np.random.default_rng(0), np.random.default_rng(seed)
+    centres = fixed.standard_normal((CENTRES, INNER), np.float32)
+    linear = fixed.standard_normal((INNER, dimension), np.float32)
+    for first in range(0, count, BLOCK):
+        size = min(BLOCK, count - first)
+        inner = centres[random.integers(0, CENTRES, size)] + SPREAD * random.standard_normal((size, INNER), np.float32)
+        vectors = inner @ linear + NOISE * random.standard_normal((size, dimension), np.float32)
+        yield vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write(path: pathlib.Path, blocks: Iterator[np.ndarray], count: int, dimension: int):
+    """An embeddings file of made-up images."""
+    listing = Listing(b"/images", PathTable([b"%08d.jpg" % row for row in range(count)]),
+                      np.full(count, -1, np.int32), (), {}, (), b"/images")
+    settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "fp32", "none")
+    write_embeddings(path, listing, settings, np.ones(count, bool), np.zeros(count, FACTS), blocks, [])
+
+
+def prepare(output: pathlib.Path, rows: int, dimension: int, embeddings: str | None) -> pathlib.Path:
+    """`vectors.h5` and `queries.npy`, and the rows of the true neighbours in `truth.npy`."""
+    path = output / "vectors.h5"
+    if (output / "truth.npy").exists():
+        return path
+    output.mkdir(parents=True, exist_ok=True)
+    if embeddings:
+        with EmbeddingFile(embeddings) as file:
+            vectors = file.embeddings()
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        held = np.zeros(len(vectors), bool)
+        held[np.random.default_rng(0).choice(len(vectors), QUERIES, replace=False)] = True
+        queries = vectors[held]
+        write(path, iter([vectors[~held]]), int((~held).sum()), vectors.shape[1])
+    else:
+        queries = next(mixture(dimension, QUERIES, 2))
+        write(path, mixture(dimension, rows, 1), rows, dimension)
+    flat = FaissIndex.empty(queries.shape[1], "Flat")
+    with EmbeddingFile(path) as file:
+        for first in range(0, len(file), BLOCK):
+            flat.add(file.embeddings[first:first + BLOCK], np.arange(first, min(first + BLOCK, len(file))))
+    np.save(output / "queries.npy", queries)
+    np.save(output / "truth.npy", flat.search(queries, K)[1])
+    return path
+
+
+# --------------------------------------------------------------------------------------------- the contenders
+
+
+def ours(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+    """Our index of a type; its first yield is after building."""
+    output = path.with_name(f"{name.replace(',', '-')}.faiss")
+    result = build_index(IndexConfig(str(path), output=str(output), type=name, allow_lower_recall=True, fresh=True))
+    yield f"{output.stat().st_size}", lambda queries: queries
+    index = SearchIndex.open(output)
+    curve = result.manifest.get("curve") or [{}]
+    with EmbeddingFile(path) as file:
+        rows = index.rows(file)
+        for point in curve:
+            rows.effort = Effort.of(point)
+            parameters = " ".join(f"{key} {point[key]}" for key in ("nprobe", "efSearch", "candidates") if key in point)
+            yield parameters, lambda queries: rows.nearest(queries, K)[1]
+
+
+def raw_faiss(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+    """FAISS by itself: the factory string, training rows and parameters of our index, without ranking again."""
+    import faiss
+
+    output = path.with_name(f"{name}.faiss")
+    manifest = SearchIndex.open(output).manifest
+    with EmbeddingFile(path) as file:
+        vectors = file.embeddings()
+    index: Any = faiss.index_factory(vectors.shape[1], manifest["factory"].removeprefix("IDMap,"),
+                                     faiss.METRIC_INNER_PRODUCT)
+    if lists := manifest.get("lists"):
+        faiss.extract_index_ivf(index).cp.niter = 10
+        index.train(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), POINTS * lists)).astype(np.int64)])
+    index.add(vectors)
+    yield "0", lambda queries: queries
+    for point in manifest.get("curve") or [{}]:
+        breadth = next((key for key in ("nprobe", "efSearch") if key in point), None)
+        if breadth:
+            faiss.ParameterSpace().set_index_parameter(index, breadth, point[breadth])
+        count = point.get("candidates", K)
+        yield f"{breadth} {point.get(breadth)} for {count}", lambda some, count=count: index.search(some, count)[1]
+
+
+def hnswlib(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+    """hnswlib, M 16, efConstruction 80."""
+    import hnswlib as library
+
+    with EmbeddingFile(path) as file:
+        vectors = file.embeddings()
+    index = library.Index("ip", vectors.shape[1])
+    index.init_index(len(vectors), M=16, ef_construction=80)
+    index.add_items(vectors)
+    yield "0", lambda queries: queries
+    for breadth in (16, 32, 64, 128, 256):
+        index.set_ef(breadth)
+        yield f"ef {breadth}", lambda queries: index.knn_query(queries, K)[0]
+
+
+def usearch(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+    """usearch with numbers of 16 bits, connectivity 16, expansion 80 while adding."""
+    from usearch.index import Index
+
+    with EmbeddingFile(path) as file:
+        vectors = file.embeddings()
+    index = Index(ndim=vectors.shape[1], metric="ip", dtype="f16", connectivity=16, expansion_add=80)
+    index.add(np.arange(len(vectors)), vectors)
+    yield "0", lambda queries: queries
+    for breadth in (16, 32, 64, 128, 256):
+        index.expansion_search = breadth
+        yield f"expansion {breadth}", lambda queries: np.atleast_2d(index.search(queries, K).keys)
+
+
+def autofaiss(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+    """autofaiss under the memory that our rabitq takes at most: what it chooses, at the nprobe it chooses."""
+    from autofaiss import build_index as build
+
+    with EmbeddingFile(path) as file:
+        vectors = file.embeddings()
+    index, _ = build(vectors, save_on_disk=False, max_index_memory_usage="1GB", current_memory_available="4GB",
+                     metric_type="ip", verbose=40)
+    yield "0", lambda queries: queries
+    yield "its own choice", lambda queries: index.search(queries, K)[1]
+
+
+CONTENDERS = {"ours": ours, "faiss": raw_faiss, "hnswlib": hnswlib, "usearch": usearch, "autofaiss": autofaiss}
+
+
+def work(contender: str, name: str, path: pathlib.Path, pipe):
+    """One contender, in a process of its own: how long building took, peak memory, and its points."""
+    queries, truth = np.load(path.with_name("queries.npy")), np.load(path.with_name("truth.npy"))
+    begun = time.perf_counter()
+    points = CONTENDERS[contender](path, name)
+    size, _ = next(points)
+    facts = {"contender": contender, "type": name, "build_s": time.perf_counter() - begun, "bytes": int(size),
+             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "points": []}
+    for parameters, search in points:
+        found = search(queries)
+        begun = time.perf_counter()
+        search(queries)
+        batch = 1e3 * (time.perf_counter() - begun) / len(queries)
+        times = []
+        for query in queries[:ALONE]:
+            begun = time.perf_counter()
+            search(query[None])
+            times.append(time.perf_counter() - begun)
+        right = np.mean([np.isin(truth[place], found[place]).mean() for place in range(len(truth))])
+        facts["points"].append({"parameters": parameters, "recall": float(right), "batch_ms": batch,
+                                "alone_ms": 1e3 * statistics.median(times)})
+    pipe.send(facts)
+
+
+def run(contender: str, name: str, path: pathlib.Path) -> dict | None:
+    """The facts of a contender; `None` when it is not installed or failed."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(contender, name, path, there))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def plot(results: list[dict], path: str):
+    """Recall against the time for a query alone, one line for each contender."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    for result in results:
+        points = sorted(result["points"], key=lambda point: point["recall"])
+        axes.plot([point["recall"] for point in points], [point["alone_ms"] for point in points],
+                  "o-" if result["contender"] == "ours" else "x--",
+                  label=f"{result['contender']} {result['type']}".strip())
+    axes.set(xlabel="recall@10", ylabel="ms for a query alone", yscale="log", xlim=(0.7, 1.005))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 110})
+@click.argument("output", type=click.Path(path_type=pathlib.Path))
+@click.option("--rows", default=1_000_000, show_default=True)
+@click.option("--dimension", default=256, show_default=True)
+@click.option("--embeddings")
+@click.option("--types", default="flat,rabitq,ivf-sq8,ivf-flat,hnsw", show_default=True)
+@click.option("--peers", default="faiss,hnswlib,usearch,autofaiss", show_default=True)
+@click.option("--plot", "image")
+def main(output, rows, dimension, embeddings, types, peers, image):
+    """Run every contender, write `results.json`, print a table."""
+    path = prepare(output, rows, dimension, embeddings)
+    jobs = [(contender, name) for name in types.split(",") for contender in ("ours", "faiss")
+            if contender == "ours" or "faiss" in peers] + [(name, "") for name in peers.split(",") if name != "faiss"]
+    results = []
+    print("| contender | build, s | peak MB | MB | parameters | recall@10 | batch, alone: ms |")
+    print("|---|---|---|---|---|---|---|")
+    for contender, name in jobs:
+        if contender not in CONTENDERS or (result := run(contender, name, path)) is None:
+            continue
+        results.append(result)
+        for point in result["points"]:
+            print(f"| {contender} {name} | {result['build_s']:.1f} | {result['peak_mb']:.0f} | "
+                  f"{result['bytes'] / 1e6:.0f} | {point['parameters']} | {point['recall']:.4f} | "
+                  f"{point['batch_ms']:.3f}, {point['alone_ms']:.3f} |", flush=True)
+    (output / "results.json").write_text(json.dumps(results, indent=1))
+    if image:
+        plot(results, image)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()

@@ -1,0 +1,191 @@
+"""Results side by side: JSON files of evaluations -> a table, and the difference of each to the first, query by query.
+
+A difference is taken over the same queries, so that what is hard in them cancels out: its interval is much narrower
+than those of the two numbers. The interval is a paired bootstrap over the queries. For right and wrong, McNemar's exact
+test looks at the queries where one is right and the other is not (McNemar 1947). A difference between protocols is no
+difference between encoders; it is refused unless it is asked for.
+"""
+
+import json
+import math
+import pathlib
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mocoembed.config import CompareConfig
+from mocoembed.errors import FormatError, MismatchError
+from mocoembed.evaluate.measures import Measured, means
+from mocoembed.evaluate.result import require_result, value_of
+from mocoembed.files import require_file
+
+KIND, SCHEMA = "mocoembed comparison", 1
+RIGHT_OR_WRONG = "top1"  # the outcome that is 0 or 1; all others are in percent
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The queries on which two results disagree."""
+
+    only_first: int
+    """Right in the first result alone."""
+    only_second: int
+    p: float
+    """Probability of a split at least so uneven, when neither is better."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more the second of two results has, on the queries that both have."""
+
+    first: str
+    second: str
+    measure: str
+    value: Measured
+    """Second minus first, in points."""
+    mcnemar: McNemar | None
+
+    def as_json(self) -> dict:
+        """Plain JSON types."""
+        return {"first": self.first, "second": self.second, "measure": self.measure, **self.value.as_json(),
+                "mcnemar": asdict(self.mcnemar) if self.mcnemar else None}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_results` found."""
+
+    results: dict[str, dict]
+    """Path -> result, in the order given."""
+    differences: list[Difference]
+    """Of every other result to the first."""
+    differs: list[str]
+    """Protocol and data that are not the same, in words."""
+
+    def rows(self) -> list[tuple[str, dict]]:
+        """(path, entry of its `results`) for every setting of every result."""
+        return [(path, entry) for path, result in self.results.items() for entry in result["results"]]
+
+    def as_json(self) -> dict:
+        """Plain JSON types."""
+        kept = ("task", "protocol", "data", "encoder", "results", "baselines", "versions", "device", "seconds")
+        return {"kind": KIND, "schema": SCHEMA,
+                "results": [{"path": path, **{name: result.get(name) for name in kept}}
+                            for path, result in self.results.items()],
+                "differences": [one.as_json() for one in self.differences], "differs": self.differs}
+
+
+def compare_results(config: CompareConfig) -> Comparison:
+    """The results of several files, and the differences to the first.
+
+    Raises `UsageError` for a missing file, `FormatError` for one that is no result, `MismatchError` for different
+    protocols or images, unless they are to be compared anyway, and for results without a query in common.
+    """
+    results = {path: read_result(path) for path in config.results}
+    (first, base), *others = results.items()
+    differs = [line for path, result in others for line in differences_of(first, base, path, result)]
+    if differs and not config.anyway:
+        raise MismatchError(f"A difference would not be one of encoders: {'; '.join(differs)}. Measure all by one "
+                            "protocol on the same images, or give --anyway.")
+    differences = [one for path, result in others for one in paired(first, base, path, result)]
+    return Comparison(results, differences, differs)
+
+
+def read_result(path) -> dict:
+    """A result from its JSON file."""
+    given = require_file(path, "The result", "mocoembed knn --json > result.json")
+    try:
+        value = json.loads(given.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, too
+        raise FormatError(f"{path} is not JSON ({error}). "
+                          "Make a result with: mocoembed knn --json > result.json") from error
+    result = require_result(value, path)
+    try:
+        outcomes, rows = result["outcomes"], {len(values) for values in result["outcomes"].values()}
+        complete = bool(outcomes) and len(rows) == 1 and {"task", "protocol", "data", "encoder"} < set(result) \
+            and isinstance(result["results"], list) and {"name", "digest", "settings"} <= set(result["protocol"])
+    except (AttributeError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise FormatError(f"{path} is not a whole result of an evaluation. Make it again.")
+    return result
+
+
+def differences_of(first: str, base: dict, path: str, result: dict) -> list[str]:
+    """What differs in task, protocol and images, in words; empty when two results may be compared."""
+    found = []
+    if base["task"] != result["task"] or base["protocol"]["name"] != result["protocol"]["name"]:
+        found.append(f"{first} is {base['protocol']['name']}, {path} is {result['protocol']['name']}")
+    elif base["protocol"]["digest"] != result["protocol"]["digest"]:
+        mine, theirs = base["protocol"]["settings"], result["protocol"]["settings"]
+        found += [f"{name} is {_short(mine.get(name))} in {first}, {_short(theirs.get(name))} in {path}"
+                  for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+    for side in ("bank", "queries"):
+        mine, theirs = (one["data"][side].get("by_class") for one in (base, result))
+        if mine != theirs:
+            found.append(f"the {side} of {first} and {path} are not the same images of each class")
+    if not found and _keyed(base).keys() != _keyed(result).keys():
+        found.append(f"the queries of {first} and {path} are not the same images")
+    return found
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _keyed(result: dict) -> dict[tuple[str, int], int]:
+    """(key of a query, how many before it have the same) -> its place; copies of an image have one key."""
+    seen: defaultdict[str, int] = defaultdict(int)
+    places = {}
+    for place, key in enumerate(result["outcomes"]["queries"]):
+        places[key, seen[key]] = place
+        seen[key] += 1
+    return places
+
+
+def paired(first: str, base: dict, path: str, result: dict) -> list[Difference]:
+    """The differences of the measures that both tell of every query, on the queries that both have."""
+    mine, theirs = _keyed(base), _keyed(result)
+    common = [key for key in mine if key in theirs]
+    if not common:
+        raise MismatchError(f"{first} and {path} have no query in common. Measure both on the same images.")
+    rows = [mine[key] for key in common], [theirs[key] for key in common]
+    names = [name for name in base["outcomes"] if name != "queries" and name in result["outcomes"]]
+    columns = {name: tuple(np.array(one["outcomes"][name], float)[place]
+                           for one, place in zip((base, result), rows)) for name in names}
+    if not columns:
+        raise MismatchError(f"{first} and {path} tell no measure of every query that both have.")
+    found = means({name: (b - a) / (1 if name == RIGHT_OR_WRONG else 100) for name, (a, b) in columns.items()})
+    return [Difference(first, path, name, found[name],
+                       mcnemar(*(column > 0 for column in columns[name])) if name == RIGHT_OR_WRONG else None)
+            for name in names]
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """McNemar's exact test of two answers (Q,) bool to the same queries."""
+    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    total, fewer = sum(alone), min(alone)
+    logs = [math.lgamma(total + 1) - math.lgamma(i + 1) - math.lgamma(total - i + 1) - total * math.log(2)
+            for i in range(fewer + 1)]
+    return McNemar(*alone, min(1.0, 2 * math.fsum(map(math.exp, logs))))
+
+
+def name_of(path: str) -> str:
+    """The name of a result in a table."""
+    return pathlib.Path(path).stem
+
+
+def measures_in(comparison: Comparison) -> list[str]:
+    """The measures that any entry has, in the order of the first that has them."""
+    found: dict[str, None] = {}
+    for _, entry in comparison.rows():
+        found.update(dict.fromkeys(name for name in entry.get("values", entry) if value_of(entry, name)))
+    return list(found)
+
+
+def setting_of(entry: dict) -> str:
+    """What tells an entry of `results` from the others: `k 20, T 0.1`."""
+    return ", ".join(f"{name} {value:g}" for name, value in entry.items()
+                     if name not in entry.get("values", {}) and isinstance(value, int | float))

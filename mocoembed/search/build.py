@@ -1,0 +1,237 @@
+"""Building the index: embeddings.h5 -> plan -> train -> add -> tune -> embeddings.faiss.
+
+The vectors are read in blocks, and nothing holds all of them but the index itself. A type with settings is tuned on
+rows that are held out of it, which are added at the end.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.checks import size_in_bytes
+from mocoembed.config import IndexConfig
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import FormatError, MocoembedError, UsageError
+from mocoembed.files import StopRequest, locked
+from mocoembed.memory import available_memory, within_memory
+from mocoembed.notes import say_nothing
+from mocoembed.search.faiss_index import FAISS_VERSION, FaissIndex
+from mocoembed.search.index import write_index
+from mocoembed.search.index_rows import Effort, IndexRows
+from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
+from mocoembed.search.stamps import stamps_of
+from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
+from mocoembed.search.tuning import Sample, chosen, curve, measure
+from mocoembed.search.update import update_index
+from mocoembed.version import __version__
+from mocoembed.workspace import Workspace
+
+BLOCK_BYTES = 1 << 25  # of vectors that are added at a time
+LEAST_TRAINED = 2  # rows that an index with lists is made of
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What `build_index` did."""
+
+    path: pathlib.Path
+    manifest: dict
+    """As stored in the file: type, factory, metric, count, dimension, recall_at_10, latency_ms and more."""
+    done: str = "built"
+    """`built`, `updated` or `up to date`."""
+
+
+def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lambda done, total: None,
+                note: Callable[[str], None] = say_nothing) -> IndexResult:
+    """Build the index of an embeddings file, or update the one that is there, and measure it.
+
+    `progress(done, total)` counts vectors; `note(text)` is told the plan, and why an index is built anew. Raises
+    `UsageError` for wrong paths and types, `FormatError` for an embeddings file that is damaged, empty or holds
+    vectors that are not finite, `LockedError` when another process writes the index, `Interrupted` after a signal,
+    `MocoembedError` when the memory or the disk is too small or the recall is missed. An index that is already there is
+    replaced when the new one is whole.
+    """
+    source = Workspace(config.workspace).embeddings_file(config.embeddings)
+    output = pathlib.Path(config.output) if config.output else source.with_suffix(".faiss")
+    require_replaceable(output, source, config.fresh)
+    with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
+        require_vectors(file)
+        plans = _plans(config, file)
+        with StopRequest() as stop:
+            if not config.fresh and (updated := update_index(output, file, config, _description(file, output), note,
+                                                             stop)):
+                return IndexResult(output, *updated)
+            for plan in plans:
+                if plan.kind.name != "flat" or len(plans) > 1:
+                    note(f"plan: {plan}")
+                manifest = _built(plan, file, config, output, progress, stop)
+                if manifest is not None:
+                    return IndexResult(output, manifest)
+                note(f"{plan.kind.name} does not reach a recall of {config.recall:g} on these vectors")
+    raise MocoembedError(f"No index was written: none of {', '.join(plan.kind.name for plan in plans)} reaches "
+                         f"--recall {config.recall:g} within the memory. Lower it, add --allow-lower-recall to keep "
+                         "the index, or use --type flat, which is exact.")
+
+
+def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
+    """What is tried, one after the other, each within the cap of memory; `MocoembedError` when nothing is."""
+    cap = size_in_bytes(config, "memory")
+    if config.type != "auto":
+        kind = kind_of(config.type)
+        FaissIndex.empty(file.dimension, Plan(kind, len(file), file.dimension).factory)  # or FAISS says why not
+        plan = Plan(kind, len(file), file.dimension)
+        require_cap(plan, cap)
+        return [plan]
+    small = 4 * len(file) * file.dimension <= FLAT_BYTES
+    plans = [Plan(KINDS[name], len(file), file.dimension) for name in (["flat"] if small else ["rabitq", "flat"])]
+    free = min((limit for limit in (cap, available_memory()) if limit is not None), default=None)
+    if not small and free is not None and plans[-1].peak > free:
+        plans[-1] = Plan(KINDS["ivf-sq8"], len(file), file.dimension)
+    require_cap(min(plans, key=lambda plan: plan.peak), cap)
+    return [plan for plan in plans if cap is None or plan.peak <= cap]
+
+
+def _built(plan: Plan, file: EmbeddingFile, config: IndexConfig, output: pathlib.Path, progress,
+           stop: StopRequest) -> dict | None:
+    """The manifest of the index that was written; `None` when it missed the recall and nothing was."""
+    what = f"An index of type {plan.kind.name} of {len(file)} vectors of dimension {file.dimension}"
+    with within_memory(what, plan.peak):
+        index = FaissIndex.empty(file.dimension, plan.factory, metric_of(file))
+        ids, exact = file.ids(), plan.kind.name == "flat"
+        sample = None if exact or len(file) < LEAST_TRAINED / 0.2 else Sample.held_out(file, stop)
+        held = np.zeros(len(file), bool)
+        if sample is not None:
+            held[sample.rows] = True
+            index.train(_training_rows(file, index.lists, held), config.gpu)
+            stop.raise_if_set(_stopped(0, len(file)))
+        index.reserve(len(file))
+        stamps = _fill(index, file, ids, held, progress, stop)
+        measured = _tuned(index, file, ids, sample, plan.kind, config, stop)
+        if measured is None:
+            return None
+        if sample is not None:
+            index.add(sample.queries, ids[sample.rows])
+        manifest = {**_description(file, output), "type": plan.kind.name, "factory": plan.factory, **measured}
+        manifest["format"] = 1 if exact else FORMAT_VERSION
+        stamps = stamps[np.argsort(ids, kind="stable")] if index.can_remove else stamps[:0]
+        return write_index(output, index, plan.size, stamps, manifest, stop)
+
+
+def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Sample | None, kind: Kind,
+           config: IndexConfig, stop: StopRequest) -> dict | None:
+    """What the manifest says of recall and latency; `None` when the recall is missed."""
+    if sample is None:
+        sample = Sample.of_stored(file, stop)
+        measured = measure(IndexRows(index, file, Effort(), ids=ids), file, sample, stop)
+        return {"parameters": {}, **measured, "measured_on": len(sample.rows)}
+    points = list(curve(index, file, sample, kind.reranks, stop))
+    point = chosen(points, config.recall)
+    if point is None:
+        if not config.allow_lower_recall:
+            if config.type == "auto":
+                return None
+            raise MocoembedError(f"--type {config.type} reaches a recall@10 of "
+                                 f"{max(one['recall_at_10'] for one in points):.3f} at most, below --recall "
+                                 f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
+                                 "use --type flat, which is exact.")
+        point = max(points, key=lambda one: one["recall_at_10"])
+    parameters = {name: point[name] for name in ("nprobe", "efSearch", "candidates") if name in point}
+    return {"parameters": parameters, **{name: value for name, value in point.items() if name not in parameters},
+            "recall_target": config.recall, "measured_on": len(sample.rows), "lists": index.lists, "curve": points}
+
+
+def _training_rows(file: EmbeddingFile, lists: int, held: np.ndarray) -> np.ndarray:
+    """(n, D) float32: vectors at even distances for k-means and codes, none of them held out."""
+    others = np.flatnonzero(~held)
+    places = np.unique(np.linspace(0, len(others) - 1, min(len(others), POINTS * max(lists, 256))).astype(np.int64))
+    wanted, parts = others[places], []
+    for rows, vectors in blocks(file):  # not `vectors_at`, which would map all of the file into memory
+        some = wanted[np.searchsorted(wanted, rows.start):np.searchsorted(wanted, rows.stop)]
+        parts.append(finite(file, vectors[some - rows.start], some))
+    return np.concatenate(parts)
+
+
+def _fill(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, held: np.ndarray, progress,
+          stop: StopRequest) -> np.ndarray:
+    """Add every vector that is not held out under its id; the stamps (N,) of all."""
+    stamps = np.empty(len(file), np.uint64)
+    for rows, vectors in blocks(file):
+        finite(file, vectors, np.arange(rows.start, rows.stop))
+        stamps[rows] = stamps_of(vectors)
+        kept = ~held[rows]
+        index.add(vectors if kept.all() else vectors[kept], ids[rows][kept])
+        progress(rows.stop, len(file))
+        stop.raise_if_set(_stopped(rows.stop, len(file)))
+    return stamps
+
+
+def _stopped(done: int, total: int) -> str:
+    return f"Stopped after {done} of {total} vectors; no index was written. Run the same command again."
+
+
+def blocks(file: EmbeddingFile) -> Iterator[tuple[slice, np.ndarray]]:
+    """The vectors of a file in slices of rows."""
+    step = max(1, BLOCK_BYTES // (4 * file.dimension))
+    for first in range(0, len(file), step):
+        rows = slice(first, min(first + step, len(file)))
+        yield rows, file.embeddings(rows)
+
+
+def finite(file: EmbeddingFile, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The vectors (n, D) of these rows; `FormatError` where a number is not finite."""
+    good = np.isfinite(vectors).all(axis=1)
+    if not good.all():
+        row = int(rows[np.argmin(good)])
+        raise FormatError(f"{file.path}: row {row} ({os.fsdecode(file.paths[row])!r}) holds a number that is not "
+                          "finite. Embed the folder again with --fresh.")
+    return vectors
+
+
+def metric_of(file: EmbeddingFile) -> str:
+    """How the vectors of a file are compared: `inner_product` if they have length 1, else `l2`."""
+    return "inner_product" if file.normalized else "l2"
+
+
+def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool):
+    """Raise `UsageError` when `output` is there and is not a whole index of ours, of the embeddings `source`.
+
+    `fresh` allows any other index to be replaced, but never a file that is none.
+    """
+    if not output.exists():
+        return
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder. Give the name of a file.")
+    try:
+        before = read_manifest(output)["embeddings"]["path"]
+    except FormatError as error:
+        if fresh and _begins_like_an_index(output):
+            return
+        raise UsageError(f"--output {output}: exists and is not a mocoembed index, or is damaged. "
+                         "Give another name, or add --fresh if it is an index.") from error
+    if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
+        raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
+                         "or give another --output.")
+
+
+def _begins_like_an_index(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"Ix"  # as every index of FAISS does
+
+
+def require_vectors(file: EmbeddingFile):
+    """Raise `FormatError` unless the file has a vector and its rows match their SHA-256."""
+    if len(file) == 0:
+        raise FormatError(f"{file.path} holds no vectors. Embed images with: mocoembed embed FOLDER --fresh")
+    file.verify()
+
+
+def _description(file: EmbeddingFile, output: pathlib.Path) -> dict:
+    """The part of the manifest that comes from the embeddings file."""
+    relative = os.path.relpath(file.path.resolve(), output.parent.resolve())
+    return {"kind": KIND, "format": FORMAT_VERSION, "mocoembed": __version__, "faiss": FAISS_VERSION,
+            "count": len(file), "dimension": file.dimension, "metric": metric_of(file),
+            "normalized": file.normalized, "features": file.features, "encoder": file.fingerprint,
+            "embeddings": {"path": relative, "count": len(file), "rows_sha256": file.identity}}

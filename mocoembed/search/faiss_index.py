@@ -1,0 +1,211 @@
+"""FAISS, as much of it as we use: vectors and ids -> an index -> scores and ids. The only module that imports faiss.
+
+An index is named by FAISS's factory string. Inverted files keep our ids themselves; all others stand behind an
+`IDMap`, without the table for looking ids up, which is not needed and takes 40 bytes for each.
+"""
+
+import io
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+
+from mocoembed.errors import FormatError, MocoembedError, UsageError
+from mocoembed.memory import is_out_of_memory
+
+faiss: Any = _faiss  # its own type hints lack half of it
+
+__all__ = ["FAISS_VERSION", "METRICS", "FaissIndex"]
+
+FAISS_VERSION: str = faiss.__version__
+METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
+EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
+
+SMALL = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # which is larger than the file, so than the limit
+
+_loading = threading.Lock()  # FAISS's limit is one for the whole process
+
+
+class FaissIndex:
+    """One index of FAISS; `empty` and `read` make one."""
+
+    def __init__(self, index: Any):
+        self._index = index
+        self._ivf, self._graph = _parts(index)
+
+    @classmethod
+    def empty(cls, dimension: int, factory: str, metric: str = "inner_product") -> "FaissIndex":
+        """A new index of vectors of that dimension; `UsageError` with FAISS's reason for a wrong factory string."""
+        try:
+            index: Any = faiss.index_factory(dimension, factory, METRICS[metric])
+            if not _keeps_ids(index):
+                index = faiss.index_factory(dimension, f"IDMap,{factory}", METRICS[metric])
+        except RuntimeError as error:
+            raise UsageError(f"--type {factory}: not one of ours, and as a factory string FAISS refuses it for vectors "
+                             f"of dimension {dimension} ({reason(error)}). Examples: {EXAMPLES}.") from error
+        return cls(index)
+
+    def __len__(self):
+        return self._index.ntotal
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self._index.d
+
+    @property
+    def metric(self) -> str:
+        """`inner_product` or `l2`, or FAISS's number of another one."""
+        return next((name for name, number in METRICS.items() if number == self._index.metric_type),
+                    str(self._index.metric_type))
+
+    @property
+    def breadth_name(self) -> str | None:
+        """What FAISS calls the setting for how much of the index is looked at; `None` where there is none."""
+        return "nprobe" if self._ivf is not None else "efSearch" if self._graph is not None else None
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists; 0 where there are none."""
+        return self._ivf.nlist if self._ivf is not None else 0
+
+    def train(self, sample: np.ndarray, gpu: bool = False):
+        """Learn centres and codes from vectors (n, D); on the GPUs with `gpu`: the lists' centres alone."""
+        if self._ivf is not None:
+            self._ivf.cp.niter, self._ivf.cp.min_points_per_centroid = ITERATIONS, LEAST_POINTS
+            if gpu:
+                self._ivf.clustering_index = on_gpus(faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type))
+        self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
+
+    def reserve(self, count: int):
+        """Take the memory of a flat index at once: growing it step by step would take twice as much."""
+        inner = faiss.downcast_index(getattr(self._index, "index", None)) if self._ivf is None else None
+        if isinstance(inner, faiss.IndexFlat):
+            inner.codes.resize(count * inner.code_size)
+            inner.codes.resize(0)
+
+    def add(self, vectors: np.ndarray, ids: np.ndarray):
+        """Add vectors (n, D) under their ids (n,) int64."""
+        self._calling(lambda: self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids))
+
+    @property
+    def can_remove(self) -> bool:
+        """Whether vectors can be taken out again."""
+        return self._ivf is not None and not isinstance(self._index, faiss.IndexIDMap)
+
+    def remove(self, ids: np.ndarray) -> int:
+        """Take out the vectors of these ids; how many there were."""
+        return self._index.remove_ids(faiss.IDSelectorBatch(np.ascontiguousarray(ids, np.int64)))
+
+    def ids(self) -> np.ndarray:
+        """(N,) int64: the ids of an inverted file, in no order."""
+        lists = self._ivf.invlists
+        parts = [faiss.rev_swig_ptr(lists.get_ids(one), lists.list_size(one)).copy() for one in range(self.lists)
+                 if lists.list_size(one)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def search(self, vectors: np.ndarray, k: int, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) float32, a higher one nearer, and ids (Q, k) int64, -1 where none was found."""
+        if len(vectors) == 1 and faiss.omp_get_max_threads() > 1:
+            return self._on_one_thread(vectors, k, breadth)
+        scores, ids = self._index.search(vectors, k, params=self._parameters(breadth) if breadth else None)
+        return (scores if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else -scores), ids
+
+    def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All whose inner product is above `score`: for query i the ids `found[bounds[i]:bounds[i + 1]]`."""
+        bounds, _, found = self._index.range_search(np.ascontiguousarray(vectors, np.float32), score,
+                                                    params=self._parameters(breadth) if breadth else None)
+        return bounds, found
+
+    def _on_one_thread(self, vectors: np.ndarray, k: int, breadth: int):
+        """One query takes less time than waking up another thread does. The setting is the calling thread's own."""
+        before = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            return self.search(vectors, k, breadth)
+        finally:
+            faiss.omp_set_num_threads(before)
+
+    def _parameters(self, breadth: int):
+        if self._ivf is None:
+            return faiss.SearchParametersHNSW(efSearch=breadth)
+        kind = (faiss.IVFRaBitQSearchParameters if isinstance(self._ivf, faiss.IndexIVFRaBitQ)
+                else faiss.SearchParametersIVF)
+        inner = kind(nprobe=min(breadth, self.lists))
+        return faiss.SearchParametersPreTransform(index_params=inner) if isinstance(
+            self._index, faiss.IndexPreTransform) else inner
+
+    def write(self, take: Callable[[bytes], int]):
+        """Hand the index's bytes to `take`, piece by piece."""
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(take))
+
+    @classmethod
+    def read(cls, file: io.BufferedReader, length: int, path, mapped: bool = False) -> "FaissIndex":
+        """The index at the start of an open file; no part of it may be longer than `length`, the whole.
+
+        `mapped`: its bytes stay in the file and are read when they are looked at; it cannot be changed then. Raises
+        `FormatError` with FAISS's reason for what it cannot read.
+        """
+        file.seek(0)
+        try:
+            with _loading:
+                if hasattr(faiss, "set_deserialization_vector_byte_limit"):
+                    faiss.set_deserialization_vector_byte_limit(length)
+                if mapped and sys.platform == "linux":  # by its descriptor: the name may be another file's by now
+                    source, flags = f"/proc/self/fd/{file.fileno()}", SMALL | faiss.IO_FLAG_MMAP_IFC
+                else:
+                    source, flags = faiss.PyCallbackIOReader(file.read), SMALL
+                index = cls(faiss.read_index(source, flags))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
+            raise FormatError(f"{os.fspath(path)} cannot be read by FAISS {FAISS_VERSION}: {reason(error)}") from error
+        if isinstance(index._ivf, faiss.IndexIVFPQ):
+            index._ivf.precompute_table()
+        return index
+
+    def _calling(self, work: Callable[[], None]):
+        try:
+            work()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
+            raise MocoembedError(f"FAISS cannot build this index: {reason(error)}. Choose another --type.") from error
+
+
+def _keeps_ids(index: Any) -> bool:
+    """Whether it keeps ids: an inverted file, also behind a transformation of the vectors, or a map of them."""
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    return isinstance(inner, faiss.IndexIVF | faiss.IndexIDMap)
+
+
+def _parts(index: Any) -> tuple[Any, Any]:
+    """The inverted file and the graph of an index, each `None` where there is none that can be told how to search."""
+    inner = index
+    while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    behind_map = isinstance(index, faiss.IndexIDMap) and isinstance(faiss.downcast_index(index.index),
+                                                                    faiss.IndexPreTransform)
+    if behind_map:
+        return None, None  # neither passes the other's parameters on
+    return (inner if isinstance(inner, faiss.IndexIVF) else None), (
+        inner if isinstance(inner, faiss.IndexHNSW) and not isinstance(index, faiss.IndexPreTransform) else None)
+
+
+def on_gpus(index: Any) -> Any:
+    """A flat index on all GPUs; `UsageError` where FAISS sees none."""
+    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        raise UsageError("--gpu: FAISS sees no GPU here. Leave it out, or install faiss-gpu on a machine with one.")
+    return faiss.index_cpu_to_all_gpus(index)
+
+
+def reason(error: RuntimeError) -> str:
+    """What FAISS says, without where in its source."""
+    text = re.sub(r"^.*?\.(cpp|h):\d+: ", "", " ".join(str(error).split()))
+    return re.sub(r"^Error: '.*' failed:? ?", "", text) or text

@@ -1,0 +1,83 @@
+"""An index as a source of rows: query vectors -> the rows of the embeddings file that are nearest, with their scores.
+
+What a quantised index finds are candidates in a rough order; they are ranked again by the vectors themselves, which
+brings back the recall that quantising costs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mocoembed.embed.store import EmbeddingFile
+
+TUNED_FOR = 10  # hits for which an index is tuned
+GATHERED = 1 << 24  # bytes of vectors at most that are compared at a time
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly an index is searched."""
+
+    breadth: int = 0
+    """`nprobe` of an inverted file, `efSearch` of a graph; 0: the index has no such setting."""
+    candidates: int = 0
+    """That are ranked again; 0: none, the index's scores are exact."""
+
+    @classmethod
+    def of(cls, parameters: dict) -> "Effort":
+        """From a manifest's `parameters`, or a point of its curve."""
+        return cls(parameters.get("nprobe", parameters.get("efSearch", 0)), parameters.get("candidates", 0))
+
+    def parameters(self, name: str | None) -> dict[str, int]:
+        """As in a manifest; `name` is what FAISS calls the breadth."""
+        breadth = {name: self.breadth} if name else {}
+        return {**breadth, **({"candidates": self.candidates} if self.candidates else {})}
+
+    def for_hits(self, k: int) -> "Effort":
+        """For more hits than it was tuned for, which lie in more lists and among more candidates."""
+        if k <= TUNED_FOR:
+            return self
+        share = k / TUNED_FOR
+        return replace(self, breadth=math.ceil(self.breadth * math.sqrt(share)),
+                       candidates=math.ceil(self.candidates * share))
+
+
+class IndexRows:
+    """An index and the embeddings file it was built from; `index` has `search(vectors, k, breadth)` and a length."""
+
+    def __init__(self, index: Any, file: EmbeddingFile, effort: Effort, exact: bool = False,
+                 ids: np.ndarray | None = None):
+        self._index, self._file, self.effort, self.exact = index, file, effort, exact
+        self._normalized = file.normalized
+        ids = file.ids() if ids is None else ids
+        self._order = np.argsort(ids, kind="stable")
+        self._ids = ids[self._order]
+
+    def __len__(self):
+        return len(self._index)
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) float32 and rows (Q, k) int64 of the k nearest, the nearest first; -1 where there is none."""
+        effort, k = self.effort.for_hits(k), min(k, len(self))
+        wanted = min(max(k, effort.candidates), len(self))
+        scores, ids = self._index.search(vectors, wanted, effort.breadth)
+        rows = self._rows_of(ids)
+        return self._ranked(vectors, rows, k) if effort.candidates else (scores, rows)
+
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return np.where(self._ids[places] == ids, self._order[places], -1)
+
+    def _ranked(self, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the candidates `rows` (Q, n) by their vectors."""
+        queries, scores = np.asarray(vectors, np.float32), np.empty(rows.shape, np.float32)
+        step = max(1, GATHERED // (4 * rows.shape[1] * queries.shape[1]))
+        for first in range(0, len(rows), step):
+            some, its = queries[first:first + step, None], self._file.vectors_at(rows[first:first + step])  # q x n x D
+            scores[first:first + step] = (np.matmul(its, some.swapaxes(1, 2))[..., 0] if self._normalized
+                                          else -((its - some)**2).sum(axis=2))
+        scores[rows < 0] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

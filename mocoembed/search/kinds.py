@@ -1,0 +1,148 @@
+"""The types of index: name, count and dimension -> factory string, memory, size and time, before anything is built.
+
+| type | what is compared | for |
+|---|---|---|
+| flat | every vector, exactly | up to 64 MiB |
+| rabitq | lists of 1-bit codes of rotated vectors (RaBitQ: Gao and Long, SIGMOD 2024), re-ranked | all above |
+| ivf-sq8 | lists of 8-bit numbers, re-ranked | features that one bit is too coarse for |
+| ivf-pq | lists of product-quantised codes (Jégou et al., PAMI 2011), re-ranked | comparison |
+| ivf-flat | lists of whole vectors | the exact order within what is looked at |
+| hnsw | a graph over whole vectors (Malkov and Yashunin, PAMI 2018) | least latency, most memory |
+
+Re-ranking compares the query with the vectors in the embeddings file, so it costs the index no memory.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.errors import MocoembedError
+from mocoembed.memory import MIB, shown
+from mocoembed.notes import duration
+
+FLAT_BYTES = 64 * MIB  # of vectors, up to which `auto` is flat: about 5 ms a query
+POINTS = 40  # that k-means sees for each list
+LEAST_IN_LIST, MOST_LISTS = 4, 1 << 16
+LINKS = 32  # of a graph's node to others; on the ground level twice as many
+GRAPH_BYTES = 300  # of links for each vector
+ID_BYTES = 24  # for each id in the index, and while ids are looked up
+WORKING_BYTES = 160 << 20  # what building takes beside vectors and ids: blocks, truth, scores
+THREAD_BYTES = 24 << 20  # for each thread; where there are none for its stack, OpenMP ends the process
+GRAPH_SECONDS = 2.2e-4  # of one core for a vector of 256 numbers in a graph of a million
+READ_RATE = 5e8  # bytes a second, hashed and copied
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of index."""
+
+    name: str
+    factory: Callable[[int, int], str]
+    """Dimension and number of lists -> FAISS's factory string."""
+    code_bytes: Callable[[int], int]
+    """Dimension -> bytes for each vector in the index."""
+    has_lists: bool = True
+    reranks: bool = True
+
+
+def _products(dimension: int) -> int:
+    """Codes of a product quantiser: the largest divisor of D up to D / 4."""
+    return max(one for one in range(1, max(1, dimension // 4) + 1) if dimension % one == 0)
+
+
+KINDS = {kind.name: kind for kind in (
+    Kind("flat", lambda d, lists: "IDMap,Flat", lambda d: 4 * d, has_lists=False, reranks=False),
+    Kind("rabitq", lambda d, lists: f"RR{d},IVF{lists},RaBitQ", lambda d: -(-d // 8) + 8),
+    Kind("ivf-sq8", lambda d, lists: f"IVF{lists},SQ8", lambda d: d),
+    Kind("ivf-pq", lambda d, lists: f"IVF{lists},PQ{_products(d)}", _products),
+    Kind("ivf-flat", lambda d, lists: f"IVF{lists},Flat", lambda d: 4 * d, reranks=False),
+    Kind("hnsw", lambda d, lists: f"IDMap,HNSW{LINKS},Flat", lambda d: 4 * d + GRAPH_BYTES, has_lists=False,
+         reranks=False))}
+
+
+def kind_of(name: str) -> Kind:
+    """The type of that name; a FAISS factory string is a type of its own, taken to hold whole vectors."""
+    plain = name.endswith("Flat") and not name.endswith("RFlat")
+    return KINDS.get(name) or Kind(name, lambda d, lists: name, lambda d: 4 * d + GRAPH_BYTES, has_lists=False,
+                                   reranks=not plain)
+
+
+def lists_for(count: int) -> int:
+    """Inverted lists: a power of two near three times the square root of the number of vectors."""
+    wanted = 2 ** round(math.log2(3 * math.sqrt(max(count, 1))))
+    return min(MOST_LISTS, wanted, 1 << max(0, (count // LEAST_IN_LIST).bit_length() - 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an index of a type will take."""
+
+    kind: Kind
+    count: int
+    dimension: int
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists; 0 without."""
+        return lists_for(self.count) if self.kind.has_lists else 0
+
+    @property
+    def factory(self) -> str:
+        """FAISS's factory string."""
+        return self.kind.factory(self.dimension, self.lists)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, and of memory while it is searched."""
+        rotation = 4 * self.dimension**2 if self.kind.name == "rabitq" else 0
+        return (self.count * (self.kind.code_bytes(self.dimension) + 16) + 4 * self.lists * self.dimension + rotation
+                + (1 << 16))
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory while it is built."""
+        sample = 4 * self.dimension * POINTS * self.lists
+        growing = 1.5 if self.kind.has_lists else 1.0  # lists are copied when they grow
+        return int(self.count * (growing * self.kind.code_bytes(self.dimension) + ID_BYTES) + 2.5 * sample
+                   + 12 * self.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes on this machine."""
+        cores, products = os.cpu_count() or 1, POINTS * self.lists**2 * 10 + self.count * self.lists
+        links = self.count * GRAPH_SECONDS * (self.dimension / 256) ** 0.7 / cores if self.kind.name == "hnsw" else 0.0
+        truth = 500 * self.count if self.kind.name != "flat" else 100 * self.count
+        return (links + 2 * self.dimension * (products + truth) / _rate()
+                + 4 * self.count * self.dimension * 4 / READ_RATE)
+
+    def __str__(self):
+        lists = f", {self.lists:,} lists" if self.lists else ""
+        return (f"{self.kind.name}{lists}: about {shown(self.peak)} of memory while building, "
+                f"{shown(self.size)} on disk and while searching, {duration(self.seconds)}")
+
+
+def _rate() -> float:
+    """Multiplications and additions a second in float32, by one small product of matrices."""
+    one = np.ones((512, 512), np.float32)
+    times = []
+    for _ in range(5):  # the first one starts the threads
+        begun = time.perf_counter()
+        one @ one
+        times.append(time.perf_counter() - begun)
+    return 2 * 512**3 / max(min(times), 1e-6)
+
+
+def require_cap(plan: Plan, cap: int | None):
+    """Raise `MocoembedError` when a plan takes more memory than `cap`, naming the types that would do."""
+    if cap is None or plan.peak <= cap:
+        return
+    others = [Plan(kind, plan.count, plan.dimension) for kind in KINDS.values()]
+    fitting = [other.kind.name for other in others if other.peak <= cap]
+    hint = f"use --type {' or '.join(fitting)}" if fitting else (
+        f"no type needs less than {shown(min(other.peak for other in others))}")
+    raise MocoembedError(f"An index of type {plan.kind.name} of {plan.count} vectors of dimension {plan.dimension} "
+                         f"needs {shown(plan.peak)} of memory, the cap is {shown(cap)}: {hint}.")

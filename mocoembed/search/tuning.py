@@ -1,0 +1,144 @@
+"""How much an index finds and how long that takes: queries and the exact neighbours -> a curve, and a point on it.
+
+Recall@k is the share of the k nearest images that are found; an image that is as near as the k-th nearest counts, so
+that ties do not matter. Queries are rows that are held out of the index while it is tuned, or, of an exact or an
+updated index, stored rows, which are not their own neighbours.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.files import StopRequest
+from mocoembed.search.exact import ExactRows, scores_of
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.index_rows import TUNED_FOR, Effort, IndexRows
+
+HELD_OUT, HELD_SHARE = 500, 0.2  # rows as queries: so many, but at most this share of all
+STORED = 100  # queries for an index that is not tuned
+ALONE = 50  # of them are timed one by one
+AT_ONCE = 128  # queries compared exactly between two looks for a signal
+TOLERANCE = 1e-5  # relative; FAISS adds up in float32, the reference in float64
+CANDIDATES = (40, 100, 200, 400)  # that are ranked again
+WORTH = 0.002  # of recall, for which more candidates are taken
+ENOUGH = 0.9995  # of recall, above which the curve ends
+STOPPED = "Stopped while measuring; no index was written. Run the same command again."
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Queries and how near their nearest neighbours are."""
+
+    rows: np.ndarray
+    """(S,) int64: of the queries."""
+    queries: np.ndarray
+    """(S, D) float32."""
+    bounds: np.ndarray
+    """(S, k) float32: the scores of the k nearest, exactly; k is 10, or less where there are fewer."""
+    stored: bool
+    """Whether the queries are in the index."""
+
+    @classmethod
+    def held_out(cls, file: EmbeddingFile, stop: StopRequest, seed: int = 0) -> "Sample":
+        """Rows that the index is built without."""
+        count = min(HELD_OUT, int(HELD_SHARE * len(file)))
+        rows = np.sort(np.random.default_rng(seed).choice(len(file), count, replace=False))
+        others = np.setdiff1d(np.arange(len(file)), rows, assume_unique=True)
+        queries = file.vectors_at(rows)
+        return cls(rows, queries, _bounds(ExactRows(file, others), queries, TUNED_FOR, stop), False)
+
+    @classmethod
+    def of_stored(cls, file: EmbeddingFile, stop: StopRequest, count: int = STORED) -> "Sample":
+        """Rows at even distances, without themselves among their neighbours."""
+        rows = np.unique(np.linspace(0, len(file) - 1, count).astype(np.int64))
+        queries, k = file.vectors_at(rows), min(TUNED_FOR + 1, len(file))
+        bounds = _bounds(ExactRows(file), queries, k, stop)
+        return cls(rows, queries, bounds[:, 1:] if k > 1 else bounds, len(file) > 1)  # itself, or its equal, is first
+
+    @property
+    def k(self) -> int:
+        """Hits that are compared."""
+        return self.bounds.shape[1]
+
+
+def _bounds(exact: ExactRows, queries: np.ndarray, k: int, stop: StopRequest) -> np.ndarray:
+    found = []
+    for first in range(0, len(queries), AT_ONCE):
+        stop.raise_if_set(STOPPED)
+        found.append(exact.nearest(queries[first:first + AT_ONCE], k)[0])
+    return np.concatenate(found)
+
+
+def recall(file: EmbeddingFile, sample: Sample, found: np.ndarray) -> np.ndarray:
+    """(S,) the share of each query's nearest that are among the rows `found` (S, k); -1 is none."""
+    scores = scores_of(file, sample.queries, found)
+    bound = sample.bounds[:, found.shape[1] - 1:found.shape[1]]
+    return (scores >= bound - TOLERANCE * np.maximum(1, abs(bound))).mean(axis=1)
+
+
+def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequest) -> dict:
+    """Recall@10, its standard error, recall@1, and milliseconds for a query, alone and among all of the sample.
+
+    Recall@1 is the share of queries whose first hit is as near as the nearest.
+    """
+    seconds = []
+    for query in sample.queries[:ALONE]:
+        begun = time.perf_counter()
+        rows.nearest(query[None], sample.k)
+        seconds.append(time.perf_counter() - begun)
+        stop.raise_if_set(STOPPED)
+    begun = time.perf_counter()
+    found = rows.nearest(sample.queries, sample.k + sample.stored)[1]
+    batch = time.perf_counter() - begun
+    found = _others(found, sample.rows) if sample.stored else found
+    each = recall(file, sample, found)
+    stop.raise_if_set(STOPPED)
+    return {"recall_at_10": float(each.mean()), "recall_error": float(each.std() / np.sqrt(len(each))),
+            "recall_at_1": float(recall(file, sample, found[:, :1]).mean()),
+            "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch / len(each)}
+
+
+def _others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(S, k) of `found` (S, k + 1): without the query itself, or without the last where it was not found."""
+    itself = found == rows[:, None]
+    itself[~itself.any(axis=1), -1] = True
+    return found[~itself].reshape(len(found), -1)
+
+
+def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool, stop: StopRequest) -> Iterator[dict]:
+    """Points of rising breadth: its parameters, as a manifest names them, and what `measure` says.
+
+    Of the numbers of candidates, the least that more of them does not improve is taken. The curve ends where all is
+    found.
+    """
+    ids = file.ids()
+    candidates = list(CANDIDATES) if reranks else [0]
+    for breadth in _breadths(index):
+        while True:
+            effort = Effort(breadth, candidates[0])
+            point = {**effort.parameters(index.breadth_name),
+                     **measure(IndexRows(index, file, effort, ids=ids), file, sample, stop)}
+            if len(candidates) == 1:
+                break
+            more = IndexRows(index, file, Effort(breadth, candidates[1]), ids=ids).nearest(sample.queries, sample.k)[1]
+            if recall(file, sample, more).mean() < point["recall_at_10"] + WORTH:
+                break
+            del candidates[0]
+        yield point
+        if point["recall_at_10"] >= ENOUGH:
+            return
+
+
+def _breadths(index: FaissIndex) -> list[int]:
+    if index.breadth_name == "nprobe":
+        return [1 << power for power in range(index.lists.bit_length())]
+    return [16 << power for power in range(7)] if index.breadth_name == "efSearch" else [0]
+
+
+def chosen(points: list[dict], target: float) -> dict | None:
+    """The first point that reaches the recall, by more than its standard error; `None` where none does."""
+    return next((point for point in points if point["recall_at_10"] - point["recall_error"] >= target
+                 or point["recall_at_10"] >= max(target, ENOUGH)), None)

@@ -1,0 +1,115 @@
+"""Updating an index in place: what was added, dropped or changed in the embeddings file since it was built.
+
+An inverted file takes vectors out and in by their ids. A flat index is copied anew, which takes no longer; a graph
+cannot forget. When more than a third has changed, or the recall has fallen below the target, the index is built anew.
+"""
+
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.config import IndexConfig
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import MocoembedError
+from mocoembed.files import StopRequest
+from mocoembed.memory import within_memory
+from mocoembed.search.index import SearchIndex, read_stamps, write_index
+from mocoembed.search.index_rows import Effort, IndexRows
+from mocoembed.search.kinds import Plan, kind_of
+from mocoembed.search.stamps import stamps_of
+from mocoembed.search.trailer import read_manifest
+from mocoembed.search.tuning import Sample, measure
+
+MOST_CHANGED = 1 / 3  # of the vectors, since the lists were made
+SAME = ("dimension", "metric", "normalized", "features", "encoder")
+ROWS_AT_ONCE = 8192
+STOPPED = "Stopped while updating; the index is as it was. Run the same command again."
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an index lacks."""
+
+    gone: np.ndarray
+    """Ids that are no longer in the embeddings file, or have another vector there."""
+    rows: np.ndarray
+    """Rows of the embeddings file that the index lacks, or holds another vector of."""
+    added: int
+    dropped: int
+    changed: int
+
+    @classmethod
+    def between(cls, old_ids: np.ndarray, old_stamps: np.ndarray, ids: np.ndarray, stamps: np.ndarray) -> "Changes":
+        """From the index's ids, rising, and the file's, in the order of its rows; each with its stamps."""
+        places = np.minimum(np.searchsorted(old_ids, ids), max(0, len(old_ids) - 1))
+        known = old_ids[places] == ids
+        other = known & (old_stamps[places] != stamps)
+        dropped = np.setdiff1d(old_ids, ids, assume_unique=True)
+        return cls(np.concatenate([dropped, ids[other]]), np.flatnonzero(~known | other), int((~known).sum()),
+                   len(dropped), int(other.sum()))
+
+    def __str__(self):
+        return f"{self.added} added, {self.dropped} dropped, {self.changed} changed"
+
+
+def update_index(output: pathlib.Path, file: EmbeddingFile, config: IndexConfig, description: dict,
+                 note: Callable[[str], None], stop: StopRequest) -> tuple[dict, str] | None:
+    """Bring the index at `output` up to the embeddings file; its manifest and what was done.
+
+    `None` when it has to be built anew; `note` is told why.
+    """
+    if not output.exists():
+        return None
+    old = read_manifest(output)
+    kind = old.get("type", "flat")
+    if kind == "flat" or config.type not in ("auto", kind) or any(old[name] != description[name] for name in SAME):
+        return None
+    if old.get("recall_target", 0) < config.recall and not config.allow_lower_recall:
+        note(f"building anew: the index was made for a recall of {old.get('recall_target', 0):g}")
+        return None
+    if old["embeddings"]["rows_sha256"] == file.identity:
+        SearchIndex.open(output)  # whole?
+        return old, "up to date"
+    if "stamps_bytes" not in old:
+        note(f"building anew: the embeddings have changed, and an index of type {kind} cannot be updated")
+        return None
+    plan = Plan(kind_of(kind), len(file), file.dimension)
+    with within_memory("Updating the index", plan.peak):
+        return _updated(output, file, old, description, note, stop)
+
+
+def _updated(output: pathlib.Path, file: EmbeddingFile, old: dict, description: dict, note: Callable[[str], None],
+             stop: StopRequest) -> tuple[dict, str] | None:
+    search = SearchIndex.open(output, to_change=True)
+    index, ids = search.index, file.ids()
+    changes = Changes.between(np.sort(index.ids()), read_stamps(output, old), ids, stamps := _stamps(file, stop))
+    moved = old.get("moved", 0) + len(changes.rows) + changes.dropped
+    if moved > MOST_CHANGED * len(file):
+        note(f"building anew: {changes}, which is more than a third since the index was built")
+        return None
+    if (removed := index.remove(changes.gone)) != len(changes.gone):
+        raise MocoembedError(f"{output} lacks ids that it should hold ({removed} of {len(changes.gone)} found). "
+                             "Build it again with: mocoembed index --fresh")
+    for first in range(0, len(changes.rows), ROWS_AT_ONCE):
+        rows = changes.rows[first:first + ROWS_AT_ONCE]
+        index.add(file.vectors_at(rows), ids[rows])
+        stop.raise_if_set(STOPPED)
+    sample = Sample.of_stored(file, stop)
+    measured = measure(IndexRows(index, file, Effort.of(old["parameters"]), ids=ids), file, sample, stop)
+    if measured["recall_at_10"] + measured["recall_error"] < min(old["recall_target"], old["recall_at_10"]):
+        note(f"building anew: {changes}, and the recall has fallen to {measured['recall_at_10']:.3f}")
+        return None
+    manifest = {**old, **description, **measured, "measured_on": len(sample.rows), "moved": moved}
+    note(f"updating: {changes}")
+    order = np.argsort(ids, kind="stable")
+    return write_index(output, index, old["index_bytes"], stamps[order], manifest, stop), "updated"
+
+
+def _stamps(file: EmbeddingFile, stop: StopRequest) -> np.ndarray:
+    stamps = np.empty(len(file), np.uint64)
+    for first in range(0, len(file), ROWS_AT_ONCE):
+        stamps[first:first + ROWS_AT_ONCE] = stamps_of(file.embeddings[first:first + ROWS_AT_ONCE])
+        stop.raise_if_set(STOPPED)
+    return stamps

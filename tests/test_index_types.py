@@ -1,0 +1,415 @@
+"""Types of index on clustered vectors: what they find, tuning, memory, updates, filters; against brute force."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+
+from mocoembed.config import IndexConfig
+from mocoembed.embed.store import EmbeddingFile
+from mocoembed.errors import FormatError, Interrupted, MocoembedError, UsageError
+from mocoembed.search import build, faiss_index, kinds, ranking, tuning, update
+from mocoembed.search import index as index_module
+from mocoembed.search.build import build_index
+from mocoembed.search.exact import ExactRows
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.index import SearchIndex, read_stamps
+from mocoembed.search.index_rows import Effort, IndexRows
+from mocoembed.search.kinds import KINDS, Plan, lists_for
+from mocoembed.search.ranking import Ranking, Wishes
+from mocoembed.search.stamps import stamps_of
+from mocoembed.search.trailer import FOOTER, read_manifest
+
+COUNT, LENGTH = 1500, 32
+PARTIAL = ("rabitq", "ivf-sq8", "ivf-pq", "ivf-flat", "hnsw")
+
+
+def clustered(seed: int, count: int = COUNT, normalized: bool = True) -> np.ndarray:
+    """(count, 32) float32 about thirty centres."""
+    centres, random = np.random.default_rng(9).normal(size=(30, LENGTH)), np.random.default_rng(seed)
+    vectors = centres[random.integers(0, 30, count)] + 0.4 * random.normal(size=(count, LENGTH))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalized else vectors).astype(np.float32)
+
+
+@pytest.fixture
+def rows_file(make_embeddings) -> pathlib.Path:
+    return pathlib.Path(make_embeddings("rows", clustered(0), "abc" * (COUNT // 3), normalized=True))
+
+
+def recall_of(path, k: int = 10, queries=None, **wishes) -> float:
+    """Share of the k nearest that a search through the index finds, by brute force."""
+    queries = clustered(5, 80) if queries is None else queries
+    index = SearchIndex.open(path)
+    with EmbeddingFile(path.with_suffix(".h5")) as file:
+        found = Ranking(file, index.rows(file), Wishes(k, **wishes)).hits(queries)
+        selected = wishes.get("selected")
+        right = ExactRows(file, None if selected is None else np.flatnonzero(selected)).nearest(queries, k)[1]
+    assert all(len(hits) == right.shape[1] for hits in found)
+    return float(np.mean([len({hit.row for hit in hits} & set(rows)) / len(rows)
+                          for hits, rows in zip(found, right.tolist())]))
+
+
+@pytest.mark.parametrize("normalized", [True, False], ids=["cosine", "distance"])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_type_finds_what_it_promises(make_embeddings, name, normalized):
+    vectors = clustered(0, normalized=normalized)
+    path = pathlib.Path(make_embeddings("rows", vectors, "abc" * (COUNT // 3), normalized=normalized))
+    notes: list[str] = []
+    result = build_index(IndexConfig(str(path), type=name, recall=0.95), note=notes.append)
+    assert notes[0].startswith(f"plan: {name}")
+    assert "while building" in notes[0]
+    manifest = read_manifest(result.path)
+    assert (manifest["type"], manifest["count"], manifest["format"], manifest["measured_on"]) == (name, COUNT, 2, 300)
+    assert manifest["recall_at_10"] >= 0.95
+    assert manifest["metric"] == ("inner_product" if normalized else "l2")
+    breadths = [point.get("nprobe", point.get("efSearch")) for point in manifest["curve"]]
+    assert breadths == sorted(set(breadths))
+    assert all({"recall_at_1", "recall_at_10", "latency_ms", "batch_latency_ms"} <= set(point)
+               for point in manifest["curve"])
+    assert {**manifest["parameters"]}.items() <= next(
+        point for point in manifest["curve"] if point["recall_at_10"] == manifest["recall_at_10"]).items()
+    queries = clustered(5, 80, normalized)
+    for k, least in ((1, 0.9), (10, 0.93), (60, 0.9)):
+        assert recall_of(result.path, k, queries) >= least
+    with EmbeddingFile(path) as file:
+        rows = SearchIndex.open(result.path).rows(file)
+        scores, found = rows.nearest(queries, 10)
+        expected = np.stack([file.embeddings()[its] @ query if normalized else
+                             -((file.embeddings()[its] - query)**2).sum(axis=1) for query, its in zip(queries, found)])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)  # exact, whatever the codes are
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_the_rows_that_were_held_out_are_in_the_index(rows_file):
+    """Each stored vector finds itself, in an index that looks at all of its lists."""
+    index = SearchIndex.open(build_index(IndexConfig(str(rows_file), type="rabitq", recall=0.5)).path)
+    with EmbeddingFile(rows_file) as file:
+        rows = IndexRows(index, file, Effort(index.index.lists, 400))
+        assert (rows.nearest(file.embeddings(), 1)[1][:, 0] == np.arange(COUNT)).all()
+        assert np.sort(index.index.ids()).tolist() == np.sort(file.ids()).tolist()
+
+
+def test_tuning_is_on_rows_that_the_index_has_not_seen(rows_file, monkeypatch):
+    seen = []
+    original = FaissIndex.add
+    monkeypatch.setattr(FaissIndex, "add", lambda self, vectors, ids: (seen.append(len(ids)),
+                                                                       original(self, vectors, ids)))
+    measured = []
+    monkeypatch.setattr(build, "curve", lambda index, *rest: (measured.append(len(index)), tuning.curve(index, *rest)
+                                                              )[1])
+    build_index(IndexConfig(str(rows_file), type="ivf-flat", recall=0.9))
+    assert measured == [COUNT - 300]
+    assert seen[-1] == 300
+
+
+def test_a_recall_that_is_missed(rows_file, run_cli):
+    """Nothing is written, and the status is 1; unless it is allowed."""
+    output = rows_file.with_suffix(".faiss")
+    factory = "PQ2x4"  # codes of one byte, nothing to tune but the candidates
+    call = ("index", rows_file, "--type", factory, "--recall", "1")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(tuning, "CANDIDATES", (12,))
+    try:
+        status, out, err = run_cli(*call)
+        assert (status, out) == (1, "")
+        assert "reaches a recall@10 of 0." in err
+        assert "--allow-lower-recall" in err
+        assert not output.exists()
+        assert run_cli(*call, "--allow-lower-recall")[0] == 0
+        assert read_manifest(output)["recall_at_10"] < 0.9
+    finally:
+        monkey.undo()
+
+
+def test_auto_is_flat_then_rabitq_then_flat_again(rows_file, make_embeddings, monkeypatch):
+    assert build_index(IndexConfig(str(rows_file))).manifest["type"] == "flat"
+    monkeypatch.setattr(build, "FLAT_BYTES", 1000)
+    assert build_index(IndexConfig(str(rows_file))).manifest["type"] == "rabitq"
+    noise = np.random.default_rng(0).normal(size=(COUNT, LENGTH)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    path = make_embeddings("noise", noise, "abc" * (COUNT // 3), normalized=True)
+    monkeypatch.setattr(tuning, "CANDIDATES", (12,))  # too few for noise
+    notes: list[str] = []
+    assert build_index(IndexConfig(path), note=notes.append).manifest["type"] == "flat"
+    assert any("rabitq does not reach a recall of 0.99" in note for note in notes)
+
+
+def test_a_cap_of_memory_names_what_would_do(rows_file, run_cli, monkeypatch):
+    monkeypatch.setattr(kinds, "WORKING_BYTES", 0)
+    limit = Plan(KINDS["flat"], COUNT, LENGTH).peak + 1000
+    status, _, err = run_cli("index", rows_file, "--type", "hnsw", "--memory", f"{limit / 1e6:.6f}MB")
+    assert status == 1
+    assert "needs" in err
+    assert "use --type flat" in err
+    assert "Traceback" not in err
+    enough = ("--type", "flat", "--memory", f"{limit / 1e6:.6f}MB", "--recall", "0.9")
+    assert run_cli("index", rows_file, *enough)[0] == 0
+    status, _, err = run_cli("index", rows_file, "--memory", "2kB")
+    assert status == 1
+    assert "no type needs less" in err
+    for wrong in ("much", "4", "0GB", "-1GB"):
+        status, _, err = run_cli("index", rows_file, "--memory", wrong)
+        assert status == 2
+        assert "a size such as 4GB" in err
+
+
+@pytest.mark.parametrize(("factory", "keeps"), [("IVF16,SQ8", True), ("HNSW16,Flat", False), ("SQ8", False),
+                                                ("OPQ4_16,IVF16,PQ4", True), ("PCA16,SQ8", False), ("Flat", False)])
+def test_factory_strings_of_faiss(rows_file, factory, keeps):
+    result = build_index(IndexConfig(str(rows_file), type=factory, recall=0.8))
+    assert result.manifest["type"] == factory
+    assert ("stamps_bytes" in result.manifest) == keeps
+    assert recall_of(result.path) >= 0.75
+
+
+@pytest.mark.parametrize("factory", ["IVFx,Flat", "IVF16,PQ7", "hnsw,Flat", ""])
+def test_a_factory_string_that_faiss_refuses(rows_file, run_cli, factory):
+    status, out, err = run_cli("index", rows_file, "--type", factory)
+    assert (status, out) == (2, "")
+    assert f"--type {factory}" in err
+    assert "project/faiss" not in err
+    assert len(err.splitlines()) <= 2
+
+
+def changed_file(make_embeddings, vectors, kept=slice(None)):
+    """The same paths, so the same ids, with other vectors; only the rows `kept`."""
+    classes = np.array(list("abc" * (COUNT // 3)))
+    path = pathlib.Path(make_embeddings("rows", vectors, "".join(classes[:len(vectors)]), normalized=True))
+    return path
+
+
+@pytest.mark.parametrize("name", ["rabitq", "ivf-sq8", "ivf-flat"])
+def test_an_index_is_updated_in_place(make_embeddings, name, monkeypatch, tmp_path):
+    """Some added, some dropped, some changed: as if it had been built anew, and nothing was trained."""
+    before, after = clustered(0), clustered(0)
+    path = changed_file(make_embeddings, before[:1400])
+    first = build_index(IndexConfig(str(path), type=name, recall=0.9))
+    after[100:150] = clustered(3, 50)
+    for row in range(20):  # dropped
+        (tmp_path / "rows-images" / "abc"[row % 3] / f"{row:04d}.png").unlink()
+    names = [(row, "abc"[row % 3]) for row in range(20, COUNT)]
+    path = write_rows(tmp_path, names, after)
+    monkeypatch.setattr(FaissIndex, "train", lambda *arguments: pytest.fail("trained again"))
+    notes: list[str] = []
+    result = build_index(IndexConfig(str(path), type=name, recall=0.9), note=notes.append)
+    assert result.done == "updated"
+    assert notes == ["updating: 100 added, 20 dropped, 50 changed"]
+    assert result.manifest["count"] == COUNT - 20
+    assert result.manifest["moved"] == 170
+    assert first.manifest["curve"] == result.manifest["curve"]
+    assert recall_of(result.path) >= 0.88
+    with EmbeddingFile(path) as file:
+        search = SearchIndex.open(result.path, verify=True)
+        assert np.sort(search.index.ids()).tolist() == np.sort(file.ids()).tolist()
+        order = np.argsort(file.ids())
+        assert (read_stamps(result.path, result.manifest) == stamps_of(file.embeddings())[order]).all()
+        everything = IndexRows(search, file, Effort(search.index.lists, 400))
+        assert (everything.nearest(file.embeddings(), 1)[1][:, 0] == np.arange(len(file))).mean() > 0.999
+    again = build_index(IndexConfig(str(path), type=name, recall=0.9))
+    assert again.done == "up to date"
+    assert again.manifest == result.manifest
+
+
+def write_rows(tmp_path, names, vectors) -> pathlib.Path:
+    """`rows.h5` with exactly these (number, class) and their vectors."""
+    from mocoembed.data.facts import FACTS
+    from mocoembed.data.images import scan
+    from mocoembed.embed.store_writer import Settings, write_embeddings
+
+    folder = tmp_path / "rows-images"
+    for row, label in names:
+        (folder / label / f"{row:04d}.png").touch()
+    listing = scan(folder)
+    order = [int(listing.paths[row][-8:-4]) for row in range(len(listing))]
+    settings = Settings({"fingerprint": "f" * 64, "provenance": {"recipe": "none"}}, "backbone", True, LENGTH, "fp32",
+                        "parent")
+    write_embeddings(tmp_path / "rows.h5", listing, settings, np.ones(len(listing), bool),
+                     np.zeros(len(listing), FACTS), [vectors[order]], [])
+    return tmp_path / "rows.h5"
+
+
+@pytest.mark.parametrize(("case", "said"), [
+    ("graph", "type hnsw cannot be updated"), ("third", "more than a third"), ("recall", "the recall has fallen"),
+    ("target", "made for a recall of 0.8")])
+def test_an_index_is_built_anew_where_it_must(make_embeddings, case, said, monkeypatch):
+    name = "hnsw" if case == "graph" else "rabitq"
+    build_index(IndexConfig(str(changed_file(make_embeddings, clustered(0))), type=name, recall=0.8))
+    vectors = clustered(0)
+    vectors[:900 if case == "third" else 100] = clustered(4, 900 if case == "third" else 100)
+    path = changed_file(make_embeddings, vectors)
+    if case == "recall":
+        original = update.measure
+        monkeypatch.setattr(update, "measure", lambda *rest: {**original(*rest), "recall_at_10": 0.5})
+    notes: list[str] = []
+    target = 0.9 if case == "target" else 0.8
+    result = build_index(IndexConfig(str(path), type=name, recall=target), note=notes.append)
+    assert result.done == "built"
+    assert said in notes[0]
+    assert recall_of(result.path) >= 0.8
+
+
+def test_a_signal_while_updating_leaves_the_old_index(make_embeddings, monkeypatch):
+    result = build_index(IndexConfig(str(changed_file(make_embeddings, clustered(0))), type="rabitq", recall=0.8))
+    before = result.path.read_bytes()
+    vectors = clustered(0)
+    vectors[:100] = clustered(4, 100)
+    path = changed_file(make_embeddings, vectors)
+    original = FaissIndex.add
+    monkeypatch.setattr(FaissIndex, "add", lambda *arguments: (original(*arguments), os.kill(os.getpid(), 15)))
+    with pytest.raises(Interrupted, match="the index is as it was"):
+        build_index(IndexConfig(str(path), type="rabitq", recall=0.8))
+    assert result.path.read_bytes() == before
+    assert not list(path.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["flat", *PARTIAL])
+def test_filters_keep_their_word(rows_file, name, monkeypatch):
+    """k hits, with the recall of the unfiltered index, however few or far the selected ones are."""
+    result = build_index(IndexConfig(str(rows_file), type=name, recall=0.97))
+    random, queries = np.random.default_rng(1), clustered(5, 80)
+    least = recall_of(result.path, 10, queries) - 0.02
+    assert least > 0.9
+    for exact_bytes in (ranking.EXACT_BYTES, 0):  # by the rows, and by the index where it can
+        monkeypatch.setattr(ranking, "EXACT_BYTES", exact_bytes)
+        for count in (COUNT, COUNT // 2, COUNT // 10, 15, 10, 3):
+            selected = np.zeros(COUNT, bool)
+            selected[random.permutation(COUNT)[:count]] = True
+            assert recall_of(result.path, 10, queries, selected=selected) >= least
+        with EmbeddingFile(rows_file) as file:  # correlated: the far half of all
+            far = file.embeddings() @ queries[0]
+        assert recall_of(result.path, 10, queries[:1], selected=far < np.median(far)) >= 0.9
+
+
+def test_more_hits_than_the_lists_hold(rows_file):
+    path = build_index(IndexConfig(str(rows_file), type="ivf-flat", recall=0.6)).path
+    assert recall_of(path, COUNT) == 1.0
+    assert recall_of(path, 1200, unique=1.1) > 0.95
+
+
+def test_a_search_picks_its_point_from_the_curve(rows_file):
+    index = SearchIndex.open(build_index(IndexConfig(str(rows_file), type="ivf-flat", recall=0.8)).path)
+    curve = index.manifest["curve"]
+    for point in curve:
+        effort = index.effort(point["recall_at_10"])
+        assert effort.breadth <= point["nprobe"]
+    assert index.effort() == Effort(index.manifest["parameters"]["nprobe"])
+    index.manifest["curve"] = [{**curve[0], "recall_at_10": 0.5}]
+    with pytest.raises(UsageError, match=r"--recall 0\.9: .* reaches 0\.500 at most"):
+        index.effort(0.9)
+
+
+def test_a_large_index_stays_in_its_file(rows_file, monkeypatch):
+    """The same results as from memory; also when the file has been replaced since."""
+    for name in ("flat", "rabitq", "hnsw", "ivf-flat"):
+        path = build_index(IndexConfig(str(rows_file), type=name, recall=0.9, fresh=True)).path
+        read = SearchIndex.open(path).search(clustered(6, 5), 7)
+        with monkeypatch.context() as mapping:
+            mapping.setattr(index_module, "MAPPED_FROM", 1)
+            mapping.setattr(faiss, "PyCallbackIOReader", lambda *rest: pytest.fail("read as a whole"))
+            index = SearchIndex.open(path)
+        path.unlink()
+        mapped = index.search(clustered(6, 5), 7)
+        assert (mapped[1] == read[1]).all()
+        np.testing.assert_allclose(mapped[0], read[0], rtol=1e-6)
+
+
+def test_flipped_bits_are_refused_in_every_part(rows_file, tmp_path):
+    path = build_index(IndexConfig(str(rows_file), type="rabitq", recall=0.8)).path
+    data, manifest = path.read_bytes(), read_manifest(path)
+    random, copy = np.random.default_rng(0), tmp_path / "copy.faiss"
+    parts = {"index": (0, manifest["index_bytes"]),
+             "manifest": (manifest["index_bytes"] + manifest["stamps_bytes"], len(data) - FOOTER.size),
+             "footer": (len(data) - FOOTER.size, len(data))}
+    for first, end in parts.values():
+        for place in random.integers(first, end, 12):
+            changed = bytearray(data)
+            changed[place] ^= 1 << int(random.integers(8))
+            copy.write_bytes(changed)
+            with pytest.raises(FormatError):
+                SearchIndex.open(copy)
+    changed = bytearray(data)
+    changed[manifest["index_bytes"] + 5] ^= 1
+    copy.write_bytes(changed)
+    with pytest.raises(FormatError, match="stamps"):
+        read_stamps(copy, manifest)
+    copy.write_bytes(data[:manifest["index_bytes"]] + data[manifest["index_bytes"] + 8:])
+    with pytest.raises(FormatError, match="bytes instead of"):
+        SearchIndex.open(copy)
+
+
+def test_numbers_that_are_not_finite(make_embeddings):
+    vectors = clustered(0)
+    vectors[700, 3] = np.inf
+    path = make_embeddings("broken", vectors, "abc" * (COUNT // 3), normalized=True)
+    with pytest.raises(FormatError, match="not finite"):
+        build_index(IndexConfig(path, type="rabitq"))
+    assert not pathlib.Path(path).with_suffix(".faiss").exists()
+
+
+def test_stamps_tell_vectors_apart():
+    vectors = clustered(0)
+    stamps = stamps_of(vectors)
+    assert len(set(stamps.tolist())) == COUNT
+    other = vectors.copy()
+    other[7, 3] = np.nextafter(other[7, 3], 1)
+    assert np.flatnonzero(stamps_of(other) != stamps).tolist() == [7]
+
+
+def test_plans_grow_with_what_they_hold():
+    for kind in KINDS.values():
+        small, large = Plan(kind, 10_000, 64), Plan(kind, 1_000_000, 256)
+        assert small.size < large.size
+        assert small.peak < large.peak
+        assert large.size <= large.peak
+    assert [lists_for(count) for count in (1, 7, 60, 50_000, 1_000_000)] == [1, 1, 8, 512, 4096]
+    million = {name: Plan(kind, 1_000_000, 256) for name, kind in KINDS.items()}
+    assert million["rabitq"].size < 0.08 * million["flat"].size
+    assert million["hnsw"].size > million["flat"].size
+
+
+def test_without_a_gpu_it_is_said(rows_file, run_cli, monkeypatch):
+    monkeypatch.setattr(faiss_index.faiss, "get_num_gpus", lambda: 0, raising=False)
+    status, _, err = run_cli("index", rows_file, "--type", "rabitq", "--gpu")
+    assert status == 2
+    assert "FAISS sees no GPU" in err
+
+
+def test_info_shows_the_curve(rows_file, run_cli):
+    path = build_index(IndexConfig(str(rows_file), type="ivf-sq8", recall=0.8)).path
+    status, out, _ = run_cli("info", path, "--verify", "--json")
+    assert status == 0
+    assert json.loads(out)["curve"][0]["nprobe"] == 1
+    status, out, _ = run_cli("info", path)
+    assert re.search(r"^curve\.0 +nprobe 1, candidates 40, recall_at_10 0\.\d+, .*latency_ms", out, re.MULTILINE)
+    with pytest.raises(MocoembedError):
+        build_index(IndexConfig(str(rows_file), type="ivf-sq8", memory="1MB", fresh=True))
+
+
+LIMITED = """
+import pathlib, resource, sys
+from mocoembed.config import IndexConfig
+from mocoembed.search.build import build_index
+from mocoembed.search.kinds import KINDS, Plan
+plan = Plan(KINDS[sys.argv[2]], %d, %d)
+taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = taken + plan.peak + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9, fresh=True)).manifest["type"])
+""" % (COUNT, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["flat", "rabitq"])
+def test_the_memory_that_is_planned_is_enough_and_less_is_said(rows_file, name):
+    """As under `ulimit -v`: the plan's memory and a little more do; with less, it ends before anything is taken."""
+    for more, status in ((64 << 20, 0), (-(100 << 20), 1)):
+        done = subprocess.run([sys.executable, "-c", LIMITED, rows_file, name, str(more)], capture_output=True,
+                              text=True)
+        assert done.returncode == status, done.stderr
+        assert (name in done.stdout) == (status == 0)
+        assert status == 0 or "GiB of memory and" in done.stderr
