@@ -77,7 +77,7 @@ def require_learnable(train: Side, test: Side, config: LinearConfig):
     """Raise `CollectionError` unless there are classes to learn and rows of them to classify."""
     require_labelled(train, 2, "linear classification")
     require_labelled(test, 1, "linear classification")
-    require_classes(train, "linear classification")
+    require_classes(train, train, "linear classification")
     if not set(train.names) & set(test.names):
         raise CollectionError(f"No class of {test.path} is in {train.path}: {sorted(set(test.names))[0]!r} there, "
                               f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
