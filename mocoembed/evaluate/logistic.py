@@ -92,7 +92,8 @@ class Problem:
         """(n, r) float64: (x - mean) / scale along the axes."""
         self.mean = torch.stack([piece.sum(dim=0) for piece, _ in self._pieces()]).sum(dim=0) / self.count
         squares = sum((piece - self.mean).square().sum().item() for piece, _ in self._pieces())
-        self.scale = max((squares / self.count / self.dimension)**0.5, 1e-30)
+        smallest = max(1e-8 * self.mean.abs().max().item(), 1e-30)  # less is rounding
+        self.scale = max((squares / self.count / self.dimension)**0.5, smallest)
         if self.dimension > self.count:
             self._rotate()
 
