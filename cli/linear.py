@@ -42,9 +42,10 @@ def linear(as_json, **values):
     else:
         show(result)
     if bad := result.unconverged:
+        worst = max(one["gradient_norm"] for one in bad)
         raise MocoembedError(f"{len(bad)} of {len(result.fits)} fits did not converge within --steps "
-                             f"{result.config.steps} (gradient norm {max(one['gradient_norm'] for one in bad):.1e}), so "
-                             "the numbers are not to be trusted. Give more --steps, or a stronger --penalty.")
+                             f"{result.config.steps} (gradient norm {worst:.1e}), so do not trust the numbers. "
+                             "Give more --steps, or a stronger --penalty.")
 
 
 def show(result):

@@ -199,7 +199,7 @@ def test_no_option_grew_unnoticed():
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 62, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 21,
                       "KnnConfig": 12, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 8, "DuplicatesConfig": 5,
-                      "RetrievalConfig": 9, "CompareConfig": 2}
+                      "RetrievalConfig": 9, "CompareConfig": 2, "LinearConfig": 12}
 
 
 def test_the_reference_of_commands_is_up_to_date():

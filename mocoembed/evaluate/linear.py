@@ -1,12 +1,11 @@
 """Linear classification of stored features: labelled vectors of one or two files -> percent right, by repeats.
 
-Logistic regression on vectors of length 1, centred by the training rows (`logistic`); its penalty is chosen on a part of
-the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
+Logistic regression on vectors of length 1, centred by the training rows (`logistic`); its penalty is chosen on a part
+of the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,7 +51,8 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     require_learnable(train, test, config)
     repeats, classes = measure(train, test, config, progress)
     values = values_of(repeats, classes)
-    others, without = baselines(train, test, config.baselines, lambda *both: values_of(*measure(*both, config)))
+    others, without = baselines(train, test, config.baselines,
+                                lambda bank, queries: values_of(*measure(bank, queries, config)))
     nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
     return LinearResult(config, train, test, repeats, classes, values,
                         overlap(test, train, test is train, nearest.numpy()),
@@ -98,7 +98,7 @@ def notes_on_labels(train: Side, config: LinearConfig) -> list[str]:
 
 def measure(train: Side, test: Side, config: LinearConfig,
             progress: Progress = lambda done, total: None) -> tuple[list[list[Repeat]], list[str]]:
-    """What every seed and fold gave, and the names of the classes: those that are learned, then those of tests alone."""
+    """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone."""
     known = sorted(set(train.names))
     classes = [*known, *sorted(set(test.names) - set(known))]
     number = {name: place for place, name in enumerate(classes)}
@@ -115,7 +115,7 @@ def measure(train: Side, test: Side, config: LinearConfig,
         done += 1
         progress(done, total)
 
-    repeats = []
+    repeats: list[list[Repeat]] = []
     for seed in seeds:
         repeats.append([])
         for fold, (learned, asked) in enumerate(splits(train, test, groups, folds, seed)):

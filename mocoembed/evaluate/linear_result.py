@@ -98,7 +98,7 @@ class LinearResult:
         return Protocol("linear", settings, chosen, classifiers[0].tried, any(edges) if edges else None)
 
     def as_json(self) -> dict:
-        """The schema of all evaluations, as plain JSON types. Per class and confusion are of the first seed."""
+        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
         truth, shares = (np.concatenate([getattr(one, name) for one in self.repeats[0]])
                          for name in ("truth", "shares"))
         matrix = measures.confusion(truth, shares.argmax(axis=1), len(self.classes))
@@ -115,12 +115,11 @@ class LinearResult:
             str(self.train.vectors.device), self.seconds).as_json()
 
     def outcomes(self) -> np.ndarray:
-        """(Q,) bool: which queries are right; with several seeds, in what share of them, 0 to 1."""
-        right = np.zeros((len(self.repeats), len(self.test.names)), bool)
-        for seed, folds in enumerate(self.repeats):
-            for one in folds:
-                right[seed, one.rows] = one.right
-        return right[0] if len(right) == 1 else right.mean(axis=0)
+        """(Q,) bool: which queries are right, for the first seed."""
+        right = np.zeros(len(self.test.names), bool)
+        for one in self.repeats[0]:
+            right[one.rows] = one.right
+        return right
 
     def summary(self) -> str:
         """One line on what was learned from what."""
@@ -140,16 +139,27 @@ class LinearResult:
         notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
         learned, asked = set(self.train.names), set(self.test.names)
-        for only, where, what in ((asked - learned, "test", "count as wrong"), (learned - asked, "training", "are never "
-                                                                                "right")):
+        for only, what in ((asked - learned, "test file and count as wrong"),
+                           (learned - asked, "training file and are never right")):
             if only:
-                notes.append(f"{len(only)} classes are only in the {where} file and {what}: "
+                notes.append(f"{len(only)} classes are only in the {what}: "
                              f"{', '.join(sorted(only)[:5])}{' ...' if len(only) > 5 else ''}")
-        if not self.in_folds and self.train.identity == self.test.identity:
-            notes.append("training and test rows are the same images, so this tells how well they were learned by "
-                         f"heart; give {self.train.path} alone for folds")
-        else:
-            notes += self.overlap.notes(self.in_folds)
+        notes += self._notes_on_copies()
         if self.protocol.at_edge:
             notes.append("a penalty at the edge of those tried was chosen; others may do better (--penalty)")
         return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value), *self.remarks]
+
+    def _notes_on_copies(self) -> list[str]:
+        """What to say about images on both sides."""
+        if not self.in_folds and self.train.identity == self.test.identity:
+            return ["training and test rows are the same images, so this tells how well they were learned by heart; "
+                    f"give {self.train.path} alone for folds"]
+        if not self.in_folds:
+            return self.overlap.notes(False)
+        notes, same = [], self.overlap.identical
+        if same:
+            notes.append(f"{same} images have the same bytes as another one; copies share a fold")
+        if (self.overlap.near or 0) > same:
+            notes.append(f"{(self.overlap.near or 0) - same} images are near-duplicates of another one (cosine "
+                         f"{self.overlap.threshold:g} or more), which may be in another fold")
+        return notes
