@@ -47,6 +47,7 @@ def cli(debug):
       mocoembed search IMAGE          find similar images
       mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
+      mocoembed linear                measure how well a linear classifier tells the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed compare A B           compare results of these two, image by image
       mocoembed duplicates            find exact copies and near-duplicates

@@ -26,6 +26,7 @@ _HOMES = {
     "EmbeddingFile": "embed.store", "build_index": "search.build", "search_images": "search.query",
     "Searcher": "search.query", "Filter": "search.filters", "iterate_search": "search.query",
     "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
+    "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",

@@ -1,155 +1,174 @@
-"""Linear evaluation: folds, test files, few labels; nothing is chosen on what is classified; and `mocoembed linear`."""
+"""`mocoembed linear`: what it chooses, splits and tells, against slow references; and wrong input."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
+from test_logistic import clusters
 
 from mocoembed.config import LinearConfig
-from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.evaluate.linear import linear_accuracy
 from mocoembed.evaluate.logistic import Problem
+from mocoembed.evaluate.penalty import Rows, Search, learn, score_of
 
-QUICK = {"penalty": (1e-2, 1e-4), "baselines": False, "device": "cpu"}
-
-
-def clouds(classes: str, seed: int = 0, spread: float = 1.0, length: int = 8) -> np.ndarray:
-    """A vector of length 1 for each letter, about the centre of its class."""
-    centres, random = np.random.default_rng(7).normal(size=(26, length)), np.random.default_rng(seed)
-    vectors = np.stack([centres[ord(one) % 26] + spread * random.normal(size=length) for one in classes])
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+GRID = (1e-1, 1e-2, 1e-3)
 
 
-def test_folds_classify_every_image_once(make_embeddings):
-    classes = "abc" * 20
-    path = make_embeddings("train", clouds(classes), classes, normalized=True)
-    result = linear_accuracy(LinearConfig(path, folds=4, **QUICK))
-    run, = result.runs
-    assert sorted(run.rows.tolist()) == list(range(60))
-    assert [one.test for one in run.fitted] == [15] * 4
-    assert result.values["top1"].value == pytest.approx(100 * np.mean(run.predicted == run.truth))
-    assert result.values["top1"].value > 75
+def letters(labels) -> str:
+    return "".join("abcdefgh"[label] for label in labels)
+
+
+@pytest.fixture
+def files(make_embeddings):
+    """Training and test embeddings of three overlapping classes, and the letters of the test rows."""
+    rows, labels = clusters(120, 8, 3, apart=0.7)
+    text = letters(labels)
+    return (make_embeddings("train", rows[:60].numpy(), text[:60]),
+            make_embeddings("test", rows[60:].numpy(), text[60:]), rows, text)
+
+
+def measured(*arguments, **options):
+    return linear_accuracy(LinearConfig(*arguments, **{"penalty": GRID, "device": "cpu", "baselines": False,
+                                                       **options}))
+
+
+def test_the_number_is_that_of_a_fit_by_hand(files, make_embeddings):
+    train, test, rows, text = files
+    result = measured(train, test, penalty=(1e-2,))
+    numbers = torch.tensor(["abc".index(one) for one in text])
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    predicted = Problem(unit[:60], numbers[:60], 3).fit(1e-2).scores(unit[60:]).argmax(dim=1)
+    assert np.isclose(result.values["top1"].value, 100 * (predicted == numbers[60:]).double().mean())
+    assert result.values["top1"].n == 60
     assert "top5" not in result.values
-    assert result.converged
-    value = result.as_json()
-    assert value["task"] == "linear"
-    assert value["results"][0]["top1"]["value"] == result.values["top1"].value
-    assert value["solver"]["converged"] is True
-    assert len(value["outcomes"]["top1"]) == 60
-    assert np.mean(value["outcomes"]["top1"]) * 100 == pytest.approx(result.values["top1"].value)
-    assert [one["fold"] for one in value["repeats"][0]["fits"]] == [0, 1, 2, 3]
-    assert json.loads(json.dumps(value)) == value
+    assert result.repeats[0][0].classifier.tried == []
 
 
-def test_a_test_file_is_classified_as_by_hand(make_embeddings):
-    train, test = "abcd" * 15, "abcd" * 8
-    one = make_embeddings("train", clouds(train), train, normalized=True)
-    other = make_embeddings("test", clouds(test, 1), test, normalized=True)
-    result = linear_accuracy(LinearConfig(one, other, **{**QUICK, "penalty": (1e-3,)}))
-    run, = result.runs
-    with EmbeddingFile(one) as file, EmbeddingFile(other) as asked:
-        import torch
-
-        fit = Problem(torch.from_numpy(file.embeddings()), torch.from_numpy(file.labels()).long(), 4).fit(1e-3)
-        scores = fit.scores(torch.from_numpy(asked.embeddings())).softmax(dim=1).numpy()
-        truth = asked.labels()
-    np.testing.assert_allclose(run.shares, scores, atol=1e-5)
-    assert (run.truth == truth).all()
-    assert run.fitted[0].classifier.held_out == 0  # a single penalty: nothing was chosen
+def test_permuted_test_labels_change_nothing_that_was_chosen(files, make_embeddings):
+    train, test, rows, text = files
+    one = measured(train, test)
+    mixed = "".join(np.random.default_rng(0).permutation(list(text[60:])))
+    other = measured(train, make_embeddings("mixed", rows[60:].numpy(), mixed))
+    fits = [result.repeats[0][0].classifier for result in (one, other)]
+    assert fits[0].tried == fits[1].tried
+    assert fits[0].fit.penalty == fits[1].fit.penalty
+    assert torch.equal(fits[0].fit.weights, fits[1].fit.weights)
+    assert one.values["top1"].value != other.values["top1"].value
 
 
-def test_the_labels_that_are_tested_have_no_say(make_embeddings):
-    """The same penalty, scores and weights, whatever the labels of the test images are."""
-    train, test = "abc" * 20, "abc" * 9
-    one, vectors = make_embeddings("train", clouds(train, spread=1.5), train, normalized=True), clouds(test, 1)
-    chosen = []
-    for number, labels in enumerate((test, "".join(np.random.default_rng(0).permutation(list(test))))):
-        other = make_embeddings(f"test{number}", vectors, labels, normalized=True)
-        result = linear_accuracy(LinearConfig(one, other, baselines=False, device="cpu"))
-        classifier = result.runs[0].fitted[0].classifier
-        chosen.append((classifier.tried, classifier.fit.weights.tolist(), result.protocol.digest))
-    assert chosen[0] == chosen[1]
+def test_the_best_on_the_held_out_rows_is_chosen_and_refitted_on_all(files):
+    text = files[3]
+    rows, labels = clusters(120, 8, 3, apart=0.7)
+    found = learn(Rows(rows[:60], list(text[:60]), np.arange(60)), np.arange(60), Search(penalties=GRID), 0)
+    best = max(one["score"] for one in found.tried)
+    assert found.fit.penalty == max(one["penalty"] for one in found.tried if one["score"] == best)  # tie: the stronger
+    assert [one["penalty"] for one in found.tried] == sorted(GRID, reverse=True)
+    assert found.held_out == sum(round(0.2 * text[:60].count(one)) for one in "abc")
+    assert torch.equal(found.fit.weights, Problem(rows[:60], labels[:60], 3).fit(found.fit.penalty).weights)
 
 
-def test_among_equals_the_stronger_penalty_is_chosen(make_embeddings):
-    """Classes far apart: every penalty is right about all of them."""
-    classes = "ab" * 20
-    path = make_embeddings("train", clouds(classes, spread=0.01), classes, normalized=True)
-    result = linear_accuracy(LinearConfig(path, folds=2, penalty=(1e-5, 1e-2, 1e-3), baselines=False, device="cpu"))
-    assert all(one.fit.penalty == 1e-2 for one in result.classifiers)
-    assert all(one.at_edge for one in result.classifiers)
-    assert result.values["top1"].value == 100
-    assert any("stands at the edge of the grid" in note for note in result.notes())
+def test_scores_that_penalties_are_chosen_by():
+    scores, truth = torch.tensor([[3.0, 0], [2, 0], [1, 0], [0, 1]]), np.array([0, 0, 1, 1])
+    assert score_of("top1", scores, truth) == 75
+    assert score_of("balanced", scores[[0, 1, 2]], truth[[0, 1, 2]]) == 50
+    assert score_of("ap", scores, truth) == 100
 
 
-def test_few_labels_are_repeated(make_embeddings):
-    classes = "abc" * 20
-    path = make_embeddings("train", clouds(classes), classes, normalized=True)
-    result = linear_accuracy(LinearConfig(path, labels="4-per-class", seeds=3, **QUICK))
-    assert [(run.fitted[0].train, len(run.rows)) for run in result.runs] == [(12, 48)] * 3
-    each = [run.values()[0]["top1"].value for run in result.runs]
-    assert result.values["top1"].value == pytest.approx(np.mean(each))
-    assert result.values["top1"].n == 3
-    assert len({tuple(run.rows.tolist()) for run in result.runs}) == 3
-    assert "--labels 4-per-class), mean of 3 seeds" in result.summary()
+def test_folds_classify_every_image_once_and_by_others(files):
+    result = measured(files[0], folds=4)
+    assert sorted(np.concatenate([one.rows for one in result.repeats[0]])) == list(range(60))
+    assert [one.learned + len(one.rows) for one in result.repeats[0]] == [60] * 4
+    right = np.concatenate([one.right for one in result.repeats[0]])
+    assert np.isclose(result.values["top1"].value, 100 * right.mean())
 
 
-@pytest.mark.parametrize("metric", ["top1", "balanced", "ap"])
-def test_metrics_to_choose_by(make_embeddings, metric):
-    classes = "a" * 30 + "b" * 10
-    path = make_embeddings("train", clouds(classes, spread=2.0), classes, normalized=True)
-    result = linear_accuracy(LinearConfig(path, folds=2, metric=metric, **QUICK))
-    assert all(0 <= one["score"] <= 100 for classifier in result.classifiers for one in classifier.tried)
-    assert metric in result.protocol.settings["chosen_by"]
+def test_few_labels_are_repeated_by_seed(files):
+    result = measured(files[0], files[1], labels="4-per-class", seeds=3)
+    assert [folds[0].learned for folds in result.repeats] == [12] * 3
+    top1 = [100 * folds[0].right.mean() for folds in result.repeats]
+    value = result.values["top1"]
+    half = 4.303 * np.std(top1, ddof=1) / 3**0.5
+    assert np.allclose([value.value, *value.ci95], [np.mean(top1), np.mean(top1) - half, np.mean(top1) + half])
+    assert result.as_json()["protocol"]["settings"]["labels"] == "4-per-class"
 
 
-def test_bad_input_is_named(make_embeddings):
-    one = make_embeddings("one", clouds("a" * 9), "a" * 9, normalized=True)
-    with pytest.raises(CollectionError, match="has one class, 'a'"):
-        linear_accuracy(LinearConfig(one, **QUICK))
-    few = make_embeddings("few", clouds("aaaaabb"), "aaaaabb", normalized=True)
-    with pytest.raises(CollectionError, match="class 'b' has 2 different images, too few for 5 folds"):
-        linear_accuracy(LinearConfig(few, **QUICK))
-    with pytest.raises(CollectionError, match="--labels 3: class 'b' has 2"):
-        linear_accuracy(LinearConfig(few, labels="3", **QUICK))
-    with pytest.raises(CollectionError, match="no image is left"):
-        linear_accuracy(LinearConfig(few, labels="100%", **QUICK))
-    unlabelled = make_embeddings("none", clouds("ab"), "??", normalized=True)
-    with pytest.raises(CollectionError, match="0 labelled images"):
-        linear_accuracy(LinearConfig(unlabelled, **QUICK))
-    foreign = make_embeddings("foreign", clouds("abab"), "abab", normalized=True, fingerprint="e" * 64)
+def test_a_share_that_leaves_a_class_empty_takes_one_and_says_so(files):
+    result = measured(files[0], files[1], labels="1%", seeds=1, penalty=(1e-2,))
+    assert result.repeats[0][0].learned == 3
+    assert any("3 of 3 classes have less than one image" in note for note in result.notes())
+    with pytest.raises(CollectionError, match="single image"):
+        measured(files[0], files[1], labels="1%", seeds=1)
+
+
+def test_classes_of_one_side_are_told(files, make_embeddings):
+    train, _, rows, text = files
+    other = make_embeddings("other", rows[60:].numpy(), "d" * 5 + text[65:].replace("c", "a"))
+    result = measured(train, other)
+    notes = "\n".join(result.notes())
+    assert "1 classes are only in the test file and count as wrong: d" in notes
+    assert "1 classes are only in the training file and are never right: c" in notes
+    assert result.as_json()["per_class"]["d"]["top1"] == 0
+
+
+def test_wrong_input_is_a_clear_line(files, make_embeddings):
+    train, test, rows, _ = files
+    vectors = rows.numpy()
+    with pytest.raises(CollectionError, match="one class, 'a'"):
+        measured(make_embeddings("single", vectors[:9], "a" * 9), test)
+    with pytest.raises(CollectionError, match="No class of"):
+        measured(train, make_embeddings("foreign", vectors[:9], "h" * 9))
+    with pytest.raises(CollectionError, match="labelled images"):
+        measured(make_embeddings("none", vectors[:9], "?" * 9), test)
+    with pytest.raises(CollectionError, match="too few for 5 folds"):
+        measured(make_embeddings("few", vectors[:9], "aaabbbccc"))
+    with pytest.raises(CollectionError, match="--labels 90"):
+        measured(train, test, labels="90")
     with pytest.raises(MismatchError, match="Different encoders"):
-        linear_accuracy(LinearConfig(few, foreign, **QUICK))
-    broken = clouds("aabb")
-    broken[2, 1] = np.nan
-    with pytest.raises(FormatError, match="finite"):
-        linear_accuracy(LinearConfig(make_embeddings("broken", broken, "aabb"), **QUICK))
-    for wrong in ({"folds": 1}, {"seeds": 0}, {"metric": "f1"}, {"penalty": (0.0,)}, {"labels": "some"}):
-        with pytest.raises(UsageError):
-            linear_accuracy(LinearConfig(few, **{**QUICK, **wrong}))
-    with pytest.raises(UsageError, match="is not split into folds"):
-        LinearConfig(few, few, folds=3)
+        measured(train, make_embeddings("encoder", vectors[:9], "aaabbbccc", fingerprint="e" * 64))
+    broken = vectors[:9].copy()
+    broken[3, 2] = np.nan
+    with pytest.raises(FormatError, match="not finite"):
+        measured(make_embeddings("nan", broken, "aaabbbccc"), test)
 
 
-def test_a_class_of_the_test_images_alone_counts_as_wrong(make_embeddings):
-    one = make_embeddings("train", clouds("ab" * 10, spread=0.1), "ab" * 10, normalized=True)
-    other = make_embeddings("test", clouds("abz" * 4, 1, spread=0.1), "abz" * 4, normalized=True)
-    result = linear_accuracy(LinearConfig(one, other, **QUICK))
-    assert result.values["top1"].value == pytest.approx(100 * 8 / 12)
-    assert any("1 classes of the test images are not in the training images" in note for note in result.notes())
+@pytest.mark.parametrize("wrong", [{"folds": 1}, {"seeds": 0}, {"metric": "loss"}, {"penalty": (0.0,)}, {"steps": 0},
+                                   {"test": "t.h5", "folds": 5}])
+def test_wrong_options(wrong):
+    with pytest.raises(UsageError, match="--"):
+        LinearConfig(**wrong)
 
 
-def test_command(make_embeddings, run_cli):
-    classes = "abcdefg" * 10
-    path = make_embeddings("train", clouds(classes, spread=0.3), classes, normalized=True)
-    status, out, err = run_cli("linear", path, "--folds", "2", "--penalty", "1e-2,1e-3", "--no-baselines")
-    assert status == 0, err
-    assert out.splitlines()[0].split() == ["top-1", "top-5", "balanced", "AP"]
-    assert "70 images in 2 folds; 7 classes, backbone features" in out
-    status, out, _ = run_cli("linear", path, "--folds", "2", "--penalty", "1e-2", "--no-baselines", "--json")
-    assert json.loads(out)["results"][0]["top5"]["value"] > 90
-    status, _, err = run_cli("linear", path, "--folds", "2", "--steps", "1", "--no-baselines")
+def test_unlabelled_rows_are_left_out_and_told(files, make_embeddings):
+    train, _, rows, text = files
+    test = make_embeddings("partly", rows[60:].numpy(), "??" + text[62:])
+    result = measured(train, test)
+    assert result.values["top1"].n == 58
+    assert any("skipped 2 rows of the test file" in note for note in result.notes())
+
+
+def test_the_command_tells_json_and_ends_with_1_where_a_fit_did_not_converge(files, run_cli):
+    train, test, *_ = files
+    status, out, _ = run_cli("linear", train, test, "--json", "--device", "cpu")
+    value = json.loads(out)
+    assert status == 0
+    assert value["task"] == "linear"
+    assert 0 <= value["results"][0]["top1"]["value"] <= 100
+    assert value["solver"]["converged"] is True
+    assert value["solver"]["fits"] == 8
+    assert len(value["outcomes"]["top1"]) == 60
+    status, out, error = run_cli("linear", train, test, "--steps", 1, "--device", "cpu")
     assert status == 1
-    assert "did not converge" in err
-    assert "Do not report" in err
+    assert "did not converge" in error
+    assert "linear" in out
+
+
+def test_the_command_shows_a_table(files, run_cli):
+    status, out, _ = run_cli("linear", files[0], files[1], "--device", "cpu", "--penalty", "0.01")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["top-1", "balanced", "AP"]
+    assert "majority class" in out
+    status, _, error = run_cli("linear", files[0], files[1], "--labels", "half")
+    assert status == 2
+    assert "--labels half" in error

@@ -51,7 +51,5 @@ class LinearConfig:
         at_most(self, 2**31 - 1, "seed")
         one_of(self, "metric", LINEAR_METRICS)
         require(self, "penalty", all(1e-12 <= one <= 1e6 for one in self.penalty), "numbers from 1e-12 to 1e6")
-        if self.folds is not None and (self.test is not None or self.labels):
-            other = "a TEST file" if self.test is not None else "--labels"
-            raise UsageError(f"--folds {self.folds}: with {other}, TRAIN is not split into folds. Leave out one of "
-                             "them.")
+        if self.test is not None and self.folds is not None:
+            raise UsageError(f"--folds {self.folds}: with a TEST file, TRAIN is not split. Leave out one of them.")

@@ -1,13 +1,11 @@
-"""Linear evaluation on stored features: labelled embeddings -> how well a linear classifier of them does.
+"""Linear classification of stored features: labelled vectors of one or two files -> percent right, by repeats.
 
-Multinomial logistic regression (`logistic`), its penalty chosen on a held-out fifth of the training images and never on
-the test images (`penalty`). TRAIN against TEST, or the folds of one file; with few labels, repeated by seed.
+Logistic regression on vectors of length 1, centred by the training rows (`logistic`); its penalty is chosen on a part
+of the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,295 +13,161 @@ import torch
 from mocoembed.config import LinearConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate import baselines, measures
-from mocoembed.evaluate.folds import few_of_each, folds_of, same_image
-from mocoembed.evaluate.logistic import TOLERANCE
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import baselines, majority_class
+from mocoembed.evaluate.folds import few_of_each, folds_of, parse_labels, same_image
+from mocoembed.evaluate.linear_result import FEWEST_FOR_TOP5, LinearResult, Repeat
+from mocoembed.evaluate.logistic import PENALTIES
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.penalty import HELD_OUT, PENALTIES, Classifier, Rows, Search, learn
-from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.penalty import Rows, Search, learn
 from mocoembed.evaluate.sides import (
     Side,
+    overlap,
     read_side,
     require_classes,
     require_labelled,
     require_same_vectors,
-    shared_bytes,
 )
 from mocoembed.files import require_file
+from mocoembed.knn import neighbours
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 FOLDS, SEEDS = 5, 5
-FEWEST_FOR_TOP5 = 6  # classes
-WHAT = "The linear accuracy"
+WHAT = "Linear classification"
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """One classifier: what it was learned from, and how."""
+def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, total: None) -> LinearResult:
+    """How many images a linear classifier of the features gets right.
 
-    fold: int | None
-    """The fold that it classifies; `None` without folds."""
-    train: int
-    test: int
-    """Images that it was learned from, and that it classifies."""
-    classifier: Classifier
-
-    def as_json(self) -> dict:
-        """Plain JSON types."""
-        one = self.classifier
-        return {"fold": self.fold, "train": self.train, "test": self.test, "chosen": {"penalty": one.fit.penalty},
-                "held_out": one.held_out, "at_edge": one.at_edge, "scores": one.tried, "solver": one.fit.as_json()}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that one seed gave."""
-
-    seed: int
-    fitted: list[Fitted]
-    rows: np.ndarray
-    """(Q,) int64: the rows of the test side that were classified."""
-    truth: np.ndarray
-    """(Q,) int64: their classes."""
-    shares: np.ndarray
-    """(Q, C) float32: the probability of every class."""
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """(Q,) int64: the most probable class."""
-        return self.shares.argmax(axis=1)
-
-    def values(self) -> tuple[dict[str, Measured], np.ndarray]:
-        """top1, top5, balanced and ap of the queries, and AP by class (C,)."""
-        classes, right = self.shares.shape[1], self.predicted == self.truth
-        values = {"top1": measures.share(right)}
-        if classes >= FEWEST_FOR_TOP5:
-            best = np.argpartition(-self.shares, 4, axis=1)[:, :5]
-            values["top5"] = measures.share((best == self.truth[:, None]).any(axis=1))
-        values["balanced"] = measures.balanced(measures.confusion(self.truth, self.predicted, classes))
-        each, values["ap"] = measures.class_precision(self.shares, self.truth)
-        return values, each
-
-    def as_json(self) -> dict:
-        """Plain JSON types."""
-        return {"seed": self.seed, "queries": len(self.rows), "fits": [one.as_json() for one in self.fitted],
-                "results": {name: one.as_json() for name, one in self.values()[0].items()}}
-
-
-@dataclass(frozen=True)
-class LinearResult:
-    """What `linear_accuracy` measured, and all that the numbers depend on."""
-
-    config: LinearConfig
-    train: Side
-    test: Side
-    """Those that were classified; the training side where there are folds."""
-    classes: list[str]
-    """(C,) names: those of the training side, then those that only test images have."""
-    runs: list[Run]
-    """One for each seed."""
-    baselines: dict[str, dict[str, Measured]]
-    without: list[str]
-    """Why there are no baselines."""
-    same_bytes: int
-    """Images of the test file that the training file has, too."""
-    seconds: float
-
-    @property
-    def converged(self) -> bool:
-        """Whether every fit ended near enough to its optimum."""
-        return all(one["converged"] for one in self.fits)
-
-    @property
-    def classifiers(self) -> list[Classifier]:
-        """All that were learned."""
-        return [one.classifier for run in self.runs for one in run.fitted]
-
-    @property
-    def fits(self) -> list[dict]:
-        """How every fit of every classifier ended."""
-        return [one for classifier in self.classifiers for one in classifier.fits]
-
-    @property
-    def values(self) -> dict[str, Measured]:
-        """top1, top5 (from six classes on), balanced, ap: of one seed's queries, or the mean of the seeds."""
-        each = [run.values()[0] for run in self.runs]
-        if len(each) == 1:
-            return each[0]
-        return {name: measures.over_repeats([one[name].value for one in each]) for name in each[0]}
-
-    @property
-    def per_class(self) -> dict[str, dict]:
-        """Label -> count, top1, precision, ap; of the first seed."""
-        run = self.runs[0]
-        return dict(sorted(per_class_json(self.classes, self.matrix, run.values()[1]).items()))
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """(C, C) int64: true class x predicted class, of the first seed."""
-        return measures.confusion(self.runs[0].truth, self.runs[0].predicted, len(self.classes))
-
-    @property
-    def protocol(self) -> Protocol:
-        """All that the numbers depend on but the data and the encoder."""
-        config = self.config
-        settings = {"preprocessing": "vectors scaled to length 1, centred by the training rows, one overall scale",
-                    "model": "multinomial logistic regression, bias not penalised", "penalties": penalties_of(config),
-                    "chosen_by": f"{config.metric} on a stratified {HELD_OUT:g} of the training rows; among equals the "
-                                 "stronger penalty; then fitted on all", "tolerance": TOLERANCE,
-                    "folds": folds_in(config), "labels": config.labels, "seeds": seeds_of(config), "seed": config.seed}
-        edges = [one.at_edge for one in self.classifiers]
-        first = self.classifiers[0]
-        return Protocol("linear", settings, {"penalty": first.fit.penalty}, first.tried,
-                        None if edges[0] is None else any(edges))
-
-    def as_json(self) -> dict:
-        """The schema of all evaluations, as plain JSON types."""
-        run = self.runs[0]
-        queries = self.test.only(np.isin(np.arange(len(self.test.names)), run.rows))
-        solver = {"name": "LBFGS of torch, strong Wolfe, float64",
-                  "iterations": sum(one["iterations"] for one in self.fits),
-                  "gradient_norm": max(one["gradient_norm"] for one in self.fits), "converged": self.converged}
-        return Evaluation(
-            "linear", self.protocol, self.train, queries, None,
-            [{name: one.as_json() for name, one in self.values.items()}], self.per_class, (self.classes, self.matrix),
-            {"top1": (run.predicted == run.truth)[np.argsort(run.rows, kind="stable")]}, solver,
-            [one.as_json() for one in self.runs], baselines.as_json(self.baselines), str(self.train.vectors.device),
-            self.seconds).as_json()
-
-    def summary(self) -> str:
-        """One line on what was learned from what."""
-        config, folds, first = self.config, folds_in(self.config), self.runs[0]
-        sides = (f"{len(self.train.names)} images in {folds} folds" if folds else
-                 f"{len(first.rows)} images by {first.fitted[0].train} training images")
-        few = f" (--labels {config.labels})" if config.labels else ""
-        several = f", mean of {len(self.runs)} seeds" if len(self.runs) > 1 else ""
-        return f"{sides}{few}{several}; {len(self.classes)} classes, {self.train.features} features"
-
-    def notes(self) -> list[str]:
-        """What a reader of the numbers should know."""
-        sides = [self.train] if self.test is self.train else [self.train, self.test]
-        notes = [f"skipped {side.unlabelled} rows without a label ({side.path})" for side in sides if side.unlabelled]
-        if self.same_bytes:
-            notes.append(f"{self.same_bytes} of the test images have the same bytes as a training image, so they are "
-                         "easier than new images")
-        if unknown := sorted(set(self.test.names) - set(self.train.names)):
-            notes.append(f"{len(unknown)} classes of the test images are not in the training images and count as "
-                         f"wrong: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
-        edges = sorted({one.fit.penalty for one in self.classifiers if one.at_edge})
-        if edges:
-            notes.append(f"the penalty {', '.join(f'{one:g}' for one in edges)} stands at the edge of the grid; a "
-                         "wider one may do better: --penalty")
-        return [*notes, *baselines.notes_of(self.baselines, "top1", self.values["top1"].value), *self.without]
-
-
-def linear_accuracy(config: LinearConfig,
-                    progress: Callable[[int, int], None] = lambda done, total: None) -> LinearResult:
-    """How well logistic regression on the features of one file classifies another, or its own folds.
-
-    `progress(done, total)` counts fits. Raises `UsageError` for a missing file, `MismatchError` for files of different
-    encoders or features, `CollectionError` for too few labels or classes, `FormatError` for a damaged file.
+    `progress(done, total)` counts fits. Raises `UsageError` for a missing file, `MismatchError` when the files come
+    from different encoders or features, `CollectionError` when there are too few labelled rows or classes,
+    `FormatError` for a damaged file or rows that are not finite. A fit that did not converge is no error here: see
+    `LinearResult.unconverged`.
     """
     begun = time.perf_counter()
     train, test = read_sides(config)
-    require_classes(train, train, WHAT)
-    classes = [*sorted(set(train.names)), *sorted(set(test.names) - set(train.names))]
-    runs = run_all(config, train, test, classes, progress)
-    once = dataclasses.replace(config, seeds=1)
-    found, without = baselines.baselines(train, test, config.baselines, lambda train, test: {
-        "top1": run_all(once, train, test, classes)[0].values()[0]["top1"]})
-    first = runs[0]
-    majority = baselines.majority_class(train, test.only(np.isin(np.arange(len(test.names)), first.rows)))
-    same = 0 if test is train else int(shared_bytes(test, train, False).sum())
-    return LinearResult(config, train, test, classes, runs, {"majority class": majority, **found}, without, same,
-                        time.perf_counter() - begun)
+    require_learnable(train, test, config)
+    repeats, classes = measure(train, test, config, progress)
+    values = values_of(repeats, classes)
+    others, without = baselines(train, test, config.baselines,
+                                lambda bank, queries: values_of(*measure(bank, queries, config)))
+    nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
+    return LinearResult(config, train, test, repeats, classes, values,
+                        overlap(test, train, test is train, nearest.numpy()),
+                        {"majority class": majority_class(train, test), **others},
+                        [*without, *notes_on_labels(train, config)], time.perf_counter() - begun)
 
 
 def read_sides(config: LinearConfig) -> tuple[Side, Side]:
-    """Training and test side, on the device; one and the same where there is no test file."""
-    path = Workspace(config.workspace).embeddings_file(config.train)
+    """Training and test rows, on the device; one and the same without TEST."""
+    train_path = Workspace(config.workspace).embeddings_file(config.train)
     device = Compute.of(config.device, "fp32").device
-    with EmbeddingFile(path) as file:
+    with EmbeddingFile(train_path) as file:
         if config.test is None:
             train = read_side(file, device, what=WHAT)
-            require_labelled(train, 2, WHAT)
             return train, train
-        test_path = require_file(config.test, "The embeddings file", "mocoembed embed FOLDER")
-        with EmbeddingFile(test_path) as other:
+        with EmbeddingFile(require_file(config.test, "The embeddings file", "mocoembed embed FOLDER")) as other:
             require_same_vectors(file, other)
-            train, test = read_side(file, device, what=WHAT), read_side(other, device, what=WHAT)
-    require_labelled(train, 2, WHAT)
-    require_labelled(test, 1, WHAT)
-    return train, test
+            return read_side(file, device, what=WHAT), read_side(other, device, what=WHAT)
 
 
-def run_all(config: LinearConfig, train: Side, test: Side, classes: list[str],
-            progress: Callable[[int, int], None] = lambda done, total: None) -> list[Run]:
-    """What every seed gives."""
-    seeds, search = seeds_of(config), Search(config.metric, penalties_of(config), config.steps)
+def require_learnable(train: Side, test: Side, config: LinearConfig):
+    """Raise `CollectionError` unless there are classes to learn and rows of them to classify."""
+    require_labelled(train, 2, "linear classification")
+    require_labelled(test, 1, "linear classification")
+    require_classes(train, train, "linear classification")
+    if not set(train.names) & set(test.names):
+        raise CollectionError(f"No class of {test.path} is in {train.path}: {sorted(set(test.names))[0]!r} there, "
+                              f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
+    if config.labels is not None:
+        parse_labels(config.labels)
+
+
+def notes_on_labels(train: Side, config: LinearConfig) -> list[str]:
+    """A line when --labels is a share that is less than one image of a class."""
+    share = parse_labels(config.labels)[0] if config.labels else None
+    if share is None:
+        return []
+    counts = [train.names.count(name) for name in sorted(set(train.names))]
+    few = sum(round(share * count) < 1 for count in counts)
+    return [f"--labels {config.labels}: {few} of {len(counts)} classes have less than one image by that share; one of "
+            "each is used"] if few else []
+
+
+def measure(train: Side, test: Side, config: LinearConfig,
+            progress: Progress = lambda done, total: None) -> tuple[list[list[Repeat]], list[str]]:
+    """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone."""
+    known = sorted(set(train.names))
+    classes = [*known, *sorted(set(test.names) - set(known))]
+    number = {name: place for place, name in enumerate(classes)}
+    truth = np.array([number[name] for name in test.names])
     groups = same_image(train.digests)
     rows = Rows(train.vectors, train.names, groups)
-    number = {name: place for place, name in enumerate(classes)}
-    fits, done = len(search.penalties) + 1 if len(search.penalties) > 1 else 1, 0
-    total = seeds * fits * (folds_in(config) or 1)
-    runs = []
+    search = Search(config.metric, config.penalty or PENALTIES, config.steps)
+    seeds = range(config.seed, config.seed + seeds_of(config))
+    folds = 1 if test is not train else config.folds or FOLDS
+    done, total = 0, len(seeds) * folds * (1 + len(search.penalties) * (len(set(search.penalties)) > 1))
 
-    def count():
+    def one_more():
         nonlocal done
         done += 1
         progress(done, total)
 
-    for seed in range(config.seed, config.seed + seeds):
-        fitted, places, shares = [], [], []
-        for fold, taught, asked in splits(config, train, test, groups, seed):
-            classifier = learn(rows, taught, search, seed, count)
-            fitted.append(Fitted(fold, len(taught), len(asked), classifier))
-            places.append(asked)
-            shares.append(shares_of(classifier, test.vectors, asked, number))
-        asked = np.concatenate(places)
-        truth = np.array([number[test.names[row]] for row in asked])
-        runs.append(Run(seed, fitted, asked, truth, np.concatenate(shares)))
-    return runs
-
-
-def splits(config: LinearConfig, train: Side, test: Side, groups: np.ndarray,
-           seed: int) -> Iterator[tuple[int | None, np.ndarray, np.ndarray]]:
-    """Fold, rows to learn from and rows to classify. Copies of an image are never on both sides of one file's split."""
-    everything = np.arange(len(train.names))
-    if folds := folds_in(config):
-        fold = folds_of(train.names, groups, folds, seed)
-        for one in range(folds):
-            yield one, everything[fold != one], everything[fold == one]
-        return
-    chosen = few_of_each(train.names, groups, config.labels, seed) if config.labels else np.ones(len(everything), bool)
-    if config.test is not None:
-        yield None, everything[chosen], np.arange(len(test.names))
-        return
-    rest = ~np.isin(groups, groups[chosen])
-    if not rest.any():
-        raise CollectionError(f"--labels {config.labels}: no image is left to classify. Give fewer, or TEST.")
-    yield None, everything[chosen], everything[rest]
-
-
-def shares_of(classifier: Classifier, vectors: torch.Tensor, rows: np.ndarray, number: dict[str, int]) -> np.ndarray:
-    """(n, C) float32: the probability of every class, 0 for those that the classifier does not know."""
-    scores = classifier.fit.scores(vectors[torch.from_numpy(rows).to(vectors.device)]).softmax(dim=1).cpu().numpy()
-    shares = np.zeros((len(rows), len(number)), np.float32)
-    shares[:, [number[name] for name in classifier.classes]] = scores
-    return shares
-
-
-def folds_in(config: LinearConfig) -> int | None:
-    """Number of folds; `None` with a test file or with few labels."""
-    return None if config.test is not None or config.labels else config.folds or FOLDS
+    repeats: list[list[Repeat]] = []
+    for seed in seeds:
+        repeats.append([])
+        for fold, (learned, asked) in enumerate(splits(train, test, groups, folds, seed)):
+            if config.labels is not None:
+                few = few_of_each([train.names[row] for row in learned], groups[learned], config.labels, seed)
+                learned = learned[few]
+            classifier = learn(rows, learned, search, seed, one_more)
+            shares = classifier.fit.scores(test.vectors[torch.from_numpy(asked).to(test.vectors.device)]).softmax(dim=1)
+            places = [number[name] for name in classifier.classes]
+            repeats[-1].append(Repeat(seed, fold, len(learned), asked, truth[asked], in_columns(shares, places, known),
+                                      classifier))
+    return repeats, classes
 
 
 def seeds_of(config: LinearConfig) -> int:
-    """Number of repeats."""
-    return config.seeds or (SEEDS if config.labels else 1)
+    """How many times all is repeated."""
+    return config.seeds or (SEEDS if config.labels is not None else 1)
 
 
-def penalties_of(config: LinearConfig) -> tuple[float, ...]:
-    """What is chosen from."""
-    return config.penalty or PENALTIES
+def splits(train: Side, test: Side, groups: np.ndarray, folds: int,
+           seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows (n,) of `train` to learn from and rows (m,) of `test` to classify; for one file, those of every fold."""
+    if test is not train:
+        yield np.arange(len(train.names)), np.arange(len(test.names))
+        return
+    fold = folds_of(train.names, groups, folds, seed)
+    for one in range(folds):
+        yield np.flatnonzero(fold != one), np.flatnonzero(fold == one)
+
+
+def in_columns(shares: torch.Tensor, places: list[int], classes: list[str]) -> np.ndarray:
+    """(n, C) float32: probabilities (n, c) of the classes at `places`, 0 for the others."""
+    wide = np.zeros((len(shares), len(classes)), np.float32)
+    wide[:, places] = shares.cpu().numpy()
+    return wide
+
+
+def values_of(repeats: list[list[Repeat]], classes: list[str]) -> dict[str, Measured]:
+    """top1, top5, balanced and ap: over the test rows of one seed, or the mean over several."""
+    each = [values_of_seed(folds, len(classes)) for folds in repeats]
+    if len(each) == 1:
+        return each[0]
+    return {name: measures.over_repeats([one[name].value for one in each]) for name in each[0]}
+
+
+def values_of_seed(folds: list[Repeat], classes: int) -> dict[str, Measured]:
+    """The measures over the test rows of all folds together, each with its own fold's classifier."""
+    truth, shares = (np.concatenate([getattr(one, name) for one in folds]) for name in ("truth", "shares"))
+    values = {"top1": measures.share(shares.argmax(axis=1) == truth)}
+    if shares.shape[1] >= FEWEST_FOR_TOP5:
+        first = np.argpartition(-shares, 4, axis=1)[:, :5]
+        values["top5"] = measures.share((first == truth[:, None]).any(axis=1))
+    values["balanced"] = measures.balanced(measures.confusion(truth, shares.argmax(axis=1), classes))
+    values["ap"] = measures.class_precision(shares, truth)[1]
+    return values

@@ -7,10 +7,10 @@ is minimised by torch's LBFGS with its strong Wolfe line search, in float64. `me
 penalty), on the same features. The bias is not penalised.
 
 As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has converged when that bound is below
-`TOLERANCE` of f; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in the principal axes of
-the features, each divided by the root of its curvature (c variance + penalty), where it takes tens of steps instead of
-thousands; the objective is the same. Where there are more dimensions than rows, the rows are rotated to their rank
-first, which is exact, as the rotation keeps ||W||.
+`TOLERANCE` of f; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that are
+divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes), in
+which it takes tens of steps instead of thousands; the objective is the same. Where there are more dimensions than rows,
+the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
@@ -22,11 +22,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-7
 PIECE = 1 << 21  # numbers in a piece of features or of scores: 16 MB in float64
 HISTORY = 20
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 STEPS = 1000
+REFRESH = 30  # steps after which the curvature is computed again
 RANK = 1e-12  # axes whose variance is a smaller share of the largest one are rounding errors
 
 
@@ -40,7 +41,7 @@ class Fit:
     bias: torch.Tensor
     """(C,) float64."""
     start: torch.Tensor
-    """(r + 1, C) float64: W in the principal axes, then b; another fit of the same rows can start from it."""
+    """(r + 1, C) float64: W as it is fitted, then b; another fit of the same rows can start from it."""
     objective: float
     iterations: int
     gradient_norm: float
@@ -78,83 +79,93 @@ class Value(NamedTuple):
 
 
 class Problem:
-    """The rows to fit and their principal axes; every penalty is another fit of them."""
+    """The rows to fit; every penalty is another fit of them."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, classes: int, rows: torch.Tensor | None = None):
         """`features` (N, D); `labels` (N,) int64 from 0 to `classes` - 1; `rows` (n,) int64 are fitted, or all."""
         rows = torch.arange(len(features), device=features.device) if rows is None else rows
         self.features, self.rows, self.labels, self.classes = features, rows, labels[rows], classes
         self.count, self.dimension = len(rows), features.shape[1]
+        self.axes: torch.Tensor | None = None
+        """(D, r), orthonormal: the span of the rows, where there are more dimensions than rows."""
         self.rotated: torch.Tensor | None = None
-        """(n, r) float64: (x - mean) / scale along the axes, where there are more dimensions than rows."""
+        """(n, r) float64: (x - mean) / scale along the axes."""
         self.mean = torch.stack([piece.sum(dim=0) for piece, _ in self._pieces()]).sum(dim=0) / self.count
-        wide = self.dimension > self.count
-        gram = self._gram() if wide else self._covariance()
-        self.scale = max((gram.trace() / self.dimension).sqrt().item(), 1e-30)
-        variances, self.axes = torch.linalg.eigh(gram)
-        self.variances = variances.clamp_min(0) / self.scale**2
-        """(r,) of (x - mean) / scale along the axes (D, r), which are orthonormal."""
-        if wide:
-            self._rotate(variances)
+        squares = sum((piece - self.mean).square().sum().item() for piece, _ in self._pieces())
+        smallest = max(1e-8 * self.mean.abs().max().item(), 1e-30)  # less is rounding
+        self.scale = max((squares / self.count / self.dimension)**0.5, smallest)
+        if self.dimension > self.count:
+            self._rotate()
+
+    @property
+    def rank(self) -> int:
+        """Dimensions r in which the rows are fitted."""
+        return self.dimension if self.rotated is None else self.rotated.shape[1]
 
     def _pieces(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Features (m, D) float64 as they are stored, or as rotated, and their places among the rows."""
         for piece in _slices(self.count, max(self.dimension, self.classes)):
             yield self.features[self.rows[piece]].double() if self.rotated is None else self.rotated[piece], piece
 
-    def _covariance(self) -> torch.Tensor:
-        """(D, D)."""
-        total = self.mean.new_zeros(self.dimension, self.dimension)
-        for piece, _ in self._pieces():
-            piece -= self.mean
-            total.addmm_(piece.T, piece)
-        return total / self.count
-
-    def _gram(self) -> torch.Tensor:
-        """(n, n): it has the eigenvalues of the covariance, without D - n that are 0."""
+    def _rotate(self):
+        """Put the rows into the axes that they span."""
         centred = self.features[self.rows].double() - self.mean
-        return centred @ centred.T / self.count
-
-    def _rotate(self, variances: torch.Tensor):
-        """Turn the eigenvectors (n, n) of `_gram` into axes (D, r), and put the rows into them."""
-        kept = variances > RANK * variances[-1]
-        centred = self.features[self.rows].double() - self.mean
-        self.axes = centred.T @ self.axes[:, kept] / (variances[kept] * self.count).sqrt()
-        self.variances = self.variances[kept]
+        values, vectors = torch.linalg.eigh(centred @ centred.T)
+        kept = values > RANK * values[-1]
+        self.axes = centred.T @ vectors[:, kept] / values[kept].sqrt()
         self.rotated = centred @ self.axes / self.scale
+
+    def _as_stored(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and bias of what `_pieces` gives, at W and b in `point` (r + 1, C)."""
+        weights, bias = point[:-1], point[-1]
+        if self.rotated is not None:
+            return weights, bias
+        weights = weights / self.scale
+        return weights, bias - self.mean @ weights
 
     def loss(self, point: torch.Tensor) -> Value:
         """The mean loss, without the penalty, at W and b in `point` (r + 1, C)."""
-        weights, bias = point[:-1], point[-1]
-        if self.rotated is None:
-            weights = self.axes @ weights / self.scale  # D x C
-            bias = bias - self.mean @ weights
+        weights, bias = self._as_stored(point)
         slope, bias_slope = torch.zeros_like(weights), torch.zeros_like(bias)
         loss, curvature = bias.new_zeros(()), bias.new_zeros(())
         for rows, piece in self._pieces():
             scores, own = torch.addmm(bias, rows, weights), self.labels[piece, None]  # m x C, m x 1
             scores = functional.log_softmax(scores, dim=1)
-            loss -= scores.gather(1, own).sum()
+            right = scores.gather(1, own)
             share = scores.exp_()
             curvature += share.sum() - share.square().sum()
-            share.scatter_add_(1, own, share.new_full(own.shape, -1.0))
+            wrong = share.scatter_(1, own, 0.0).sum(dim=1, keepdim=True)  # 1 - p, however small
+            loss -= torch.where(wrong < 0.5, (-wrong).log1p(), right).sum()
+            share.scatter_(1, own, -wrong)
             slope.addmm_(rows.T, share)
             bias_slope += share.sum(dim=0)
         if self.rotated is None:
-            slope = self.axes.T @ (slope - torch.outer(self.mean, bias_slope)) / self.scale
+            slope = (slope - torch.outer(self.mean, bias_slope)) / self.scale
         gradient = torch.cat([slope, bias_slope[None]]) / self.count
         return Value(loss.item() / self.count, gradient, curvature.item() / self.count / self.classes)
 
+    def curvature(self, point: torch.Tensor) -> torch.Tensor:
+        """(r, r): the mean over rows and classes of p (1 - p) x x^T, x centred and scaled."""
+        weights, bias = self._as_stored(point)
+        total = weights.new_zeros(self.rank, self.rank)
+        for rows, _ in self._pieces():
+            spread = 1 - torch.addmm(bias, rows, weights).softmax(dim=1).square().sum(dim=1, keepdim=True)
+            rows = rows if self.rotated is not None else (rows - self.mean) / self.scale
+            total.addmm_(rows.T, rows * spread.clamp_min(0))
+        return total / self.count / self.classes
+
     def fit(self, penalty: float, start: torch.Tensor | None = None, steps: int = STEPS) -> Fit:
         """The weights that minimise f, after at most `steps` steps, from `start` of another fit or from 0."""
-        if start is None:
-            start = self.mean.new_zeros(len(self.variances) + 1, self.classes)
-        descent = _Descent(self, penalty, start)
-        iterations = 0
-        while iterations < steps and not descent.converged() and descent.step():
+        point = self.mean.new_zeros(self.rank + 1, self.classes) if start is None else start
+        iterations, moving = 0, True
+        descent = _Descent(self, penalty, point)
+        while moving and iterations < steps and not descent.converged():
+            if iterations and iterations % REFRESH == 0:
+                descent = _Descent(self, penalty, descent.point())
+            moving = descent.step()
             iterations += 1
         value, point = descent.value(), descent.point()
-        weights = self.axes @ point[:-1] / self.scale
+        weights = (point[:-1] if self.axes is None else self.axes @ point[:-1]) / self.scale
         return Fit(penalty, weights, point[-1] - self.mean @ weights, point, value.loss, iterations,
                    value.gradient.norm().item(), descent.converged())
 
@@ -168,14 +179,18 @@ class Problem:
 
 
 class _Descent:
-    """LBFGS on f for one penalty, a step at a time, in axes that are divided by the root of their curvature."""
+    """LBFGS on f for one penalty, a step at a time, in coordinates in which the curvature is about the same all round.
+
+    W = L^-T V with L L^T = curvature + penalty, from where the descent begins.
+    """
 
     def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
         self.problem, self.penalty = problem, penalty
-        curvature = max(problem.loss(start).curvature, 1e-12)
-        self.stretch = torch.cat([(curvature * problem.variances + penalty).rsqrt(),
-                                  self.problem.mean.new_full((1,), (curvature + penalty)**-0.5)])[:, None]
-        self.moved = torch.nn.Parameter(start / self.stretch, requires_grad=True)
+        curvature = problem.curvature(start)
+        bias = problem.loss(start).curvature + penalty
+        curvature.diagonal().add_(penalty)
+        self.factor, self.bias_factor = torch.linalg.cholesky(curvature), bias**0.5
+        self.moved = torch.nn.Parameter(torch.cat([self.factor.T @ start[:-1], self.bias_factor * start[-1:]]))
         self.optimizer = torch.optim.LBFGS([self.moved], max_iter=1, max_eval=50, tolerance_grad=0,
                                            tolerance_change=1e-15, history_size=HISTORY,
                                            line_search_fn="strong_wolfe")
@@ -183,16 +198,19 @@ class _Descent:
 
     def point(self) -> torch.Tensor:
         """(r + 1, C): W and b now."""
-        return self.moved.detach() * self.stretch
+        moved = self.moved.detach()
+        return torch.cat([torch.linalg.solve_triangular(self.factor.T, moved[:-1], upper=True),
+                          moved[-1:] / self.bias_factor])
 
     def value(self) -> Value:
         """f and its gradient now; not computed again where nothing has moved."""
-        point = self.point()
-        if self._known is None or not torch.equal(self._known[0], point):
+        moved = self.moved.detach()
+        if self._known is None or not torch.equal(self._known[0], moved):
+            point = self.point()
             loss, gradient, curvature = self.problem.loss(point)
             gradient[:-1] += self.penalty * point[:-1]
             loss += self.penalty / 2 * point[:-1].square().sum().item()
-            self._known = point, Value(loss, gradient, curvature)
+            self._known = moved.clone(), Value(loss, gradient, curvature)
         return self._known[1]
 
     def converged(self) -> bool:
@@ -208,7 +226,8 @@ class _Descent:
 
         def closure() -> float:
             value = self.value()
-            self.moved.grad = value.gradient * self.stretch
+            self.moved.grad = torch.cat([torch.linalg.solve_triangular(self.factor, value.gradient[:-1], upper=False),
+                                         value.gradient[-1:] / self.bias_factor])
             return value.loss
 
         self.optimizer.step(closure)

@@ -1,0 +1,165 @@
+"""What `mocoembed linear` measured, as a table, notes and JSON."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mocoembed.config import LinearConfig
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import as_json, notes_of
+from mocoembed.evaluate.logistic import PENALTIES, TOLERANCE
+from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.penalty import HELD_OUT, Classifier
+from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.sides import Overlap, Side
+
+FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One seed and fold: what was learned, and what it says of the test rows."""
+
+    seed: int
+    fold: int
+    learned: int
+    """Rows that were learned from, the held-out ones included."""
+    rows: np.ndarray
+    """(m,) int64 rows of the test side."""
+    truth: np.ndarray
+    """(m,) int64 classes; those that are not learned come last."""
+    shares: np.ndarray
+    """(m, C) float32: probability of each class that is learned."""
+    classifier: Classifier
+
+    @property
+    def right(self) -> np.ndarray:
+        """(m,) bool."""
+        return self.shares.argmax(axis=1) == self.truth
+
+    def as_json(self) -> dict:
+        """Plain JSON types."""
+        fit = self.classifier.fit.as_json()
+        return {"seed": self.seed, "fold": self.fold, "train": self.learned, "test": len(self.rows),
+                "top1": 100 * float(self.right.mean()), "held_out": self.classifier.held_out, **fit,
+                "tried": self.classifier.tried}
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """What `linear_accuracy` measured, and all that the numbers depend on."""
+
+    config: LinearConfig
+    train: Side
+    test: Side
+    """The training side itself in folds."""
+    repeats: list[list[Repeat]]
+    """For every seed, its folds."""
+    classes: list[str]
+    """Those that are learned, then those that only test rows have."""
+    values: dict[str, Measured]
+    """top1, top5 (six classes or more), balanced, ap."""
+    overlap: Overlap
+    baselines: dict[str, dict[str, Measured]]
+    remarks: list[str]
+    """What the work itself had to say."""
+    seconds: float
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether training rows and test rows are of one file."""
+        return self.test is self.train
+
+    @property
+    def fits(self) -> list[dict]:
+        """How every fit ended."""
+        return [fit for folds in self.repeats for one in folds for fit in one.classifier.fits]
+
+    @property
+    def unconverged(self) -> list[dict]:
+        """The fits that did not converge."""
+        return [fit for fit in self.fits if not fit["converged"]]
+
+    @property
+    def protocol(self) -> Protocol:
+        """All that the numbers depend on but the data and the encoder."""
+        classifiers = [one.classifier for folds in self.repeats for one in folds]
+        grid = sorted(set(self.config.penalty or PENALTIES), reverse=True)
+        edges = [one.at_edge for one in classifiers if one.at_edge is not None]
+        settings = {
+            "preprocessing": "vectors scaled to length 1, centred by the training rows, divided by one number",
+            "classifier": "multinomial logistic regression, penalty / 2 ||W||^2 beside the mean loss",
+            "penalties": grid, "metric": self.config.metric, "held_out": HELD_OUT if len(grid) > 1 else None,
+            "choice": "best on a stratified part of the training rows, among equals the stronger; refitted on all",
+            "folds": len(self.repeats[0]) if self.in_folds else None, "labels": self.config.labels,
+            "seeds": len(self.repeats), "first_seed": self.config.seed, "tolerance": TOLERANCE,
+            "ap": "mean over the classes, by probability, the test rows of all folds together"}
+        chosen = {"penalty": [one.fit.penalty for one in classifiers]} if len(grid) > 1 else {}
+        return Protocol("linear", settings, chosen, classifiers[0].tried, any(edges) if edges else None)
+
+    def as_json(self) -> dict:
+        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
+        truth, shares = (np.concatenate([getattr(one, name) for one in self.repeats[0]])
+                         for name in ("truth", "shares"))
+        matrix = measures.confusion(truth, shares.argmax(axis=1), len(self.classes))
+        ap = measures.class_precision(shares, truth)[0]
+        solver = {"name": "torch LBFGS, strong Wolfe, float64", "fits": len(self.fits),
+                  "iterations": sum(one["iterations"] for one in self.fits),
+                  "gradient_norm": max(one["gradient_norm"] for one in self.fits),
+                  "converged": not self.unconverged, "unconverged": len(self.unconverged)}
+        return Evaluation(
+            "linear", self.protocol, self.train, self.test, self.overlap,
+            [{name: one.as_json() for name, one in self.values.items()}],
+            per_class_json(self.classes, matrix, ap), (self.classes, matrix), {"top1": self.outcomes()}, solver,
+            [one.as_json() for folds in self.repeats for one in folds], as_json(self.baselines),
+            str(self.train.vectors.device), self.seconds).as_json()
+
+    def outcomes(self) -> np.ndarray:
+        """(Q,) bool: which queries are right, for the first seed."""
+        right = np.zeros(len(self.test.names), bool)
+        for one in self.repeats[0]:
+            right[one.rows] = one.right
+        return right
+
+    def summary(self) -> str:
+        """One line on what was learned from what."""
+        counts = sorted({one.learned for folds in self.repeats for one in folds})
+        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        sides = f"{len(self.repeats[0])} folds of {len(self.test.names)} images" if self.in_folds else \
+            f"{len(self.test.names)} images"
+        repeats = f", {len(self.repeats)} seeds" if len(self.repeats) > 1 else ""
+        penalties = sorted({one.classifier.fit.penalty for folds in self.repeats for one in folds}, reverse=True)
+        return (f"{sides}, learned from {many}{repeats}; {len(self.classes)} classes, {self.train.features} features, "
+                f"penalty {', '.join(f'{one:g}' for one in penalties)}")
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers should know."""
+        sides = [("training file", self.train)] if self.in_folds else [("training file", self.train),
+                                                                      ("test file", self.test)]
+        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
+                 for name, side in sides if side.unlabelled]
+        learned, asked = set(self.train.names), set(self.test.names)
+        for only, what in ((asked - learned, "test file and count as wrong"),
+                           (learned - asked, "training file and are never right")):
+            if only:
+                notes.append(f"{len(only)} classes are only in the {what}: "
+                             f"{', '.join(sorted(only)[:5])}{' ...' if len(only) > 5 else ''}")
+        notes += self._notes_on_copies()
+        if self.protocol.at_edge:
+            notes.append("a penalty at the edge of those tried was chosen; others may do better (--penalty)")
+        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value), *self.remarks]
+
+    def _notes_on_copies(self) -> list[str]:
+        """What to say about images on both sides."""
+        if not self.in_folds and self.train.identity == self.test.identity:
+            return ["training and test rows are the same images, so this tells how well they were learned by heart; "
+                    f"give {self.train.path} alone for folds"]
+        if not self.in_folds:
+            return self.overlap.notes(False)
+        notes, same = [], self.overlap.identical
+        if same:
+            notes.append(f"{same} images have the same bytes as another one; copies share a fold")
+        if (self.overlap.near or 0) > same:
+            notes.append(f"{(self.overlap.near or 0) - same} images are near-duplicates of another one (cosine "
+                         f"{self.overlap.threshold:g} or more), which may be in another fold")
+        return notes
