@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mocoembed.errors import CollectionError
 from mocoembed.evaluate.folds import held_out
 from mocoembed.evaluate.logistic import PENALTIES, STEPS, Fit, Problem
 from mocoembed.evaluate.measures import average_precision, confusion, recalls
@@ -79,7 +80,11 @@ def learn(rows: Rows, chosen: np.ndarray, search: Search, seed: int,
     penalties = sorted(set(search.penalties), reverse=True)
     best, tried, apart = penalties[0], [], np.zeros(len(chosen), bool)
     if len(penalties) > 1:
-        apart = held_out(names, rows.groups[chosen], HELD_OUT, seed)
+        try:
+            apart = held_out(names, rows.groups[chosen], HELD_OUT, seed)
+        except CollectionError as error:
+            raise CollectionError("Every class has a single labelled image, so none can be held out to choose the "
+                                  "penalty on. Give more labels, or one --penalty, for example 1e-2.") from error
         problem = Problem(rows.features, labels, len(classes), _on_device(rows, chosen[~apart]))
         asked = rows.features[_on_device(rows, chosen[apart])]
         for fit in problem.path(penalties, search.steps):
