@@ -98,7 +98,7 @@ def test_a_share_that_leaves_a_class_empty_takes_one_and_says_so(files):
     result = measured(files[0], files[1], labels="1%", seeds=1, penalty=(1e-2,))
     assert result.repeats[0][0].learned == 3
     assert any("3 of 3 classes have less than one image" in note for note in result.notes())
-    with pytest.raises(CollectionError, match="single image"):
+    with pytest.raises(CollectionError, match="one --penalty"):
         measured(files[0], files[1], labels="1%", seeds=1)
 
 
@@ -133,7 +133,7 @@ def test_wrong_input_is_a_clear_line(files, make_embeddings):
         measured(make_embeddings("nan", broken, "aaabbbccc"), test)
 
 
-@pytest.mark.parametrize("wrong", [{"folds": 1}, {"seeds": 0}, {"metric": "loss"}, {"penalty": (0.0,)}, {"steps": 0},
+@pytest.mark.parametrize("wrong", [{"folds": 1}, {"seeds": 0}, {"metric": "loss"}, {"penalty": (0.0,)}, {"penalty": (float("nan"),)}, {"steps": 0},
                                    {"test": "t.h5", "folds": 5}])
 def test_wrong_options(wrong):
     with pytest.raises(UsageError, match="--"):

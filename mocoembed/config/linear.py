@@ -50,6 +50,6 @@ class LinearConfig:
         at_least(self, 0, "seed")
         at_most(self, 2**31 - 1, "seed")
         one_of(self, "metric", LINEAR_METRICS)
-        require(self, "penalty", all(1e-12 <= one <= 1e6 for one in self.penalty), "numbers from 1e-12 to 1e6")
+        require(self, "penalty", all(1e-10 <= one <= 1e6 for one in self.penalty), "numbers from 1e-10 to 1e6")
         if self.test is not None and self.folds is not None:
             raise UsageError(f"--folds {self.folds}: with a TEST file, TRAIN is not split. Leave out one of them.")
