@@ -18,7 +18,7 @@ from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked
 from mocoembed.memory import available_memory, within_memory
 from mocoembed.notes import say_nothing
-from mocoembed.search.faiss_index import FAISS_VERSION, FaissIndex
+from mocoembed.search.faiss_index import FAISS_VERSION, FaissIndex, require_gpu
 from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
@@ -57,6 +57,8 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     source = Workspace(config.workspace).embeddings_file(config.embeddings)
     output = pathlib.Path(config.output) if config.output else source.with_suffix(".faiss")
     require_replaceable(output, source, config.fresh)
+    if config.gpu:
+        require_gpu()
     with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
         require_vectors(file)
         plans = _plans(config, file)

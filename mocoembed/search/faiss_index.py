@@ -80,7 +80,8 @@ class FaissIndex:
         if self._ivf is not None:
             self._ivf.cp.niter, self._ivf.cp.min_points_per_centroid = ITERATIONS, LEAST_POINTS
             if gpu:
-                self._ivf.clustering_index = on_gpus(faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type))
+                flat = faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type)
+                self._ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
         self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
 
     def reserve(self, count: int):
@@ -197,11 +198,10 @@ def _parts(index: Any) -> tuple[Any, Any]:
         inner if isinstance(inner, faiss.IndexHNSW) and not isinstance(index, faiss.IndexPreTransform) else None)
 
 
-def on_gpus(index: Any) -> Any:
-    """A flat index on all GPUs; `UsageError` where FAISS sees none."""
+def require_gpu():
+    """Raise `UsageError` where FAISS sees no GPU."""
     if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
         raise UsageError("--gpu: FAISS sees no GPU here. Leave it out, or install faiss-gpu on a machine with one.")
-    return faiss.index_cpu_to_all_gpus(index)
 
 
 def reason(error: RuntimeError) -> str:

@@ -1,12 +1,17 @@
 """Work that takes longer than a request may: begun by the first one that asks, and its result kept."""
 
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from mocoembed.errors import MocoembedError
 from mocoembed.serve.answers import Refusal
+
+NICE = 5  # requests come first
+SECONDS_TO_STOP = 10.0
 
 
 class Stopped(Exception):
@@ -42,11 +47,13 @@ class Job:
         return self._finished.wait(seconds)
 
     def result(self) -> Any:
-        """What it found; a `Refusal` (409) where it could not be done."""
+        """What it found; a `Refusal` (409) where it could not be done, or was stopped."""
         if isinstance(self._error, MocoembedError):
             raise Refusal(409, str(self._error), "impossible")
         if self._error is not None:
             raise self._error
+        if self._stop.is_set() and self._result is None:
+            raise Refusal(409, "The embeddings file has been replaced, or the server ends. Ask again.", "replaced")
         return self._result
 
     def stop(self, wait: bool = True):
@@ -55,9 +62,12 @@ class Job:
         with self._lock:
             thread = self._thread
         if wait and thread is not None:
-            thread.join()
+            thread.join(SECONDS_TO_STOP)
 
     def _run(self):
+        if sys.platform == "linux":  # where a thread has a priority of its own, which the threads it starts take over
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             with contextlib.suppress(Stopped):
                 self._result = self._work(self)

@@ -24,6 +24,7 @@ export class Grid {
     this.list = list;
     this.actions = actions;
     this.records = [];
+    this.pending = [];
     this.foot = document.createElement('div');
     this.foot.className = 'foot';
     list.after(this.foot);
@@ -50,6 +51,11 @@ export class Grid {
     if (records.length) this.watcher.observe(this.foot);
   }
 
+  /** The records that are there, also those that are not rendered yet. */
+  all() {
+    return [...this.records, ...this.pending];
+  }
+
   #render(count) {
     const some = this.pending.splice(0, count);
     const made = document.createDocumentFragment();
@@ -67,6 +73,7 @@ export class Grid {
         const more = await this.next(this.records.length);
         if (turn !== this.turn) return;
         this.pending.push(...more);
+        this.grown?.();
       } catch {
         this.ended = true; // what there is stays
       } finally {

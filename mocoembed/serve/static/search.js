@@ -25,7 +25,7 @@ const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side 
 const keyOf = (now) => write({ ...now, open: '', view: 'search' });
 
 /** The records that the view shows. */
-export const records = () => grid.records;
+export const records = () => grid.all();
 export const focusGrid = () => grid.focus(grid.current ? Number(grid.current.dataset.place) : 0);
 
 /** Wire the view up; `info`: the collection's facts. */
@@ -67,7 +67,8 @@ export function listen(info) {
   };
   $('min').closest('label').hidden = facts.normalized === false;
   $('another').onclick = () => go({ ...fresh(), seed: String(1 + Math.floor(Math.random() * 1e6)) }, { from: {} });
-  $('mark-all').onclick = () => marks.set(grid.records, !grid.records.every(marks.has));
+  $('mark-all').onclick = () => marks.set(grid.all(), !grid.all().every(marks.has));
+  grid.grown = showMarkAll;
   marks.onChange(() => { if (state().marked && state().view === 'search') refresh(); });
 }
 
@@ -133,7 +134,7 @@ function chips(now) {
 function remember() {
   if (shownKey === null) return;
   const kept = answers.get(shownKey);
-  if (kept) Object.assign(kept, { records: [...grid.records, ...grid.pending], rendered: grid.records.length });
+  if (kept) Object.assign(kept, { records: grid.all(), rendered: grid.records.length });
 }
 
 /** Forget every answer: the collection is another by now. */
@@ -235,6 +236,7 @@ function show(now, answer, scroll) {
       ? 'No image reaches the least score. Lower it, or take a filter away.' : 'Take a filter away.']);
   $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || !some.length || total < 2;
   $('mark-all').hidden = !some.length || now.marked !== '';
+  showMarkAll();
   $('status').classList.remove('error');
   $('status').textContent = some.length ? statusOf(now, answer) : '';
 }
@@ -251,6 +253,11 @@ function statusOf(now, { records: some, total, seconds, more }) {
   if (now.rows) return `${counted(total, 'image')} chosen on the map`;
   if (isBrowsing(now)) return `${counted(total, 'image')} in ${where}`;
   return `${counted(total, 'image')}, in random order`;
+}
+
+/** Only images that are there can be marked: more come by scrolling. */
+function showMarkAll() {
+  $('mark-all').textContent = `Mark ${counted(grid.all().length, 'image')}`;
 }
 
 function setEmpty(texts) {

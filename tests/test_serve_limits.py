@@ -1,0 +1,123 @@
+"""What limits the work at once: gates, batches and jobs, without a server."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mocoembed.errors import FormatError
+from mocoembed.serve.answers import Refusal
+from mocoembed.serve.batches import MOST, Batches
+from mocoembed.serve.jobs import Job
+from mocoembed.serve.limits import Gate
+from mocoembed.serve.refusals import PER_MINUTE, RefusalLog
+
+
+def test_a_gate_lets_some_run_some_wait_and_refuses_the_rest():
+    async def scenario():
+        gate, running, most, going = Gate(2, 3), 0, 0, asyncio.Event()
+
+        async def work():
+            nonlocal running, most
+            async with gate.turn():
+                running += 1
+                most = max(most, running)
+                await going.wait()
+                running -= 1
+
+        tasks = [asyncio.create_task(work()) for _ in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        going.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert most == 2
+        assert [getattr(one, "status", None) for one in done] == [None] * 5 + [429] * 3
+        assert gate.inside == 0
+
+    asyncio.run(scenario())
+
+
+def test_batches_keep_what_belongs_together():
+    """Two encoders, many images at once: each gets its own vector; a failing encoder fails only those who asked."""
+    async def scenario():
+        sizes: list[int] = []
+        with ThreadPoolExecutor(1) as pool:
+            batches = Batches(pool, sizes.append)
+
+            def double(images):
+                return 2 * np.stack(images)
+
+            def fail(images):
+                raise ValueError("no encoder")
+
+            asked = [batches.embed(fail if number % 10 == 9 else double, np.array([number])) for number in range(100)]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        for number, one in enumerate(found):
+            assert isinstance(one, ValueError) if number % 10 == 9 else one == [2 * number]
+        assert sum(sizes) == 100
+        assert max(sizes) == MOST
+        assert batches._task is None
+
+    asyncio.run(scenario())
+
+
+def test_a_job_is_done_once_and_tells_its_progress():
+    going, runs = threading.Event(), []
+
+    def work(job):
+        runs.append(job)
+        job.progress(3, 10)
+        going.wait(10)
+        return "found"
+
+    job = Job(work)
+    assert not job.wait(0.01)
+    while not job.total:
+        pass
+    assert (job.done, job.total) == (3, 10)
+    going.set()
+    assert job.wait(10)
+    assert job.wait(10)
+    assert job.result() == "found"
+    assert len(runs) == 1
+
+
+def test_a_job_that_fails_says_why_and_one_that_is_stopped_ends():
+    def fail(job):
+        raise FormatError("the file is damaged")
+
+    job = Job(fail)
+    assert job.wait(10)
+    with pytest.raises(Refusal, match="damaged") as refused:
+        job.result()
+    assert refused.value.status == 409
+
+    def endless(job):
+        while True:
+            job.raise_if_set()
+
+    job = Job(endless)
+    job.wait(0.01)
+    job.stop()
+    assert job.wait(10)
+    with pytest.raises(Refusal, match="Ask again"):
+        job.result()
+
+
+def test_the_log_of_refusals_is_limited():
+    lines: list[str] = []
+    now = [0.0]
+    log = RefusalLog(lines.append, lambda: now[0])
+    scope = {"method": "GET", "path": "/api/info", "client": ("127.0.0.1", 5)}
+    for _ in range(PER_MINUTE + 30):
+        log(scope, Refusal(421, "", "host"))
+    assert len(lines) == PER_MINUTE
+    assert lines[0].endswith("refused: GET /api/info from 127.0.0.1: 421 host")
+    now[0] = 61.0
+    log({**scope, "path": "/\x1b[31m", "client": None}, Refusal(421, "", "host"))
+    assert "30 more" in lines[-2]
+    assert lines[-1].endswith("GET a path from unknown: 421 host")
+    log(scope, Refusal(404, "", "unknown row"))
+    assert len(lines) == PER_MINUTE + 2
