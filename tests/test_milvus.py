@@ -11,6 +11,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -501,7 +502,7 @@ def pushed_workspace(indexed_workspace, tmp_path_factory):
 @pytest.mark.parametrize("more", [
     {}, {"k": 30}, {"label": ("red", "blue")}, {"not_label": ("red",)}, {"path": ("00[1-3]*",)}, {"path": ("red/*",), "k": 3},
     {"exclude_self": True}, {"min_score": 0.9}, {"together": True, "exclude_self": True}, {"crop": (2, 3, 20, 20)},
-    {"label": ("red",), "path": ("*.png", "00[57]*"), "exclude_self": True, "k": 4}, {"root": "/elsewhere"}], ids=str)
+    {"label": ("red",), "path": ("*.png", "00[57]*"), "exclude_self": True, "k": 4}, {"root": "/"}], ids=str)
 def test_hits_are_those_of_the_ordinary_search(pushed_workspace, images, more):
     root, uri = pushed_workspace
     queries = tuple(map(str, sorted(images.rglob("*.jpg"))[::5]))
@@ -585,3 +586,16 @@ def test_neither_torch_nor_without_need_pymilvus_is_loaded(indexed_workspace, im
         if status:
             assert done.stderr.endswith("m.db needs the package pymilvus. Install it with: pip install "
                                         "'mocoembed[milvus]'\n") and done.stderr.count("\n") == 1
+
+
+def test_queries_that_cannot_be_read_cost_nothing_else(pushed_workspace, images, run_cli, tmp_path):
+    root, uri = pushed_workspace
+    folder = pathlib.Path(shutil.copytree(images / "red", tmp_path / "queries"))
+    good = sorted(map(str, folder.iterdir()))
+    (folder / "000a.png").write_bytes(b"no image")
+    (folder / "009.jpg").symlink_to("absent.jpg")
+    status, out, err = run_cli("search", folder, "--workspace", root, "--to", uri, "-k", 1, "--json")
+    assert (status, [one["query"] for one in json.loads(out)]) == (1, good)
+    assert f"mocoembed: 2 of 10 queries left out, the first of them: The image '{folder}" in err.splitlines()[-1]
+    status, out, err = run_cli("search", folder / "000a.png", "--workspace", root, "--to", uri, "--json")
+    assert (status, out) == (1, "")

@@ -80,7 +80,7 @@ def test_of_several_queries_the_good_ones_are_answered(images, address, tmp_path
     status, out, notes = run_cli("search", tmp_path / "broken.jpg", images / "red/000.png", "--server", address,
                                  "--format", "paths", "-k", "1")
     assert (status, out.count("\n")) == (1, 1)
-    assert "1 of 2 queries could not be read" in notes
+    assert "1 of 2 queries left out" in notes
 
 
 def test_a_server_that_is_not_there_is_named(images, run_cli):

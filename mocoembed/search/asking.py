@@ -7,9 +7,10 @@ import numpy as np
 
 from mocoembed.config import SearchConfig
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.notes import counted, say_nothing
+from mocoembed.notes import say_nothing
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import QueryResult
+from mocoembed.search.left_out import LeftOut
 from mocoembed.search.queries import Query, Selves, combined, query_names
 from mocoembed.search.ranking import Wishes
 
@@ -18,8 +19,7 @@ class Asking:
     """The wishes of a `SearchConfig`, made ready for an open `Pair`: queries -> vectors -> results."""
 
     def __init__(self, pair: Any, config: SearchConfig, note: Callable[[str], None] = say_nothing):
-        self.pair, self.config, self.note, file = pair, config, note, pair.file
-        self.failed: list[str] = []  # what was wrong with the queries that were left out
+        self.pair, self.config, file = pair, config, pair.file
         chosen = Filter(config.label, config.not_label, config.path)
         self.wishes = Wishes(config.k, chosen.mask(file) if chosen else None,
                              -np.inf if config.min_score is None else config.min_score,
@@ -31,10 +31,10 @@ class Asking:
         self._unlike = pair.embed([pair.read(name) for name in unlike]) if unlike else None
 
     def vectors(self, queries: Sequence[Query],
-                strict: bool = False) -> tuple[list[str], np.ndarray, list[np.ndarray]]:
-        """Names and vectors (Q, D) float32, and for each query the rows that it is itself, if these are left out.
+                left_out: LeftOut | None = None) -> tuple[list[str], np.ndarray, list[np.ndarray]]:
+        """Names and vectors (Q, D) float32, and for each query the rows that it is itself, if these are no hits.
 
-        A query that cannot be read is left out and told to `note`; when `strict`, its error is raised.
+        A query that cannot be read goes to `left_out`; without that, its error is raised.
         """
         names: list[str] = []
         vectors, images, selves = [], {}, []
@@ -46,9 +46,9 @@ class Asking:
                 try:
                     images[len(names)], data = self.pair.read_with_bytes(query.name, self.config.crop)
                 except (CollectionError, UsageError) as error:  # the latter: a region outside of it
-                    if strict:
+                    if left_out is None:
                         raise
-                    self._leave_out(error)
+                    left_out.add(error)
                     continue
             if self._selves is not None:
                 selves.append(self._selves.rows(query, data))
@@ -59,26 +59,19 @@ class Asking:
             found[list(images)] = self.pair.embed(list(images.values()))
         return names, found, selves
 
-    def require_all(self, total: int):
-        """Raise `CollectionError` if some of the `total` queries were left out."""
-        if self.failed:
-            raise CollectionError(f"{len(self.failed)} of {counted(total, 'query')} left out, the first of them: "
-                                  f"{self.failed[0]}")
-
     def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
-                image: str | None = None, strict: bool = False) -> list[QueryResult]:
+                image: str | None = None, left_out: LeftOut | None = None) -> list[QueryResult]:
         """The result of each of the queries' vectors (Q, D), or of all of them together.
 
-        A query of which `unlike` leaves nothing is left out, as one that cannot be read; when `strict`, or together,
-        `UsageError` is raised.
+        A query of which `unlike` leaves nothing goes to `left_out`; without that, `UsageError` is raised.
         """
         file, together = self.pair.file, self.config.together
         try:
             asked = combined(vectors, self._unlike, together, file.normalized)
         except UsageError:
-            if strict or together or not file.normalized:
+            if left_out is None or together or not file.normalized:
                 raise
-            left = [self._is_left(name, vector) for name, vector in zip(names, vectors)]
+            left = [self._is_left(name, vector, left_out) for name, vector in zip(names, vectors)]
             if not any(left):
                 return []
             names = [name for name, keep in zip(names, left) if keep]
@@ -87,25 +80,21 @@ class Asking:
         return [QueryResult(name, hits, file.value_range, image)
                 for name, hits in zip(names, self.pair.chosen(asked, self.wishes, selves))]
 
-    def _is_left(self, name: str, vector: np.ndarray) -> bool:
-        """Whether `unlike` leaves something of a query; it is left out otherwise."""
+    def _is_left(self, name: str, vector: np.ndarray, left_out: LeftOut) -> bool:
+        """Whether `unlike` leaves something of a query; it goes to `left_out` otherwise."""
         try:
             combined(vector[None], self._unlike, False, True)
         except UsageError as error:
-            self._leave_out(UsageError(f"{name!r}: {error}"))
+            left_out.add(UsageError(f"{name!r}: {error}"))
             return False
         return True
-
-    def _leave_out(self, error: Exception):
-        self.note(str(error))
-        self.failed.append(str(error))
 
     def together(self, queries: Sequence[Query], progress: Callable[[int, int], None],
                  batch: int) -> QueryResult:
         """The result of all queries as one; `batch` of them are embedded at a time."""
         vectors, selves = [], [np.empty(0, np.int64)]
         for first in range(0, len(queries), batch):
-            some = self.vectors(queries[first:first + batch], strict=True)
+            some = self.vectors(queries[first:first + batch])
             vectors.append(some[1])
             selves += some[2]
             progress(min(first + batch, len(queries)), len(queries))

@@ -18,16 +18,17 @@ from mocoembed.config.push import parameters
 from mocoembed.data.images import require_root
 from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import MismatchError, UsageError
+from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.filters import Filter, nothing_matches
 from mocoembed.search.hits import Hit, QueryResult
+from mocoembed.search.left_out import LeftOut
 from mocoembed.search.milvus import INDEX, MOST_HITS, Milvus
 from mocoembed.search.milvus_expressions import PathCheck, expression, one_label
 from mocoembed.search.milvus_rows import Part, about, part_of, path_of, require_ours, require_same
-from mocoembed.search.pair import query_pixels
-from mocoembed.search.queries import combined, query_names, read_bytes
+from mocoembed.search.pair import query_pixels, readable
+from mocoembed.search.queries import combined, query_names, read_bytes, shown
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query images embedded, and searched for, at a time
@@ -67,10 +68,12 @@ def iterate_milvus_search(config: SearchConfig, where: MilvusConfig,
         if config.together:
             yield search.together(names, progress)
             return
+        left_out = LeftOut(len(names), note)
         for first in range(0, len(names), BATCH):
             some = names[first:first + BATCH]
-            yield from search.results(some)
+            yield from search.results(some, left_out)
             progress(first + len(some), len(names))
+        left_out.raise_if_any()
 
 
 class MilvusSearch:
@@ -148,9 +151,18 @@ class MilvusSearch:
 
     # ------------------------------------------------------------------------------------------------ searching
 
-    def results(self, names: Sequence[str]) -> list[QueryResult]:
-        """The result of each of the query images."""
-        vectors, digests = self._embedded(names)
+    def results(self, names: Sequence[str], left_out: LeftOut) -> list[QueryResult]:
+        """The result of each of the query images that can be used."""
+        read = {}
+        for name in names:
+            try:
+                read[name] = self._read(name, self.config.crop)
+            except (CollectionError, UsageError) as error:  # the latter: a region outside of it
+                left_out.add(error)
+        if not read:
+            return []
+        names = [name for name in names if name in read]
+        vectors, digests = self._embedded([read[name] for name in names])
         return [self._result(name, hits)
                 for name, hits in zip(names, self._hits(combined(vectors, self._unlike, False, self._normalized()),
                                                         [[digest] for digest in digests]))]
@@ -159,7 +171,7 @@ class MilvusSearch:
         """The result of all query images as one."""
         vectors, digests = [], []
         for first in range(0, len(names), BATCH):
-            some = self._embedded(names[first:first + BATCH])
+            some = self._embedded([self._read(name, self.config.crop) for name in names[first:first + BATCH]])
             vectors.append(some[0])
             digests += some[1]
             progress(min(first + BATCH, len(names)), len(names))
@@ -170,15 +182,15 @@ class MilvusSearch:
     def _normalized(self) -> bool:
         return bool(self.described.manifest["normalized"])
 
-    def _embedded(self, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """(Q, D) float32: the vectors of query images; and the SHA-256 of their bytes."""
-        read = [self._read(name, self.config.crop) for name in names]
+    def _embedded(self, read: Sequence[tuple[np.ndarray, bytes]]) -> tuple[np.ndarray, list[str]]:
+        """(Q, D) float32: the vectors of images that were read; and the SHA-256 of their bytes."""
         vectors = self.encoder(np.stack([pixels for pixels, _ in read]))
         return vectors, [hashlib.sha256(data).hexdigest() for _, data in read]
 
     def _read(self, name: str, crop: Sequence[int]) -> tuple[np.ndarray, bytes]:
         """(S, S, 3) uint8: a query image, or its region `crop`, as the encoder sees it; and its bytes."""
-        data = read_bytes(name)
+        with readable(shown(name)):
+            data = read_bytes(name)
         return query_pixels(data, name, self.transform, self.described.full_decode, crop,
                             not is_without_torch(self.encoder)), data
 

@@ -29,7 +29,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both
-from mocoembed.search.queries import STANDARD_INPUT, Region, decoded, is_one, is_vector, read_bytes
+from mocoembed.search.queries import Region, decoded, is_one, is_vector, read_bytes, shown
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
@@ -55,7 +55,7 @@ def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Seq
 
     Raises `CollectionError` when it cannot be read, `UsageError` for a region outside of it.
     """
-    with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
+    with readable(shown(name)):
         image = EncodedImage(data, full_decode, transform.value_range)
         return transform.pixels(Region(image, crop, name) if crop else image, with_torch)
 
@@ -183,7 +183,7 @@ class Pair:
 
     def read_with_bytes(self, name: str, crop: Sequence[int] = ()) -> tuple[np.ndarray, bytes]:
         """The same of an image or its region `crop` (left, top, width, height), and the image's bytes."""
-        with readable("on standard input" if name == STANDARD_INPUT else repr(name)):
+        with readable(shown(name)):
             data = read_bytes(name)
         return self.pixels(data, crop, name), data
 

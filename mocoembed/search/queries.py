@@ -83,6 +83,11 @@ def query_names(given: Sequence[str], note: Callable[[str], None]) -> list[str]:
     return names
 
 
+def shown(name: str) -> str:
+    """A query image in a message."""
+    return "on standard input" if name == STANDARD_INPUT else repr(name)
+
+
 def read_bytes(name: str) -> bytes:
     """The bytes of a query image; raises `OSError` or `UnreadableImage`."""
     if name != STANDARD_INPUT:

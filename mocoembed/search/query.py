@@ -14,6 +14,7 @@ from mocoembed.notes import say_nothing
 from mocoembed.search.asking import Asking
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit, QueryResult
+from mocoembed.search.left_out import LeftOut
 from mocoembed.search.pair import BATCH, Pair, state_of
 from mocoembed.search.queries import STANDARD_INPUT, queries_of, query_names
 
@@ -57,18 +58,18 @@ def iterate_search(config: SearchConfig,
         if config.together:
             yield ask.together(queries, progress, BATCH)
             return
-        at_once, names, vectors, selves = BATCH, [], [], []
+        left_out, at_once, names, vectors, selves = LeftOut(len(queries), note), BATCH, [], [], []
         for first in range(0, len(queries), BATCH):
             done = min(first + BATCH, len(queries))
-            some = ask.vectors(queries[first:done], strict=len(queries) == 1)
+            some = ask.vectors(queries[first:done], left_out)
             names += some[0]
             vectors.append(some[1])
             selves += some[2]
             progress(done, len(queries))
             if names and (len(names) >= at_once or done == len(queries)):
-                yield from ask.results(names, np.concatenate(vectors), selves, strict=len(queries) == 1)
+                yield from ask.results(names, np.concatenate(vectors), selves, left_out=left_out)
                 at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
-        ask.require_all(len(queries))
+        left_out.raise_if_any()
 
 
 class Searcher:

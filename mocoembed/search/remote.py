@@ -15,8 +15,9 @@ from urllib.parse import urlencode, urlsplit
 
 from mocoembed.config import SearchConfig
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
-from mocoembed.notes import counted, say_nothing
+from mocoembed.notes import say_nothing
 from mocoembed.search.hits import Hit, QueryResult
+from mocoembed.search.left_out import LeftOut
 from mocoembed.search.queries import query_names, read_bytes
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
@@ -38,8 +39,9 @@ def iterate_remote(config: SearchConfig, progress: Callable[[int, int], None] = 
             raise UsageError(f"--{name} cannot be given with --server, which searches its own collection.")
     if config.together or config.torch or config.device != "auto":
         raise UsageError("--together, --torch and --device cannot be given with --server.")
-    names, failed = query_names(config.images, note), []
+    names = query_names(config.images, note)
     total = len(names) + len(config.row)
+    left_out = LeftOut(total, note)
     server = Server(config.server or "")
     try:
         queries: list[str | int] = [*names, *config.row]
@@ -47,18 +49,13 @@ def iterate_remote(config: SearchConfig, progress: Callable[[int, int], None] = 
             try:
                 result = server.row(query, config) if isinstance(query, int) else server.image(query, config)
             except CollectionError as error:
-                if total == 1:
-                    raise
-                note(str(error))
-                failed.append(str(error))
+                left_out.add(error)
                 continue
             yield result
             progress(done, total)
     finally:
         server.close()
-    if failed:
-        raise CollectionError(f"{len(failed)} of {counted(total, 'query')} could not be read, the first of them: "
-                              f"{failed[0]}")
+    left_out.raise_if_any()
 
 
 class Server:
