@@ -133,8 +133,9 @@ def test_wrong_input_is_a_clear_line(files, make_embeddings):
         measured(make_embeddings("nan", broken, "aaabbbccc"), test)
 
 
-@pytest.mark.parametrize("wrong", [{"folds": 1}, {"seeds": 0}, {"metric": "loss"}, {"penalty": (0.0,)}, {"penalty": (float("nan"),)}, {"steps": 0},
-                                   {"test": "t.h5", "folds": 5}])
+@pytest.mark.parametrize("wrong", [
+    {"folds": 1}, {"seeds": 0}, {"metric": "loss"}, {"penalty": (0.0,)}, {"penalty": (float("nan"),)}, {"steps": 0},
+    {"test": "t.h5", "folds": 5}])
 def test_wrong_options(wrong):
     with pytest.raises(UsageError, match="--"):
         LinearConfig(**wrong)
