@@ -121,7 +121,7 @@ def ran(run_cli, shaped, monkeypatch, options, *more):
 def test_a_pretraining_its_check_and_the_published_protocol_run(run_cli, shaped, monkeypatch):
     """The lines of the page one after another; for the published weights, those just pretrained."""
     text = ran(run_cli, shaped, monkeypatch, PRETRAININGS["v2-r50"], *TINY)
-    assert "64 images, 1 steps per epoch" in text
+    assert "64 images, 1 step per epoch" in text
     for options in COMMANDS:
         if options[0] == "pretrain":
             continue

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import partial, partialmethod
 
 import numpy as np
 import pytest
@@ -39,6 +39,8 @@ from mocoembed.search.milvus_rows import Part, part_of, path_of, rows_of, text_o
 from mocoembed.search.milvus_search import iterate_milvus_search
 from mocoembed.search.push import push_embeddings
 from mocoembed.search.query import search_images
+
+pytest.importorskip("milvus_lite", reason="needs milvus-lite: pip install 'mocoembed[milvus]'")
 
 ODD_LABELS = ('a" or id > 0 or label == "', "it's {label}", "back\\slash", "per%cent_", "two\nlines", "tab\tand \u00fc",
               "]", "\\", '"', "\\\"")
@@ -94,7 +96,8 @@ def stored(uri, name="images") -> dict[int, dict]:
     with Milvus(uri, name, 30) as collection:
         collection.load()
         ids = np.concatenate([collection.listed(part)[0] for part in Part.all_in(collection.properties())])
-        rows = collection.get(ids.tolist(), ["vector", "path", "label", "width", "height", "digest", "part", "row_hash"])
+        fields = ["vector", "path", "label", "width", "height", "digest", "part", "row_hash"]
+        rows = collection.get(ids.tolist(), fields)
         assert len(rows) == len(ids) == collection.count()
     return {row["id"]: {**row, "vector": np.asarray(row["vector"], np.float32).tobytes()} for row in rows}
 
@@ -114,7 +117,8 @@ def wanted(*paths) -> dict[int, dict]:
 
 def test_any_path_comes_back_from_its_text():
     numbers = random.Random(0)
-    paths = [*ODD_PATHS, *(bytes(numbers.choices(b"\\x4ff\xff\xc3\xbc/\n", k=numbers.randint(1, 9))) for _ in range(5000))]
+    paths = [*ODD_PATHS]
+    paths += [bytes(numbers.choices(b"\\x4ff\xff\xc3\xbc/\n", k=numbers.randint(1, 9))) for _ in range(5000)]
     texts = list(map(text_of, paths))
     assert [path_of(text) for text in texts] == paths
     assert len(set(texts)) == len(set(paths))
@@ -123,7 +127,8 @@ def test_any_path_comes_back_from_its_text():
 
 def test_patterns_match_whatever_the_glob_matches():
     numbers = random.Random(1)
-    globs = ["*.jpg", "a*", "2024/*", "*", "a?b", "[ab]*/x", "x[!a]", "a/b*c", "100%", "_", "\\", '"', "a//b", "*/", "[", "a[b"]
+    globs = ["*.jpg", "a*", "2024/*", "*", "a?b", "[ab]*/x", "x[!a]", "a/b*c", "100%", "_", "\\", '"', "a//b", "*/",
+             "[", "a[b"]
     globs += ["".join(numbers.choices("ab/*?[]!_%\\\"", k=numbers.randint(1, 5))) for _ in range(400)]
     paths = ["".join(numbers.choices("ab/_%\\\"]x", k=numbers.randint(1, 7))).strip("/") or "a" for _ in range(300)]
     matched = 0
@@ -143,7 +148,10 @@ def test_values_do_not_become_a_part_of_the_expression():
                                                             '["\\n"]) and digest not in ["ab"]')
     assert expression(Filter(paths=('" or id > 0 or path == "',))).count('"') == 8  # four patterns, and no more
     assert expression(Filter()) == ""
-    assert not PathCheck(()) and PathCheck(())("a") and PathCheck(("a*",))("b/ab") and not PathCheck(("a*",))("b/b")
+    assert not PathCheck(())
+    assert PathCheck(())("a")
+    assert PathCheck(("a*",))("b/ab")
+    assert not PathCheck(("a*",))("b/b")
 
 
 @pytest.mark.parametrize("label", [*ODD_LABELS, None])
@@ -151,21 +159,23 @@ def test_filters_by_odd_labels_select_what_they_do_in_the_file(tmp_path_factory,
     path, uri = odd
     with EmbeddingFile(path) as file, Milvus(uri, "images", 30) as collection:
         collection.load()
-        chosen = [Filter((label,)), Filter((), (label,)), Filter((label, "plain"))] if label else [Filter(), Filter((), ODD_LABELS)]
+        chosen = [Filter((label,)), Filter((), (label,)), Filter((label, "plain"))] if label else [
+            Filter(), Filter((), ODD_LABELS)]
         for one in chosen:
             mask = one.mask(file) if one else np.ones(len(file), bool)
             found = collection.search(vectors_of(0, 1), 100, expression(one), "IP", {})[0]
             assert sorted(hit["id"] for hit in found) == sorted(file.ids[np.flatnonzero(mask)].tolist())
 
 
-@pytest.mark.parametrize("glob", ["*.jpg", "a*", "*\udcff*", "c\\*", "100%", "100%/*", "*\n*", "?lain", "[pt]*", "{x}/1*"])
+@pytest.mark.parametrize("glob", ["*.jpg", "a*", "*\udcff*", "c\\*", "100%", "100%/*", "*\n*", "?lain", "[pt]*",
+                                  "{x}/1*"])
 def test_globs_select_what_they_do_in_the_file(odd, glob):
     path, uri = odd
     with EmbeddingFile(path) as file, Milvus(uri, "images", 30) as collection:
         collection.load()
         check, mask = PathCheck((glob,)), Filter(paths=(glob,)).mask(file)
-        found = [hit["id"] for hit in collection.search(vectors_of(0, 1), 100, expression(Filter(paths=(glob,))), "IP", {})[0]
-                 if check(hit["path"])]
+        hits = collection.search(vectors_of(0, 1), 100, expression(Filter(paths=(glob,))), "IP", {})[0]
+        found = [hit["id"] for hit in hits if check(hit["path"])]
         assert sorted(found) == sorted(file.ids[np.flatnonzero(mask)].tolist())
 
 
@@ -208,7 +218,8 @@ def test_only_what_is_new_changed_or_gone_travels(tmp_path, uri, push, monkeypat
     assert counts(push(path)) == [(50, 0, 0)]
     assert stored(uri) == wanted(path)
     sent = travelling(monkeypatch)
-    assert counts(push(path)) == [(0, 0, 0)] and not sent
+    assert counts(push(path)) == [(0, 0, 0)]
+    assert not sent
     rows = plain(50) | plain(3, 100)
     del rows[b"a/0000.jpg"]
     rows[b"b/0001.jpg"] = ("y", 1000)  # other bytes
@@ -225,7 +236,8 @@ def test_rows_of_unit_length_and_others_have_the_scores_of_the_file(tmp_path, pu
     for normalized in (True, False):
         path = write(tmp_path / f"{normalized}.h5", plain(40), normalized)
         (pushed,) = push(path, collection=f"c{normalized}", index_type="FLAT")
-        assert pushed.part.recall_at_10 == 1.0 and pushed.index["metric"] == ("IP" if normalized else "L2")
+        assert pushed.part.recall_at_10 == 1.0
+        assert pushed.index["metric"] == ("IP" if normalized else "L2")
         with EmbeddingFile(path) as file, Milvus(uri, f"c{normalized}", 30) as collection:
             collection.load()
             query, all_vectors = file.embeddings[3], file.embeddings()
@@ -242,10 +254,14 @@ def test_index_types_parameters_and_their_recall_are_kept(tmp_path, push, uri, r
                             "made": True}
     assert pushed.part.recall_at_10 < 0.9
     (again,) = push(path, search_param=("nprobe=64",))
-    assert again.index["params"] == {"nlist": 64} and again.part.recall_at_10 == 1.0
+    assert again.index["params"] == {"nlist": 64}
+    assert again.part.recall_at_10 == 1.0
     status, out, _ = run_cli("push", path, "--to", uri, "--index-type", "FLAT", "--json")
     (facts,) = json.loads(out)
-    assert status == 0 and facts["index"]["type"] == "FLAT" and facts["recall_at_10"] == 1.0 and facts["count"] == 400
+    assert status == 0
+    assert facts["index"]["type"] == "FLAT"
+    assert facts["recall_at_10"] == 1.0
+    assert facts["count"] == 400
     status, out, _ = run_cli("push", path, "--to", uri)
     assert "400 vectors of dimension 8 (0 added, 0 changed, 0 dropped), FLAT (IP), recall@10 1.000, " in out
 
@@ -270,7 +286,7 @@ def test_an_id_that_stands_in_two_files_is_refused_before_anything_is_written(tm
         push(first, second)
     push(first)
     before = stored(uri)
-    with pytest.raises(MismatchError, match=r"5 of the 30 ids of .*2\.h5 stand for images of 1\.h5 in images at .*m\.db, too"):
+    with pytest.raises(MismatchError, match=r"5 of the 30 ids of .*2\.h5 stand for images of 1\.h5 in images at "):
         push(second)
     assert stored(uri) == before
     with pytest.raises(UsageError, match="they are one part"):
@@ -286,7 +302,7 @@ def test_foreign_collections_and_other_vectors_are_refused(tmp_path, push, uri):
         push(path, collection="theirs")
     push(path)
     before = stored(uri)
-    with pytest.raises(MismatchError, match=r"images at .* holds vectors of encoder ffffffffffff, but .*o\.h5 has eeeeeeeeeeee"):
+    with pytest.raises(MismatchError, match=r"images at .* holds vectors of encoder f{12}, but .*o\.h5 has e{12}"):
         push(other)
     with pytest.raises(MismatchError, match=r"dimension 8, but .*l\.h5 has 9"):
         push(longer)
@@ -310,7 +326,8 @@ def test_what_was_not_stored_is_noticed(tmp_path, push, uri, monkeypatch):
     monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, rows[1:]))
     with pytest.raises(MocoembedError, match="does not hold what was pushed: 1 of 30 rows are missing"):
         push(path)
-    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, [{**row, "vector": -row["vector"]} for row in rows]))
+    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, [{**row, "vector": -row["vector"]}
+                                                                         for row in rows]))
     with pytest.raises(MocoembedError, match="1 of 30 rows that were compared differ"):
         push(path)
     monkeypatch.setattr(Milvus, "upsert", real)
@@ -369,12 +386,13 @@ def kill_at(n: int, after: bool):
         return result
 
     for name in STEPS:
-        setattr(Milvus, name, lambda self, *arguments, real=getattr(Milvus, name): watched(real, self, *arguments))
+        real = getattr(Milvus, name)
+        setattr(Milvus, name, partialmethod(lambda self, real, *rest: watched(real, self, *rest), real))
     module.BATCH_BYTES = 10_000
 
 
 def test_a_push_that_is_killed_at_every_step_is_mended_by_the_next(tmp_path, uri):
-    """A first push and one of a changed file, each killed at the n-th request, n = 1, 2, ..., until it comes through."""
+    """A first push and one of a changed file, each killed at the n-th request, n = 1, 2, ... until it comes through."""
     path, kills = write(tmp_path / "e.h5", plain(60)), []
     for rows in (plain(60), plain(50, 20)):
         write(path, rows)
@@ -429,6 +447,17 @@ class Server:
             time.sleep(0.05)
         pytest.fail("the server did not start")
 
+    def wait(self):
+        """Until it answers."""
+        for _ in range(60):
+            try:
+                with Milvus(self.uri, "images", 5) as collection:
+                    collection.exists()
+                return
+            except MocoembedError:
+                time.sleep(0.5)
+        pytest.fail("the server does not answer")
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -453,19 +482,23 @@ def test_a_server_that_dies_is_slow_or_away_costs_one_line(tmp_path, server, run
 
     monkeypatch.setattr(Milvus, "upsert", dying)
     status, out, err = run_cli("push", path, "--to", server.uri)
-    assert (status, out, err.count("\n")) == (1, "", 1) and f"The Milvus server {server.uri} is away" in err
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"The Milvus server {server.uri} is away" in err
     monkeypatch.setattr(Milvus, "upsert", real)
     status, out, err = run_cli("push", path, "--to", server.uri)
-    assert (status, out, err.count("\n")) == (1, "", 1) and "is away" in err
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "is away" in err
     server.start()
     os.kill(server.process.pid, signal.SIGSTOP)
     status, out, err = run_cli("push", path, "--to", server.uri, "--timeout", "1")
     assert (status, out, err.count("\n")) == (1, "", 1)
     os.kill(server.process.pid, signal.SIGCONT)
+    server.wait()
     with pytest.raises(MismatchError, match=r"does not hold all 60 rows of e\.h5 yet"):
         list(iterate_milvus_search(SearchConfig(("-",), str(tmp_path)), MilvusConfig(server.uri)))
     status, out, err = run_cli("push", path, "--to", server.uri)
-    assert status == 0 and re.fullmatch(r"an earlier push of e\.h5 was cut off: going on with \d+ rows there\n", err), err
+    assert status == 0, err
+    assert re.fullmatch(r"an earlier push of e\.h5 was cut off: going on with \d+ rows there\n", err), err
     assert stored(server.uri) == wanted(path)
 
 
@@ -500,7 +533,8 @@ def pushed_workspace(indexed_workspace, tmp_path_factory):
 
 
 @pytest.mark.parametrize("more", [
-    {}, {"k": 30}, {"label": ("red", "blue")}, {"not_label": ("red",)}, {"path": ("00[1-3]*",)}, {"path": ("red/*",), "k": 3},
+    {}, {"k": 30}, {"label": ("red", "blue")}, {"not_label": ("red",)}, {"path": ("00[1-3]*",)},
+    {"path": ("red/*",), "k": 3},
     {"exclude_self": True}, {"min_score": 0.9}, {"together": True, "exclude_self": True}, {"crop": (2, 3, 20, 20)},
     {"label": ("red",), "path": ("*.png", "00[57]*"), "exclude_self": True, "k": 4}, {"root": "/"}], ids=str)
 def test_hits_are_those_of_the_ordinary_search(pushed_workspace, images, more):
@@ -521,12 +555,16 @@ def test_output_formats(pushed_workspace, images, run_cli, tmp_path):
     query = str(sorted(images.rglob("*.jpg"))[0])
     where = ("--workspace", root, "--to", uri, "-k", 2)
     status, out, _ = run_cli("search", query, *where)
-    assert status == 0 and out.splitlines()[1].split() == ["rank", "score", "label", "path"]
+    assert status == 0
+    assert out.splitlines()[1].split() == ["rank", "score", "label", "path"]
     assert run_cli("search", query, *where, "--format", "paths")[1].splitlines()[0] == query
     rows = list(csv.DictReader(io.StringIO(run_cli("search", query, *where, "--format", "csv")[1])))
-    assert [row["row"] for row in rows] == ["", ""] and rows[0]["path"] == query
+    assert [row["row"] for row in rows] == ["", ""]
+    assert rows[0]["path"] == query
     (result,) = json.loads(run_cli("search", query, *where, "--json", "--sheet", tmp_path / "s.png")[1])
-    assert result["hits"][0]["row"] is None and int(result["hits"][0]["id"]) > 0 and (tmp_path / "s.png").exists()
+    assert result["hits"][0]["row"] is None
+    assert int(result["hits"][0]["id"]) > 0
+    assert (tmp_path / "s.png").exists()
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -552,7 +590,7 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
     with pytest.raises(UsageError, match=r"m\.db: does not exist. Fill it with: mocoembed push --to"):
         search()
     list(push_embeddings(PushConfig(workspace=str(fresh_workspace), to=uri)))
-    with pytest.raises(UsageError, match="The Milvus collection other at .* does not exist. Make it with: mocoembed push"):
+    with pytest.raises(UsageError, match=r"The Milvus collection other at .* does not exist\. Make it with: mocoembed"):
         search(name="other")
     assert search()
     with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
@@ -564,7 +602,7 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
     assert "a push of embeddings.h5 (24 rows before, 24 after) runs or was cut off" in said[0]
     with Milvus(uri, "images", 30) as collection:
         collection.set_property(key, dataclasses.asdict(dataclasses.replace(part, whole=True, rows_sha256="0" * 64)))
-    with pytest.raises(MismatchError, match=r"was pushed from 24 rows \(000000000000\), but .*embeddings\.h5 has 24 rows .*\n"
+    with pytest.raises(MismatchError, match=r"was pushed from 24 rows \(0{12}\), but .*embeddings\.h5 has 24 rows .*\n"
                                             r"Push it again: mocoembed push "):
         search()
     with Milvus(uri, "images", 30) as collection:
@@ -575,17 +613,20 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
 
 def test_neither_torch_nor_without_need_pymilvus_is_loaded(indexed_workspace, images, tmp_path):
     query, where = str(sorted(images.rglob("*.jpg"))[0]), ["--workspace", str(indexed_workspace)]
-    for arguments in (["push", "--to", tmp_path / "m.db", *where], ["search", query, "--to", tmp_path / "m.db", *where]):
+    local = ["--to", tmp_path / "m.db", *where]
+    for arguments in (["push", *local], ["search", query, *local]):
         done = without_torch(*arguments)
         assert done.returncode == 0, done.stderr
     script = ("import sys\nsys.modules['pymilvus'] = None\nfrom mocoembed.cli.main import main\nmain(sys.argv[1:])")
     for arguments, status in ((["search", query], 0), (["search", query, "--to", str(tmp_path / "m.db")], 2),
                               (["push", "--to", str(tmp_path / "m.db")], 2)):
-        done = subprocess.run([sys.executable, "-c", script, *arguments, *where], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", script, *arguments, *where], capture_output=True, text=True,
+                              check=False)
         assert done.returncode == status, done.stderr
         if status:
             assert done.stderr.endswith("m.db needs the package pymilvus. Install it with: pip install "
-                                        "'mocoembed[milvus]'\n") and done.stderr.count("\n") == 1
+                                        "'mocoembed[milvus]'\n")
+            assert done.stderr.count("\n") == 1
 
 
 def test_queries_that_cannot_be_read_cost_nothing_else(pushed_workspace, images, run_cli, tmp_path):
