@@ -248,7 +248,7 @@ def test_rows_of_unit_length_and_others_have_the_scores_of_the_file(tmp_path, pu
 
 def test_index_types_parameters_and_their_recall_are_kept(tmp_path, push, uri, run_cli):
     path = write(tmp_path / "e.h5", plain(400))
-    assert push(path)[0].index["type"] == "AUTOINDEX"
+    assert push(path)[0].index["type"] == "FLAT"
     (pushed,) = push(path, index_type="IVF_FLAT", param=("nlist=64",), search_param=("nprobe=1",))
     assert pushed.index == {"type": "IVF_FLAT", "metric": "IP", "params": {"nlist": 64}, "search_params": {"nprobe": 1},
                             "made": True}

@@ -114,7 +114,8 @@ def _prepared(collection: Milvus, config: PushConfig, file: EmbeddingFile) -> di
         collection.create(file.dimension, here)
     properties = collection.properties()
     require_same(here, require_ours(properties, collection), file.path, f"The Milvus collection {collection}")
-    before = {"type": "AUTOINDEX", "metric": here["metric"], "params": {}, "search_params": {}, "made": False}
+    default = "FLAT" if collection.local else "AUTOINDEX"  # Milvus Lite's other types lose hits of a filter
+    before = {"type": default, "metric": here["metric"], "params": {}, "search_params": {}, "made": False}
     before |= properties.get(INDEX, {})
     index = before | {"made": True}
     if config.index_type is not None:
