@@ -142,7 +142,10 @@ def test_values_do_not_become_a_part_of_the_expression():
                                                             '["\\n"]) and digest not in ["ab"]')
     assert expression(Filter(paths=('" or id > 0 or path == "',))).count('"') == 8  # four patterns, and no more
     assert expression(Filter()) == ""
-    assert not PathCheck(()) and PathCheck(())("a") and PathCheck(("a*",))("b/ab") and not PathCheck(("a*",))("b/b")
+    assert not PathCheck(())
+    assert PathCheck(())("a")
+    assert PathCheck(("a*",))("b/ab")
+    assert not PathCheck(("a*",))("b/b")
 
 
 @pytest.mark.parametrize("label", [*ODD_LABELS, None])
@@ -207,7 +210,8 @@ def test_only_what_is_new_changed_or_gone_travels(tmp_path, uri, push, monkeypat
     assert counts(push(path)) == [(50, 0, 0)]
     assert stored(uri) == wanted(path)
     sent = travelling(monkeypatch)
-    assert counts(push(path)) == [(0, 0, 0)] and not sent
+    assert counts(push(path)) == [(0, 0, 0)]
+    assert not sent
     rows = plain(50) | plain(3, 100)
     del rows[b"a/0000.jpg"]
     rows[b"b/0001.jpg"] = ("y", 1000)  # other bytes
@@ -224,7 +228,8 @@ def test_rows_of_unit_length_and_others_have_the_scores_of_the_file(tmp_path, pu
     for normalized in (True, False):
         path = write(tmp_path / f"{normalized}.h5", plain(40), normalized)
         (pushed,) = push(path, collection=f"c{normalized}", index_type="FLAT")
-        assert pushed.part.recall_at_10 == 1.0 and pushed.index["metric"] == ("IP" if normalized else "L2")
+        assert pushed.part.recall_at_10 == 1.0
+        assert pushed.index["metric"] == ("IP" if normalized else "L2")
         with EmbeddingFile(path) as file, Milvus(uri, f"c{normalized}", 30) as collection:
             collection.load()
             query, all_vectors = file.embeddings[3], file.embeddings()
@@ -241,10 +246,14 @@ def test_index_types_parameters_and_their_recall_are_kept(tmp_path, push, uri, r
                             "made": True}
     assert pushed.part.recall_at_10 < 0.9
     (again,) = push(path, search_param=("nprobe=64",))
-    assert again.index["params"] == {"nlist": 64} and again.part.recall_at_10 == 1.0
+    assert again.index["params"] == {"nlist": 64}
+    assert again.part.recall_at_10 == 1.0
     status, out, _ = run_cli("push", path, "--to", uri, "--index-type", "FLAT", "--json")
     (facts,) = json.loads(out)
-    assert status == 0 and facts["index"]["type"] == "FLAT" and facts["recall_at_10"] == 1.0 and facts["count"] == 400
+    assert status == 0
+    assert facts["index"]["type"] == "FLAT"
+    assert facts["recall_at_10"] == 1.0
+    assert facts["count"] == 400
     status, out, _ = run_cli("push", path, "--to", uri)
     assert "400 vectors of dimension 8 (0 added, 0 changed, 0 dropped), FLAT (IP), recall@10 1.000, " in out
 
@@ -452,10 +461,12 @@ def test_a_server_that_dies_is_slow_or_away_costs_one_line(tmp_path, server, run
 
     monkeypatch.setattr(Milvus, "upsert", dying)
     status, out, err = run_cli("push", path, "--to", server.uri)
-    assert (status, out, err.count("\n")) == (1, "", 1) and f"The Milvus server {server.uri} is away" in err
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"The Milvus server {server.uri} is away" in err
     monkeypatch.setattr(Milvus, "upsert", real)
     status, out, err = run_cli("push", path, "--to", server.uri)
-    assert (status, out, err.count("\n")) == (1, "", 1) and "is away" in err
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "is away" in err
     server.start()
     os.kill(server.process.pid, signal.SIGSTOP)
     status, out, err = run_cli("push", path, "--to", server.uri, "--timeout", "1")
@@ -522,12 +533,16 @@ def test_output_formats(pushed_workspace, images, run_cli, tmp_path):
     query = str(sorted(images.rglob("*.jpg"))[0])
     where = ("--workspace", root, "--to", uri, "-k", 2)
     status, out, _ = run_cli("search", query, *where)
-    assert status == 0 and out.splitlines()[1].split() == ["rank", "score", "label", "path"]
+    assert status == 0
+    assert out.splitlines()[1].split() == ["rank", "score", "label", "path"]
     assert run_cli("search", query, *where, "--format", "paths")[1].splitlines()[0] == query
     rows = list(csv.DictReader(io.StringIO(run_cli("search", query, *where, "--format", "csv")[1])))
-    assert [row["row"] for row in rows] == ["", ""] and rows[0]["path"] == query
+    assert [row["row"] for row in rows] == ["", ""]
+    assert rows[0]["path"] == query
     (result,) = json.loads(run_cli("search", query, *where, "--json", "--sheet", tmp_path / "s.png")[1])
-    assert result["hits"][0]["row"] is None and int(result["hits"][0]["id"]) > 0 and (tmp_path / "s.png").exists()
+    assert result["hits"][0]["row"] is None
+    assert int(result["hits"][0]["id"]) > 0
+    assert (tmp_path / "s.png").exists()
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -590,4 +605,5 @@ def test_neither_torch_nor_without_need_pymilvus_is_loaded(indexed_workspace, im
         assert done.returncode == status, done.stderr
         if status:
             assert done.stderr.endswith("m.db needs the package pymilvus. Install it with: pip install "
-                                        "'mocoembed[milvus]'\n") and done.stderr.count("\n") == 1
+                                        "'mocoembed[milvus]'\n")
+            assert done.stderr.count("\n") == 1
