@@ -93,7 +93,7 @@ def stored(uri, name="images") -> dict[int, dict]:
     with Milvus(uri, name, 30) as collection:
         collection.load()
         ids = np.concatenate([collection.listed(part)[0] for part in Part.all_in(collection.properties())])
-        rows = collection.get(ids.tolist(), ["vector", "path", "label", "width", "height", "digest", "part", "row_hash"])
+        rows = collection.get(ids.tolist(), ["vector", "path", "label", "width", "height", "digest", "part", "row_hash"])  # noqa: E501
         assert len(rows) == len(ids) == collection.count()
     return {row["id"]: {**row, "vector": np.asarray(row["vector"], np.float32).tobytes()} for row in rows}
 
@@ -113,7 +113,7 @@ def wanted(*paths) -> dict[int, dict]:
 
 def test_any_path_comes_back_from_its_text():
     numbers = random.Random(0)
-    paths = [*ODD_PATHS, *(bytes(numbers.choices(b"\\x4ff\xff\xc3\xbc/\n", k=numbers.randint(1, 9))) for _ in range(5000))]
+    paths = [*ODD_PATHS, *(bytes(numbers.choices(b"\\x4ff\xff\xc3\xbc/\n", k=numbers.randint(1, 9))) for _ in range(5000))]  # noqa: E501
     texts = list(map(text_of, paths))
     assert [path_of(text) for text in texts] == paths
     assert len(set(texts)) == len(set(paths))
@@ -122,7 +122,7 @@ def test_any_path_comes_back_from_its_text():
 
 def test_patterns_match_whatever_the_glob_matches():
     numbers = random.Random(1)
-    globs = ["*.jpg", "a*", "2024/*", "*", "a?b", "[ab]*/x", "x[!a]", "a/b*c", "100%", "_", "\\", '"', "a//b", "*/", "[", "a[b"]
+    globs = ["*.jpg", "a*", "2024/*", "*", "a?b", "[ab]*/x", "x[!a]", "a/b*c", "100%", "_", "\\", '"', "a//b", "*/", "[", "a[b"]  # noqa: E501
     globs += ["".join(numbers.choices("ab/*?[]!_%\\\"", k=numbers.randint(1, 5))) for _ in range(400)]
     paths = ["".join(numbers.choices("ab/_%\\\"]x", k=numbers.randint(1, 7))).strip("/") or "a" for _ in range(300)]
     matched = 0
@@ -153,20 +153,20 @@ def test_filters_by_odd_labels_select_what_they_do_in_the_file(tmp_path_factory,
     path, uri = odd
     with EmbeddingFile(path) as file, Milvus(uri, "images", 30) as collection:
         collection.load()
-        chosen = [Filter((label,)), Filter((), (label,)), Filter((label, "plain"))] if label else [Filter(), Filter((), ODD_LABELS)]
+        chosen = [Filter((label,)), Filter((), (label,)), Filter((label, "plain"))] if label else [Filter(), Filter((), ODD_LABELS)]  # noqa: E501
         for one in chosen:
             mask = one.mask(file) if one else np.ones(len(file), bool)
             found = collection.search(vectors_of(0, 1), 100, expression(one), "IP", {})[0]
             assert sorted(hit["id"] for hit in found) == sorted(file.ids[np.flatnonzero(mask)].tolist())
 
 
-@pytest.mark.parametrize("glob", ["*.jpg", "a*", "*\udcff*", "c\\*", "100%", "100%/*", "*\n*", "?lain", "[pt]*", "{x}/1*"])
+@pytest.mark.parametrize("glob", ["*.jpg", "a*", "*\udcff*", "c\\*", "100%", "100%/*", "*\n*", "?lain", "[pt]*", "{x}/1*"])  # noqa: E501
 def test_globs_select_what_they_do_in_the_file(odd, glob):
     path, uri = odd
     with EmbeddingFile(path) as file, Milvus(uri, "images", 30) as collection:
         collection.load()
         check, mask = PathCheck((glob,)), Filter(paths=(glob,)).mask(file)
-        found = [hit["id"] for hit in collection.search(vectors_of(0, 1), 100, expression(Filter(paths=(glob,))), "IP", {})[0]
+        found = [hit["id"] for hit in collection.search(vectors_of(0, 1), 100, expression(Filter(paths=(glob,))), "IP", {})[0]  # noqa: E501
                  if check(hit["path"])]
         assert sorted(found) == sorted(file.ids[np.flatnonzero(mask)].tolist())
 
@@ -278,7 +278,7 @@ def test_an_id_that_stands_in_two_files_is_refused_before_anything_is_written(tm
         push(first, second)
     push(first)
     before = stored(uri)
-    with pytest.raises(MismatchError, match=r"5 of the 30 ids of .*2\.h5 stand for images of 1\.h5 in images at .*m\.db, too"):
+    with pytest.raises(MismatchError, match=r"5 of the 30 ids of .*2\.h5 stand for images of 1\.h5 in images at .*m\.db, too"):  # noqa: E501
         push(second)
     assert stored(uri) == before
     with pytest.raises(UsageError, match="they are one part"):
@@ -294,7 +294,7 @@ def test_foreign_collections_and_other_vectors_are_refused(tmp_path, push, uri):
         push(path, collection="theirs")
     push(path)
     before = stored(uri)
-    with pytest.raises(MismatchError, match=r"images at .* holds vectors of encoder ffffffffffff, but .*o\.h5 has eeeeeeeeeeee"):
+    with pytest.raises(MismatchError, match=r"images at .* holds vectors of encoder ffffffffffff, but .*o\.h5 has eeeeeeeeeeee"):  # noqa: E501
         push(other)
     with pytest.raises(MismatchError, match=r"dimension 8, but .*l\.h5 has 9"):
         push(longer)
@@ -318,7 +318,7 @@ def test_what_was_not_stored_is_noticed(tmp_path, push, uri, monkeypatch):
     monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, rows[1:]))
     with pytest.raises(MocoembedError, match="does not hold what was pushed: 1 of 30 rows are missing"):
         push(path)
-    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, [{**row, "vector": -row["vector"]} for row in rows]))
+    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: real(self, [{**row, "vector": -row["vector"]} for row in rows]))  # noqa: E501
     with pytest.raises(MocoembedError, match="1 of 30 rows that were compared differ"):
         push(path)
     monkeypatch.setattr(Milvus, "upsert", real)
@@ -377,12 +377,12 @@ def kill_at(n: int, after: bool):
         return result
 
     for name in STEPS:
-        setattr(Milvus, name, lambda self, *arguments, real=getattr(Milvus, name): watched(real, self, *arguments))
+        setattr(Milvus, name, lambda self, *arguments, real=getattr(Milvus, name): watched(real, self, *arguments))  # noqa: B008
     module.BATCH_BYTES = 10_000
 
 
 def test_a_push_that_is_killed_at_every_step_is_mended_by_the_next(tmp_path, uri):
-    """A first push and one of a changed file, each killed at the n-th request, n = 1, 2, ..., until it comes through."""
+    """A first push and one of a changed file, each killed at the n-th request, n = 1, 2, ..., until it comes through."""  # noqa: E501
     path, kills = write(tmp_path / "e.h5", plain(60)), []
     for rows in (plain(60), plain(50, 20)):
         write(path, rows)
@@ -477,7 +477,7 @@ def test_a_server_that_dies_is_slow_or_away_costs_one_line(tmp_path, server, run
         if status == 0:
             break
         time.sleep(0.25)
-    assert status == 0 and re.fullmatch(r"an earlier push of e\.h5 was cut off: going on with \d+ rows there\n", err), err
+    assert status == 0 and re.fullmatch(r"an earlier push of e\.h5 was cut off: going on with \d+ rows there\n", err), err  # noqa: E501, PT018
     assert stored(server.uri) == wanted(path)
 
 
@@ -512,7 +512,7 @@ def pushed_workspace(indexed_workspace, tmp_path_factory):
 
 
 @pytest.mark.parametrize("more", [
-    {}, {"k": 30}, {"label": ("red", "blue")}, {"not_label": ("red",)}, {"path": ("00[1-3]*",)}, {"path": ("red/*",), "k": 3},
+    {}, {"k": 30}, {"label": ("red", "blue")}, {"not_label": ("red",)}, {"path": ("00[1-3]*",)}, {"path": ("red/*",), "k": 3},  # noqa: E501
     {"exclude_self": True}, {"min_score": 0.9}, {"together": True, "exclude_self": True}, {"crop": (2, 3, 20, 20)},
     {"label": ("red",), "path": ("*.png", "00[57]*"), "exclude_self": True, "k": 4}, {"root": "/tmp"}], ids=str)
 def test_hits_are_those_of_the_ordinary_search(pushed_workspace, images, more):
@@ -568,7 +568,7 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
     with pytest.raises(UsageError, match=r"m\.db: does not exist. Fill it with: mocoembed push --to"):
         search()
     list(push_embeddings(PushConfig(workspace=str(fresh_workspace), to=uri)))
-    with pytest.raises(UsageError, match="The Milvus collection other at .* does not exist. Make it with: mocoembed push"):
+    with pytest.raises(UsageError, match="The Milvus collection other at .* does not exist. Make it with: mocoembed push"):  # noqa: E501, RUF043
         search(name="other")
     assert search()
     with EmbeddingFile(fresh_workspace / "embeddings.h5") as file:
@@ -584,7 +584,7 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
     assert "a push of embeddings.h5 (24 rows before, 24 after) runs or was cut off" in said[0]
     with Milvus(uri, "images", 30) as collection:
         collection.set_property(key, dataclasses.asdict(dataclasses.replace(part, whole=True, rows_sha256="0" * 64)))
-    with pytest.raises(MismatchError, match=r"was pushed from 24 rows \(000000000000\), but .*embeddings\.h5 has 24 rows .*\n"
+    with pytest.raises(MismatchError, match=r"was pushed from 24 rows \(000000000000\), but .*embeddings\.h5 has 24 rows .*\n"  # noqa: E501
                                             r"Push it again: mocoembed push "):
         search()
     with Milvus(uri, "images", 30) as collection:
@@ -595,13 +595,13 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
 
 def test_neither_torch_nor_without_need_pymilvus_is_loaded(indexed_workspace, images, tmp_path):
     query, where = str(sorted(images.rglob("*.jpg"))[0]), ["--workspace", str(indexed_workspace)]
-    for arguments in (["push", "--to", tmp_path / "m.db", *where], ["search", query, "--to", tmp_path / "m.db", *where]):
+    for arguments in (["push", "--to", tmp_path / "m.db", *where], ["search", query, "--to", tmp_path / "m.db", *where]):  # noqa: E501
         done = without_torch(*arguments)
         assert done.returncode == 0, done.stderr
     script = ("import sys\nsys.modules['pymilvus'] = None\nfrom mocoembed.cli.main import main\nmain(sys.argv[1:])")
     for arguments, status in ((["search", query], 0), (["search", query, "--to", str(tmp_path / "m.db")], 2),
                               (["push", "--to", str(tmp_path / "m.db")], 2)):
-        done = subprocess.run([sys.executable, "-c", script, *arguments, *where], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", script, *arguments, *where], capture_output=True, text=True, check=False)  # noqa: E501
         assert done.returncode == status, done.stderr
         if status:
             assert done.stderr.endswith("m.db needs the package pymilvus. Install it with: pip install "
