@@ -33,7 +33,7 @@ setup(
         "click>=8.1",
         "tqdm>=4.66",
         "starlette>=0.46",
-        "uvicorn>=0.34",
+        "uvicorn>=0.54",
         "httptools>=0.6.4",
         "tensorboard>=2.17",
     ],
