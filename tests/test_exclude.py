@@ -150,7 +150,7 @@ def test_folders_are_asked_for_once(monkeypatch):
 
 def test_runs_of_versions_without_exclusions_keep_their_names_and_go_on(tmp_path):
     config = PretrainConfig.of("small", "photos", workspace=str(tmp_path))
-    later = ("exclude", "init", "value_range")
+    later = ("exclude", "init", "value_range", "key_image_size", "key_crop_scale")
     old = {name: value for name, value in to_dict(config).items() if name not in later}
     learned = {name: value for name, value in old.items() if name not in EXECUTION}
     name = f"small-{sha256_json({**learned, 'images': os.path.abspath('photos')})[:8]}"
