@@ -23,7 +23,9 @@ class Running:
         self._thread = threading.Thread(target=self.server.run, args=(lambda address: begun.set(),), daemon=True)
         self._thread.start()
         assert begun.wait(20)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+        # a new connection for each request: one that is kept may be closed by the server just then
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20,
+                                   limits=httpx.Limits(max_keepalive_connections=0))
 
     def stop(self):
         self.client.close()
