@@ -45,6 +45,7 @@ def cli(debug):
       mocoembed embed IMAGES          compute one vector per image
       mocoembed index                 make the vectors searchable
       mocoembed search IMAGE          find similar images
+      mocoembed serve                 search, map and duplicates in the browser
       mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
       mocoembed linear                measure how well a linear classifier tells the labels
