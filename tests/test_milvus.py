@@ -40,6 +40,7 @@ from mocoembed.search.milvus_search import iterate_milvus_search
 from mocoembed.search.push import push_embeddings
 from mocoembed.search.query import search_images
 
+pytest.importorskip("pymilvus", reason="needs pymilvus: pip install 'mocoembed[milvus]'")
 pytest.importorskip("milvus_lite", reason="needs milvus-lite: pip install 'mocoembed[milvus]'")
 
 ODD_LABELS = ('a" or id > 0 or label == "', "it's {label}", "back\\slash", "per%cent_", "two\nlines", "tab\tand \u00fc",
@@ -268,7 +269,9 @@ def test_index_types_parameters_and_their_recall_are_kept(tmp_path, push, uri, r
 
 def test_several_files_are_parts_of_one_collection(tmp_path, push, uri):
     first, second = write(tmp_path / "1.h5", plain(30)), write(tmp_path / "2.h5", plain(20, 100))
-    assert counts(push(first, second)) == [(30, 0, 0), (20, 0, 0)]
+    pushed = push(first, second)
+    assert counts(pushed) == [(30, 0, 0), (20, 0, 0)]
+    assert [one.part.recall_at_10 for one in pushed] == [1.0, 1.0]  # among its own rows, as every vector is compared
     assert stored(uri) == wanted(first, second)
     rows = plain(19, 100)
     write(second, rows)
@@ -573,6 +576,7 @@ def test_output_formats(pushed_workspace, images, run_cli, tmp_path):
     ({"label": ("red",), "not_label": ("red",)}, "The filters together: 0 of 24 images match."),
     ({"row": (1,)}, "--row does not go with --to"), ({"unique": True}, "--unique does not go with --to"),
     ({"diverse": True}, "--diverse does not go"), ({"index": "x"}, "--index does not go"),
+    ({"server": "http://x:1"}, "--server does not go with --to"), ({"recall": 0.9}, "--recall does not go with --to"),
     ({"k": 20_000}, "-k 20000: Milvus gives at most 16384")])
 def test_what_selects_nothing_or_does_not_map_is_refused(pushed_workspace, images, more, message):
     root, uri = pushed_workspace

@@ -35,7 +35,8 @@ BATCH = 64  # query images embedded, and searched for, at a time
 SECONDS = 60.0  # that a request may take
 MORE = 8  # times as many candidates when globs leave too few hits
 ALONE = {"row": "rows are those of an embeddings file", "unique": "a collection is not asked for near-duplicates",
-         "diverse": "hits of a collection are ranked by nearness", "index": "the collection takes its place"}
+         "diverse": "hits of a collection are ranked by nearness", "index": "the collection takes its place",
+         "server": "the collection takes its place", "recall": "Milvus's own parameters are given by --search-param"}
 
 
 class Described:

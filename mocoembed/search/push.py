@@ -168,7 +168,8 @@ class _Push:
             self.collection.flush()
             self.collection.wait_until_indexed(lambda: self._may_stop("Stopped while Milvus made the index."))
         self._verify(ids, hashes)
-        part = dataclasses.replace(part, whole=True, before=len(self.file), **self._measured(len(parts) > 1))
+        among_others = bool(set(parts) - {self.part})
+        part = dataclasses.replace(part, whole=True, before=len(self.file), **self._measured(among_others))
         self._store(part)
         return Pushed(self.file.path, part, self.file.dimension, len(added), len(changed), len(gone), self.index)
 
