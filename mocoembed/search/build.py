@@ -24,13 +24,13 @@ from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
 from mocoembed.search.stamps import stamps_of
 from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
-from mocoembed.search.tuning import Sample, chosen, curve, measure
+from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, measure
 from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
 BLOCK_BYTES = 1 << 25  # of vectors that are added at a time
-LEAST_TRAINED = 2  # rows that an index with lists is made of
+LEAST_HELD_OUT = 2  # rows; a smaller collection is not tuned
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,8 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     """What is tried, one after the other, each within the cap of memory; `MocoembedError` when nothing is."""
     cap = size_in_bytes(config, "memory")
     if config.type != "auto":
-        kind = kind_of(config.type)
-        FaissIndex.empty(file.dimension, Plan(kind, len(file), file.dimension).factory)  # or FAISS says why not
-        plan = Plan(kind, len(file), file.dimension)
+        plan = Plan(kind_of(config.type), len(file), file.dimension)
+        FaissIndex.empty(file.dimension, plan.factory)  # or FAISS says why not
         require_cap(plan, cap)
         return [plan]
     small = 4 * len(file) * file.dimension <= FLAT_BYTES
@@ -103,7 +102,7 @@ def _built(plan: Plan, file: EmbeddingFile, config: IndexConfig, output: pathlib
     with within_memory(what, plan.peak):
         index = FaissIndex.empty(file.dimension, plan.factory, metric_of(file))
         ids, exact = file.ids(), plan.kind.name == "flat"
-        sample = None if exact or len(file) < LEAST_TRAINED / 0.2 else Sample.held_out(file, stop)
+        sample = None if exact or len(file) < LEAST_HELD_OUT / HELD_SHARE else Sample.held_out(file, stop)
         held = np.zeros(len(file), bool)
         if sample is not None:
             held[sample.rows] = True

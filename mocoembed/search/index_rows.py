@@ -44,6 +44,16 @@ class Effort:
                        candidates=math.ceil(self.candidates * share))
 
 
+def others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(S, k + 1) bool: all of the rows `found` (S, k + 1) but the query itself, which is one of `rows` (S,).
+
+    Where it was not found, as among more copies of it than k, the last one is left out, so k are left everywhere.
+    """
+    other = found != rows[:, None]
+    other[other.all(axis=1), -1] = False
+    return other
+
+
 class IndexRows:
     """An index and the embeddings file it was built from; `index` has `search(vectors, k, breadth)` and a length."""
 

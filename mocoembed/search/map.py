@@ -25,6 +25,7 @@ from mocoembed.memory import within_memory
 from mocoembed.search.build import require_vectors
 from mocoembed.search.duplicates import EXACT_ROWS, PROBED, TRAINED_ON, unit
 from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.index_rows import others
 from mocoembed.search.kinds import WORKING_BYTES
 from mocoembed.search.map_file import ImageMap, map_file_of, read_map, write_map
 from mocoembed.workspace import Workspace
@@ -111,11 +112,9 @@ class _Making:
         for block in range(self.blocks):
             some = self.vectors[block * BLOCK:(block + 1) * BLOCK]
             cosines, found = index.search(some, k + 1)
-            own = np.arange(block * BLOCK, block * BLOCK + len(some))[:, None]
-            # Itself goes to the end; where more copies than k hid it, the last of them does.
-            order = np.argsort(found == own, axis=1, kind="stable")[:, :k]
-            rows.append(np.take_along_axis(found, order, 1))
-            distances.append(np.sqrt((2 - 2 * np.take_along_axis(cosines, order, 1)).clip(0)))
+            other = others(found, np.arange(block * BLOCK, block * BLOCK + len(some)))
+            rows.append(found[other].reshape(-1, k))
+            distances.append(np.sqrt((2 - 2 * cosines[other].reshape(-1, k)).clip(0)))
             self._tell(block + 1)
         return np.concatenate(rows), np.concatenate(distances)
 

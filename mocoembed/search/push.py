@@ -34,7 +34,7 @@ from mocoembed.search.milvus_rows import (
     require_same,
     rows_of,
 )
-from mocoembed.search.tuning import Sample, others, recall
+from mocoembed.search.tuning import Sample, recall
 from mocoembed.workspace import Workspace
 
 BATCH_BYTES, ROW_BYTES = 1 << 23, 400  # of rows in a request; of a row beside its vector
@@ -244,6 +244,5 @@ class _Push:
             seconds.append(time.perf_counter() - begun)
             found[place, :len(hits)] = [row_of.get(hit["id"], -1) for hit in hits]
             self._may_stop("Stopped while measuring.")
-        found = others(found, sample.rows) if sample.stored else found
-        return {"recall_at_10": float(recall(self.file, sample, found).mean()),
+        return {"recall_at_10": float(recall(self.file, sample, sample.without_queries(found)).mean()),
                 "latency_ms": 1e3 * float(np.median(seconds))}

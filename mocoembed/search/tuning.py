@@ -15,7 +15,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.files import StopRequest
 from mocoembed.search.exact import ExactRows, scores_of
 from mocoembed.search.faiss_index import FaissIndex
-from mocoembed.search.index_rows import TUNED_FOR, Effort, IndexRows
+from mocoembed.search.index_rows import TUNED_FOR, Effort, IndexRows, others
 
 HELD_OUT, HELD_SHARE = 500, 0.2  # rows as queries: so many, but at most this share of all
 STORED = 100  # queries for an index that is not tuned
@@ -63,6 +63,10 @@ class Sample:
         """Hits that are compared."""
         return self.bounds.shape[1]
 
+    def without_queries(self, found: np.ndarray) -> np.ndarray:
+        """(S, k) of the rows `found` (S, k), or (S, k + 1) where the queries are stored: without these themselves."""
+        return found[others(found, self.rows)].reshape(len(found), -1) if self.stored else found
+
 
 def _bounds(exact: ExactRows, queries: np.ndarray, k: int, stop: StopRequest) -> np.ndarray:
     found = []
@@ -93,19 +97,12 @@ def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequ
     begun = time.perf_counter()
     found = rows.nearest(sample.queries, sample.k + sample.stored)[1]
     batch = time.perf_counter() - begun
-    found = others(found, sample.rows) if sample.stored else found
+    found = sample.without_queries(found)
     each = recall(file, sample, found)
     stop.raise_if_set(STOPPED)
     return {"recall_at_10": float(each.mean()), "recall_error": float(each.std() / np.sqrt(len(each))),
             "recall_at_1": float(recall(file, sample, found[:, :1]).mean()),
             "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch / len(each)}
-
-
-def others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(S, k) of `found` (S, k + 1): without the query itself, or without the last where it was not found."""
-    itself = found == rows[:, None]
-    itself[~itself.any(axis=1), -1] = True
-    return found[~itself].reshape(len(found), -1)
 
 
 def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool, stop: StopRequest) -> Iterator[dict]:
@@ -114,17 +111,15 @@ def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool,
     Of the numbers of candidates, the least that more of them does not improve is taken. The curve ends where all is
     found.
     """
-    ids = file.ids()
-    candidates = list(CANDIDATES) if reranks else [0]
+    rows, candidates = IndexRows(index, file, Effort()), list(CANDIDATES) if reranks else [0]
     for breadth in _breadths(index):
         while True:
-            effort = Effort(breadth, candidates[0])
-            point = {**effort.parameters(index.breadth_name),
-                     **measure(IndexRows(index, file, effort, ids=ids), file, sample, stop)}
+            rows.effort = Effort(breadth, candidates[0])
+            point = {**rows.effort.parameters(index.breadth_name), **measure(rows, file, sample, stop)}
             if len(candidates) == 1:
                 break
-            more = IndexRows(index, file, Effort(breadth, candidates[1]), ids=ids).nearest(sample.queries, sample.k)[1]
-            if recall(file, sample, more).mean() < point["recall_at_10"] + WORTH:
+            rows.effort = Effort(breadth, candidates[1])
+            if recall(file, sample, rows.nearest(sample.queries, sample.k)[1]).mean() < point["recall_at_10"] + WORTH:
                 break
             del candidates[0]
         yield point

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mocoembed.data.images import NO_LABEL
+from mocoembed.search.index_rows import others
 from mocoembed.serve.collection import Collection
 from mocoembed.serve.jobs import Job
 
@@ -46,8 +47,7 @@ def _neighbours(collection: Collection, job: Job) -> tuple[np.ndarray, np.ndarra
     for first in range(0, count if k else 0, BLOCK):
         some = np.arange(first, min(first + BLOCK, count))
         near, found = collection.pair.nearest(collection.file.embeddings[some], k + 1)
-        other = found != some[:, None]
-        other[other.all(axis=1), -1] = False  # a row that did not find itself among its copies
+        other = others(found, some)
         rows[some], scores[some] = found[other].reshape(-1, k), near[other].reshape(-1, k)
         job.progress(int(some[-1]) + 1, count)
         job.raise_if_set()
