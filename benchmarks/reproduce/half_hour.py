@@ -12,8 +12,8 @@ three seeds and looks at the test images once for each; what it prints is the re
 what is there is not run again, and a pretraining that was stopped goes on. Nothing else should run on the machine: each
 command has both cores.
 
-Expected, before it ran: 56 % or more, 49.2 % having been reached by `base` with 14 epochs in bf16. End-to-end and a smaller K
-gain, because few steps are taken; a wider network loses, because it takes fewer.
+Expected, before it ran: 56 % or more, 49.2 % having been reached by `base` with 14 epochs in bf16. End-to-end and a
+smaller K gain, because few steps are taken; a wider network loses, because it takes fewer.
 """
 
 import json
