@@ -21,7 +21,7 @@ CI = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Measured:
-    """A number in percent, and how sure it is."""
+    """A number, in percent unless its name says otherwise, and how sure it is."""
 
     value: float
     ci95: tuple[float, float] | None
