@@ -3,11 +3,10 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, table, value_text
+from mocoembed.cli.output import note, one_line, put, put_classes, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import KnnConfig
 
-SHOWN_CLASSES = 20
 NAMES = {"top1": "top-1", "top5": "top-5", "majority": "majority", "balanced": "balanced", "ap": "AP"}
 
 
@@ -63,10 +62,7 @@ def _show(result, suspects: bool):
             "the bank")
     put("\n" + table(["baseline", "top-1"], [[name, value_text(values["top1"])]
                                              for name, values in result.baselines.items()], "top-1"))
-    if len(result.by_class) <= SHOWN_CLASSES:
-        rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}", _percent(one["precision"])]
-                for name, one in result.by_class.items()]
-        put("\n" + table(["class", "images", "top-1", "precision"], rows, "images top-1 precision"))
+    put_classes(result.by_class, {"top1": "top-1", "precision": "precision"})
     if suspects and result.suspects:
         rows = [[one_line(one.label), f"{one.own_share:.0f}", one_line(one.suggested), f"{one.share:.0f}",
                  one_line(one.path)] for one in result.suspects]
@@ -74,11 +70,6 @@ def _show(result, suspects: bool):
             + table(["label", "vote %", "suggested", "vote %", "path"], rows, "vote %"))
     elif suspects:
         put("no suspected wrong labels")
-
-
-def _percent(value: float) -> str:
-    """With two decimals; a dash where there is none, as the precision of a class that nothing is taken for."""
-    return "-" if value != value else f"{value:.2f}"
 
 
 def _draw(result, sheet):

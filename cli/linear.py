@@ -3,12 +3,11 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, table, value_text
+from mocoembed.cli.output import note, put, put_classes, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import LinearConfig
 from mocoembed.errors import MocoembedError
 
-SHOWN_CLASSES = 20
 NAMES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "ap": "AP"}
 
 
@@ -56,8 +55,4 @@ def show(result):
     header = ["", *(NAMES[name] for name in names)]
     put(table(header, rows))
     put(result.summary())
-    per_class = result.as_json()["per_class"]
-    if len(per_class) <= SHOWN_CLASSES:
-        rows = [[one_line(name), str(one["count"]), f"{one['top1']:.2f}",
-                 "" if one["precision"] is None else f"{one['precision']:.2f}"] for name, one in per_class.items()]
-        put("\n" + table(["class", "images", "top-1", "precision"], rows, "images top-1 precision"))
+    put_classes(result.as_json()["per_class"], {"top1": "top-1", "precision": "precision"})

@@ -4,6 +4,8 @@ import os
 
 import click
 
+SHOWN_CLASSES = 20  # of which a table by class is printed
+
 
 def table(header: list[str], rows: list[list[str]], right: str = "") -> str:
     """Text columns under a header, two spaces apart; the columns whose names are in `right` are aligned right."""
@@ -26,6 +28,24 @@ def value_text(value, with_interval: bool = True) -> str:
         return ""
     interval = f" ({value.ci95[0]:.1f}-{value.ci95[1]:.1f})" if with_interval and value.ci95 else ""
     return f"{value.value:.2f}{interval}"
+
+
+def put_classes(by_class: dict[str, dict], columns: dict[str, str]):
+    """Print a table with a line for each class: its images and `columns` (key -> heading), with two decimals.
+
+    A dash stands where there is no value, as for the precision of a class that nothing is taken for. Nothing
+    for no classes, nor for more than are read.
+    """
+    if not 0 < len(by_class) <= SHOWN_CLASSES:
+        return
+    rows = [[one_line(name), str(one["count"]), *(two_decimals(one[key]) for key in columns)]
+            for name, one in by_class.items()]
+    put("\n" + table(["class", "images", *columns.values()], rows, " ".join(["images", *columns.values()])))
+
+
+def two_decimals(value: float | None) -> str:
+    """A number as in tables; a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:.2f}"
 
 
 def put(text: str, newline: bool = True):

@@ -3,11 +3,10 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, table, value_text
+from mocoembed.cli.output import note, put, put_classes, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import RetrievalConfig
 
-SHOWN_CLASSES = 20
 WORDS = {"map": "mAP", "map_at_r": "mAP@R", "r_precision": "R-precision"}
 
 
@@ -53,6 +52,4 @@ def retrieval(as_json, **values):
         rows = [[name, *(value_text(one, False) for one in values.values())]
                 for name, values in result.baselines.items()]
         put("\n" + table(["baseline", *WORDS.values()], rows, " ".join(WORDS.values())))
-    if 0 < len(result.per_class) <= SHOWN_CLASSES:
-        rows = [[one_line(name), str(one["count"]), f"{one['map']:.2f}"] for name, one in result.per_class.items()]
-        put("\n" + table(["class", "images", "mAP"], rows, "images mAP"))
+    put_classes(result.per_class, {"map": "mAP"})

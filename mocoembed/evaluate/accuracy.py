@@ -16,22 +16,22 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate import baselines, measures
 from mocoembed.evaluate.folds import few_of_each, same_image
-from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.measures import FEWEST_FOR_TOP5, Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import (
     Overlap,
     Side,
+    classes_of,
     overlap,
+    queries_beside,
     read_side,
     require_classes,
     require_labelled,
-    require_same_vectors,
 )
 from mocoembed.evaluate.suspects import Suspect, find_suspects
 from mocoembed.evaluate.through_index import neighbours_of
 from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
 from mocoembed.evaluate.votes import Votes, count_votes
-from mocoembed.files import require_file
 from mocoembed.knn import bank_size, classify
 from mocoembed.model.precision import Compute
 from mocoembed.notes import counted
@@ -39,7 +39,6 @@ from mocoembed.recipes import KNN_PRESETS
 from mocoembed.workspace import Workspace
 
 DEFAULT_K, DEFAULT_TEMPERATURE = (200,), (0.1,)
-FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
 
 
 @dataclass(frozen=True)
@@ -210,8 +209,7 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
     require_labelled(bank, 2 if leave_one_out else 1, "kNN accuracy")
     require_labelled(queries, 1, "kNN accuracy")
     require_classes(bank, queries, "kNN accuracy")
-    bank_classes = sorted(set(bank.names))
-    classes = [*bank_classes, *sorted(set(queries.names) - set(bank_classes))]
+    classes, bank_classes = classes_of(bank, queries), len(set(bank.names))
     number = {name: place for place, name in enumerate(classes)}
     device = bank.vectors.device
     bank_labels = torch.tensor([number[name] for name in bank.names], device=device)
@@ -224,7 +222,7 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
     most = bank_size(len(bank.names), leave_one_out)
     scores, per_class_ap = [], None
     for place, (k, temperature) in enumerate(settings):
-        values, ap = values_of(votes, place, truth, len(bank_classes), len(classes))
+        values, ap = values_of(votes, place, truth, bank_classes, len(classes))
         per_class_ap = ap if place == 0 else per_class_ap
         scores.append(KnnScore(min(k, most), k, temperature, values["top1"].value,
                                values["top5"].value if "top5" in values else None, values))
@@ -272,17 +270,12 @@ def top1_of(bank: Side, queries: Side, number: dict[str, int], setting: tuple[in
 
 def read_sides(config: KnnConfig) -> tuple[Side, Side]:
     """Bank and queries, on the device; one and the same when the queries are not given."""
-    bank_path = Workspace(config.workspace).embeddings_file(config.bank)
     device = Compute.of(config.device, "fp32").device
-    with EmbeddingFile(bank_path) as file:
+    with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.bank)) as file:
         require_preset(file, config.preset)
-        if config.queries is None:
+        with queries_beside(file, config.queries) as other:
             bank = read_side(file, device, streamed=True)
-            return bank, bank
-        query_path = require_file(config.queries, "The embeddings file", "mocoembed embed FOLDER")
-        with EmbeddingFile(query_path) as other:
-            require_same_vectors(file, other)
-            return read_side(file, device, streamed=True), read_side(other, device, streamed=True)
+            return bank, bank if other is file else read_side(other, device, streamed=True)
 
 
 def settings_of(config: KnnConfig) -> list[tuple[int, float]]:

@@ -16,19 +16,19 @@ from mocoembed.errors import CollectionError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import baselines, majority_class
 from mocoembed.evaluate.folds import few_of_each, folds_of, parse_labels, same_image
-from mocoembed.evaluate.linear_result import FEWEST_FOR_TOP5, LinearResult, Repeat
+from mocoembed.evaluate.linear_result import LinearResult, Repeat
 from mocoembed.evaluate.logistic import PENALTIES
-from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.measures import FEWEST_FOR_TOP5, Measured
 from mocoembed.evaluate.penalty import Rows, Search, learn
 from mocoembed.evaluate.sides import (
     Side,
+    classes_of,
     overlap,
+    queries_beside,
     read_side,
     require_classes,
     require_labelled,
-    require_same_vectors,
 )
-from mocoembed.files import require_file
 from mocoembed.knn import neighbours
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
@@ -62,15 +62,11 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
 
 def read_sides(config: LinearConfig) -> tuple[Side, Side]:
     """Training and test rows, on the device; one and the same without TEST."""
-    train_path = Workspace(config.workspace).embeddings_file(config.train)
     device = Compute.of(config.device, "fp32").device
-    with EmbeddingFile(train_path) as file:
-        if config.test is None:
-            train = read_side(file, device, what=WHAT)
-            return train, train
-        with EmbeddingFile(require_file(config.test, "The embeddings file", "mocoembed embed FOLDER")) as other:
-            require_same_vectors(file, other)
-            return read_side(file, device, what=WHAT), read_side(other, device, what=WHAT)
+    with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.train)) as file, \
+            queries_beside(file, config.test) as other:
+        train = read_side(file, device, what=WHAT)
+        return train, train if other is file else read_side(other, device, what=WHAT)
 
 
 def require_learnable(train: Side, test: Side, config: LinearConfig):
@@ -99,8 +95,8 @@ def notes_on_labels(train: Side, config: LinearConfig) -> list[str]:
 def measure(train: Side, test: Side, config: LinearConfig,
             progress: Progress = lambda done, total: None) -> tuple[list[list[Repeat]], list[str]]:
     """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone."""
-    known = sorted(set(train.names))
-    classes = [*known, *sorted(set(test.names) - set(known))]
+    classes = classes_of(train, test)
+    known = classes[:len(set(train.names))]
     number = {name: place for place, name in enumerate(classes)}
     truth = np.array([number[name] for name in test.names])
     groups = same_image(train.digests)

@@ -13,8 +13,6 @@ from mocoembed.evaluate.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import Overlap, Side
 
-FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
-
 
 @dataclass(frozen=True)
 class Repeat:

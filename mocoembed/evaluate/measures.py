@@ -17,6 +17,7 @@ WITHIN_RANKING = 200  # resamples when every one has to be ranked again
 MOST_RANKED = 200_000  # queries times classes whose AP is given an interval, and a tenth of it queries
 DRAWN = 1 << 22  # numbers drawn at a time
 CI = (2.5, 97.5)
+FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
 
 
 @dataclass(frozen=True)

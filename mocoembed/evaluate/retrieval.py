@@ -23,12 +23,11 @@ from mocoembed.evaluate.sides import (
     Overlap,
     Side,
     overlap,
+    queries_beside,
     read_side,
     require_classes,
     require_labelled,
-    require_same_vectors,
 )
-from mocoembed.files import require_file
 from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
@@ -160,20 +159,14 @@ def protocol_of(config: RetrievalConfig, pairs: Pairs | None) -> Protocol:
 
 def read(config: RetrievalConfig) -> tuple[Side, Side, Pairs | None]:
     """Bank, queries (with pairs, those that are named) and pairs; one and the same side when none are given."""
-    bank_path = Workspace(config.workspace).embeddings_file(config.bank)
     device = Compute.of(config.device, "fp32").device
     labelled = config.pairs is None
-    with EmbeddingFile(bank_path) as file:
-        if config.queries is None:
-            pairs = None if labelled else read_pairs(config.pairs, file, file)
-            bank = read_side(file, device, labelled, WHAT)
-            queries = bank.only(pairs.asked(len(bank.names))) if pairs else bank
-        else:
-            with EmbeddingFile(require_file(config.queries, "The embeddings file", "mocoembed embed FOLDER")) as other:
-                require_same_vectors(file, other)
-                pairs = None if labelled else read_pairs(config.pairs, other, file)
-                bank, queries = (read_side(one, device, labelled, WHAT) for one in (file, other))
-                queries = queries.only(pairs.asked(len(queries.names))) if pairs else queries
+    with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.bank)) as file, \
+            queries_beside(file, config.queries) as other:
+        pairs = None if labelled else read_pairs(config.pairs, other, file)
+        bank = read_side(file, device, labelled, WHAT)
+        queries = bank if other is file else read_side(other, device, labelled, WHAT)
+        queries = queries.only(pairs.asked(len(queries.names))) if pairs else queries
     if labelled:
         require_labelled(bank, FEWEST if config.queries is None else 1, "retrieval")
         require_labelled(queries, 1, "retrieval")

@@ -6,6 +6,8 @@ A side knows the digest of every image, so that images on both sides of a split 
 import dataclasses
 import pathlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate.stored import StoredVectors, fits, unit_rows
+from mocoembed.files import require_file
 from mocoembed.memory import within_memory
 from mocoembed.search.threshold import LEAST_ROWS, Threshold, choose_threshold
 
@@ -141,6 +144,26 @@ def read_vectors(file: EmbeddingFile, wanted: np.ndarray) -> torch.Tensor:
         vectors[at:at + len(block)] = block
         at += len(block)
     return vectors
+
+
+@contextmanager
+def queries_beside(bank: EmbeddingFile, path: str | None) -> Iterator[EmbeddingFile]:
+    """The file of the queries, whose vectors are of the bank's kind; the bank itself without a path.
+
+    Raises `UsageError` for a missing file, `FormatError` for a damaged one, and what `require_same_vectors` raises.
+    """
+    if path is None:
+        yield bank
+        return
+    with EmbeddingFile(require_file(path, "The embeddings file", "mocoembed embed FOLDER")) as queries:
+        require_same_vectors(bank, queries)
+        yield queries
+
+
+def classes_of(bank: Side, queries: Side) -> list[str]:
+    """Names of the classes: those of the bank in their order, then those that only queries have."""
+    known = set(bank.names)
+    return [*sorted(known), *sorted(set(queries.names) - known)]
 
 
 def require_same_vectors(bank: EmbeddingFile, queries: EmbeddingFile):
