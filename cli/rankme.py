@@ -3,7 +3,7 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, table, value_text
+from mocoembed.cli.output import note, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import RankmeConfig
 
@@ -38,5 +38,11 @@ def rankme(as_json, **values):
         return
     rows = [["the encoder", result.values], *result.baselines.items()]
     put(table(["vectors", *NAMES.values()],
-              [[name, *(value_text(one[key]) for key in NAMES)] for name, one in rows], "RankMe uniformity"))
+              [[name, f"{one['rankme'].value:.1f}", _uniformity(one["uniformity"])] for name, one in rows],
+              "RankMe uniformity"))
     put(result.summary())
+
+
+def _uniformity(found) -> str:
+    interval = f" ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})" if found.ci95 else ""
+    return f"{found.value:.2f}{interval}"

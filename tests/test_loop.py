@@ -271,7 +271,7 @@ def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_
     assert result.knn.uniformity == pytest.approx(geometry.uniformity(vectors), abs=1e-5)
     draws = [draw(config.seed, 0, row, view) for view in (0, 1) for row in range(24)]
     one, other = two_views(listing, config, draws).split(24)
-    assert result.knn.alignment == pytest.approx(geometry.alignment(embedder(one), embedder(other)), rel=1e-4)
+    assert result.knn.alignment == pytest.approx(geometry.alignment(embedder(one), embedder(other)), rel=0.01)
     assert result.knn.summary().endswith(f"alignment {result.knn.alignment:.2f}")
     assert result.fingerprint == pretrain(dataclasses.replace(config, workspace=config.workspace + "/2")).fingerprint
 
