@@ -7,8 +7,8 @@ from mocoembed.model.encoder import ARCHITECTURES, Encoder, EncoderSpec
 
 WRITING = 26
 """Multiplications that a CPU does in the time in which it writes one number of a layer's output and reads it again. By
-two-parameter fits to EfficientNet-Lite0, MobileNetV3, ConvNeXt, RegNet and ViT, forward and backward, on an AMD EPYC: they
-take 1.2 to 3.7 times what their multiplications alone take, and within a fifth of what `work` says."""
+two-parameter fits to EfficientNet-Lite0, MobileNetV3, ConvNeXt, RegNet and ViT, forward and backward, on an AMD EPYC:
+they take 1.2 to 3.7 times what their multiplications alone take, and within a fifth of what `work` says."""
 
 
 def multiplications(spec: EncoderSpec, image_size: int) -> int:
@@ -22,8 +22,8 @@ def multiplications(spec: EncoderSpec, image_size: int) -> int:
 def work(spec: EncoderSpec, image_size: int) -> int:
     """`multiplications`, and for networks of other libraries as many as writing their layers' outputs takes.
 
-    Convolutions of one channel each (EfficientNet, MobileNet) multiply little and write much. Our ResNets write so little
-    that the rate of their multiplications has it in it.
+    Convolutions of one channel each (EfficientNet, MobileNet) multiply little and write much. Our ResNets write so
+    little that the rate of their multiplications has it in it.
     """
     count, written = _counted(spec, image_size)
     return count if spec.arch in ARCHITECTURES else count + WRITING * written
