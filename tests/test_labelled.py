@@ -17,7 +17,7 @@ TRANSFORM = EvaluationTransform(32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def how(**more):
-    return Augmentation.like(TRANSFORM, **{"seed": 3, "batch_size": 10, "epochs": 2, **more})
+    return Augmentation.of(TRANSFORM, **{"seed": 3, "batch_size": 10, "epochs": 2, **more})
 
 
 def all_batches(images, step=0, workers=0, **more):

@@ -44,7 +44,7 @@ class Augmentation:
     full_decode: ClassVar[bool] = False
 
     @classmethod
-    def like(cls, transform: EvaluationTransform, **more) -> "Augmentation":
+    def of(cls, transform: EvaluationTransform, **more) -> "Augmentation":
         """For an encoder that is tested with `transform`: its size, its normalisation; `more` are other fields."""
         return cls(transform.crop, transform.mean, transform.std, value_range=transform.value_range, **more)
 

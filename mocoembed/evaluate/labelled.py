@@ -6,7 +6,7 @@ by the seed, and `encoded` shows to an encoder once, as it is tested.
 
     images = labelled_images("photos/train", "TRAIN")
     learned, held_out = split(images, 0.2, seed)
-    how = Augmentation.like(frozen.transform, seed=0, batch_size=256, epochs=100)
+    how = Augmentation.of(frozen.transform, seed=0, batch_size=256, epochs=100)
     for batch in training_batches(learned, how, step, workers, pin):       # from that step on, to the last epoch
         x = augmented(batch, how, device)                                  # (N, 3, S, S)
         y = learned.classes(batch.rows, known)                             # (N,) int64
