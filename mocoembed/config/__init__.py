@@ -20,6 +20,7 @@ from mocoembed.config.knn import KnnConfig
 from mocoembed.config.linear import LinearConfig
 from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
+from mocoembed.config.probe import ProbeConfig
 from mocoembed.config.push import MilvusConfig, PushConfig
 from mocoembed.config.rankme import RankmeConfig
 from mocoembed.config.retrieval import RetrievalConfig
@@ -27,4 +28,4 @@ from mocoembed.config.serve import ServeConfig
 
 __all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
            "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig", "PretrainConfig",
-           "PushConfig", "RankmeConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
+           "ProbeConfig", "PushConfig", "RankmeConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
