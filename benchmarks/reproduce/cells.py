@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 BATCH = 128
 BASE = ["--recipe", "cifar10", "--width", "0.25", "--stem", "3x3s2", "--limit", "10000", "--batch-size", str(BATCH),
-        "--bn-groups", "4", "--lr", "0.04", "--warmup-epochs", "1", "--no-mask-same-image", "--precision", "bf16",
+        "--bn-groups", "4", "--lr", "0.04", "--warmup-epochs", "1", "--no-mask-same-image", "--precision", "fp32",
         "--cache", "ram", "--workers", "1", "--device", "cpu", "--processes", "1", "--val-every", "1000000"]
 V1_VIEWS = ["--crop-scale", "0.2,1.0", "--jitter", "0.4,0.4,0.4,0.4", "--jitter-probability", "1", "--grey-first"]
 V2_VIEWS = ["--crop-scale", "0.2,1.0", "--jitter", "0.4,0.4,0.4,0.1", "--blur-probability", "0.5"]

@@ -107,6 +107,8 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
     if settings.value_range != frozen.transform.value_range:
         say(f"--value-range {shown_range(settings.value_range)}; the encoder was pretrained with "
             f"{shown_range(frozen.transform.value_range)}")
+    if ranks.first and (slow := compute.slowness()):
+        say(slow)
 
     def first_job() -> Job:
         listing = scan(config.collections, config.labels, note=say, root=config.root, exclude=config.exclude)

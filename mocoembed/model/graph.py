@@ -23,6 +23,9 @@ KIND, CLASSIFIER_KIND = "mocoembed encoder graph", "mocoembed classifier graph"
 NOUNS = {KIND: "encoder", CLASSIFIER_KIND: "classifier"}
 AT_A_TIME = 16  # images; more at once are no faster on a CPU
 QUIET = 3  # onnxruntime's severity: errors only
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Unless this is set before onnxruntime 1.29 or newer is loaded, its own builds for Linux and macOS send the names of
+models and their timings to Microsoft, and keep an id of the machine in the user's cache."""
 
 
 def description_file(path: pathlib.Path) -> pathlib.Path:
@@ -85,6 +88,7 @@ class GraphEncoder:
 
 def session_of(path: pathlib.Path):
     """The graph, ready to be run; `MocoembedError` when onnxruntime cannot."""
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         import onnxruntime
 

@@ -1,6 +1,7 @@
 """Where and in which arithmetic the encoders run."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 from mocoembed.errors import UsageError
 from mocoembed.memory import freed_memory_kept
 
+SLOW = 1.5  # times as long as fp32, from which on bf16 is advised against
+TRIAL = (32, 16, 32)  # channels, side and images of the convolution by which bf16 is tried
 
 @dataclass(frozen=True)
 class Compute:
@@ -70,9 +73,31 @@ class Compute:
             allowed = self.precision != "fp32"
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
+    def slowness(self) -> str | None:
+        """What to say where bf16 is slower than fp32, as on a CPU without instructions for it; else `None`."""
+        if (self.device.type, self.precision) != ("cpu", "bf16") or (times := bf16_against_fp32()) < SLOW:
+            return None
+        return f"--precision bf16 is about {times:.0f} times slower than fp32 on this CPU (tried): leave the option out"
+
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module on the device, in the dtype, with channels-last weights."""
         return module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+
+
+def bf16_against_fp32() -> float:
+    """How many times as long as in float32 a small convolution takes on this CPU in bf16, forward and backward."""
+    channels, side, images = TRIAL
+    convolution = torch.nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.ones(images, channels, side, side, requires_grad=True).contiguous(memory_format=torch.channels_last)
+
+    def seconds(precision: str) -> float:
+        begun = time.perf_counter()
+        with Compute(torch.device("cpu"), precision).autocast():
+            convolution(x).sum().backward()
+        return time.perf_counter() - begun
+
+    fp32, bf16 = (min(seconds(precision) for _ in range(4)) for precision in ("fp32", "bf16"))
+    return bf16 / fp32
 
 
 @contextlib.contextmanager

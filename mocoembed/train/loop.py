@@ -110,6 +110,8 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         ranks.from_first(lambda: held.enter_context(locked(run / ".lock", f"Run {run.name!r}")))
         for text in (*lines, *notes):
             say(text)
+        if ranks.first and (slow := compute.slowness()):
+            say(slow)
         memory = plan(training, workers, say, _to_be_cached(training, listing))
         resume(training, run, listing, say)
         if ranks.first:

@@ -193,8 +193,11 @@ def _others(mine: Plan, training: Training, available: int, at_once: int) -> Ite
 
 def _in_bf16(mine: Plan, training: Training) -> Iterator[tuple[str, Plan]]:
     """By a trial on the device, which fits in fp32: without one nobody knows what autocast casts."""
+    compute = Compute(training.compute.device, "bf16")
+    if compute.slowness():
+        return
     try:
-        of_trial = measured(training.method.encoder_q, mine.config, Compute(training.compute.device, "bf16"))
+        of_trial = measured(training.method.encoder_q, mine.config, compute)
     except (MemoryError, RuntimeError):  # the device has no bf16, or no memory for it
         return
     yield "--precision bf16", dataclasses.replace(_with(mine, "precision", "bf16"), measured=of_trial)
