@@ -36,8 +36,8 @@ def description_file(path: pathlib.Path) -> pathlib.Path:
 def read_description(path: pathlib.Path, fingerprint: str, kind: str = KIND) -> dict[str, Any]:
     """What is said of the graph `path`.
 
-    Raises `FormatError` unless it is of the encoder or classifier `fingerprint`, whole, and of a known version; `OSError`
-    when it is not there. The graph itself is hashed when it is first seen or has changed.
+    Raises `FormatError` unless it is of the encoder or classifier `fingerprint`, whole, and of a known version;
+    `OSError` when it is not there. The graph itself is hashed when it is first seen or has changed.
     """
     try:
         said = json.loads(description_file(path).read_bytes())
