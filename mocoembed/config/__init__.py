@@ -21,9 +21,10 @@ from mocoembed.config.linear import LinearConfig
 from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.push import MilvusConfig, PushConfig
+from mocoembed.config.rankme import RankmeConfig
 from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
 __all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
            "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig", "PretrainConfig",
-           "PushConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
+           "PushConfig", "RankmeConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
