@@ -29,6 +29,7 @@ _HOMES = {
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
     "ProbeConfig": "config", "probe_accuracy": "evaluate.probe",
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
+    "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
