@@ -80,6 +80,7 @@ def ours(heads: Heads) -> torch.Tensor:
 
 
 def main():
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("main_lincls", help="the file of that name in facebookresearch/moco")
     path = parser.parse_args().main_lincls
