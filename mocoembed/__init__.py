@@ -29,6 +29,7 @@ _HOMES = {
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
+    "ReportConfig": "config", "make_report": "report.make",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }

@@ -18,7 +18,7 @@ STRETCHES = 240  # that a curve is drawn by
 DOTS = 60  # points that get a dot each
 COLOURS = 10
 MARK_WIDTH, MARK_HEIGHT = 200.0, 18.0
-MAP_SIDE = 720.0
+MAP_SIDE, MAP_EDGE = 720.0, 14.0
 MOST_ON_MAP = 6000
 
 
@@ -44,7 +44,9 @@ class Chart:
     across: str = "epoch"
     from_zero: bool = False
     digits: int = 2
-    """Of the last value, which stands beside the title."""
+    """Of the last value, which stands beside the title or, of several curves, in the legend."""
+    detail: str = ""
+    """Behind the title: what the numbers are of."""
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -126,8 +128,7 @@ def _axes(what: Chart, drawn) -> _Axes:
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (low if what.from_zero and low == 0 else low - room), high + room
     left = 12 + LETTER * max(len(tick_text(one) + what.unit) for one in ticks(low, high))
-    first, last = float(x.min()), float(x.max())
-    return _Axes((first, last) if last > first else (first - 0.5, last + 0.5), (low, high), left)
+    return _Axes((0.0, max(float(x.max()), 1e-9)), (low, high), left)
 
 
 def _frame(what: Chart, axes: _Axes):
@@ -146,13 +147,15 @@ def _frame(what: Chart, axes: _Axes):
 
 
 def _caption(what: Chart, curves: list[Curve]) -> Element:
-    own = [one for one in curves if not one.dashed]
-    last = f"{own[0].y[-1]:.{what.digits}f}{what.unit}".replace("-", "−")
-    heading = element("span", element("strong", what.title), " ", element("span", last, class_="last"))
+    own = [f"{one.y[-1]:.{what.digits}f}{what.unit}".replace("-", "−") for one in curves if not one.dashed]
+    heading = element("span", element("strong", what.title), " ",
+                      element("span", (own[0] if len(own) == 1 else "") + (f" ({what.detail})" if what.detail else ""),
+                              class_="last"))
     if len(curves) == 1:
         return element("figcaption", heading)
-    return element("figcaption", heading, legend([(one.name, "held" if one.dashed else f"c{number % COLOURS}")
-                                                  for number, one in enumerate(curves)]))
+    return element("figcaption", heading, legend([
+        (one.name, "held") if one.dashed else (f"{one.name} {own[number]}" if len(own) > 1 else one.name,
+                                               f"c{number % COLOURS}") for number, one in enumerate(curves)]))
 
 
 def legend(entries: list[tuple[str, str]]) -> Element:
@@ -184,7 +187,7 @@ def mark(value: float | None, interval: list[float] | None, chance: float | None
         svg.append(element("line", x1=at(interval[0]), x2=at(interval[1]), y1=middle, y2=middle,
                            class_=f"whisker {kind}"))
     if value is not None:
-        svg.append(element("circle", cx=at(value), cy=middle, r="4", class_=f"dot {kind}"))
+        svg.append(element("circle", cx=at(value), cy=middle, r="3", class_=f"dot {kind}"))
     return svg
 
 
@@ -198,14 +201,14 @@ def bar(value: float | None) -> Element:
 
 def scatter(places: np.ndarray, kinds: np.ndarray, described: str) -> Element:
     """Points (N, 2), their colour by `kinds` (N,) int: 0 to 9, or -1 for those without; the rarest lie on top."""
-    low, span = places.min(axis=0), max(float(np.ptp(places, axis=0).max()), 1e-9)
-    spread = (places - low - np.ptp(places, axis=0) / 2) / span + 0.5  # in a square, in the middle
-    at = 10 + spread * (MAP_SIDE - 20)
+    extent = np.ptp(places, axis=0)
+    at = MAP_EDGE + (places - places.min(axis=0)) / max(float(extent.max()), 1e-9) * MAP_SIDE
+    width, height = (2 * MAP_EDGE + extent / max(float(extent.max()), 1e-9) * MAP_SIDE).tolist()
     size = min(9.0, max(3.0, 220 / math.sqrt(len(at))))
-    svg = element("svg", viewBox=f"0 0 {MAP_SIDE:g} {MAP_SIDE:g}", role="img", aria_label=described, class_="map")
+    svg = element("svg", viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=described, class_="map")
     names, counts = np.unique(kinds, return_counts=True)
     for kind in names[np.lexsort((-counts, names >= 0))].tolist():
         some = at[kinds == kind]
-        svg.append(element("path", d="".join(f"M{x:.1f},{MAP_SIDE - y:.1f}h0" for x, y in some),
+        svg.append(element("path", d="".join(f"M{x:.1f},{height - y:.1f}h0" for x, y in some),
                            class_=f"points {'other' if kind < 0 else f'c{kind}'}", stroke_width=size))
     return svg

@@ -69,7 +69,7 @@ def overview(results: dict[str, dict]) -> Element | None:
     if not rows:
         return None
     return table(["result", "measure", "value", "95 %", "0 to 100 %; line: best baseline", "best baseline", "setting",
-                  "n"], rows, "All results", (2, 3, 7))
+                  "n"], rows, "The first measure of each", (2, 3, 7))
 
 
 def value_in(entry: dict) -> dict:
@@ -79,8 +79,10 @@ def value_in(entry: dict) -> dict:
 
 def result_section(place: int, path: str, result: dict) -> Element:
     """Everything about one result."""
-    return section(title_of(path, result), facts(_about(result)), _measures(result), _baselines(result),
-                   _choice(result), _per_class(result), _confusion(result), _repeats(result), _settings(result),
+    parts = [_measures(result), _baselines(result), _per_class(result), _confusion(result), _choice(result),
+             _repeats(result)]
+    return section(title_of(path, result), facts(_about(result)),
+                   element("div", *(one for one in parts if one is not None), class_="parts"), _settings(result),
                    command(result.get("command")), anchor=anchor_of(place))
 
 
@@ -124,10 +126,10 @@ def _measures(result: dict) -> Element:
     header = ["measure", "setting", "value", "95 %", "chance", "0 to 100 %" if result.get("unit") else "unit", "n"]
     methods = {value["method"] for entry in entries for value in measures_of(entry).values() if value.get("method")}
     made = table([header[i] for i in kept], [[row[i] for i in kept] for row in rows],
-                 "Measures" + (", in percent" if result.get("unit") == "percent" else ""),
+                 "In percent" if result.get("unit") == "percent" else "Each in its own unit",
                  [place for place, i in enumerate(kept) if i in (2, 3, 4, 6)])
     note = element("p", f"Intervals: {'; '.join(sorted(methods))}.", class_="pale") if methods else None
-    return element("div", made, note)
+    return section("Measures", made, note, level=3)
 
 
 def _baselines(result: dict) -> Element | None:
@@ -143,7 +145,7 @@ def _baselines(result: dict) -> Element | None:
             if first and is_percent(result, first) and result.get("unit") else None
         rows.append([who, percent(first.get("value")), interval_text(first), drawn,
                      *(percent(values.get(name, {}).get("value")) for name in shared[1:])])
-    kept = [i for i in range(len(rows[0])) if i != 3 or result.get("unit") == "percent"]
+    kept = [i for i in range(len(rows[0])) if i not in (2, 3) or any(row[i] not in (None, "") for row in rows)]
     header = ["vectors", words(shared[0]), "95 %", "0 to 100 %", *map(words, shared[1:])]
     return section("Beside what needs no training", table(
         [header[i] for i in kept], [[row[i] for i in kept] for row in rows], "The same protocol, other vectors",
@@ -170,7 +172,7 @@ def _per_class(result: dict) -> Element | None:
     if not classes:
         return None
     told = [name for name in classes[0][1] if name != "count"]
-    caption, shown = "By class", classes
+    caption, shown = f"{len(classes)} classes", classes
     if len(classes) > SHOWN_CLASSES:
         shown = sorted(classes, key=lambda one: _sortable(one[1].get(told[0])))[:SHOWN_CLASSES]
         caption = f"The {SHOWN_CLASSES} of {len(classes)} classes with the lowest {words(told[0])}"

@@ -101,10 +101,9 @@ def run_section(run: Run) -> Element:
 
 def _settings(run: Run):
     config, last = run.config, run.steps
-    collection = config.get("collection") or {}
     yield "images", config.get("images")
-    yield "collection", collection and f"{collection.get('images'):,} images, listing " \
-        f"{str(collection.get('listing'))[:12]}"
+    if collection := config.get("collection"):
+        yield "collection", f"{collection['images']:,} images, listing {collection['listing'][:12]}"
     yield "recipe", config.get("recipe")
     yield "network", config and " ".join(str(config.get(name)) for name in ("arch", "stem")) \
         + f", width {number(config.get('width')):g}, head {config.get('head')}, C {config.get('dim')}"
@@ -134,23 +133,21 @@ def charts_of(run: Run) -> list[Chart]:
     def evaluated(name: str) -> np.ndarray:
         return np.array([number(one.get(name)) for one in run.evaluations])
 
-    words = {"knn_k": "k", "images": "images", "rankme_n": "n"}
-    told = {name: f"{short} {run.evaluations[-1][name]}" for name, short in words.items()
-            if run.evaluations and name in run.evaluations[-1]}
+    last = run.evaluations[-1] if run.evaluations else {}
     return [
         Chart("Loss", [Curve("loss", epochs, steps["loss"]),
                        Curve(f"ln(K+1) = {steps['chance'][-1]:.2f}, chance", flat, steps["chance"][[0, -1]], True)]),
         Chart("Pretext accuracy", [Curve("top-1", epochs, 100 * steps["top1"]),
                                    Curve("top-5", epochs, 100 * steps["top5"])], " %", from_zero=True, digits=1),
-        Chart(f"kNN accuracy ({', '.join(filter(None, map(told.get, ('knn_k', 'images'))))})",
-              [Curve("kNN top-1", at, evaluated("knn_top1"))], " %"),
+        Chart("kNN accuracy", [Curve("kNN top-1", at, evaluated("knn_top1"))], " %",
+              detail=f"k {last.get('knn_k')}, {number(last.get('images')):,.0f} images"),
         Chart("Learning rate", [Curve("learning rate", epochs, steps["lr"])], from_zero=True, digits=4),
         Chart("Speed", [Curve("speed", epochs, steps["images_per_second"])], from_zero=True, digits=0,
               unit=" /s"),
         Chart("Waiting for images", [Curve("waiting", epochs, 100 * steps["waiting"])], " %", from_zero=True, digits=1),
-        Chart("Spread of the queries (1 even, 0 collapsed)", [Curve("spread", epochs, steps["spread"])],
-              from_zero=True),
-        Chart(f"RankMe ({told.get('rankme_n', '')})", [Curve("RankMe", at, evaluated("rankme"))], digits=1),
+        Chart("Spread of the queries", [Curve("spread", epochs, steps["spread"])], from_zero=True,
+              detail="1 even, 0 collapsed"),
+        Chart("RankMe", [Curve("RankMe", at, evaluated("rankme"))], digits=1, detail=f"n {number(last.get('rankme_n')):,.0f}"),
         Chart("Uniformity and alignment", [Curve("uniformity", at, evaluated("uniformity")),
                                            Curve("alignment", at, evaluated("alignment"))]),
     ]
