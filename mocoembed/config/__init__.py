@@ -5,6 +5,7 @@ Values are checked when a config is made: a wrong one raises `UsageError` naming
 is allowed.
 """
 
+from mocoembed.config.classify import ClassifyConfig
 from mocoembed.config.commands import (
     ConvertConfig,
     DemoConfig,
@@ -26,6 +27,7 @@ from mocoembed.config.report import ReportConfig
 from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
-__all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
-           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig", "PretrainConfig",
-           "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
+__all__ = ["ClassifyConfig", "CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig",
+           "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig",
+           "PretrainConfig", "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig", "SearchConfig",
+           "ServeConfig"]
