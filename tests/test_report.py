@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -141,7 +142,7 @@ def test_long_curves_are_drawn_by_stretches():
     found = charts.stretches(x, y)
     assert all(len(one) == charts.STRETCHES for one in found)
     ends = [int(i * 1000 / charts.STRETCHES) for i in range(charts.STRETCHES + 1)]
-    for i, (first, end) in enumerate(zip(ends, ends[1:])):
+    for i, (first, end) in enumerate(itertools.pairwise(ends)):
         piece = y[first:end]
         assert [one[i] for one in found[1:]] == pytest.approx([piece.mean(), piece.min(), piece.max()])
     assert charts.stretches(x[:5], y[:5])[1] is not None

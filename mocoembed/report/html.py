@@ -51,8 +51,8 @@ def table(header: list[str], rows: list[list[Child]], caption: str, numbers: Ite
     """A table that scrolls by itself where it is wider than the page; `numbers` are columns aligned right."""
     right = set(numbers)
 
-    def cell(tag: str, column: int, content: Child, **more) -> Element:
-        return element(tag, content, class_="number" if column in right else None, **more)
+    def cell(tag: str, column: int, content: Child, scope: str | None = None) -> Element:
+        return element(tag, content, class_="number" if column in right else None, scope=scope)
 
     head = element("tr", *(cell("th", i, name, scope="col") for i, name in enumerate(header)))
     body = [element("tr", cell("th", 0, row[0], scope="row"), *(cell("td", i, one) for i, one in enumerate(row[1:], 1)))

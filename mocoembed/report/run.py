@@ -147,7 +147,8 @@ def charts_of(run: Run) -> list[Chart]:
         Chart("Waiting for images", [Curve("waiting", epochs, 100 * steps["waiting"])], " %", from_zero=True, digits=1),
         Chart("Spread of the queries", [Curve("spread", epochs, steps["spread"])], from_zero=True,
               detail="1 even, 0 collapsed"),
-        Chart("RankMe", [Curve("RankMe", at, evaluated("rankme"))], digits=1, detail=f"n {number(last.get('rankme_n')):,.0f}"),
+        Chart("RankMe", [Curve("RankMe", at, evaluated("rankme"))], digits=1,
+              detail=f"n {number(last.get('rankme_n')):,.0f}"),
         Chart("Uniformity and alignment", [Curve("uniformity", at, evaluated("uniformity")),
                                            Curve("alignment", at, evaluated("alignment"))]),
     ]
