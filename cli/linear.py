@@ -6,7 +6,7 @@ import click
 
 from mocoembed.checks import option_name
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, table, value_text
+from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.errors import MocoembedError, UsageError
@@ -46,9 +46,7 @@ def linear(as_json, **values):
     for line in result.notes():
         note(line)
     if as_json:
-        from mocoembed.evaluate.result import text_of
-
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
     else:
         show(result)
     if isinstance(config, LinearConfig):
