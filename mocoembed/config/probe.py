@@ -30,8 +30,9 @@ class PublishedProtocol:
 
 
 PROTOCOLS = {
-    "moco": PublishedProtocol("facebookresearch/moco, main_lincls.py", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), 30.0,
-                              False, "steps", 100, 256, "normal", False),
+    "moco": PublishedProtocol("facebookresearch/moco, main_lincls.py",
+                              (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), 30.0, False, "steps", 100, 256,
+                              "normal", False),
     "dino": PublishedProtocol("facebookresearch/dino, eval_linear.py", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
                               1e-3, True, "cosine-epochs", 100, 1024, "normal", False),
     "lightly": PublishedProtocol("lightly-ai/lightly, benchmarks/imagenet/resnet50/linear_eval.py",
