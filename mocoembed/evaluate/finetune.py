@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     repeats = [Repeat(seed, one.frozen.provenance["images"], one.frozen.provenance["steps"], truth,
                       found.softmax(dim=1).numpy()) for seed, one, found in zip(run.seeds, classifiers, logits)]
     started, none = run.start(run.seeds[0]), torch.zeros(1, frozen.dimension("backbone"))
-    bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # no vectors are compared
+    bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
     return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
         int(shared_bytes(queries, bank, False).sum()), None, None, True), classifiers[0], path, run.folder,
         str(run.device), time.perf_counter() - begun)
