@@ -19,9 +19,9 @@ NAMES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map_at_r": "mAP@R", "r
 def compare(as_json, **values):
     """Compare results of evaluations: side by side, and the difference of each to the first on the same queries.
 
-    RESULT is a file with what knn, linear or retrieval print with --json. The interval of a difference is a paired
-    bootstrap over the queries; p is McNemar's exact test for right and wrong. Differences between protocols or images
-    are refused, as they are none between encoders; --anyway tells them.
+    RESULT is a file with what knn, linear, retrieval or finetune print with --json. The interval of a difference is a
+    paired bootstrap over the queries; p is McNemar's exact test for right and wrong. Differences between protocols or
+    images are refused, as they are none between encoders; --anyway tells them.
 
     \b
       mocoembed knn resnet18.h5 -k 20 --json > resnet18.json

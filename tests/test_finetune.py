@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mocoembed.config import CompareConfig, FinetuneConfig
 from mocoembed.data.augmentation import Augmentation, augmented
-from mocoembed.errors import CollectionError, Interrupted, TrainingError, UsageError
+from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
 from mocoembed.evaluate import finetuning
 from mocoembed.evaluate.compare import compare_results
 from mocoembed.evaluate.finetune import finetune
@@ -163,6 +163,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_result(done, tmp_path, encoder,
     monkeypatch.setattr(FineTuning, "_one_step", interrupted)
     with pytest.raises(Interrupted, match="Run the same command again"):
         finetune(config)
+    with pytest.raises(FormatError, match="a checkpoint of mocoembed finetune, not of a pretraining"):
+        open_encoder(str(next((tmp_path / "finetune").iterdir())), Workspace(tmp_path))
     with pytest.raises(SystemError):
         finetune(config)
     monkeypatch.undo()
