@@ -20,8 +20,8 @@ def compare(as_json, **values):
     """Compare results of evaluations: side by side, and the difference of each to the first on the same queries.
 
     RESULT is a file with what knn, linear or retrieval print with --json. The interval of a difference is a paired
-    bootstrap over the queries; p is McNemar's exact test for right and wrong. Differences between protocols or images
-    are refused, as they are none between encoders; --anyway tells them.
+    bootstrap over the queries; p is McNemar's exact test for right and wrong. Results of different protocols or
+    images are refused, because their difference is not one between encoders; --anyway compares them nevertheless.
 
     \b
       mocoembed knn resnet18.h5 -k 20 --json > resnet18.json

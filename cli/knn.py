@@ -21,7 +21,7 @@ def knn(as_json, sheet, **values):
 
     The labelled images of the embeddings file BANK vote on those of QUERIES. Without QUERIES, each image of BANK
     is classified by all the others (leave-one-out). Every k is combined with every temperature. Values are in percent,
-    with an interval of 95 %. majority: every vote counts the same. balanced: mean top-1 of the classes. AP: mean
+    with 95 % confidence intervals. majority: every vote counts the same. balanced: mean top-1 of the classes. AP: mean
     average precision of the classes, by their share of the vote. The table lists up to twenty classes, for the first k
     and temperature; --json has all of them.
 

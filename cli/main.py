@@ -48,7 +48,7 @@ def cli(debug):
       mocoembed serve                 search, map and duplicates in the browser
       mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
-      mocoembed linear                measure how well a linear classifier tells the labels
+      mocoembed linear                measure how well a linear classifier predicts the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed rankme                measure without labels how many directions the vectors use
       mocoembed classify IMAGE        tell the label of an image

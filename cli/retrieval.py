@@ -25,9 +25,9 @@ def retrieval(as_json, **values):
     """Measure how well searching ranks: whether the images with a query's label come first.
 
     Each image of the embeddings file QUERIES ranks all those of BANK. Without QUERIES, each image of BANK ranks all the
-    others (leave-one-out). --pairs says what should be found instead of labels. Values are in percent, with an interval
-    of 95 %; beside them stands what a random ranking gets. R is the number of images that should be found. mAP@R and
-    R-precision look at the first R hits, and `over` says what is divided by.
+    others (leave-one-out). --pairs says what should be found instead of labels. Values are in percent, with 95 %
+    confidence intervals, beside the values of a random ranking. R is the number of images that should be found. mAP@R
+    and R-precision look at the first R hits, and `over` says what is divided by.
 
     \b
       mocoembed retrieval
