@@ -58,13 +58,11 @@ class Cell(NamedTuple):
     task: str
     pretrained: bool
     norm: str = "trained"
-    published: str = ""
-    """AP of the paper's Table 2b (PASCAL VOC, R50-C4), of five trials."""
 
 
 CELLS = {
-    "detection-random": Cell("random", "detection", False, published="33.8"),
-    "detection-pretrained": Cell("pretrained", "detection", True, published="55.9"),
+    "detection-random": Cell("random", "detection", False),
+    "detection-pretrained": Cell("pretrained", "detection", True),
     "detection-random-frozen": Cell("random, BatchNorm frozen", "detection", False, "frozen"),
     "detection-pretrained-frozen": Cell("pretrained, BatchNorm frozen", "detection", True, "frozen"),
     "segmentation-random": Cell("random", "segmentation", False),
@@ -120,13 +118,13 @@ def run_trial(name: str, cell: str, seed: int, output: pathlib.Path, quick: bool
 
 def task_table(task: str, found: Found) -> str:
     """The cells of a task that have results: mean with t-interval, and standard deviation over the trials."""
-    rows = [["backbone", *(head for figure in FIGURES[task] for head in (f"{figure}, %", "deviation")), "paper's AP"]]
+    rows = [["backbone", *(head for figure in FIGURES[task] for head in (f"{figure}, %", "deviation"))]]
     for name, cell in CELLS.items():
         if cell.task == task and name in found:
             trials = list(found[name].values())
             columns = [[trial[figure] for trial in trials] for figure in FIGURES[task]]
             rows.append([cell.label, *(text for values in columns
-                                       for text in (mean_of(values).shown(), _deviation(values))), cell.published])
+                                       for text in (mean_of(values).shown(), _deviation(values)))])
     return markdown(rows) if len(rows) > 1 else ""
 
 
