@@ -17,7 +17,7 @@ from mocoembed.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
-            "retrieval", "rankme", "compare", "classify", "duplicates", "convert", "info")
+            "retrieval", "rankme", "compare", "report", "classify", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -53,6 +53,7 @@ def cli(debug):
       mocoembed rankme                measure without labels how many directions the vectors use
       mocoembed classify IMAGE        tell the label of an image
       mocoembed compare A B           compare results of these two, image by image
+      mocoembed report                write a page of runs and results, to read and to print
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None):
     debug = "--debug" in arguments[:1]
     warnings.showwarning = warnings.showwarning if debug else _show_warning
     try:
-        status = cli.main(arguments, prog_name="mocoembed", standalone_mode=False)
+        status = cli.main(list(arguments), prog_name="mocoembed", standalone_mode=False, obj=tuple(arguments))
         sys.stdout.flush()
     except MocoembedError as error:
         if debug:
