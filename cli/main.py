@@ -17,7 +17,7 @@ from mocoembed.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
-            "retrieval", "rankme", "compare", "finetune", "classify", "duplicates", "convert", "info")
+            "retrieval", "rankme", "compare", "report", "finetune", "classify", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -54,6 +54,7 @@ def cli(debug):
       mocoembed finetune IMAGES       learn a classifier from labelled images
       mocoembed classify IMAGE        tell the label of an image
       mocoembed compare A B           compare results of these two, image by image
+      mocoembed report                write a page of runs and results, to read and to print
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None):
     debug = "--debug" in arguments[:1]
     warnings.showwarning = warnings.showwarning if debug else _show_warning
     try:
-        status = cli.main(arguments, prog_name="mocoembed", standalone_mode=False)
+        status = cli.main(list(arguments), prog_name="mocoembed", standalone_mode=False, obj=tuple(arguments))
         sys.stdout.flush()
     except MocoembedError as error:
         if debug:

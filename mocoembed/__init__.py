@@ -31,6 +31,7 @@ _HOMES = {
     "FinetuneConfig": "config", "finetune": "evaluate.finetune",
     "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
+    "ReportConfig": "config", "make_report": "report.make",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }
