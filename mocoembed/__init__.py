@@ -29,6 +29,7 @@ _HOMES = {
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
     "ProbeConfig": "config", "probe_accuracy": "evaluate.probe",
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
+    "FinetuneConfig": "config", "finetune": "evaluate.finetune",
     "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
     "ReportConfig": "config", "make_report": "report.make",
