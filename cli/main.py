@@ -17,7 +17,7 @@ from mocoembed.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
-            "retrieval", "compare", "duplicates", "convert", "info")
+            "retrieval", "rankme", "compare", "classify", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -50,6 +50,8 @@ def cli(debug):
       mocoembed knn                   measure how often nearest neighbours share a label
       mocoembed linear                measure how well a linear classifier tells the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
+      mocoembed rankme                measure without labels how many directions the vectors use
+      mocoembed classify IMAGE        tell the label of an image
       mocoembed compare A B           compare results of these two, image by image
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools

@@ -27,6 +27,8 @@ _HOMES = {
     "Searcher": "search.query", "Filter": "search.filters", "iterate_search": "search.query",
     "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
+    "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
+    "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",

@@ -12,7 +12,7 @@ from mocoembed.embed.store import KIND, EmbeddingFile
 from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import through_link
-from mocoembed.model.encoder_metadata import read_metadata
+from mocoembed.model.encoder_metadata import is_classifier, read_classifier_metadata, read_metadata
 from mocoembed.search.trailer import MAGIC, read_manifest
 
 
@@ -71,11 +71,21 @@ def _in_progress(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _encoder(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if is_classifier(path):
+        return _classifier(path, verify)
     if verify:
         from mocoembed.model.encoder_file import load_encoder
 
         load_encoder(path)  # compares the fingerprint
     return {"kind": "mocoembed encoder", **read_metadata(path), **_verified(verify)}
+
+
+def _classifier(path: pathlib.Path, verify: bool) -> dict[str, Any]:
+    if verify:
+        from mocoembed.model.classifier_file import load_classifier
+
+        load_classifier(path)  # compares the fingerprint
+    return {**read_classifier_metadata(path), **_verified(verify)}
 
 
 def _checkpoint(path: pathlib.Path, verify: bool) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Workspace:
         self.runs = self.root / "runs"
         self.encoders = self.root / "encoders"
         self.newest_encoder = self.root / "encoder.safetensors"
+        self.classifiers = self.root / "classifiers"
+        self.newest_classifier = self.root / "classifier.safetensors"
         self.embeddings = self.root / "embeddings.h5"
         self.index = self.root / "embeddings.faiss"
 
@@ -39,6 +41,14 @@ class Workspace:
     def graph_of(self, fingerprint: str) -> pathlib.Path:
         """Where the graph of that encoder is kept, by which `search` does without torch."""
         return self.encoders / f"{fingerprint}.query.onnx"
+
+    def classifier(self, given: str | None) -> pathlib.Path:
+        """The classifier file `given`, or the newest of the workspace; `UsageError` when there is none."""
+        return require_file(given or self.newest_classifier, "The classifier", "mocoembed finetune TRAIN")
+
+    def classifier_of(self, fingerprint: str) -> pathlib.Path:
+        """Where the classifier with that fingerprint is kept; its graph beside it, with the suffix .onnx."""
+        return self.classifiers / f"{fingerprint}.safetensors"
 
     def embeddings_file(self, given: str | None) -> pathlib.Path:
         """The embeddings file `given`, or the workspace's; `UsageError` when there is none."""

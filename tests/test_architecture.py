@@ -15,8 +15,8 @@ from mocoembed.cli.main import COMMANDS, cli
 ROOT = pathlib.Path(__file__).parent.parent
 # From the source of the flow to its end: a module imports only from its own room and from rooms before it.
 ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "memory", "workspace", "verified",
-         "data", "model", "knn", "train", "embed", "search", "serve", "evaluate", "info", "demo", "__init__", "cli",
-         "__main__", "benchmarks"]
+         "data", "model", "knn", "geometry", "train", "embed", "search", "serve", "evaluate", "info", "demo",
+         "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/faiss_index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
@@ -205,7 +205,8 @@ def test_no_option_grew_unnoticed():
     assert fields == {"PretrainConfig": 64, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
                       "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 7,
                       "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 10, "MapConfig": 3, "LinearConfig": 12,
-                      "PushConfig": 9, "MilvusConfig": 3}
+                      "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
+                      "ClassifyConfig": 6}
 
 
 def test_the_reference_of_commands_is_up_to_date():

@@ -24,7 +24,7 @@ from mocoembed.model import graph_export
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder
-from mocoembed.model.graph import GraphEncoder, description_file, read_description
+from mocoembed.model.graph import NO_TELEMETRY, GraphEncoder, description_file, read_description
 from mocoembed.model.graph_export import keep_graph
 from mocoembed.model.precision import Compute
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -124,6 +124,17 @@ def test_the_searching_half_does_not_load_torch(ours, query, tmp_path):
         assert done.returncode == 1
         assert done.stderr.endswith("mocoembed: this needs the package torch, which is not installed. "
                                     "Install it with: pip install torch\n")
+
+
+def test_searching_tells_nobody(ours, query, tmp_path):
+    """onnxruntime would keep an id of the machine there, and what it is going to send to its makers."""
+    root, _ = ours
+    told = ("CI", "ORT_RUNNING_UNIT_TESTS", NO_TELEMETRY)  # each keeps it quiet, too
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    subprocess.run([sys.executable, "-m", "mocoembed", "search", query, "--workspace", root, "--json"], check=True,
+                   capture_output=True, env={**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)})
+    ours = (root, tmp_path / "mocoembed")  # the latter: what was verified, if the files are some seconds old
+    assert not [path for path in tmp_path.iterdir() if path not in ours]
 
 
 @pytest.mark.parametrize("harm", ["graph", "description", "foreign", "no description"])

@@ -106,3 +106,12 @@ def test_rows_that_are_all_the_same_have_only_a_bias():
     fit = Problem(rows, labels, 2).fit(1e-2)
     assert fit.converged
     assert torch.allclose(fit.scores(rows).softmax(dim=1)[0], torch.tensor([2 / 3, 1 / 3]), atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_classes_that_are_told_apart_without_error_converge(classes):
+    """The minimum is next to nothing then, and below what float64 can tell of its relative error."""
+    rows, labels = clusters(40, 600, classes, apart=20)
+    fits = list(Problem(rows, labels, classes).path())
+    assert fits[-1].objective < 1e-5
+    assert all(fit.converged for fit in fits)

@@ -7,12 +7,17 @@ import pathlib
 import signal
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
+from mocoembed import geometry
 from mocoembed.config import PretrainConfig
+from mocoembed.data.crop import crop
+from mocoembed.data.decode import EncodedImage
 from mocoembed.data.images import scan
 from mocoembed.data.loader import evaluation_batches
+from mocoembed.data.views import ViewSettings, apply_views, colour_parameters, crop_box, draw
 from mocoembed.errors import CollectionError, Interrupted, TrainingError, UsageError
 from mocoembed.knn import knn_accuracy_of
 from mocoembed.model.embedder import Embedder
@@ -228,6 +233,27 @@ def test_running_a_finished_run_again_keeps_the_provenance(config):
     assert pretrain(config).encoder.read_bytes() == before
 
 
+def two_views(listing, config, draws):
+    """(48, 3, S, S): normalised views of 24 images, first those of view 0, made one by one."""
+    settings, made = ViewSettings.of(config), []
+    for drawn, row in zip(draws, 2 * list(range(24))):
+        image = EncodedImage(listing.read(row)[0])
+        box = crop_box(drawn, image.width, image.height, config.crop_scale)
+        pixels = crop(image.rgb(1.0), box, config.image_size)
+        made.append(apply_views(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None],
+                                colour_parameters(drawn[None], settings), settings))
+    return torch.cat(made)
+
+
+def test_a_memory_bank_has_no_alignment(config, images):
+    bank = dataclasses.replace(config, val=str(images), dictionary="memory-bank", bank_momentum=0.5, epochs=1,
+                               queue_size=16)
+    knn = pretrain(bank).knn
+    assert (knn.alignment, knn.alignment_n) == (None, 0)
+    assert "alignment" not in knn.summary()
+    assert 1 <= knn.rankme <= 24
+
+
 def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_encoders(config, images):
     result = pretrain(dataclasses.replace(config, val=str(images), val_every=2))
     lines = [line for line in metrics(result) if "knn_top1" in line]
@@ -239,6 +265,14 @@ def test_the_knn_monitor_leaves_training_alone_and_its_accuracy_is_the_exported_
     (batch,) = evaluation_batches(listing, embedder.frozen.transform, 24, 0)
     labels = torch.from_numpy(listing.labels).long()
     assert result.knn.knn_top1 == pytest.approx(knn_accuracy_of(embedder(batch.pixels), labels, 23, 0.1))
+    vectors = embedder(batch.pixels)
+    assert (result.knn.rankme_n, result.knn.alignment_n) == (24, 24)
+    assert result.knn.rankme == pytest.approx(geometry.rankme(vectors), rel=1e-5)
+    assert result.knn.uniformity == pytest.approx(geometry.uniformity(vectors), abs=1e-5)
+    draws = [draw(config.seed, 0, row, view) for view in (0, 1) for row in range(24)]
+    one, other = two_views(listing, config, draws).split(24)
+    assert result.knn.alignment == pytest.approx(geometry.alignment(embedder(one), embedder(other)), rel=0.01)
+    assert result.knn.summary().endswith(f"alignment {result.knn.alignment:.2f}")
     assert result.fingerprint == pretrain(dataclasses.replace(config, workspace=config.workspace + "/2")).fingerprint
 
 

@@ -10,7 +10,7 @@ from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.errors import UsageError
-from mocoembed.model.cost import multiplications
+from mocoembed.model.cost import multiplications, work
 from mocoembed.model.encoder import EncoderSpec
 from mocoembed.train.loop import pretrain
 from mocoembed.train.monitor import Watcher
@@ -109,3 +109,10 @@ def test_multiplications_are_those_that_are_published(arch, millions):
     """He et al. 2016, table 1: 1.8 and 3.8 billion; torchvision, whose bottlenecks stride later: 1.81 and 4.09."""
     counted = multiplications(EncoderSpec(arch, 1.0, "7x7s2-pool", "linear", 128), 224)
     assert counted == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("arch", "times"), [("mobilenet_v2", 2.7), ("vit_b_16", 1.1), ("resnet18", 1.0)])
+def test_networks_that_multiply_little_are_not_taken_for_fast(arch, times):
+    """MobileNet's 300 million multiplications write 20 million numbers, which takes longer than they do."""
+    spec = EncoderSpec(arch, 1.0, "7x7s2-pool", "linear", 128)
+    assert work(spec, 224) == pytest.approx(times * multiplications(spec, 224), rel=0.15)

@@ -133,7 +133,7 @@ def test_classes_are_balanced(images):
 
 
 def test_the_scene_does_not_know_the_class():
-    assert list(inspect.signature(sample._draw_scene).parameters) == ["rng"]
+    assert list(inspect.signature(sample.draw_scene).parameters) == ["rng"]
 
 
 @pytest.mark.parametrize(("name", "shape", "area", "pattern"), sample._RECIPES)

@@ -22,9 +22,9 @@ class Stopped(Exception):
 class Work:
     """The commands that run now; `stop` ends them all."""
 
-    def __init__(self, end: float, threads: int = 1):
-        self.end, self.threads = end, threads
-        """`time.monotonic()` at which to stop, and threads of each command."""
+    def __init__(self, end: float, threads: int = 1, niceness: int = NICENESS):
+        self.end, self.threads, self.niceness = end, threads, niceness
+        """`time.monotonic()` at which to stop, and threads and niceness of each command."""
         self._running: set[subprocess.Popen] = set()
         self._lock, self._over = threading.Lock(), threading.Event()
 
@@ -42,7 +42,7 @@ class Work:
         with self._lock:
             if self.over:
                 raise Stopped
-            child = subprocess.Popen(["nice", "-n", str(NICENESS), *command], env=environment, text=True,
+            child = subprocess.Popen(["nice", "-n", str(self.niceness), *command], env=environment, text=True,
                                      stdout=subprocess.PIPE, stderr=log, start_new_session=True)
             self._running.add(child)
         try:

@@ -3,8 +3,9 @@
 import json
 import pathlib
 import statistics
+from collections.abc import Iterable
 
-from benchmarks.reproduce.cells import CELLS, CLAIMS, STUDIES
+from benchmarks.reproduce.cells import CELLS, CLAIMS, STUDIES, Claim
 from benchmarks.reproduce.statistics_of_seeds import correlation, mean_of, paired, verdict
 from mocoembed.files import write_bytes
 
@@ -42,11 +43,11 @@ def study_table(study: str, found: Found) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
-def claims_table(study: str, found: Found) -> str:
-    """The claims of a study, decided beforehand, and what the paired differences say."""
+def claims_table(claims: Iterable[Claim], found: Found) -> str:
+    """Claims decided beforehand, and what the paired differences say of those whose cells have results."""
     rows = [["claim", "expected", "difference, paired by seed", "found"]]
-    for claim in CLAIMS:
-        if claim.study == study and {claim.one, claim.other} <= set(found):
+    for claim in claims:
+        if {claim.one, claim.other} <= set(found):
             one, other = ({seed: run[claim.figure] for seed, run in found[cell].items()}
                           for cell in (claim.one, claim.other))
             difference = paired(one, other)
@@ -72,7 +73,8 @@ def report_text(found: Found) -> str:
         parts.append("**Tiny runs (--quick): no figure here says anything.**\n")
     for study in STUDIES:
         if table := study_table(study, found):
-            parts += [f"## {study}\n", table, "", claims_table(study, found), ""]
+            claims = [claim for claim in CLAIMS if claim.study == study]
+            parts += [f"## {study}\n", table, "", claims_table(claims, found), ""]
     return "\n".join([*parts, linear_text(found)])
 
 

@@ -5,6 +5,7 @@ Values are checked when a config is made: a wrong one raises `UsageError` naming
 is allowed.
 """
 
+from mocoembed.config.classify import ClassifyConfig
 from mocoembed.config.commands import (
     ConvertConfig,
     DemoConfig,
@@ -21,9 +22,10 @@ from mocoembed.config.linear import LinearConfig
 from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.push import MilvusConfig, PushConfig
+from mocoembed.config.rankme import RankmeConfig
 from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
-__all__ = ["CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig", "ExportConfig",
-           "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig", "PretrainConfig",
-           "PushConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
+__all__ = ["ClassifyConfig", "CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig",
+           "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig",
+           "PretrainConfig", "PushConfig", "RankmeConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]

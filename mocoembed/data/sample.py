@@ -32,7 +32,15 @@ PALETTES = 32  # drawn for each image, to choose one whose colours stand apart
 
 _STREAM = 0x73616D706C65  # "sample": second word of the key, keeps these draws apart from others of the seed
 _TAU = 2 * math.pi
-_ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) - np.float32((SIDE - 1) / 2)
+
+
+def pixel_grid(side: int) -> np.ndarray:
+    """(2, side, side) float32: x and y of every pixel, from the middle of the image."""
+    rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) - np.float32((side - 1) / 2)
+    return np.stack([columns, rows])
+
+
+_GRID = pixel_grid(SIDE)
 
 # Shapes: (x, y) in the shape's own units -> signed distance to the outline, below 0 inside.
 
@@ -144,7 +152,7 @@ CLASSES: tuple[str, ...] = tuple(name for name, *_ in _RECIPES)
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """All that varies within a class, drawn without knowing the class. Arrays are float32, lengths pixels."""
 
     radius: float  # of the disc of the object's area
@@ -176,12 +184,13 @@ def _draw_colours(rng):
     return palettes[np.argmax(score - np.maximum(np.abs(back - back_too), 0.15))].astype(np.float32)
 
 
-def _draw_scene(rng) -> _Scene:
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """What an image shows, but for the class of its object."""
     def uniform(low, high, size=None):
         return rng.uniform(low, high, size).astype(np.float32)
 
     tilt = math.sqrt(rng.uniform(0.75, 1.33))
-    return _Scene(
+    return Scene(
         radius=rng.uniform(18, 23.5),
         pitch=rng.uniform(8, 10.5),
         centre=uniform(-9, 9, 2),
@@ -201,14 +210,15 @@ def _inside(distance):
     return np.clip(0.5 - distance, 0, 1)[..., None]
 
 
-def _backdrop(scene: _Scene) -> np.ndarray:
-    """(64, 64, 3) a cloudy blend of the background's colours, crossed by lines."""
-    blend = np.full((SIDE, SIDE), 0.5, np.float32)
+def backdrop(scene: Scene, grid: np.ndarray) -> np.ndarray:
+    """(side, side, 3) a cloudy blend of the background's colours, crossed by lines."""
+    columns, rows = grid
+    blend = np.full(columns.shape, 0.5, np.float32)
     for across, down, phase, amplitude in scene.clouds:
-        blend += amplitude * np.cos((across * _COLUMNS + down * _ROWS) * _TAU + phase)
+        blend += amplitude * np.cos((across * columns + down * rows) * _TAU + phase)
     image = scene.colours[3] + (scene.colours[2] - scene.colours[3]) * np.clip(blend, 0, 1)[..., None]
     for x, y, angle, length, width, grey in scene.lines:
-        along, across = _apply(_rotation(angle), _COLUMNS - x, _ROWS - y)
+        along, across = _apply(_rotation(angle), columns - x, rows - y)
         image += grey * _inside(np.maximum(np.abs(along) - length, np.abs(across) - width))
     return image
 
@@ -219,18 +229,22 @@ def _apply(matrix, x, y):
     return a * x + b * y, c * x + d * y
 
 
-def _render(scene: _Scene, label: int) -> np.ndarray:
-    """(64, 64, 3) float32 RGB of the scene with an object of that class in it."""
+def draw_object(scene: Scene, label: int, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The object of that class: its colours (side, side, 3), and how much of each pixel it covers (side, side, 1)."""
     _, shape, area, pattern = _RECIPES[label]
-    x, y = _apply(scene.frame, _COLUMNS - scene.centre[0], _ROWS - scene.centre[1])
+    x, y = _apply(scene.frame, grid[0] - scene.centre[0], grid[1] - scene.centre[1])
     unit = scene.radius * math.sqrt(math.pi / area)  # pixels per unit of the shape
     cover = _inside(shape(x / unit, y / unit) * unit)
     x, y = _apply(scene.turn / np.float32(scene.pitch), x, y)
     ink = _inside(pattern(x + scene.phase[0], y + scene.phase[1]) * scene.pitch)
-    image = _backdrop(scene)
-    image += (scene.colours[0] + (scene.colours[1] - scene.colours[0]) * ink - image) * cover
+    return scene.colours[0] + (scene.colours[1] - scene.colours[0]) * ink, cover
+
+
+def photographed(image: np.ndarray, scene: Scene, noise: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """(side, side, 3) uint8: the float32 image in the scene's light, with noise (side, side, 3) added."""
     brightness, right, down = scene.light
-    return image * (brightness + (right * _COLUMNS + down * _ROWS) / (SIDE / 2))[..., None] + scene.noise
+    light = brightness + (right * grid[0] + down * grid[1]) / (len(image) / 2)
+    return (np.clip(image * light[..., None] + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def draw_image(seed: int, index: int) -> tuple[np.ndarray, int]:
@@ -243,8 +257,11 @@ def draw_image(seed: int, index: int) -> tuple[np.ndarray, int]:
         raise ValueError(f"seed and index must be 0 or more, not {seed} and {index}")
     rng = np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 0, index]))
     label = index % len(CLASSES)
-    image = _render(_draw_scene(rng), label)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), label
+    scene = draw_scene(rng)
+    image = backdrop(scene, _GRID)
+    colours, cover = draw_object(scene, label, _GRID)
+    image += (colours - image) * cover
+    return photographed(image, scene, scene.noise, _GRID), label
 
 
 def write_collection(

@@ -7,7 +7,7 @@ import numpy as np
 from mocoembed.config import LinearConfig
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import as_json, notes_of
-from mocoembed.evaluate.logistic import PENALTIES, TOLERANCE
+from mocoembed.evaluate.logistic import FLOOR, PENALTIES, TOLERANCE
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
@@ -90,7 +90,7 @@ class LinearResult:
             "penalties": grid, "metric": self.config.metric, "held_out": HELD_OUT if len(grid) > 1 else None,
             "choice": "best on a stratified part of the training rows, among equals the stronger; refitted on all",
             "folds": len(self.repeats[0]) if self.in_folds else None, "labels": self.config.labels,
-            "seeds": len(self.repeats), "first_seed": self.config.seed, "tolerance": TOLERANCE,
+            "seeds": len(self.repeats), "first_seed": self.config.seed, "tolerance": TOLERANCE, "floor": FLOOR,
             "ap": "mean over the classes, by probability, the test rows of all folds together"}
         chosen = {"penalty": [one.fit.penalty for one in classifiers]} if len(grid) > 1 else {}
         return Protocol("linear", settings, chosen, classifiers[0].tried, any(edges) if edges else None)

@@ -7,10 +7,11 @@ is minimised by torch's LBFGS with its strong Wolfe line search, in float64. `me
 penalty), on the same features. The bias is not penalised.
 
 As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has converged when that bound is below
-`TOLERANCE` of f; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that are
-divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes), in
-which it takes tens of steps instead of thousands; the objective is the same. Where there are more dimensions than rows,
-the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
+`TOLERANCE` of f, or below `FLOOR` where f itself is next to nothing, as with classes that are told apart without error
+and hardly any penalty; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that
+are divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes),
+in which it takes tens of steps instead of thousands; the objective is the same. Where there are more dimensions than
+rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-TOLERANCE = 1e-7
+TOLERANCE, FLOOR = 1e-7, 1e-12
 PIECE = 1 << 21  # numbers in a piece of features or of scores: 16 MB in float64
 HISTORY = 20
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -47,7 +48,7 @@ class Fit:
     gradient_norm: float
     """Of f, by W and b."""
     converged: bool
-    """Whether the objective is known to be within `TOLERANCE` (relative) of its minimum."""
+    """Whether the objective is known to be within `TOLERANCE` (relative) or `FLOOR` of its minimum."""
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """(n, C) float32 logits of features (n, D)."""
@@ -218,7 +219,7 @@ class _Descent:
         value = self.value()
         weights, bias = value.gradient[:-1].square().sum().item(), value.gradient[-1].square().sum().item()
         gap = weights / (2 * self.penalty) + bias / (2 * max(value.curvature, 1e-30))
-        return gap <= TOLERANCE * value.loss
+        return gap <= max(TOLERANCE * value.loss, FLOOR)
 
     def step(self) -> bool:
         """One step with its line search; whether it led anywhere."""

@@ -22,7 +22,7 @@ FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
 
 @dataclass(frozen=True)
 class Measured:
-    """A number in percent, and how sure it is."""
+    """A number, in percent unless its name says otherwise, and how sure it is."""
 
     value: float
     ci95: tuple[float, float] | None

@@ -54,7 +54,7 @@ class Evaluation:
     """The parts of a result that all evaluations share."""
 
     task: str
-    """`knn`, `linear`, `retrieval` ..."""
+    """`knn`, `linear`, `retrieval`, `rankme` ..."""
     protocol: Protocol
     bank: Side
     """Bank or training rows."""
@@ -76,13 +76,15 @@ class Evaluation:
     """The same protocol on what needs no encoder: name, value, ci95, method, n."""
     device: str = "cpu"
     seconds: float = 0.0
+    unit: str | None = "percent"
+    """Of all values; `None`: each has its own."""
 
     def as_json(self) -> dict:
         """Plain JSON types; numbers that are not finite are null."""
         data = {"bank": self.bank.described(), "queries": self.queries.described(),
                 "classes": len(set(self.bank.names) | set(self.queries.names)),
                 "overlap": self.overlap.as_json() if self.overlap else None}
-        return plain({"kind": KIND, "schema": SCHEMA, "task": self.task, "unit": "percent",
+        return plain({"kind": KIND, "schema": SCHEMA, "task": self.task, "unit": self.unit,
                       "protocol": self.protocol.as_json(), "data": data, "encoder": self.bank.encoder_json(),
                       "solver": self.solver, "results": self.results, "per_class": self.per_class,
                       "confusion": confusion_json(*self.matrix) if self.matrix else None, "repeats": self.repeats,

@@ -1,6 +1,7 @@
 """A frozen encoder made ready to embed: images in, vectors out, as fast as the device allows.
 
-In: pixels (N, 3, S, S) uint8, channels last in memory, pinned where the device is a GPU. Out: vectors (N, D) float32
+In: pixels (N, 3, S, S) uint8, channels last in memory, pinned where the device is a GPU, or views that are normalised
+already, as floats. Out: vectors (N, D) float32
 on the CPU. BatchNorm is folded into the convolutions, the weights lie channels last, and when memory runs out the
 images are computed in smaller pieces.
 """
@@ -44,7 +45,7 @@ class Embedder:
         self._to_tell = False
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8."""
+        """(N, D) float32 on the CPU, from pixels (N, 3, S, S) uint8 or from normalised views."""
         return self.begin(pixels)()
 
     def begin(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -98,7 +99,10 @@ class Embedder:
 
 
 class _Inference(nn.Module):
-    """Pixels (N, 3, S, S) uint8, channels last in memory -> normalised -> network -> vectors (N, D) float32."""
+    """Pixels (N, 3, S, S) uint8, channels last in memory -> normalised -> network -> vectors (N, D) float32.
+
+    Floats are normalised already.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -110,13 +114,16 @@ class _Inference(nn.Module):
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        vectors = self.network(images if images.is_floating_point() else self._normalised(images)).to(self.scale.dtype)
+        return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float()
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         n, c, h, w = pixels.shape
         # Whole rows at a time: a loop over three channels, the last dimension in memory, takes twice as long.
         rows = pixels.permute(0, 2, 3, 1).reshape(n, h, w * c).to(self.scale.dtype)
         rows = rows.mul_(self.scale.repeat(w)).add_(self.shift.repeat(w))
-        vectors = self.network(rows.view(n, h, w, c).permute(0, 3, 1, 2)).to(self.scale.dtype)
-        return (functional.normalize(vectors, dim=1) if self.normalized else vectors).float()
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _reason(error: Exception) -> str:

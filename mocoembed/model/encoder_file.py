@@ -34,11 +34,12 @@ class FrozenEncoder:
 
     def metadata(self) -> dict:
         """The description that is stored in the file, the fingerprint included."""
-        return {"format": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self._identity(),
+        return {"format": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self.identity(),
                 "features": self.encoder.backbone.features, "parameters": count_parameters(self.encoder.backbone),
                 "provenance": self.provenance}
 
-    def _identity(self) -> dict:
+    def identity(self) -> dict:
+        """What the vectors depend on besides the weights: architecture and evaluation transform."""
         transform = dataclasses.asdict(self.transform)
         if self.transform.mode == "shorter-side":
             del transform["mode"]  # added later, like the next; so fingerprints stayed as they were
@@ -48,8 +49,8 @@ class FrozenEncoder:
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights (float32), the architecture and the evaluation transform."""
-        digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
-        for name, tensor in sorted(_weights(self.encoder).items()):
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
+        for name, tensor in sorted(weights_of(self.encoder).items()):
             digest.update(name.encode())
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
@@ -64,7 +65,7 @@ class FrozenEncoder:
         return self.encoder.spec.dim
 
 
-def _weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(encoder: nn.Module) -> dict[str, torch.Tensor]:
     """State dict on the CPU, floats in float32, contiguous."""
     return {name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
             for name, tensor in encoder.state_dict().items()}
@@ -72,9 +73,13 @@ def _weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_encoder(path, frozen: FrozenEncoder):
     """Replace `path` by the encoder's file."""
+    save_tensors(path, weights_of(frozen.encoder), frozen.metadata())
+
+
+def save_tensors(path, tensors: dict[str, torch.Tensor], metadata: dict):
+    """Replace `path` by a safetensors file of ours."""
     # Not by save_file: it has a temporary file of its own, which stays where the process is killed meanwhile.
-    write_bytes(path, safetensors.torch.save(_weights(frozen.encoder),
-                                             {"mocoembed": json.dumps(frozen.metadata(), sort_keys=True)}))
+    write_bytes(path, safetensors.torch.save(tensors, {"mocoembed": json.dumps(metadata, sort_keys=True)}))
 
 
 def keep_encoder(path, frozen: FrozenEncoder):

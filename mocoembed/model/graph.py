@@ -3,7 +3,7 @@
 `FINGERPRINT.query.onnx` takes normalised images (N, 3, S, S) and gives `features` (N, D) and, where the encoder has a
 head, `projection` (N, C); BatchNorm is folded into the convolutions. `FINGERPRINT.query.onnx.json` says which encoder
 it is of, how an image enters it and the SHA-256 of both; it is written last, so a graph without it is none. This module
-reads them; `graph_export` writes them.
+reads them; `graph_export` writes them. A classifier's graph has the same form, and the output `logits` (N, classes).
 """
 
 import json
@@ -19,9 +19,13 @@ from mocoembed.model.encoder_metadata import transform_of
 from mocoembed.verified import has_digest
 
 FORMAT_VERSION = 1
-KIND = "mocoembed encoder graph"
+KIND, CLASSIFIER_KIND = "mocoembed encoder graph", "mocoembed classifier graph"
+NOUNS = {KIND: "encoder", CLASSIFIER_KIND: "classifier"}
 AT_A_TIME = 16  # images; more at once are no faster on a CPU
 QUIET = 3  # onnxruntime's severity: errors only
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Unless this is set before onnxruntime 1.29 or newer is loaded, its own builds for Linux and macOS send the names of
+models and their timings to Microsoft, and keep an id of the machine in the user's cache."""
 
 
 def description_file(path: pathlib.Path) -> pathlib.Path:
@@ -29,19 +33,19 @@ def description_file(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}.json")
 
 
-def read_description(path: pathlib.Path, fingerprint: str) -> dict[str, Any]:
+def read_description(path: pathlib.Path, fingerprint: str, kind: str = KIND) -> dict[str, Any]:
     """What is said of the graph `path`.
 
-    Raises `FormatError` unless it is of the encoder `fingerprint`, whole, and of a known version; `OSError` when it is
-    not there. The graph itself is hashed when it is first seen or has changed.
+    Raises `FormatError` unless it is of the encoder or classifier `fingerprint`, whole, and of a known version;
+    `OSError` when it is not there. The graph itself is hashed when it is first seen or has changed.
     """
     try:
         said = json.loads(description_file(path).read_bytes())
         claimed = {name: value for name, value in said.items() if name != "sha256"}
         if said["sha256"] != sha256_json(claimed):
             raise FormatError(f"{description_file(path)} is damaged.")
-        if (said["kind"], said["format"], said["fingerprint"]) != (KIND, FORMAT_VERSION, fingerprint):
-            raise FormatError(f"{path} is of another encoder or of another version.")
+        if (said["kind"], said["format"], said["fingerprint"]) != (kind, FORMAT_VERSION, fingerprint):
+            raise FormatError(f"{path} is of another {NOUNS[kind]} or of another version.")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{description_file(path)} is damaged.") from error
     with open(path, "rb") as file:
@@ -53,13 +57,17 @@ def read_description(path: pathlib.Path, fingerprint: str) -> dict[str, Any]:
 class GraphEncoder:
     """A frozen encoder on onnxruntime, on the CPU; called like `Embedder`, but with NumPy's arrays."""
 
-    def __init__(self, path: pathlib.Path, fingerprint: str, features: str, normalized: bool):
-        """Raises `FormatError`, `OSError` or `MocoembedError` when there is none that can be used."""
-        said = read_description(path, fingerprint)
+    def __init__(self, path: pathlib.Path, fingerprint: str, features: str, normalized: bool, kind: str = KIND):
+        """`features` are `backbone` or `projection`, or the `logits` of a classifier.
+
+        Raises `FormatError`, `OSError` or `MocoembedError` when there is none that can be used.
+        """
+        said = read_description(path, fingerprint, kind)
         if features not in said["dimensions"]:
             raise UsageError(f"{path} gives no {features} features.")
         self.transform, self.normalized = transform_of(said), normalized
         self.dimension = int(said["dimensions"][features])
+        self.labels = tuple(said.get("labels", ()))  # of a classifier
         self._output = "features" if features == "backbone" else features
         mean, std = (np.array(values, np.float64) for values in (self.transform.mean, self.transform.std))
         self._scale, self._shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
@@ -80,6 +88,7 @@ class GraphEncoder:
 
 def session_of(path: pathlib.Path):
     """The graph, ready to be run; `MocoembedError` when onnxruntime cannot."""
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Writing the encoder's graph, by which `search` does without torch: see `graph`."""
+"""Writing the graph of an encoder or a classifier, by which `search` and `classify` do without torch: see `graph`."""
 
 import contextlib
 import copy
@@ -12,9 +12,18 @@ from torch import nn
 
 from mocoembed.errors import FormatError, MocoembedError
 from mocoembed.files import replacing, sha256_file, sha256_json, write_json
+from mocoembed.model.classifier_file import Classifier
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.folding import fold
-from mocoembed.model.graph import FORMAT_VERSION, KIND, description_file, read_description, session_of
+from mocoembed.model.graph import (
+    CLASSIFIER_KIND,
+    FORMAT_VERSION,
+    KIND,
+    NOUNS,
+    description_file,
+    read_description,
+    session_of,
+)
 from mocoembed.notes import say_nothing
 from mocoembed.version import __version__
 
@@ -29,9 +38,21 @@ class _Outputs(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self.backbone(x)
-        return features if self.head is None else (features, self.head(features))
+        return (features,) if self.head is None else (features, self.head(features))
+
+
+class _Logits(nn.Module):
+    """Normalised images (N, 3, S, S) -> logits (N, C)."""
+
+    def __init__(self, backbone: nn.Module, classifier: Classifier):
+        super().__init__()
+        self.backbone, self.layer = backbone, nn.Linear(classifier.weight.shape[1], len(classifier.labels))
+        self.layer.load_state_dict({"weight": classifier.weight, "bias": classifier.bias})
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.layer(self.backbone(x)),)
 
 
 def keep_graph(path: pathlib.Path, frozen: FrozenEncoder, note: Callable[[str], None] = say_nothing):
@@ -40,33 +61,64 @@ def keep_graph(path: pathlib.Path, frozen: FrozenEncoder, note: Callable[[str], 
     It is compared with torch before it is kept. `note(text)` is told when it cannot be made; nothing else depends on
     it, as `search` then uses torch.
     """
+    def write():
+        head = None if frozen.encoder.spec.head == "none" else frozen.encoder.head
+        network = _Outputs(_folded(frozen), None if head is None else _still(head))
+        kinds = ["backbone"] if head is None else ["backbone", "projection"]
+        dimensions = {kind: frozen.dimension(kind) for kind in kinds}
+        outputs = ["features" if kind == "backbone" else kind for kind in kinds]
+        _write(path, network, outputs, frozen.transform.crop,
+               {"kind": KIND, "fingerprint": frozen.fingerprint(), "transform": frozen.metadata()["transform"],
+                "dimensions": dimensions})
+
+    _keep(path, frozen.fingerprint(), KIND, write, "searching", note)
+
+
+def keep_classifier_graph(path: pathlib.Path, classifier: Classifier, note: Callable[[str], None] = say_nothing):
+    """Write the graph of a classifier to `path`, in the same way, for `classify`."""
+    def write():
+        _write(path, _still(_Logits(_folded(classifier.frozen), classifier)), ["logits"],
+               classifier.frozen.transform.crop,
+               {"kind": CLASSIFIER_KIND, "fingerprint": classifier.fingerprint,
+                "transform": classifier.metadata()["transform"], "dimensions": {"logits": len(classifier.labels)},
+                "labels": list(classifier.labels)})
+
+    _keep(path, classifier.fingerprint, CLASSIFIER_KIND, write, "classifying", note)
+
+
+def _keep(path: pathlib.Path, fingerprint: str, kind: str, write: Callable[[], None], use: str,
+          note: Callable[[str], None]):
+    """Call `write` unless the graph is there and whole; clean up when it fails, and tell what will load torch."""
     try:
-        read_description(path, frozen.fingerprint())
+        read_description(path, fingerprint, kind)
         return
     except (OSError, FormatError):
         pass
     try:
-        _write(path, frozen)
+        write()
     except Exception as error:  # whatever an exporter raises
         with contextlib.suppress(OSError):  # a folder that cannot be written keeps what it has; it is refused anyway
             description_file(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        note(f"no ONNX graph of this encoder can be kept, so searching will load torch: {reason}")
+        note(f"no ONNX graph of this {NOUNS[kind]} can be kept, so {use} will load torch: {reason}")
 
 
-def _write(path: pathlib.Path, frozen: FrozenEncoder):
-    encoder, side = copy.deepcopy(frozen.encoder).float().cpu().eval().requires_grad_(False), frozen.transform.crop
-    network = _Outputs(fold(encoder.backbone, side), None if encoder.spec.head == "none" else encoder.head)
-    names = {"backbone": "features", "projection": "projection"}
-    dimensions = {kind: frozen.dimension(kind) for kind in names if kind == "backbone" or network.head is not None}
-    outputs = [names[kind] for kind in dimensions]
+def _still(network: nn.Module) -> nn.Module:
+    """A copy on the CPU that is not trained."""
+    return copy.deepcopy(network).float().cpu().eval().requires_grad_(False)
+
+
+def _folded(frozen: FrozenEncoder) -> nn.Module:
+    return fold(_still(frozen.encoder.backbone), frozen.transform.crop)
+
+
+def _write(path: pathlib.Path, network: nn.Module, outputs: list[str], side: int, about: dict):
+    """Write the graph and then its description: what is said `about` it, and the hashes."""
     with replacing(path) as temporary:
         _export(temporary, network, outputs, side)
         _require_equal(temporary, network, outputs, side)
-        said = {"kind": KIND, "format": FORMAT_VERSION, "mocoembed": __version__, "fingerprint": frozen.fingerprint(),
-                "transform": frozen.metadata()["transform"], "dimensions": dimensions,
-                "graph_sha256": sha256_file(temporary)}
+        said = {"format": FORMAT_VERSION, "mocoembed": __version__, **about, "graph_sha256": sha256_file(temporary)}
     write_json(description_file(path), {**said, "sha256": sha256_json(said)})
 
 
@@ -98,7 +150,7 @@ def _require_equal(path: pathlib.Path, network: nn.Module, outputs: list[str], s
     for x in (pixels, pixels[:1]):
         expected = network(x)
         found = session.run(outputs, {"images": x.numpy()})
-        for name, one, other in zip(outputs, found, [expected] if network.head is None else expected):
+        for name, one, other in zip(outputs, found, expected):
             cosine = nn.functional.cosine_similarity(torch.from_numpy(np.array(one)), other, dim=1).min().item()
             if not cosine >= LEAST_COSINE:
                 raise MocoembedError(f"its {name} differ from torch's (cosine {cosine:.6f})")

@@ -9,8 +9,8 @@ from mocoembed.notes import counted
 class LeftOut:
     """Of `total` queries, those that are left out; a single query is not, its error is raised."""
 
-    def __init__(self, total: int, note: Callable[[str], None]):
-        self.total, self.note = total, note
+    def __init__(self, total: int, note: Callable[[str], None], noun: str = "query"):
+        self.total, self.note, self.noun = total, note, noun
         self.reasons: list[str] = []
 
     def add(self, error: MocoembedError):
@@ -23,5 +23,5 @@ class LeftOut:
     def raise_if_any(self):
         """Raise `CollectionError` if some were left out; call it after the last result."""
         if self.reasons:
-            raise CollectionError(f"{len(self.reasons)} of {counted(self.total, 'query')} left out, the first of them: "
-                                  f"{self.reasons[0]}")
+            raise CollectionError(f"{len(self.reasons)} of {counted(self.total, self.noun)} left out, the first of "
+                                  f"them: {self.reasons[0]}")

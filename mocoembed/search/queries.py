@@ -63,7 +63,8 @@ def queries_of(images: Iterable[str], rows: Sequence[int], file: EmbeddingFile,
     return [*map(Query, images), *(Query(path_of(row), row) for row in rows)]
 
 
-def query_names(given: Sequence[str], note: Callable[[str], None]) -> list[str]:
+def query_names(given: Sequence[str], note: Callable[[str], None],
+                usage: str = "mocoembed search IMAGE...") -> list[str]:
     """The images that are named, those of a folder (searched recursively) in the order of their paths.
 
     Raises `UsageError` for what does not exist, and when standard input is named twice; `CollectionError` for a folder
@@ -77,7 +78,7 @@ def query_names(given: Sequence[str], note: Callable[[str], None]) -> list[str]:
         elif name == STANDARD_INPUT or os.path.exists(name) or split_at_shard(os.fsencode(name)) is not None:
             names.append(name)
         else:
-            raise UsageError(f"The image {name!r} does not exist. Give one or more: mocoembed search IMAGE...")
+            raise UsageError(f"The image {name!r} does not exist. Give one or more: {usage}")
     if names.count(STANDARD_INPUT) > 1:
         raise UsageError("Standard input (-) holds one image and can be given once.")
     return names

@@ -196,5 +196,5 @@ def _of_time(plan: _Plan, cost: Cost) -> str:
         return f"{counted(plan['epochs'], 'epoch')}; the time is known after the first steps; {more}"
     time = about(estimated_seconds(plan, cost, plan["epochs"]))
     whose = "a ResNet-50's" if plan["arch"] == FROM_INIT else "the network's"
-    return (f"{counted(plan['epochs'], 'epoch')}, {time} by {whose} multiplications on "
+    return (f"{counted(plan['epochs'], 'epoch')}, {time} by {whose} cost on "
             f"{counted(plan.facts.cores, 'core')}; {more}")

@@ -103,7 +103,7 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     monitor = None
     if (val := config.val) is not None:
         labelled = ranks.from_first(lambda: labelled_images(val, config.exclude, say))
-        monitor = KnnMonitor(labelled, compute, workers, ranks)
+        monitor = KnnMonitor(labelled, config, compute, workers, ranks)
     training = set_up(config, compute, len(listing), ranks)
     begin(training, start)
     with contextlib.ExitStack() as held:
@@ -268,8 +268,7 @@ class Session:
         self.last_knn = monitor.evaluate(self.training.frozen(self.steps_per_epoch), self.training.step, epoch - 1)
         if self.ranks.first:
             self.recorder.record(self.last_knn)
-        self.say(f"epoch {epoch}: kNN accuracy {self.last_knn.knn_top1:.2f} % (k {self.last_knn.knn_k}, "
-                 f"{self.last_knn.images} images)")
+        self.say(f"epoch {epoch}: {self.last_knn.summary()}")
         self.meter.restart()
 
 

@@ -2,15 +2,20 @@
 
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
+from mocoembed import geometry
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
-from mocoembed.data.loader import evaluation_batches
+from mocoembed.data.loader import Place, TwoViews, evaluation_batches
+from mocoembed.data.views import ViewSettings, apply_views
+from mocoembed.data.workers import Batches
 from mocoembed.errors import CollectionError
 from mocoembed.files import write_bytes, write_error
 from mocoembed.knn import leave_one_out
@@ -21,6 +26,7 @@ from mocoembed.model.ranks import Ranks
 from mocoembed.notes import say_nothing
 
 KNN_K, KNN_TEMPERATURE = 200, 0.1
+ALIGNED = 512  # images whose two views are compared
 AT_A_TIME = 64  # images to embed: their memory stays below that of a step
 
 
@@ -63,6 +69,22 @@ class KnnReport:
     knn_k: int
     knn_T: float
     images: int
+    rankme: float | None
+    """Effective number of directions (`mocoembed.geometry`) of the same vectors; `None` where it is not defined."""
+    rankme_n: int
+    """Images that it and the uniformity are of: the same in every evaluation of a run."""
+    uniformity: float | None
+    """0 collapsed, about -4 evenly spread."""
+    alignment: float | None
+    """Mean squared distance of two views as in training; `None` for a memory bank, which has one view of an image."""
+    alignment_n: int
+
+    def summary(self) -> str:
+        """For a line of the progress."""
+        more = [f"{name} {value:.{digits}f}" for name, value, digits in (
+            ("RankMe", self.rankme, 1), ("uniformity", self.uniformity, 2), ("alignment", self.alignment, 2))
+            if value is not None]
+        return f"kNN accuracy {self.knn_top1:.2f} % (k {self.knn_k}, {self.images} images), {', '.join(more)}"
 
 
 class JsonLines:
@@ -100,6 +122,9 @@ class JsonLines:
         self._file.close()
 
 
+NOT_DRAWN = ("step", "epoch", "images", "knn_k", "knn_T", "rankme_n", "alignment_n")
+
+
 class Recorder:
     """Writes reports to `metrics.jsonl` and TensorBoard events in the run's folder."""
 
@@ -116,7 +141,7 @@ class Recorder:
         values = asdict(report)
         self.lines.append(values)
         for name, value in values.items():
-            if name not in ("step", "epoch", "images", "knn_k", "knn_T"):
+            if value is not None and name not in NOT_DRAWN:
                 self.board.add_scalar(name, value, report.step)
 
     def close(self):
@@ -126,10 +151,11 @@ class Recorder:
 
 
 class KnnMonitor:
-    """Leave-one-out kNN accuracy on a labelled folder that is never learned from."""
+    """Leave-one-out kNN accuracy on a labelled folder that is never learned from, and how its vectors lie."""
 
-    def __init__(self, listing: Listing, compute: Compute, workers: int, ranks: Ranks):
-        """`listing` is of `labelled_images`; each rank embeds its share of it."""
+    def __init__(self, listing: Listing, config: PretrainConfig, compute: Compute, workers: int, ranks: Ranks):
+        """`listing` is of `labelled_images`; each rank embeds its share of it. `config` says how views are made."""
+        self.all, self.config = listing, config
         self.listing = listing.subset(range(ranks.rank, len(listing), ranks.size)) if ranks.size > 1 else listing
         self.compute, self.workers, self.ranks = compute, workers, ranks
 
@@ -151,7 +177,36 @@ class KnnMonitor:
         with Compute(self.compute.device, "fp32").exact():  # whatever the training allows
             right, _ = leave_one_out(features.to(self.compute.device), labels, k, KNN_TEMPERATURE, self.ranks.rank,
                                      self.ranks.size)
-        return KnnReport(step, epoch, 100 * sum(self.ranks.objects(right)) / images, k, KNN_TEMPERATURE, images)
+            lie = self.ranks.from_first(lambda: self._how_they_lie(self._in_order(features)[
+                self._in_order(labels) >= 0], embedder))
+        return KnnReport(step, epoch, 100 * sum(self.ranks.objects(right)) / images, k, KNN_TEMPERATURE, images, *lie)
+
+    def _in_order(self, shares: torch.Tensor) -> torch.Tensor:
+        """(N, ...) in the order of the listing, from the ranks' shares one after another."""
+        rows = torch.cat([torch.arange(rank, len(self.all), self.ranks.size) for rank in range(self.ranks.size)])
+        return shares[rows.argsort()]
+
+    def _how_they_lie(self, features: torch.Tensor, embedder: Embedder) -> tuple:
+        """The last five fields of a `KnnReport`, from the features (N, D) of the readable images."""
+        drawn = features[geometry.sample(len(features))].to(self.compute.device)
+        one, other = self._two_views(embedder) if self.config.dictionary != "memory-bank" else (drawn[:0], drawn[:0])
+        numbers = [value if math.isfinite(value) else None for value in (
+            geometry.rankme(drawn), geometry.uniformity(drawn), geometry.alignment(one, other))]
+        return numbers[0], len(drawn), numbers[1], numbers[2], len(one)
+
+    def _two_views(self, embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors (N, D) of two views of the first images of an even share, the same views in every evaluation."""
+        listing = self.all.subset(range(0, len(self.all), max(1, len(self.all) // ALIGNED))[:ALIGNED])
+        rows = [np.arange(first, min(first + AT_A_TIME, len(listing))) for first in range(0, len(listing), AT_A_TIME)]
+        places, settings = [Place(0, 0, some, None, some) for some in rows], ViewSettings.of(self.config)
+        views: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        on_gpu = self.compute.device.type == "cuda"
+        for batch in Batches(TwoViews(listing, self.config), places, self.workers, on_gpu):
+            there = batch.rows >= 0
+            for found, crops, parameters in zip(views, batch.crops, (batch.queries[0], batch.keys[0])):
+                made = apply_views(crops.to(self.compute.device), parameters, settings, self.compute.dtype)
+                found.append(embedder(made)[there])
+        return torch.cat(views[0]), torch.cat(views[1])
 
 
 def labelled_images(folder: str, exclude: tuple[str, ...] = (), note: Callable[[str], None] = say_nothing) -> Listing:

@@ -15,7 +15,7 @@ from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import cores
 from mocoembed.memory import available_memory
-from mocoembed.model.cost import multiplications
+from mocoembed.model.cost import work
 from mocoembed.model.encoder import ARCHITECTURES, EncoderSpec
 from mocoembed.model.ranks import ALONE
 from mocoembed.train.auto_recipe import Facts, choose
@@ -40,7 +40,7 @@ def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int
     def cost(arch: str, width: float, stem: str, size: int) -> int:
         if arch == FROM_INIT:  # not opened yet: taken for a ResNet-50, which few sources exceed
             arch, width, stem = "resnet50", 1.0, "7x7s2-pool"
-        return multiplications(EncoderSpec(arch, width, stem, "linear", 128), size)
+        return work(EncoderSpec(arch, width, stem, "linear", 128), size)
 
     choice = choose(facts, given, cost, tuple(ARCHITECTURES))
     chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)

@@ -1,0 +1,79 @@
+"""`mocoembed classify`: images -> labels with their probabilities."""
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Iterator
+
+import click
+
+from mocoembed.cli.options import options_of
+from mocoembed.cli.output import note, one_line, put
+from mocoembed.cli.progress import counter
+from mocoembed.config import ClassifyConfig
+
+COLUMNS = ("image", "rank", "label", "probability")
+
+
+def _text(results) -> Iterator[str]:
+    for one in results:
+        labels = "  ".join(f"{one_line(label)} {probability:.3f}" for label, probability in one.labels)
+        yield f"{one_line(one.image)}: {labels}\n"
+
+
+def _json(results) -> Iterator[str]:
+    before = "["
+    for one in results:
+        yield f"{before}\n{textwrap.indent(json.dumps(one.as_json(), indent=2), '  ')}"
+        before = ","
+    yield "\n]\n" if before == "," else "[]\n"
+
+
+def _csv(results) -> Iterator[str]:
+    rows: list[tuple] = [COLUMNS]
+    for one in results:
+        rows += [(one.image, rank, label, f"{probability:.6f}")
+                 for rank, (label, probability) in enumerate(one.labels, 1)]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        yield text.getvalue()
+        rows = []
+
+
+FORMATS = {"text": _text, "json": _json, "csv": _csv}
+
+
+@click.command()
+@click.argument("images", nargs=-1, metavar="IMAGE...")
+@options_of(ClassifyConfig, leave_out=("images",))
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True,
+              help="How to print the labels.")
+def classify(form, **values):
+    """Tell the label of each IMAGE by a classifier that `mocoembed finetune` has trained.
+
+    An IMAGE is a file, a folder (searched recursively), or - for one on standard input. Of several images, one that
+    cannot be read is named and left out, and the exit status is 1. Torch is not needed: the classifier runs on ONNX
+    Runtime.
+
+    \b
+      mocoembed classify photo.jpg
+      mocoembed classify photos/ -k 3 --format csv
+      mocoembed classify photos/ --classifier flowers.safetensors --format json
+    """
+    from mocoembed.errors import CollectionError
+    from mocoembed.search.classify import classify_images
+
+    failed = []
+
+    def kept(results):
+        try:
+            yield from results
+        except CollectionError as error:  # some images cannot be read: what is printed of the others is whole
+            failed.append(error)
+
+    with counter("classify", "images") as progress:
+        for text in FORMATS[form](kept(classify_images(ClassifyConfig(**values), progress, note))):
+            put(text, newline=False)
+    if failed:
+        raise failed[0]
