@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mocoembed", "mocoembed.*"]), "mocoembed.cli"],
     package_dir={"mocoembed.cli": "cli"},
-    package_data={"mocoembed": ["py.typed", "serve/static/*", "serve/static/*/*"]},
+    package_data={"mocoembed": ["py.typed", "serve/static/*", "serve/static/*/*", "report/style.css"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",

@@ -7,9 +7,9 @@ import click
 from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.config import CompareConfig
+from mocoembed.evaluate.words import WORDS
 
 MOST_MEASURES = 6  # in the table; --json has all
-NAMES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map_at_r": "mAP@R", "r_precision": "R-precision", "ap": "AP"}
 
 
 @click.command()
@@ -20,8 +20,8 @@ def compare(as_json, **values):
     """Compare results of evaluations: side by side, and the difference of each to the first on the same queries.
 
     RESULT is a file with what knn, linear or retrieval print with --json. The interval of a difference is a paired
-    bootstrap over the queries; p is McNemar's exact test for right and wrong. Differences between protocols or images
-    are refused, as they are none between encoders; --anyway tells them.
+    bootstrap over the queries; p is McNemar's exact test for right and wrong. Results of different protocols or
+    images are refused, because their difference is not one between encoders; --anyway compares them nevertheless.
 
     \b
       mocoembed knn resnet18.h5 -k 20 --json > resnet18.json
@@ -44,15 +44,15 @@ def _show(comparison):
     from mocoembed.evaluate.result import value_of
 
     names = measures_in(comparison)[:MOST_MEASURES]
-    header = ["result", "task", "encoder", "features", "setting", *(NAMES.get(name, name) for name in names)]
+    header = ["result", "task", "encoder", "features", "setting", *(WORDS.get(name, name) for name in names)]
     rows = []
     for path, entry in comparison.rows():
         result = comparison.results[path]
         rows.append([one_line(name_of(path)), result["task"], str(result["encoder"].get("fingerprint", ""))[:12],
                      str(result["encoder"].get("features", "")), setting_of(entry),
                      *(_text(value_of(entry, name)) for name in names)])
-    put(table(header, rows, " ".join(NAMES.get(name, name) for name in names)))
-    lines = [[one_line(name_of(one.second)), NAMES.get(one.measure, one.measure), f"{one.value.value:+.2f}",
+    put(table(header, rows, " ".join(WORDS.get(name, name) for name in names)))
+    lines = [[one_line(name_of(one.second)), WORDS.get(one.measure, one.measure), f"{one.value.value:+.2f}",
               f"{one.value.ci95[0]:+.2f} to {one.value.ci95[1]:+.2f}", str(one.value.n),
               f"{one.mcnemar.p:.2g}" if one.mcnemar else ""] for one in comparison.differences]
     first = one_line(name_of(comparison.differences[0].first))

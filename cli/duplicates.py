@@ -45,8 +45,8 @@ def duplicates(as_json, sheet, **values):
     """Find groups of near-duplicates among the images of the embeddings file EMBEDDINGS; nothing is deleted.
 
     Two images are near-duplicates when the cosine similarity of their vectors is --threshold or more; by default it
-    is chosen from the similarities in this collection, and printed. Groups are connected: in a long chain the ends
-    may be less similar, as the similarity to the first image shows. The largest image of a group is the one suggested
+    is chosen from the similarities in this collection, and printed. A group may be a chain, whose ends are less similar
+    to each other; the table shows the similarity to the first image. The largest image of a group is the one suggested
     to keep (*). The same letter marks files that are equal byte for byte.
 
     \b

@@ -1,6 +1,7 @@
 """`mocoembed index`: embeddings.h5 -> embeddings.faiss."""
 
 import json
+import time
 
 import click
 
@@ -8,6 +9,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, put
 from mocoembed.cli.progress import counter
 from mocoembed.config import IndexConfig
+from mocoembed.notes import duration
 
 
 @click.command()
@@ -18,12 +20,12 @@ def index(as_json, **values):
     """Make the embeddings file EMBEDDINGS searchable.
 
     Vectors of length 1 are compared by cosine similarity, others by Euclidean distance. Up to 64 MiB of vectors are
-    compared one by one, which is exact; for more, the index looks at a part of them only (--type rabitq) and ranks the
-    best again by their vectors in the embeddings file. How large a part is tuned on images that are held out, until
-    the ten nearest neighbours are found with the --recall asked for; `mocoembed info` shows the whole curve.
+    compared one by one, which is exact. For more, a query is compared with a part of them only (--type rabitq), and
+    the best are ranked again by their vectors in the embeddings file. The size of that part is tuned on held-out
+    images until --recall is reached; `mocoembed info` shows the whole curve.
 
-    Run again after `mocoembed embed`, it takes in what was added, dropped or changed, where the type allows. An
-    existing index is replaced only once the new one is complete.
+    Run it again after `mocoembed embed`: what was added, dropped or changed is updated, if the type of index allows
+    it. An existing index is replaced only once the new one is complete.
 
     \b
       mocoembed index
@@ -33,6 +35,7 @@ def index(as_json, **values):
     """
     from mocoembed.search.build import build_index
 
+    begun = time.monotonic()
     with counter("index", "vectors") as progress:
         result = build_index(IndexConfig(**values), progress, lambda text: note(f"index: {text}"))
     facts = result.manifest
@@ -41,4 +44,5 @@ def index(as_json, **values):
         return
     done = "" if result.done == "built" else f" {result.done}:"
     put(f"{result.path}:{done} {facts['count']} vectors of dimension {facts['dimension']}, {facts['type']} "
-        f"({facts['metric']}), recall@10 {facts['recall_at_10']:.3f}, {facts['latency_ms']:.2f} ms a query")
+        f"({facts['metric']}), recall@10 {facts['recall_at_10']:.3f}, {facts['latency_ms']:.2f} ms a query, in "
+        f"{duration(time.monotonic() - begun)}")

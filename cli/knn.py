@@ -3,7 +3,7 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, put_classes, table, value_text
+from mocoembed.cli.output import note, one_line, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import KnnConfig
 
@@ -21,7 +21,7 @@ def knn(as_json, sheet, **values):
 
     The labelled images of the embeddings file BANK vote on those of QUERIES. Without QUERIES, each image of BANK
     is classified by all the others (leave-one-out). Every k is combined with every temperature. Values are in percent,
-    with an interval of 95 %. majority: every vote counts the same. balanced: mean top-1 of the classes. AP: mean
+    with 95 % confidence intervals. majority: every vote counts the same. balanced: mean top-1 of the classes. AP: mean
     average precision of the classes, by their share of the vote. The table lists up to twenty classes, for the first k
     and temperature; --json has all of them.
 
@@ -33,7 +33,6 @@ def knn(as_json, sheet, **values):
       mocoembed knn -k 20 --suspects --sheet suspects.png
     """
     from mocoembed.evaluate.accuracy import knn_accuracy
-    from mocoembed.evaluate.result import text_of
     from mocoembed.search.sheet import require_sheet
 
     require_sheet(sheet)
@@ -42,7 +41,7 @@ def knn(as_json, sheet, **values):
     for line in result.notes():
         note(line)
     if as_json:
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
     else:
         _show(result, values["suspects"])
     if sheet:

@@ -3,7 +3,7 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, table, value_text
+from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import LinearConfig
 from mocoembed.errors import MocoembedError
@@ -30,14 +30,13 @@ def linear(as_json, **values):
       mocoembed linear train.h5 test.h5 --labels 10% --json
     """
     from mocoembed.evaluate.linear import linear_accuracy
-    from mocoembed.evaluate.result import text_of
 
     with counter("linear", "fits") as progress:
         result = linear_accuracy(LinearConfig(**values), progress)
     for line in result.notes():
         note(line)
     if as_json:
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
     else:
         show(result)
     if bad := result.unconverged:

@@ -17,7 +17,7 @@ from mocoembed.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
-            "retrieval", "rankme", "compare", "classify", "duplicates", "convert", "info")
+            "retrieval", "rankme", "compare", "report", "classify", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -48,11 +48,12 @@ def cli(debug):
       mocoembed serve                 search, map and duplicates in the browser
       mocoembed push --to URI         put the vectors into a Milvus collection
       mocoembed knn                   measure how often nearest neighbours share a label
-      mocoembed linear                measure how well a linear classifier tells the labels
+      mocoembed linear                measure how well a linear classifier predicts the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed rankme                measure without labels how many directions the vectors use
       mocoembed classify IMAGE        tell the label of an image
       mocoembed compare A B           compare results of these two, image by image
+      mocoembed report                write a page of runs and results, to read and to print
       mocoembed duplicates            find exact copies and near-duplicates
       mocoembed convert --to parquet  write the vectors for other tools
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None):
     debug = "--debug" in arguments[:1]
     warnings.showwarning = warnings.showwarning if debug else _show_warning
     try:
-        status = cli.main(arguments, prog_name="mocoembed", standalone_mode=False)
+        status = cli.main(list(arguments), prog_name="mocoembed", standalone_mode=False, obj=tuple(arguments))
         sys.stdout.flush()
     except MocoembedError as error:
         if debug:

@@ -19,9 +19,9 @@ from mocoembed.notes import counted, duration
 def map(as_json, **values):
     """Give every image of the embeddings file EMBEDDINGS a place on a map, similar ones near each other.
 
-    `mocoembed serve` shows the map. It is kept beside the embeddings file. Run it again after `mocoembed embed`: the
-    images that were there stay in their places, and new ones are put among their nearest neighbours, as long as at
-    most a fifth of all is new. Needs openTSNE (pip install 'mocoembed[map]').
+    `mocoembed serve` shows the map, which is kept beside the embeddings file. Run the command again after `mocoembed
+    embed`: images that were there stay in their places, and new ones are put among their nearest neighbours, as long
+    as no more than a fifth are new. Needs openTSNE (pip install 'mocoembed[map]').
 
     \b
       mocoembed map

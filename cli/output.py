@@ -1,6 +1,7 @@
 """Results on standard output and notes on standard error, with the names of files whatever their bytes."""
 
 import os
+import shlex
 
 import click
 
@@ -46,6 +47,14 @@ def put_classes(by_class: dict[str, dict], columns: dict[str, str]):
 def two_decimals(value: float | None) -> str:
     """A number as in tables; a dash where there is none."""
     return "-" if value is None or value != value else f"{value:.2f}"
+
+
+def put_result(result: dict):
+    """Print a result of an evaluation as JSON, with the command that was typed."""
+    from mocoembed.evaluate.result import text_of
+
+    typed = click.get_current_context().find_root().obj
+    click.echo(text_of({**result, "command": shlex.join(["mocoembed", *typed]) if typed is not None else None}))
 
 
 def put(text: str, newline: bool = True):

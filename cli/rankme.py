@@ -3,7 +3,7 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, table
+from mocoembed.cli.output import note, put, put_result, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import RankmeConfig
 
@@ -26,7 +26,6 @@ def rankme(as_json, **values):
       mocoembed rankme
       mocoembed rankme photos.h5 --images 5000 --json
     """
-    from mocoembed.evaluate.result import text_of
     from mocoembed.evaluate.unlabelled import measure_unlabelled
 
     with counter("rankme", "images") as progress:
@@ -34,7 +33,7 @@ def rankme(as_json, **values):
     for line in result.notes():
         note(line)
     if as_json:
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
         return
     rows = [["the encoder", result.values], *result.baselines.items()]
     put(table(["vectors", *NAMES.values()],

@@ -3,17 +3,12 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, table, value_text
+from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import RetrievalConfig
+from mocoembed.evaluate.words import words
 
-WORDS = {"map": "mAP", "map_at_r": "mAP@R", "r_precision": "R-precision"}
-
-
-def _words(name: str) -> str:
-    """`precision_at_5_over_k` -> `precision at 5, over k`."""
-    return WORDS.get(name) or name.replace("_over_", ", over ").replace("_", " ").replace("min r k", "min(R, k)") \
-        .replace("min k last", "min(k, last)").replace("over r", "over R").replace("ap at", "AP at")
+SHOWN = ("map", "map_at_r", "r_precision")  # of baselines
 
 
 @click.command()
@@ -25,16 +20,15 @@ def retrieval(as_json, **values):
     """Measure how well searching ranks: whether the images with a query's label come first.
 
     Each image of the embeddings file QUERIES ranks all those of BANK. Without QUERIES, each image of BANK ranks all the
-    others (leave-one-out). --pairs says what should be found instead of labels. Values are in percent, with an interval
-    of 95 %; beside them stands what a random ranking gets. R is the number of images that should be found. mAP@R and
-    R-precision look at the first R hits, and `over` says what is divided by.
+    others (leave-one-out). --pairs says what should be found instead of labels. Values are in percent, with 95 %
+    confidence intervals, beside the values of a random ranking. R is the number of images that should be found. mAP@R
+    and R-precision look at the first R hits, and `over` says what is divided by.
 
     \b
       mocoembed retrieval
       mocoembed retrieval gallery.h5 queries.h5 --at 1,10,100
       mocoembed retrieval products.h5 --pairs same-product.csv --exclude-identical --json
     """
-    from mocoembed.evaluate.result import text_of
     from mocoembed.evaluate.retrieval import measure_retrieval
 
     with counter("retrieval", "queries") as progress:
@@ -42,14 +36,14 @@ def retrieval(as_json, **values):
     for line in result.notes():
         note(line)
     if as_json:
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
         return
-    rows = [[_words(name), value_text(one), f"{result.chance[name]:.2f}" if name in result.chance else ""]
+    rows = [[words(name), value_text(one), f"{result.chance[name]:.2f}" if name in result.chance else ""]
             for name, one in result.values.items()]
     put(table(["measure", "percent", "chance"], rows, "percent chance"))
     put(result.summary())
     if result.baselines:
         rows = [[name, *(value_text(one, False) for one in values.values())]
                 for name, values in result.baselines.items()]
-        put("\n" + table(["baseline", *WORDS.values()], rows, " ".join(WORDS.values())))
+        put("\n" + table(["baseline", *map(words, SHOWN)], rows, " ".join(map(words, SHOWN))))
     put_classes(result.per_class, {"map": "mAP"})

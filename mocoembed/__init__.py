@@ -30,6 +30,7 @@ _HOMES = {
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
     "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
+    "ReportConfig": "config", "make_report": "report.make",
     "describe": "info",
     "convert_embeddings": "embed.convert", "find_duplicates": "search.duplicates",
 }

@@ -206,8 +206,8 @@ def test_images_that_do_not_fit_are_refused_with_the_figures(images, monkeypatch
     monkeypatch.setattr(filling, "available_memory", lambda: 60_000)
     monkeypatch.setattr(filling, "SAMPLE", sample)
     needed = "more than 0.1 MiB" if sample == 4 else "0.1 MiB"
-    with pytest.raises(MocoembedError, match=rf"24 decoded images need {needed}, and of the 0.1 MiB available at "
-                                             r"most 80% may be taken. Leave --cache out"):
+    with pytest.raises(MocoembedError, match=rf"24 decoded images need {needed}, and at most 80% of the 0.1 "
+                                             r"MiB available may be taken. Leave --cache out"):
         filled(scan(images), config())
 
 

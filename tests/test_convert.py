@@ -247,7 +247,7 @@ def test_command_and_its_wrong_calls(source, tmp_path, run_cli):
     path, _ = source
     status, out, err = run_cli("convert", path, "--to", "npy")
     assert (status, out) == (0, f"{tmp_path / 'e.npy'} and {tmp_path / 'e-paths.csv'}: 4 vectors of dimension 5\n")
-    assert err == "names that are not UTF-8: 1; docs/format.md tells how they are written\n"
+    assert err == "names that are not UTF-8: 1; docs/format.md says how they are written\n"
     before = (tmp_path / "e.npy").read_bytes()
     (tmp_path / "text").write_text("x")
     for arguments, message in [

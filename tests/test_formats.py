@@ -94,6 +94,16 @@ def test_the_content_decides(tmp_path, kind, name):
     assert difference(decoded(listing.read(0)[0]), scene()) < 3
 
 
+@pytest.mark.parametrize("start", [b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"])
+def test_jpeg_xl_is_named_whatever_the_suffix(tmp_path, start):
+    (tmp_path / "phone.jpg").write_bytes(start + bytes(64))
+    with pytest.raises(UnreadableImage, match=r"^JPEG XL is not read; convert it, for example with djxl$"):
+        EncodedImage((tmp_path / "phone.jpg").read_bytes())
+    (tmp_path / "phone.jpg").rename(tmp_path / "photo.jxl")
+    with pytest.raises(CollectionError, match=r"skipped 1 file: 1 \.jxl \(JPEG XL is not read\)"):
+        scan(tmp_path)
+
+
 def test_brands():
     def of(*brands):
         return (8 + 4 * (len(brands) + 1)).to_bytes(4, "big") + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])

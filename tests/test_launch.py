@@ -78,8 +78,8 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     ranks = [Ranks(rank, 3, rank, 3) for rank in range(3)]
     assert [local_device(CONFIG, one) for one in ranks[:2]] == ["cuda:0", "cuda:1"]
-    with pytest.raises(UsageError, match="--processes 3: this machine shows 2 GPUs"):
+    with pytest.raises(UsageError, match="--processes 3: this machine has 2 visible GPUs"):
         local_device(CONFIG, ranks[2])
-    with pytest.raises(UsageError, match="--device cuda:1: one GPU is not for 3 processes"):
+    with pytest.raises(UsageError, match="--device cuda:1: one GPU cannot serve 3 processes"):
         local_device(dataclasses.replace(CONFIG, device="cuda:1"), ranks[0])
     assert local_device(dataclasses.replace(CONFIG, device="cpu"), ranks[2]) == "cpu"

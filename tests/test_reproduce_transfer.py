@@ -1,13 +1,18 @@
-"""benchmarks/reproduce/transfer*.py: scenes with their truth, the exported weights in torchvision's
+"""benchmarks/reproduce/transfer*.py and docs/transfer.md: scenes and their truth, exported weights in torchvision's
 models, measures against slow ones, and tiny trials for real."""
 
 import json
+import pathlib
+import pickle
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.reproduce import scenes, transfer, transfer_trial
@@ -18,10 +23,11 @@ from mocoembed.data.sample import CLASSES
 from mocoembed.files import write_json
 from mocoembed.model.encoder import Encoder, EncoderSpec
 from mocoembed.model.encoder_file import FrozenEncoder
-from mocoembed.model.weights import write_torchvision
+from mocoembed.model.weights import write_detectron2, write_torchvision
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = len(CLASSES) + 1
+DOCS = pathlib.Path(__file__).parent.parent / "docs" / "transfer.md"
 
 
 def frozen_encoder(arch):
@@ -275,3 +281,86 @@ def test_every_claim_is_of_cells_that_are_run():
         for cell in (claim.one, claim.other):
             assert transfer.CELLS[cell].task == claim.study
         assert claim.figure in transfer.FIGURES[claim.study]
+
+
+def test_the_detector_of_the_documentation_runs(exported, tmp_path, monkeypatch):
+    """With ResNet-18 and small images, to be quick."""
+    code = block("python")
+    for old, new in (("resnet50", "resnet18"), ("[256, 512, 1024, 2048]", "[64, 128, 256, 512]"),
+                     ("num_classes=21", "num_classes=21, min_size=96, max_size=128")):
+        assert old in code
+        code = code.replace(old, new)
+    shutil.copy(exported[1], tmp_path / "backbone.pth")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(compile(code, str(DOCS), "exec"), found)
+    assert found["network"].conv1.weight.grad.abs().sum() > 0
+    x = torch.randn(1, 3, 96, 96)
+    weights = torch.load(exported[1], weights_only=True)
+    assert torch.equal(found["backbone"].body.conv1.weight, weights["conv1.weight"])
+    assert found["backbone"].eval()(x)["3"].shape == (1, 256, 3, 3)
+
+
+def test_the_detectron2_configuration_of_the_documentation():
+    """What the exported weights need: detectron2 reads tuples and lists alike, so YAML's lists do."""
+    config = pytest.importorskip("yaml").safe_load(block("yaml"))
+    assert config["MODEL"]["PIXEL_MEAN"] == pytest.approx([255 * one for one in IMAGENET_MEAN])
+    assert config["MODEL"]["PIXEL_STD"] == pytest.approx([255 * one for one in IMAGENET_STD])
+    assert config["MODEL"]["RESNETS"]["STRIDE_IN_1X1"] is False
+    assert config["INPUT"]["FORMAT"] == "RGB"
+
+
+def by_detectron2s_names(model, depths, x):
+    """N x D: what detectron2's ResNet with STRIDE_IN_1X1 False gives, written down from its names and its strides."""
+    def convolution(name, x, stride=1):
+        weight = model[f"{name}.weight"]
+        x = functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        mean, variance, scale, shift = (model[f"{name}.norm.{part}"][:, None, None]
+                                        for part in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / torch.sqrt(variance + 1e-5) * scale + shift
+
+    x = functional.max_pool2d(functional.relu(convolution("stem.conv1", x, 2)), 3, 2, 1)
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            name, stride = f"res{stage + 2}.{block}", 2 if stage and not block else 1
+            bottleneck = f"{name}.conv3.weight" in model
+            y = functional.relu(convolution(f"{name}.conv1", x, 1 if bottleneck else stride))
+            y = convolution(f"{name}.conv2", y, stride if bottleneck else 1)
+            if bottleneck:
+                y = convolution(f"{name}.conv3", functional.relu(y))
+            if f"{name}.shortcut.weight" in model:
+                x = convolution(f"{name}.shortcut", x, stride)
+            x = functional.relu(x + y)
+    return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(("arch", "depths"), [("resnet18", (2, 2, 2, 2)), ("resnet50", (3, 4, 6, 3))])
+def test_features_by_detectron2s_names_are_ours(arch, depths, tmp_path):
+    frozen = frozen_encoder(arch)
+    write_detectron2(tmp_path / "b.pkl", frozen)
+    model = {name: torch.from_numpy(array)
+             for name, array in pickle.loads((tmp_path / "b.pkl").read_bytes())["model"].items()}
+    used = UsedNames(model)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(by_detectron2s_names(used, depths, x), frozen.encoder.backbone(x), rtol=1e-4,
+                                   atol=1e-4)
+    assert used.names == set(model)  # none is left over
+
+
+class UsedNames(dict):
+    """Remembers what was asked for."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def block(language):
+    """The documentation's only block of code in that language."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    return found

@@ -1,5 +1,6 @@
 """`pretrain --init`: what the encoders begin with, what is recorded, and resuming without the source."""
 
+import dataclasses
 import json
 import shutil
 
@@ -105,6 +106,20 @@ def test_what_is_given_is_held_against_the_source(config, source):
     for wrong in ({"arch": "init"}, {"mean": ()}, {"std": ()}, {"init": ""}):
         with pytest.raises(UsageError, match="must be"):
             PretrainConfig("images", **wrong)
+
+
+@pytest.mark.parametrize("given", [(), (0.0, 255.0)])
+def test_the_value_range_is_the_sources_unless_it_is_given(config, source, tmp_path, given):
+    frozen = load_encoder(source)
+    deep = dataclasses.replace(frozen, transform=dataclasses.replace(frozen.transform, value_range=(0.0, 4095.0)))
+    save_encoder(source, deep)
+    with pytest.raises(Interrupted):
+        pretrain(config(value_range=given), stop_at(2))
+    shutil.move(source, tmp_path / "away.safetensors")
+    result = pretrain(config(value_range=given))  # resumes, without the source
+    assert load_encoder(result.encoder).transform.value_range == (given or (0.0, 4095.0))
+    assert load_newest(result.run)["started_from"]["fingerprint"] == deep.fingerprint()
+    assert json.loads((result.run / "config.json").read_text())["value_range"] == list(given or (0.0, 4095.0))
 
 
 def test_a_run_resumes_without_its_source_and_not_from_another(config, source, tmp_path):

@@ -15,7 +15,6 @@ from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, evaluation_batches, view_batches
-from mocoembed.data.lost import Lost
 from mocoembed.data.shared import SharedRows
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
@@ -255,16 +254,3 @@ def test_what_is_left_to_load_survives_two_deaths_in_a_row(images, monkeypatch):
     for items in (list(range(1, 11)), iter(range(1, 11)), (item for item in range(1, 11))):
         ahead[:] = [5, 2, 1]
         assert list(workers.Batches(dataset, items, 1, False)) == list(range(1, 11))
-
-
-@pytest.mark.parametrize(("workers_now", "held", "available", "advice"), [
-    (4, 400, 1000, "1000.0 MiB for loading processes, of which each takes 400.0 MiB; give fewer --workers: 2 instead "
-                   "of 4."),
-    (4, 400, 100, "100.0 MiB for loading processes, of which each takes 400.0 MiB; give fewer --workers: 1 instead of "
-                  "4."),
-    (4, 0, None, "give fewer --workers: 3 instead of 4."),
-    (1, 400, 9000, "8.79 GiB for loading processes, of which each takes 400.0 MiB; give --workers 0 or a smaller "
-                   "--batch-size.")])
-def test_the_advice_has_a_number_that_fits(workers_now, held, available, advice):
-    lost = Lost(signal.SIGKILL, None, workers_now, held << 20, None if available is None else available << 20)
-    assert lost.advice() == advice

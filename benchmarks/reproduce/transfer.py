@@ -33,7 +33,7 @@ import click
 
 from benchmarks.reproduce.ablations import MORE_TO_DO, is_done
 from benchmarks.reproduce.cells import Claim
-from benchmarks.reproduce.queue_of_work import Stopped, Work, run_all
+from benchmarks.reproduce.queue_of_work import Work, run_all
 from benchmarks.reproduce.statistics_of_seeds import mean_of
 from benchmarks.reproduce.tables import Found, claims_table, markdown, results
 from mocoembed import __version__
@@ -58,13 +58,11 @@ class Cell(NamedTuple):
     task: str
     pretrained: bool
     norm: str = "trained"
-    published: str = ""
-    """AP of the paper's Table 2b (PASCAL VOC, R50-C4), of five trials."""
 
 
 CELLS = {
-    "detection-random": Cell("random", "detection", False, published="33.8"),
-    "detection-pretrained": Cell("pretrained", "detection", True, published="55.9"),
+    "detection-random": Cell("random", "detection", False),
+    "detection-pretrained": Cell("pretrained", "detection", True),
     "detection-random-frozen": Cell("random, BatchNorm frozen", "detection", False, "frozen"),
     "detection-pretrained-frozen": Cell("pretrained, BatchNorm frozen", "detection", True, "frozen"),
     "segmentation-random": Cell("random", "segmentation", False),
@@ -89,11 +87,11 @@ def options_of(cell: str, seed: int, quick: bool) -> list[str]:
     return [one.task, str(seed), "--norm", one.norm, *(QUICK if quick else ["--steps", str(STEPS[one.task])])]
 
 
-def pretrain(output: pathlib.Path, quick: bool, work: Work) -> pathlib.Path:
-    """Pretrain or finish it, measure kNN accuracy beside its baselines, and export; the exported file."""
+def pretrain(output: pathlib.Path, quick: bool, work: Work):
+    """Pretrain or finish it, measure kNN accuracy beside its baselines, and export to OUTPUT/backbone.pth."""
     weights, done = output / "backbone.pth", output / "pretrained.json"
     if done.exists():
-        return weights
+        return
     learn, measure, count = output / "learn", output / "measure", 64 if quick else LEARN
     write_collection(learn, count)
     write_collection(measure, count if quick else MEASURE, first=LEARN)
@@ -105,7 +103,6 @@ def pretrain(output: pathlib.Path, quick: bool, work: Work) -> pathlib.Path:
         work.run([*TOOL, "export", str(output / "runs" / "run"), "--format", "torchvision", "--output", str(weights),
                   "--fresh", *place], log)
     write_json(done, {"options": options, "knn": knn})
-    return weights
 
 
 def run_trial(name: str, cell: str, seed: int, output: pathlib.Path, quick: bool, work: Work):
@@ -121,13 +118,13 @@ def run_trial(name: str, cell: str, seed: int, output: pathlib.Path, quick: bool
 
 def task_table(task: str, found: Found) -> str:
     """The cells of a task that have results: mean with t-interval, and standard deviation over the trials."""
-    rows = [["backbone", *(head for figure in FIGURES[task] for head in (f"{figure}, %", "deviation")), "paper's AP"]]
+    rows = [["backbone", *(head for figure in FIGURES[task] for head in (f"{figure}, %", "deviation"))]]
     for name, cell in CELLS.items():
         if cell.task == task and name in found:
             trials = list(found[name].values())
             columns = [[trial[figure] for trial in trials] for figure in FIGURES[task]]
             rows.append([cell.label, *(text for values in columns
-                                       for text in (mean_of(values).shown(), _deviation(values))), cell.published])
+                                       for text in (mean_of(values).shown(), _deviation(values)))])
     return markdown(rows) if len(rows) > 1 else ""
 
 
@@ -160,6 +157,7 @@ def main(output, only, trials, at_a_time, seconds, quick, report):
     """Pretrain, run the trials, and print the tables."""
     if report:
         return click.echo(report_text(report))
+    say = partial(click.echo, err=True)
     output, end = output.resolve(), time.monotonic() + (seconds or 1e6)
     (output / "cells").mkdir(parents=True, exist_ok=True)
     work, todo = Work(end, niceness=NICENESS), []
@@ -168,21 +166,19 @@ def main(output, only, trials, at_a_time, seconds, quick, report):
             name = f"{cell}-trial{seed}"
             if not is_done(output, name, options_of(cell, seed, quick)):
                 todo.append((name, partial(run_trial, name, cell, seed, output, quick, work), CELLS[cell].pretrained))
-    try:
-        if any(pretrained for *_, pretrained in todo):
-            pretrain(output, quick, Work(end, 2, NICENESS))
-    except Stopped:
-        click.echo("The pretraining is not done. Run the same command again to go on.", err=True)
-        raise SystemExit(MORE_TO_DO) from None
-    left, failed = run_all(work, [(name, run) for name, run, _ in todo], at_a_time,
-                           lambda text: click.echo(text, err=True))
+    left, failed = [], {}
+    if any(pretrained for *_, pretrained in todo):
+        both = Work(end, 2, NICENESS)
+        left, failed = run_all(both, [("pretraining", partial(pretrain, output, quick, both))], 1, say)
+    if not left and not failed:
+        left, failed = run_all(work, [(name, run) for name, run, _ in todo], at_a_time, say)
     text = report_text(output)
     write_bytes(output / "transfer.md", text.encode())
     click.echo(text)
     for name, reason in failed.items():
         click.echo(f"{name} failed: {reason} ({output / 'log.txt'})", err=True)
     if left:
-        click.echo(f"{len(left)} trials are left. Run the same command again to go on.", err=True)
+        click.echo(f"Left: {', '.join(left)}. Run the same command again to go on.", err=True)
     raise SystemExit(1 if failed else MORE_TO_DO if left else 0)
 
 

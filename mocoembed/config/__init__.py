@@ -23,9 +23,11 @@ from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
 from mocoembed.config.push import MilvusConfig, PushConfig
 from mocoembed.config.rankme import RankmeConfig
+from mocoembed.config.report import ReportConfig
 from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
 __all__ = ["ClassifyConfig", "CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig",
            "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig",
-           "PretrainConfig", "PushConfig", "RankmeConfig", "RetrievalConfig", "SearchConfig", "ServeConfig"]
+           "PretrainConfig", "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig", "SearchConfig",
+           "ServeConfig"]

@@ -86,7 +86,8 @@ class EmbedConfig:
     compile: bool = False
     """Compile the encoder with torch.compile: a slow start, then faster on GPUs."""
     processes: int | None = None
-    """Processes on this machine; by default, one per GPU, or one on a CPU. Under torchrun, its own number."""
+    """Processes on this machine; by default, one per GPU, or one on a CPU. Not used under torchrun and
+    srun."""
     timeout: float = 600.0
     """Timeout in seconds: how long a process waits for the others before the job is ended."""
 
@@ -135,18 +136,18 @@ class SearchConfig:
     """Embed the queries by torch instead of ONNX Runtime, which takes seconds to load; with --device cuda, it is used
     anyway."""
     label: tuple[str, ...] = ()
-    """Only hits with this label. May be given again: one of them."""
+    """Only hits with this label. May be given again: with any of the labels."""
     not_label: tuple[str, ...] = ()
-    """No hits with this label. May be given again: none of them."""
+    """No hits with this label. May be given again: with none of the labels."""
     path: tuple[str, ...] = ()
     """Only hits whose path matches this glob, compared as by --exclude: by the name of a file or folder, or by path if
-    it has a slash. May be given again: one of them."""
+    it has a slash. May be given again: any of the globs."""
     min_score: float | None = None
     """Only hits with this score or more."""
     row: tuple[int, ...] = ()
-    """Query by an image of the collection, given by its row, as JSON and CSV tell it. May be given again."""
+    """Query by an image of the collection, given by its row (see the JSON or CSV output). May be given again."""
     together: bool = False
-    """Make one query of all of them: the mean of their vectors."""
+    """Combine all queries into one: the mean of their vectors."""
     unlike: tuple[str, ...] = ()
     """Image that hits should be unlike: its vector is subtracted from the query's. May be given again: their mean."""
     crop: tuple[int, ...] = ()
@@ -154,11 +155,12 @@ class SearchConfig:
     exclude_self: bool = False
     """Leave out the query itself: the images with the same bytes, and the row of --row."""
     unique: bool = False
-    """Fold near-duplicates of a hit into it, and tell their number; from which similarity on, as for duplicates."""
+    """Fold near-duplicates of a hit into it, and print their number. The threshold is that of `mocoembed
+    duplicates`."""
     diverse: bool = False
     """Choose hits that are near to the query and unlike each other (maximal marginal relevance)."""
     server: str | None = None
-    """Address of a `mocoembed serve`, which searches its collection; by default, the search is done here."""
+    """Address of a running `mocoembed serve`, to search the collection there; by default, search on this machine."""
 
     def __post_init__(self):
         at_least(self, 1, "k")
@@ -216,8 +218,8 @@ class DuplicatesConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder that holds the results of every command, where the next command finds them."""
     threshold: float | str = "auto"
-    """Least cosine similarity of two images that are near-duplicates; auto chooses it from how alike the images of
-    this collection are, as that depends on the encoder."""
+    """Least cosine similarity of two near-duplicates; auto chooses it from the similarities in this collection,
+    because they depend on the encoder."""
     exact_only: bool = False
     """Find only files with the same bytes; vectors are not compared."""
     index: str | None = None

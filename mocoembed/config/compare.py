@@ -12,7 +12,7 @@ class CompareConfig:
     results: tuple[str, ...]
     """Results of evaluations: JSON files, as knn, linear and retrieval print with --json."""
     anyway: bool = False
-    """Tell differences also where the protocols or the images differ, for the queries that both have."""
+    """Compare even if protocols or images differ, on the queries that both results have."""
 
     def __post_init__(self):
         if len(self.results) < 2:

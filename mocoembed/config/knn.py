@@ -30,17 +30,18 @@ class KnnConfig:
     """Let only a few images vote: a share of every class such as 1% or 10%, or a number for each class such as
     5-per-class. Without QUERIES, all others are classified."""
     seeds: int = 5
-    """With --labels: number of repeats, each with other images, told as mean and interval."""
+    """With --labels: number of repeats, each with other images; the mean and its interval are printed."""
     tune: bool = False
-    """Choose k and T on a held-out fifth of the bank, never on the queries: of those given, or of the usual ones."""
+    """Choose k and T on a held-out fifth of the bank, never on the queries, from the values
+    given or the usual ones."""
     suspects: bool = False
     """List the images whose neighbours vote most clearly for another label: suspected wrong labels."""
     baselines: bool | None = None
-    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    """Also measure what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
     architecture untrained. By default, what takes seconds, if the images are still there."""
     index: str | None = None
-    """Index file of the bank to find the neighbours by, for large banks. An approximate one misses some neighbours, and
-    says how many. By default, every image of the bank is compared."""
+    """Index file of the bank to find the neighbours by, for large banks. An approximate index misses some
+    neighbours; its recall is printed. By default, every image of the bank is compared."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N. With --index, auto searches the index on the CPU."""
 

@@ -14,4 +14,4 @@ class MapConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder that holds the results of every command, where the next command finds them."""
     fresh: bool = False
-    """Arrange all images anew, instead of keeping those of the map that is there in their places."""
+    """Arrange all images anew, instead of keeping those that are already on the map in their places."""

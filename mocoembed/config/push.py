@@ -68,7 +68,7 @@ class PushConfig:
     """Milvus: address of a server (http://host:19530), or local file of Milvus Lite (NAME.db); by default, milvus.db in
     the workspace. A server's token is read from the environment variable MILVUS_TOKEN."""
     collection: str = DEFAULT_COLLECTION
-    """Milvus collection, which is made if it is not there."""
+    """Milvus collection; it is created if it does not exist."""
     index_type: str | None = None
     """Type of Milvus's index, such as FLAT, HNSW, IVF_FLAT, IVF_SQ8 or DISKANN; by default, that of the collection, or
     AUTOINDEX for a new one."""

@@ -24,12 +24,12 @@ class RetrievalConfig:
     at: tuple[int, ...] = (1, 5, 10)
     """Numbers k of first hits that are looked at, separated by commas."""
     exclude_identical: bool = False
-    """Leave out of a query's ranking the images that have its very bytes."""
+    """Leave out of a query's ranking images with exactly the same bytes."""
     definition: str = "steps"
     """Average precision: steps (the mean of the precision at every relevant image, as scikit-learn), or revisitop (by
     trapezoids, and P@k over the last relevant rank where that is below k)."""
     baselines: bool | None = None
-    """Measure also what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
+    """Also measure what needs no training, by the same protocol: raw pixels, colour histogram (HSV), HOG and the same
     architecture untrained. By default, what takes seconds, if the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""

@@ -11,5 +11,8 @@
     cache.py          views.py                cache.py: `--cache ram`, decoded once; views.py: the random draws, and
     resident.py                               applying them in batches; resident.py: crops made on the device
 
+decode.py opens each format by a module of its own (png.py, jpeg.py, gif.py, tiff.py; formats.py: AVIF, HEIC), and
+deep.py scales pixels of more than 8 bits. A batch leaves its loading process through shared.py; lost.py says why one
+has died.
 digests.py finds equal bytes; sample.py draws the images of the demo and the tests.
 """

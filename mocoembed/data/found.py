@@ -93,7 +93,7 @@ class Found:
             one, other, *_ = (names[number] for number in dict.fromkeys(same) if number != NO_LABEL)
             where = " and ".join(repr(os.fsdecode(each)) for each in source.split(b"\0"))
             raise CollectionError(f"The image {os.fsdecode(path)!r} has two labels in {where}: {one!r} and "
-                                  f"{other!r}. Leave one of them.")
+                                  f"{other!r}. Keep one of them.")
         return known
 
 

@@ -119,4 +119,4 @@ def keep_listing(listing: Listing, how: How, witnesses: dict[bytes, State], begu
             for array in arrays.values():
                 file.write(array.data)
     except (OSError, MocoembedError) as error:
-        note(f"the listing is not kept for the next time: {error}")
+        note(f"the listing could not be kept for the next run: {error}")

@@ -7,5 +7,6 @@
     publish.py    finished work -> the embeddings file; salvage.py: what an interrupted run left behind
     store_writer.py, store.py    writing and reading the embeddings file (HDF5), with seal.py: its hash,
                                  sparse.py: HDF5 in memory, column.py: columns read only where indexed
-    convert.py    to and from other formats, with npy.py and parquet.py
+    convert.py    to and from other formats, with npy.py, parquet.py and thumbnails.py
+    in_memory.py  images given from Python -> vectors, without a collection or a file
 """

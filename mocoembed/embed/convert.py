@@ -144,7 +144,7 @@ def _noted(rows: Iterator[Block], note) -> Iterator[Block]:
         odd += sum(not _is_utf8(path) for path in block.columns["path"])
         yield block
     if odd:
-        note(f"names that are not UTF-8: {odd}; docs/format.md tells how they are written")
+        note(f"names that are not UTF-8: {odd}; docs/format.md says how they are written")
 
 
 def _is_utf8(path: bytes) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mocoembed.data.deep import ValueRange
 from mocoembed.data.shards import read_path
-from mocoembed.data.thumbnail import jpeg
+from mocoembed.data.thumbnail import SIDE, jpeg
 
 UNKNOWN = "0" * 64  # digest of an image whose bytes nobody has read
 
@@ -22,7 +22,7 @@ def with_thumbnails(blocks: Iterator[Any], value_range: ValueRange, note: Callab
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in blocks:
             def made(path: bytes, digest: str) -> bytes | None:
-                return _thumbnail(path, digest, value_range)
+                return thumbnail(path, digest, value_range)
 
             found = list(pool.map(made, block.columns["path"], block.columns["digest"]))
             names = [os.path.basename(path).decode("utf-8", "backslashreplace") for path in block.columns["path"]]
@@ -34,11 +34,12 @@ def with_thumbnails(blocks: Iterator[Any], value_range: ValueRange, note: Callab
         note(f"without a thumbnail: {missing} images that are gone or have changed; give --root if they have moved")
 
 
-def _thumbnail(path: bytes, digest: str, value_range: ValueRange) -> bytes | None:
+def thumbnail(path: bytes, digest: str, value_range: ValueRange, side: int = SIDE) -> bytes | None:
+    """A JPEG file of an image; `None` for one that is gone, or whose bytes are no more those of its digest (hex)."""
     try:
         data = read_path(path)
         if digest not in (UNKNOWN, hashlib.sha256(data).hexdigest()):
             return None
-        return jpeg(data, value_range=value_range)
+        return jpeg(data, side, value_range=value_range)
     except Exception:  # whatever the file system and decoders raise; counted by the caller
         return None

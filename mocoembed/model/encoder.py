@@ -192,7 +192,7 @@ def zero_init_residual(backbone: nn.Module):
     last = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in backbone.modules()
             if isinstance(block, BasicBlock | Bottleneck)]
     if not last:
-        raise UsageError("A last BatchNorm that begins at zero is for ResNets only. "
+        raise UsageError("--zero-init-residual: is for ResNets only. "
                          f"Give --arch {', '.join(ARCHITECTURES)}.")
     for norm in last:
         nn.init.zeros_(norm.weight)

@@ -97,7 +97,7 @@ def _length(network: nn.Module, arch: str) -> int:
         vectors = network.eval()(torch.zeros(1, *size))
     network.train(training)
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
-        raise UsageError(f"{arch} does not give one vector an image, so it cannot be an encoder.")
+        raise UsageError(f"{arch} does not give one vector per image, so it cannot be an encoder.")
     return vectors.shape[1]
 
 

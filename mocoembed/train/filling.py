@@ -83,8 +83,8 @@ class Filling:
         """Raise `MocoembedError` on all ranks unless so many bytes may be taken."""
         if available is not None and needed > SHARE * available:
             raise self.ranks.agreed(MocoembedError(
-                f"--cache ram: {len(self.listing):,} decoded images need {about}{shown(needed)}, and of the "
-                f"{shown(max(0, available))} available at most {SHARE:.0%} may be taken. Leave --cache out, or make "
+                f"--cache ram: {len(self.listing):,} decoded images need {about}{shown(needed)}, and at most "
+                f"{SHARE:.0%} of the {shown(max(0, available))} available may be taken. Leave --cache out, or make "
                 "the images smaller."))
 
     def _sizes(self, slices: list[np.ndarray], what: str) -> tuple[torch.Tensor, dict[int, Failure]]:

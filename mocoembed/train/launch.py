@@ -28,6 +28,7 @@ from mocoembed.data.loader import cores
 from mocoembed.errors import Interrupted, MocoembedError, ProcessError, UsageError
 from mocoembed.files import StopRequest
 from mocoembed.model.ranks import ALONE, Ranks
+from mocoembed.notes import counted
 
 SECONDS_TO_LEAVE = 2.0  # for the others after one process failed, before they are ended
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -100,13 +101,14 @@ def local_device(config, ranks: Ranks) -> str:
     if ranks.size == 1 or config.device == "cpu" or not torch.cuda.is_available():
         return config.device
     if config.device not in ("auto", "cuda"):
-        raise UsageError(f"--device {config.device}: one GPU is not for {ranks.size} processes. Give --device cuda, or "
-                         "--processes 1.")
+        raise UsageError(f"--device {config.device}: one GPU cannot serve {ranks.size} processes. Give --device cuda, "
+                         "or --processes 1.")
     if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
         return "cuda:0"  # srun has given each task its own GPU and hides the others
     if ranks.local_rank >= torch.cuda.device_count():
-        raise UsageError(f"--processes {ranks.local_size}: this machine shows {torch.cuda.device_count()} GPUs. Give "
-                         "as many processes or fewer, or --device cpu.")
+        raise UsageError(f"--processes {ranks.local_size}: this machine has "
+                         f"{counted(torch.cuda.device_count(), 'visible GPU')}. Give as many processes or fewer, or "
+                         "--device cpu.")
     return f"cuda:{ranks.local_rank}"
 
 

@@ -115,7 +115,8 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         memory = plan(training, workers, say, _to_be_cached(training, listing))
         resume(training, run, listing, say)
         if ranks.first:
-            write_json(run / "config.json", {**to_dict(config), **origin(training.started_from)})
+            write_json(run / "config.json", {**to_dict(config), **origin(training.started_from),
+                                             "collection": {"images": len(listing), "listing": listing.digest()}})
             watcher.begin(config)
         held.enter_context(compute.keeping_memory())
         held.enter_context(running_out_said(memory, training))
