@@ -19,8 +19,8 @@ MOST_MEASURES = 6  # in the table; --json has all
 def compare(as_json, **values):
     """Compare results of evaluations: side by side, and the difference of each to the first on the same queries.
 
-    RESULT is a file with what knn, linear or retrieval print with --json. The interval of a difference is a paired
-    bootstrap over the queries; p is McNemar's exact test for right and wrong. Results of different protocols or
+    RESULT is a file with what knn, linear, retrieval or finetune print with --json. The interval of a difference is a
+    paired bootstrap over the queries; p is McNemar's exact test for right and wrong. Results of different protocols or
     images are refused, because their difference is not one between encoders; --anyway compares them nevertheless.
 
     \b

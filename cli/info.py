@@ -16,7 +16,7 @@ SHOWN_ITEMS = 12
 @options_of(InfoConfig, leave_out=("path",))
 @json_option
 def info(as_json, **values):
-    """Say what PATH is: a checkpoint, run folder, encoder, embeddings or index file, or an unfinished embedding.
+    """Say what PATH is: a checkpoint, run folder, encoder, classifier, embeddings, index or unfinished file.
 
     \b
       mocoembed info mocoembed-workspace/embeddings.h5

@@ -17,7 +17,7 @@ from mocoembed.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
-            "retrieval", "rankme", "compare", "report", "classify", "duplicates", "convert", "info")
+            "retrieval", "rankme", "compare", "report", "finetune", "classify", "duplicates", "convert", "info")
 
 
 class LazyGroup(click.Group):
@@ -51,6 +51,7 @@ def cli(debug):
       mocoembed linear                measure how well a linear classifier predicts the labels
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed rankme                measure without labels how many directions the vectors use
+      mocoembed finetune IMAGES       learn a classifier from labelled images
       mocoembed classify IMAGE        tell the label of an image
       mocoembed compare A B           compare results of these two, image by image
       mocoembed report                write a page of runs and results, to read and to print

@@ -28,6 +28,7 @@ _HOMES = {
     "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
+    "FinetuneConfig": "config", "finetune": "evaluate.finetune",
     "ClassifyConfig": "config", "classify_images": "search.classify",
     "CompareConfig": "config", "compare_results": "evaluate.compare",
     "ReportConfig": "config", "make_report": "report.make",

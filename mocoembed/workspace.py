@@ -24,6 +24,7 @@ class Workspace:
         self.runs = self.root / "runs"
         self.encoders = self.root / "encoders"
         self.newest_encoder = self.root / "encoder.safetensors"
+        self.finetunings = self.root / "finetune"
         self.classifiers = self.root / "classifiers"
         self.newest_classifier = self.root / "classifier.safetensors"
         self.embeddings = self.root / "embeddings.h5"

@@ -397,6 +397,10 @@ def browser():
 def test_in_a_browser(browser, made, results, tmp_path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     write_run(tmp_path / HOSTILE, images=HOSTILE)
+    value, names = json.loads(pathlib.Path(results[0]).read_text()), [f"class {i}" for i in range(11)]
+    value["confusion"] = {"classes": names, "counts": [[10 * i if i == j else 100 - 10 * i if j == (i + 1) % 11 else 0
+                                                        for j in range(11)] for i in range(11)]}  # every shade
+    pathlib.Path(results[0]).write_text(json.dumps(value))
     result = make_report(ReportConfig((str(tmp_path / HOSTILE), *results), str(tmp_path / "r.html"), queries=3))
     for width, height in SIZES:
         for scheme in ("light", "dark"):

@@ -16,6 +16,7 @@ from mocoembed.config.commands import (
     SearchConfig,
 )
 from mocoembed.config.compare import CompareConfig
+from mocoembed.config.finetune import FinetuneConfig
 from mocoembed.config.index import IndexConfig
 from mocoembed.config.knn import KnnConfig
 from mocoembed.config.linear import LinearConfig
@@ -28,6 +29,6 @@ from mocoembed.config.retrieval import RetrievalConfig
 from mocoembed.config.serve import ServeConfig
 
 __all__ = ["ClassifyConfig", "CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig",
-           "ExportConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig", "MilvusConfig",
-           "PretrainConfig", "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig", "SearchConfig",
-           "ServeConfig"]
+           "ExportConfig", "FinetuneConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig",
+           "MilvusConfig", "PretrainConfig", "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig",
+           "SearchConfig", "ServeConfig"]

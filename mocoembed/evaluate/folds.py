@@ -101,6 +101,17 @@ def parse_labels(labels: str) -> tuple[float | None, int]:
                      "as 5.")
 
 
+def few_labels_notes(names: list[str], labels: str | None) -> list[str]:
+    """A line when `labels` is a share that is less than one image of a class."""
+    share = parse_labels(labels)[0] if labels else None
+    if share is None:
+        return []
+    counts = Counter(names).values()
+    few = sum(round(share * count) < 1 for count in counts)
+    return [f"--labels {labels}: {few} of {len(counts)} classes have less than one image by that share; one of each is "
+            "used"] if few else []
+
+
 def _shuffled(names: list[str], groups: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
     """Label -> the rows of each of its groups, in an order that the seed and the label decide, sorted by label."""
     order = np.argsort(groups, kind="stable")

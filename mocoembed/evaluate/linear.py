@@ -15,10 +15,10 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import baselines, majority_class
-from mocoembed.evaluate.folds import few_of_each, folds_of, parse_labels, same_image
+from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, parse_labels, same_image
 from mocoembed.evaluate.linear_result import LinearResult, Repeat
 from mocoembed.evaluate.logistic import PENALTIES
-from mocoembed.evaluate.measures import FEWEST_FOR_TOP5, Measured
+from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import Rows, Search, learn
 from mocoembed.evaluate.sides import (
     Side,
@@ -57,7 +57,7 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     return LinearResult(config, train, test, repeats, classes, values,
                         overlap(test, train, test is train, nearest.numpy()),
                         {"majority class": majority_class(train, test), **others},
-                        [*without, *notes_on_labels(train, config)], time.perf_counter() - begun)
+                        [*without, *few_labels_notes(train.names, config.labels)], time.perf_counter() - begun)
 
 
 def read_sides(config: LinearConfig) -> tuple[Side, Side]:
@@ -79,17 +79,6 @@ def require_learnable(train: Side, test: Side, config: LinearConfig):
                               f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
     if config.labels is not None:
         parse_labels(config.labels)
-
-
-def notes_on_labels(train: Side, config: LinearConfig) -> list[str]:
-    """A line when --labels is a share that is less than one image of a class."""
-    share = parse_labels(config.labels)[0] if config.labels else None
-    if share is None:
-        return []
-    counts = [train.names.count(name) for name in sorted(set(train.names))]
-    few = sum(round(share * count) < 1 for count in counts)
-    return [f"--labels {config.labels}: {few} of {len(counts)} classes have less than one image by that share; one of "
-            "each is used"] if few else []
 
 
 def measure(train: Side, test: Side, config: LinearConfig,
@@ -160,10 +149,4 @@ def values_of(repeats: list[list[Repeat]], classes: list[str]) -> dict[str, Meas
 def values_of_seed(folds: list[Repeat], classes: int) -> dict[str, Measured]:
     """The measures over the test rows of all folds together, each with its own fold's classifier."""
     truth, shares = (np.concatenate([getattr(one, name) for one in folds]) for name in ("truth", "shares"))
-    values = {"top1": measures.share(shares.argmax(axis=1) == truth)}
-    if shares.shape[1] >= FEWEST_FOR_TOP5:
-        first = np.argpartition(-shares, 4, axis=1)[:, :5]
-        values["top5"] = measures.share((first == truth[:, None]).any(axis=1))
-    values["balanced"] = measures.balanced(measures.confusion(truth, shares.argmax(axis=1), classes))
-    values["ap"] = measures.class_precision(shares, truth)[1]
-    return values
+    return measures.of_classifier(truth, shares, classes)

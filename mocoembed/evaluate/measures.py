@@ -159,3 +159,14 @@ def class_precision(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, 
     if not resamples:
         return each, Measured(value, None, "", count)
     return each, Measured(value, _bounds(100 * np.nanmean(resampled[1:], axis=1)), method_of(resamples), count)
+
+
+def of_classifier(truth: np.ndarray, shares: np.ndarray, classes: int) -> dict[str, Measured]:
+    """top1, top5 (six classes or more), balanced and ap of probabilities (N, C); truth (N,) from 0 to classes - 1."""
+    values = {"top1": share(shares.argmax(axis=1) == truth)}
+    if shares.shape[1] >= FEWEST_FOR_TOP5:
+        first = np.argpartition(-shares, 4, axis=1)[:, :5]
+        values["top5"] = share((first == truth[:, None]).any(axis=1))
+    values["balanced"] = balanced(confusion(truth, shares.argmax(axis=1), classes))
+    values["ap"] = class_precision(shares, truth)[1]
+    return values

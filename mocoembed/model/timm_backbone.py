@@ -231,3 +231,12 @@ def _transform(timm, config, arch: str) -> EvaluationTransform:
                          f"{facts['crop_mode']!r}; only square colour images, 'center' or 'squash', are made here.")
     resize = math.floor(height / facts["crop_pct"])
     return EvaluationTransform(resize, height, tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"], mode)
+
+
+def coarse_groups(network: nn.Module) -> list[list[str]]:
+    """Names of the parameters of every stage, from the image on, as timm groups them; none where it does not say."""
+    matcher = getattr(network, "group_matcher", None)
+    if matcher is None:
+        return []
+    groups = _timm().models.group_parameters(network, matcher(coarse=True))
+    return [groups[number] for number in sorted(groups)]

@@ -187,7 +187,7 @@ def mark(value: float | None, interval: list[float] | None, chance: float | None
         svg.append(element("line", x1=at(interval[0]), x2=at(interval[1]), y1=middle, y2=middle,
                            class_=f"whisker {kind}"))
     if value is not None:
-        svg.append(element("circle", cx=at(value), cy=middle, r="3", class_=f"dot {kind}"))
+        svg.append(element("circle", cx=at(value), cy=middle, r="3.6", class_=f"dot {kind}"))
     return svg
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mocoembed.checks import from_dict
 from mocoembed.config import ExportConfig, PretrainConfig
-from mocoembed.errors import UsageError
+from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import sha256_file
 from mocoembed.model.encoder_file import FrozenEncoder, load_encoder, read_tensors, save_encoder
 from mocoembed.model.encoder_metadata import described
@@ -100,6 +100,9 @@ def _read(path: pathlib.Path) -> tuple[dict, FrozenEncoder | None]:
 def encoder_of_checkpoint(path: pathlib.Path) -> FrozenEncoder:
     """The frozen query encoder in a checkpoint file."""
     state = load_checkpoint(path)
+    if "task" in state:
+        raise FormatError(f"{path} is a checkpoint of mocoembed {state['task']}, not of a pretraining. Run that "
+                          "command again to finish it.")
     config = from_dict(PretrainConfig, state["config"])
     weights = {name.removeprefix("encoder_q."): tensor for name, tensor in state["model"].items()
                if name.startswith("encoder_q.")}

@@ -1,0 +1,195 @@
+"""Fine-tuning with few labels: labelled images and an encoder -> a classifier, and how many test images it gets right.
+
+Each seed learns from labels of its own; its classifier is kept in the run's folder as soon as it has learned, so a run
+that is stopped goes on with the step of its newest checkpoint. The test images are looked at once, when all have
+learned. The classifier of the first seed goes to the workspace, for `mocoembed classify`: none is chosen by its result.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+
+import torch
+
+from mocoembed.checks import to_dict
+from mocoembed.config import FinetuneConfig
+from mocoembed.errors import FormatError, UsageError
+from mocoembed.evaluate.finetune_result import FinetuneResult, Repeat
+from mocoembed.evaluate.finetuning import FineTuning, untrained
+from mocoembed.evaluate.folds import few_labels_notes
+from mocoembed.evaluate.labelled import (
+    LabelledImages,
+    encoded,
+    labelled_images,
+    require_comparable,
+    split,
+    with_few_labels,
+)
+from mocoembed.evaluate.sides import Overlap, shared_bytes
+from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json
+from mocoembed.model.classifier_file import Classifier, load_classifier, save_classifier
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder_file import FrozenEncoder
+from mocoembed.model.graph_export import keep_classifier_graph
+from mocoembed.model.precision import Compute
+from mocoembed.notes import say_nothing
+from mocoembed.train.checkpoint import delete_checkpoints
+from mocoembed.train.export import open_encoder
+from mocoembed.workspace import Workspace
+
+TEST_SHARE, SEEDS_OF_FEW = 0.2, 3
+WHAT = "fine-tuning"
+# Settings that do not change what is learned, or that the images and the encoder stand for.
+EXECUTION = ("train", "test", "encoder", "workspace", "run", "fresh", "exclude", "workers", "device",
+             "checkpoint_every", "seeds")
+
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
+def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: None,
+             note: Note = say_nothing) -> FinetuneResult:
+    """Fine-tune an encoder on labelled images, measure it on others, and export the classifier into the workspace.
+
+    `progress(done, total)` counts images. Resumes by itself. Raises `UsageError` for wrong settings, `CollectionError`
+    for images that cannot be learned from, `TrainingError` when the loss is not finite, `LockedError` when another
+    process does the same, `Interrupted` after a signal, when all is saved.
+    """
+    begun = time.perf_counter()
+    train, test = sides(config, note)
+    for text in few_labels_notes(train.names, config.labels):
+        note(text)
+    frozen = open_encoder(config.encoder, Workspace(config.workspace), note)
+    run = Run(config, train, frozen, note)
+    run.count(len(test), progress)  # and see that the settings are possible, before anything is written
+    with locked(run.folder / ".lock", f"The fine-tuning {run.folder.name!r}"), StopRequest() as stop:
+        run.claim()
+        classifiers = [run.learned(seed, stop) for seed in run.seeds]
+        test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
+        path = run.export(classifiers[0])
+    truth = test.classes(range(len(test)), run.labels).numpy()
+    repeats = [Repeat(seed, one.frozen.provenance["images"], one.frozen.provenance["steps"], truth,
+                      found.softmax(dim=1).numpy()) for seed, one, found in zip(run.seeds, classifiers, logits)]
+    started, none = run.start(run.seeds[0]), torch.zeros(1, frozen.dimension("backbone"))
+    bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
+    return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
+        int(shared_bytes(queries, bank, False).sum()), None, None, True), classifiers[0], path, run.folder,
+        str(run.device), time.perf_counter() - begun)
+
+
+def sides(config: FinetuneConfig, note: Note) -> tuple[LabelledImages, LabelledImages]:
+    """The images that may be learned from, and those that are classified at the end."""
+    train = labelled_images(config.train, "TRAIN", note, config.exclude)
+    if config.test is None:
+        require_comparable(train, None, WHAT)
+        train, test = split(train, TEST_SHARE, config.seed)
+        if missing := sorted(set(train.names) - set(test.names)):
+            note(f"no image of {', '.join(map(repr, missing[:5]))} is held out, as there is only one")
+        return train, test
+    test = labelled_images(config.test, "TEST", note, config.exclude)
+    require_comparable(train, test, WHAT)
+    return train, test
+
+
+class Run:
+    """The seeds of a fine-tuning, and the folder of what they have learned."""
+
+    def __init__(self, config: FinetuneConfig, train: LabelledImages, frozen: FrozenEncoder, note: Note):
+        self.config, self.train, self.frozen, self.note = config, train, frozen, note
+        self.labels = sorted(set(train.names))
+        self.seeds = list(range(config.seed, config.seed + (config.seeds or (SEEDS_OF_FEW if config.labels else 1))))
+        self.device = Compute.of(config.device, "fp32").device
+        learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
+        self.identity = sha256_json({**learned, "images": train.identity, "encoder": frozen.fingerprint()})
+        self.folder = Workspace(config.workspace).finetunings / (config.run or f"finetune-{self.identity[:8]}")
+        self.source = {name: frozen.provenance[name] for name in ("name", "file", "recipe", "epochs", "licence")
+                       if name in frozen.provenance}
+        self._done, self._total, self._progress = 0, 0, lambda done, total: None
+
+    def start(self, seed: int) -> FrozenEncoder:
+        """What a seed starts from."""
+        return untrained(self.frozen, seed) if self.config.from_scratch else self.frozen
+
+    def tuning(self, seed: int) -> FineTuning:
+        """A seed before its first step; raises what is wrong with the settings."""
+        images = with_few_labels(self.train, self.config.labels, seed)
+        return FineTuning(self.config, self.start(seed), images, self.labels, seed)
+
+    def claim(self):
+        """Make the folder this run's; `UsageError` when a run of this name had other settings or images."""
+        about = self.folder / "config.json"
+        if self.config.fresh:
+            delete_checkpoints(self.folder)
+            for path in self.folder.glob("seed-*.safetensors"):
+                path.unlink()
+        elif about.exists() and read_json(about).get("identity") != self.identity:
+            raise UsageError(f"The fine-tuning {self.folder.name!r} was started with other settings, images or another "
+                             "encoder. Give another --run, or --fresh to start this one over.")
+        write_json(about, {**to_dict(self.config), "identity": self.identity})
+
+    def count(self, tested: int, progress: Progress):
+        """Tell `progress` from now on: images learned from, and those classified."""
+        first = self.tuning(self.seeds[0])
+        self._total = len(self.seeds) * (first.how.epochs * len(first.images) + tested)
+        self._progress = progress
+
+    def _advance(self, images: int):
+        self._done = min(self._done + images, self._total)
+        self._progress(self._done, self._total)
+
+    def learned(self, seed: int, stop: StopRequest) -> Classifier:
+        """The classifier of a seed: as it was kept, else learned from where its checkpoint is."""
+        place, path = seed - self.seeds[0], self.folder / f"seed-{seed}.safetensors"
+        if path.exists():
+            try:
+                kept = load_classifier(path)
+                self._advance(kept.frozen.provenance["seen"])
+                return kept
+            except FormatError as error:
+                self.note(f"{error} It is made again.")
+        tuning = self.tuning(seed)
+        tuning.resume(self.folder)
+        if tuning.step:
+            self.note(f"resuming {self.folder} after step {tuning.step} of seed {seed}")
+            self._advance(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
+        elif place == 0:
+            self.note(f"{len(tuning.images)} labelled images of {len(self.labels)} classes, {tuning.steps} steps in "
+                      f"{tuning.how.epochs} epochs, seeds: {len(self.seeds)}; run {self.folder}")
+        about = {"task": "finetune", "config": to_dict(self.config)}
+        tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self._advance)
+        made = tuning.classifier({
+            "encoder": tuning.frozen.fingerprint(), "source": self.source, "run": self.identity,
+            "fine_tuned_on": pathlib.Path(self.config.train).name, "from_scratch": self.config.from_scratch,
+            "labels": self.config.labels, "freeze_stages": self.config.freeze_stages,
+            "seen": tuning.how.epochs * len(tuning.images)})
+        save_classifier(path, made)
+        delete_checkpoints(self.folder)
+        return made
+
+    def shown(self, test: LabelledImages, classifiers: list[Classifier],
+              stop: StopRequest) -> tuple[LabelledImages, list[torch.Tensor]]:
+        """The test images that can be read, and the logits (Q, C) that each classifier gives them."""
+        logits = []
+        for classifier in classifiers:
+            embed = Embedder(classifier.frozen, Compute(self.device, "fp32"), "backbone", normalized=False)
+
+            def encode(pixels: torch.Tensor, embed=embed, classifier=classifier) -> torch.Tensor:
+                stop.raise_if_set(f"Stopped during the test; what was learned is kept in {self.folder}. Run the same "
+                                  "command again to continue.")
+                return classifier.logits(embed(pixels))
+
+            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self._advance)
+            logits.append(found.vectors[torch.from_numpy(found.readable)])
+        for text in found.notes(test):
+            self.note(text)
+        return test.only(found.readable), logits
+
+    def export(self, classifier: Classifier) -> pathlib.Path:
+        """Keep the classifier under its fingerprint, its graph beside it, and make it the newest of the workspace."""
+        workspace = Workspace(self.config.workspace)
+        path = workspace.classifier_of(classifier.fingerprint)
+        if not path.exists():
+            save_classifier(path, classifier)
+        keep_classifier_graph(path.with_suffix(".onnx"), classifier, self.note)
+        write_bytes(workspace.newest_classifier, path.read_bytes())
+        return path

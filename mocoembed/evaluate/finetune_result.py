@@ -1,0 +1,126 @@
+"""What `mocoembed finetune` measured, as a table, notes and JSON."""
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mocoembed.config import FinetuneConfig
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import as_json, majority_class, notes_of
+from mocoembed.evaluate.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
+from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.sides import Overlap, Side
+from mocoembed.model.classifier_file import Classifier
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What one seed has learned, and what it says of the test images."""
+
+    seed: int
+    learned: int
+    """Images that were learned from."""
+    steps: int
+    truth: np.ndarray
+    """(Q,) int64 classes."""
+    shares: np.ndarray
+    """(Q, C) float32 probabilities."""
+
+    @property
+    def values(self) -> dict[str, Measured]:
+        """top1, top5 (six classes or more), balanced, ap."""
+        return measures.of_classifier(self.truth, self.shares, self.shares.shape[1])
+
+    def as_json(self) -> dict:
+        """Plain JSON types."""
+        return {"seed": self.seed, "train": self.learned, "test": len(self.truth), "steps": self.steps,
+                **{name: one.value for name, one in self.values.items()}}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What `finetune` learned and measured, and all that the numbers depend on."""
+
+    config: FinetuneConfig
+    train: Side
+    """All images that could be learned from; with --labels, each seed uses some of their labels."""
+    test: Side
+    repeats: list[Repeat]
+    """One for each seed."""
+    classes: list[str]
+    overlap: Overlap
+    classifier: Classifier
+    """Of the first seed."""
+    path: pathlib.Path
+    """Where it is kept in the workspace."""
+    run: pathlib.Path
+    device: str
+    seconds: float
+
+    @property
+    def values(self) -> dict[str, Measured]:
+        """The measures of a single seed, or their means over several."""
+        each = [one.values for one in self.repeats]
+        if len(each) == 1:
+            return each[0]
+        return {name: measures.over_repeats([one[name].value for one in each]) for name in each[0]}
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Measured]]:
+        """The most frequent class. How much the encoder brings, --from-scratch tells, which takes as long."""
+        return {"majority class": majority_class(self.train, self.test)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on but the data and the encoder."""
+        config, transform = self.config, self.classifier.frozen.transform
+        return {
+            "source": "facebookresearch/swav, eval_semisup.py; facebookresearch/barlowtwins, evaluate.py",
+            "preprocessing": f"training: random resized crop of {transform.crop} (area 0.08 to 1), flip; test: resize "
+                             f"{transform.resize} {transform.interpolation}, centre crop {transform.crop}",
+            "from_scratch": config.from_scratch, "labels": config.labels, "freeze_stages": config.freeze_stages,
+            "optimizer": f"SGD, momentum {SGD_MOMENTUM}, weight decay {config.weight_decay:g}",
+            "schedule": "cosine to 0, every step", "epochs": self.classifier.frozen.provenance["epochs"],
+            "batch_size": config.batch_size,
+            "lr": config.lr, "backbone_lr": config.lr if config.from_scratch else config.backbone_lr,
+            "rates_for_a_batch_of": BATCH_OF_RATES, "precision": config.precision, "seeds": len(self.repeats),
+            "first_seed": config.seed, "epoch_measured": "the last", "choice": None,
+            "test": None if config.test else "a stratified fifth of TRAIN, not learned from",
+            "ap": "mean over the classes, by probability"}
+
+    def as_json(self) -> dict:
+        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
+        first = self.repeats[0]
+        predicted = first.shares.argmax(axis=1)
+        matrix = measures.confusion(first.truth, predicted, len(self.classes))
+        ap = measures.class_precision(first.shares, first.truth)[0]
+        solver = {"name": "torch SGD", "steps": [one.steps for one in self.repeats],
+                  "last_loss": self.classifier.frozen.provenance["last_loss"]}
+        name = "finetune, from scratch" if self.config.from_scratch else "finetune"
+        made = Evaluation(
+            "finetune", Protocol("finetune", self.settings), self.train, self.test, self.overlap,
+            [{name: one.as_json() for name, one in self.values.items()}], per_class_json(self.classes, matrix, ap),
+            (self.classes, matrix), {"top1": predicted == first.truth}, solver,
+            [one.as_json() for one in self.repeats], as_json(self.baselines), self.device, self.seconds).as_json()
+        return {**made, "classifier": {"path": str(self.path), "fingerprint": self.classifier.fingerprint,
+                                       "start": name}}
+
+    def summary(self) -> str:
+        """One line on what was learned from what."""
+        counts = sorted({one.learned for one in self.repeats})
+        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        seeds = f", {len(self.repeats)} seeds" if len(self.repeats) > 1 else ""
+        start = "random weights" if self.config.from_scratch else f"encoder {self.train.encoder['fingerprint'][:8]}"
+        return (f"{len(self.test.names)} test images, learned from {many} of {len(self.train.names)}{seeds}; "
+                f"{len(self.classes)} classes, {self.repeats[0].steps} steps from {start}")
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers should know."""
+        notes = self.overlap.notes(False)
+        if unasked := sorted(set(self.classes) - set(self.test.names)):
+            notes.append(f"{len(unasked)} classes are only in the images learned from and are never right: "
+                         f"{', '.join(unasked[:5])}{' ...' if len(unasked) > 5 else ''}")
+        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value)]

@@ -1,0 +1,334 @@
+"""Fine-tuning: what a step does, resuming to the bit, the result, the classifier, wrong input."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from killing import Run as Killed
+from torch.nn import functional
+
+from mocoembed.config import CompareConfig, FinetuneConfig
+from mocoembed.data.augmentation import Augmentation, augmented
+from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
+from mocoembed.evaluate import finetuning
+from mocoembed.evaluate.compare import compare_results
+from mocoembed.evaluate.finetune import finetune
+from mocoembed.evaluate.finetuning import FineTuning, epochs_of, share_of_rate, untrained
+from mocoembed.evaluate.labelled import labelled_images, training_batches
+from mocoembed.model.classifier_file import load_classifier
+from mocoembed.model.encoder_file import save_encoder
+from mocoembed.model.stages import Tuned
+from mocoembed.train.export import open_encoder
+from mocoembed.workspace import Workspace
+
+STEPS = {"epochs": 3, "batch_size": 5, "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, make_encoder):
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_encoder(path, make_encoder())
+    return path
+
+
+@pytest.fixture(scope="module")
+def other_images(tmp_path_factory, make_images):
+    return make_images(tmp_path_factory.mktemp("test"), per_class=4, seed=7)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, encoder, images, other_images):
+    """A finished run: its workspace and its result."""
+    root = tmp_path_factory.mktemp("done") / "ws"
+    return root, finetune(config_of(root, encoder, images, other_images))
+
+
+def config_of(root, encoder, train, test=None, **more):
+    return FinetuneConfig(str(train), str(test) if test else None, str(root), str(encoder),
+                          **{"labels": "4-per-class", "seeds": 2, **STEPS, **more})
+
+
+def test_a_step_is_sgd_on_the_cross_entropy_of_augmented_images(make_encoder, images):
+    """Against the formula written out: two rates, momentum, a cosine, BatchNorm in training mode."""
+    frozen, found = make_encoder(), labelled_images(str(images), "TRAIN")
+    config = FinetuneConfig(str(images), weight_decay=0.01, **STEPS)
+    tuning = FineTuning(config, frozen, found, ["blue", "green", "red"], 3)
+    how = Augmentation.of(frozen.transform, seed=3, batch_size=5, epochs=3)
+    torch.manual_seed(3)
+    mine = Tuned(make_encoder().encoder.backbone, 3, 0).train()
+    assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), tuning.network.parameters()))
+    velocity = {name: torch.zeros_like(one) for name, one in mine.named_parameters()}
+    for step, batch in zip(range(4), training_batches(found, how, 0, 0, False)):
+        tuning._one_step(batch, pytest.fail)
+        y = torch.tensor([["blue", "green", "red"].index(found.names[row]) for row in batch.rows.tolist()])
+        mine.zero_grad()
+        loss = functional.cross_entropy(mine(augmented(batch, how, torch.device("cpu"))), y)
+        loss.backward()
+        factor = 5 / 256 * 0.5 * (1 + np.cos(np.pi * step / 15))
+        with torch.no_grad():
+            for name, one in mine.named_parameters():
+                gradient = one.grad + 0.01 * one
+                velocity[name] = gradient if step == 0 else 0.9 * velocity[name] + gradient
+                one -= factor * (0.2 if name.startswith("classifier") else 0.01) * velocity[name]
+        assert tuning.loss == pytest.approx(loss.item(), rel=1e-4)
+    for (name, one), other in zip(mine.state_dict().items(), tuning.network.state_dict().values()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_from_scratch_all_learns_at_one_rate_from_other_weights(make_encoder, images):
+    frozen, found = make_encoder(), labelled_images(str(images), "TRAIN")
+    start = untrained(frozen, 5)
+    assert start.encoder.spec == frozen.encoder.spec
+    assert start.fingerprint() != frozen.fingerprint() != untrained(frozen, 6).fingerprint()
+    assert start.fingerprint() == untrained(frozen, 5).fingerprint()
+    tuning = FineTuning(FinetuneConfig(str(images), from_scratch=True, **STEPS), start, found, ["a", "b", "c"], 5)
+    assert {group["base"] for group in tuning.optimizer.param_groups} == {0.2 * 5 / 256}
+
+
+def test_the_schedule_and_the_number_of_epochs():
+    assert [round(share_of_rate(step, 4), 4) for step in range(4)] == [1.0, 0.8536, 0.5, 0.1464]
+    assert epochs_of(FinetuneConfig("x"), 64) == 25  # 2 steps each
+    assert epochs_of(FinetuneConfig("x"), 640) == 20
+    assert epochs_of(FinetuneConfig("x"), 10) == 50
+    assert epochs_of(FinetuneConfig("x", epochs=3), 10) == 3
+
+
+def test_the_result_is_in_the_schema_and_counts_what_the_classifiers_say(done, other_images):
+    root, result = done
+    made = result.as_json()
+    assert (made["kind"], made["schema"], made["task"]) == ("mocoembed evaluation", 1, "finetune")
+    assert [one["seed"] for one in made["repeats"]] == [0, 1]
+    assert [one["train"] for one in made["repeats"]] == [12, 12]
+    assert made["data"]["bank"]["count"] == 24
+    assert made["data"]["queries"]["count"] == 12
+    assert made["baselines"][0]["name"] == "majority class"
+    assert made["results"][0]["top1"]["method"] == "Student's t over repeats"
+    test = labelled_images(str(other_images), "TEST")
+    for seed, repeat in zip((0, 1), made["repeats"]):
+        one = load_classifier(result.run / f"seed-{seed}.safetensors")
+        pixels = torch.stack([torch.from_numpy(one.frozen.transform.pixels(image_of(test, row)).copy())
+                              for row in range(12)]).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (one.frozen.transform.mean,
+                                                                        one.frozen.transform.std))
+        with torch.inference_mode():
+            said = one.logits(one.frozen.encoder.backbone((pixels - mean) / std)).argmax(dim=1)
+        right = np.array([one.labels[place] == name for place, name in zip(said.tolist(), test.names)])
+        assert repeat["top1"] == pytest.approx(100 * right.mean())
+        if seed == 0:
+            assert made["outcomes"]["top1"] == right.astype(int).tolist()
+            assert np.trace(made["confusion"]["counts"]) == right.sum()
+    mean = np.mean([one["top1"] for one in made["repeats"]])
+    assert made["results"][0]["top1"]["value"] == pytest.approx(mean)
+    assert Workspace(root).newest_classifier.read_bytes() == (result.run / "seed-0.safetensors").read_bytes()
+
+
+def image_of(images, row):
+    from mocoembed.data.decode import EncodedImage
+
+    return EncodedImage(images.listing.read(row)[0])
+
+
+def test_it_learns(tmp_path, encoder, images, other_images):
+    """Red, green and blue are told apart after some steps."""
+    result = finetune(config_of(tmp_path, encoder, images, other_images, labels=None, seeds=1, epochs=12, lr=1.0,
+                                backbone_lr=0.2))
+    assert result.values["top1"].value > 80
+
+
+def bytes_of(run):
+    return {path.name: path.read_bytes() for path in sorted(run.glob("seed-*"))}
+
+
+@pytest.mark.parametrize("at", [1, 7, 9, 13])
+def test_stopped_anywhere_it_goes_on_to_the_same_result(done, tmp_path, encoder, images, other_images, at, monkeypatch):
+    """Nine steps for each seed: within the first, after it, within the second. A signal, then a death."""
+    config = config_of(tmp_path, encoder, images, other_images, checkpoint_every=2)
+    step, taken = FineTuning._one_step, []
+
+    def interrupted(self, *arguments):
+        step(self, *arguments)
+        taken.append(1)
+        if len(taken) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(taken) == at + 2:
+            raise SystemError("dies")
+
+    monkeypatch.setattr(FineTuning, "_one_step", interrupted)
+    with pytest.raises(Interrupted, match="Run the same command again"):
+        finetune(config)
+    with pytest.raises(FormatError, match="a checkpoint of mocoembed finetune, not of a pretraining"):
+        open_encoder(str(next((tmp_path / "finetune").iterdir())), Workspace(tmp_path))
+    with pytest.raises(SystemError):
+        finetune(config)
+    monkeypatch.undo()
+    said = []
+    result = finetune(config, note=said.append)
+    assert bytes_of(result.run) == bytes_of(done[1].run)
+    assert result.values == done[1].values
+    assert not list(result.run.glob("checkpoint*"))
+    assert any("resuming" in text for text in said)
+
+
+def die_at(count):
+    """In the process that is to be killed."""
+    step, taken = FineTuning._one_step, []
+
+    def killed(self, *arguments):
+        step(self, *arguments)
+        taken.append(1)
+        if len(taken) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    finetuning.FineTuning._one_step = killed
+
+
+def test_killed_and_run_again_it_ends_the_same(done, tmp_path, encoder, images, other_images):
+    arguments = ["finetune", images, other_images, "--encoder", encoder, "--labels", "4-per-class", "--seeds", 2,
+                 "--epochs", 3, "--batch-size", 5, "--workers", 0, "--device", "cpu", "--checkpoint-every", 2,
+                 "--workspace", tmp_path / "ws", "--json"]
+    killed = Killed(tmp_path / "killed", *arguments, prepare=functools.partial(die_at, 12)).go()
+    assert killed.wait() == -signal.SIGKILL
+    again = Killed(tmp_path / "again", *arguments).go()
+    assert again.wait() == 0, again.stderr
+    (run,) = (tmp_path / "ws" / "finetune").iterdir()
+    assert bytes_of(run) == bytes_of(done[1].run)
+    assert json.loads((tmp_path / "again" / "stdout").read_text())["results"] == done[1].as_json()["results"]
+
+
+def test_a_finished_run_is_told_again_without_a_step(done, encoder, images, other_images, monkeypatch):
+    root, result = done
+    monkeypatch.setattr(FineTuning, "_one_step", pytest.fail)
+    assert finetune(config_of(root, encoder, images, other_images)).values == result.values
+
+
+def test_damaged_classifiers_of_a_run_are_made_again(done, tmp_path, encoder, images, other_images):
+    root = tmp_path / "ws"
+    shutil.copytree(done[0], root)
+    (path,) = (root / "finetune").glob("*/seed-1.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = []
+    finetune(config_of(root, encoder, images, other_images), note=said.append)
+    assert path.read_bytes() == whole
+    assert any("It is made again" in text for text in said)
+
+
+def test_without_test_a_stratified_fifth_is_not_learned_from(tmp_path, encoder, images):
+    result = finetune(config_of(tmp_path, encoder, images, labels=None, seeds=None))
+    assert len(result.train.names) == 18
+    assert sorted(set(result.test.names)) == ["blue", "green", "red"]
+    assert not set(result.train.digests.tolist()) & set(result.test.digests.tolist())
+    assert len(result.repeats) == 1
+    assert result.values["top1"].method.startswith("percentile bootstrap")
+
+
+def test_other_labels_of_the_test_images_change_nothing_that_is_learned(done, tmp_path, encoder, images, other_images):
+    rows = [["path", "label"]] + [[str(path), "red"] for path in sorted(other_images.rglob("*.*"))]
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    result = finetune(config_of(tmp_path / "ws", encoder, images, tmp_path / "list.csv"))
+    assert bytes_of(result.run) == bytes_of(done[1].run)
+    assert set(result.test.names) == {"red"}
+
+
+def test_results_are_compared_and_protocols_told_apart(done, tmp_path, encoder, images, other_images):
+    paths = []
+    for name, more in (("a", {}), ("b", {"seed": 0, "epochs": 3, "lr": 0.2}), ("c", {"from_scratch": True})):
+        result = done[1] if not more else finetune(config_of(tmp_path / name, encoder, images, other_images, **more))
+        paths.append(str(tmp_path / f"{name}.json"))
+        (tmp_path / f"{name}.json").write_text(json.dumps(result.as_json()))
+    same = compare_results(CompareConfig((paths[0], paths[1])))
+    assert same.differences[0].value.value == 0
+    with pytest.raises(Exception, match="from_scratch is false"):
+        compare_results(CompareConfig((paths[0], paths[2])))
+    assert compare_results(CompareConfig((paths[0], paths[2]), anyway=True)).differs
+
+
+def test_the_command_line_and_the_classifier_that_it_leaves(run_cli, tmp_path, encoder, images, other_images):
+    status, out, said = run_cli("finetune", images, other_images, "--encoder", encoder, "--workspace", tmp_path,
+                                "--epochs", 2, "--batch-size", 8, "--workers", 0, "--freeze-stages", 2, "--device",
+                                "cpu")
+    assert status == 0, said
+    assert "fine-tuned" in out
+    assert "classifier: " in said
+    status, out, said = run_cli("classify", other_images, "--workspace", tmp_path, "--format", "json", "--device",
+                                "cpu")
+    assert status == 0, said
+    assert said == ""
+    assert len(json.loads(out)) == 12
+    frozen = load_classifier(Workspace(tmp_path).newest_classifier).frozen.encoder.backbone
+    start = open_encoder(str(encoder), Workspace(tmp_path)).encoder.backbone
+    assert torch.equal(frozen.conv1.weight, start.conv1.weight)
+    assert not torch.equal(frozen.layer4[0].conv1.weight, start.layer4[0].conv1.weight)
+    assert run_cli("info", Workspace(tmp_path).newest_classifier, "--verify")[0] == 0
+
+
+def test_unreadable_images_are_replaced_and_left_out(tmp_path, encoder, images, other_images):
+    train, test = (shutil.copytree(one, tmp_path / name) for one, name in ((images, "train"), (other_images, "test")))
+    (train / "blue" / "003.jpg").write_bytes(b"junk")
+    (test / "red" / "001.jpg").write_bytes(b"junk")
+    said = []
+    result = finetune(config_of(tmp_path / "ws", encoder, train, test, labels=None, seeds=1), note=said.append)
+    assert len(result.test.names) == 11
+    assert any("replaced by the next image" in text and "003.jpg" in text for text in said)
+    assert any("left out" in text and "001.jpg" in text for text in said)
+    for path in sorted(train.rglob("*.png"))[:6]:
+        path.write_bytes(b"junk")
+    with pytest.raises(CollectionError, match="more than 10%"):
+        finetune(config_of(tmp_path / "ws", encoder, train, test, labels=None, seeds=1))
+
+
+def test_a_loss_that_is_not_finite_ends_it_before_a_checkpoint(tmp_path, encoder, images, other_images):
+    config = config_of(tmp_path, encoder, images, other_images, lr=1e4, backbone_lr=1e4, checkpoint_every=1, epochs=30)
+    with pytest.raises(TrainingError, match=r"not finite|The loss is"):
+        finetune(config)
+    assert not list((tmp_path / "finetune").glob("*/seed-*"))
+    assert not Workspace(tmp_path).newest_classifier.exists()
+
+
+def test_a_name_is_of_one_run(done, tmp_path, encoder, images, other_images):
+    config = config_of(tmp_path, encoder, images, other_images, run="mine", seeds=1, epochs=1)
+    finetune(config)
+    with pytest.raises(UsageError, match="'mine' was started with other settings"):
+        finetune(dataclasses.replace(config, lr=0.1))
+    finetune(dataclasses.replace(config, lr=0.1, fresh=True))
+
+
+def wrong_inputs(tmp_path, images, encoder):
+    one_class, unlabelled = tmp_path / "one", tmp_path / "list.csv"
+    shutil.copytree(images / "red", one_class / "red")
+    unlabelled.write_text("path,label\n" + "".join(f"{path},\n" for path in sorted((images / "red").iterdir())))
+    foreign = tmp_path / "foreign"
+    shutil.copytree(images / "red", foreign / "rose")
+    embeddings = tmp_path / "x.h5"
+    embeddings.touch()
+    return {
+        "one class": ([one_class], "one class, 'red'"),
+        "unlabelled": ([unlabelled], "none of its 8 images has a label"),
+        "a class of TEST alone": ([images, foreign], "has the class 'rose'"),
+        "embeddings": ([embeddings], "holds no images"), "missing": ([tmp_path / "none"], "does not exist"),
+        "too many labels": ([images, "--labels", "30-per-class"], "Give --labels"),
+        "no share": ([images, "--labels", "0%"], "must be a share"),
+        "too many stages": ([images, "--freeze-stages", 6], "resnet18 has 5 stages. Give 0 to 5"),
+        "frozen scratch": ([images, "--freeze-stages", 1, "--from-scratch"], "not with --from-scratch"),
+        "no encoder": ([images, "--encoder", tmp_path / "none"], "does not exist")}
+
+
+@pytest.mark.parametrize("wrong", ["one class", "unlabelled", "a class of TEST alone", "embeddings", "missing",
+                                   "too many labels", "no share", "too many stages", "frozen scratch", "no encoder"])
+def test_wrong_input_is_a_clear_line_and_nothing_is_written(run_cli, tmp_path, encoder, images, wrong):
+    arguments, message = wrong_inputs(tmp_path, images, encoder)[wrong]
+    encoders = [] if "--encoder" in arguments else ["--encoder", encoder]
+    status, out, said = run_cli("finetune", *arguments, *encoders, "--workspace", tmp_path / "ws", "--device", "cpu")
+    assert status in (1, 2)
+    assert out == ""
+    assert message in said
+    assert said.splitlines()[-1].startswith("mocoembed: ") or said.count("\n") <= 3
+    assert not (tmp_path / "ws").exists()
