@@ -138,13 +138,12 @@ class GpuRows:
         """What `ExactRows.nearest` gives."""
         file = self._vectors.file
         vectors, k = require_queries(file, vectors), min(k, len(self))
-        scores, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
+        found = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
         for first in range(0, len(vectors), QUERIES):
             some = vectors[first:first + QUERIES]
-            found = self._vectors.candidates(some, self._selected, min(k + SPARE, len(self)))
-            for one, kept in zip(ranked(file, some, found, k), (scores, rows)):
-                kept.append(one)
-        return np.concatenate(scores), np.concatenate(rows)
+            rows = self._vectors.candidates(some, self._selected, min(k + SPARE, len(self)))
+            found.append(ranked(file, some, rows, k))
+        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
 
 
 class GpuIndexRows:
