@@ -96,7 +96,7 @@ def options_of(config_class, *, leave_out=(), presets=(), repeated: dict[str, st
             if field.default == DEFAULT_WORKSPACE:
                 more.update(envvar=WORKSPACE_VARIABLE, show_envvar=True)
             in_presets = any(field.name in preset for preset in presets)
-            default = None if presets else field.default
+            default = None if presets or field.default is dataclasses.MISSING else field.default
             metavar = (repeated or {}).get(field.name)
             if metavar or annotations[field.name] == tuple[str, ...]:
                 each = typing.get_args(annotations[field.name])[0]

@@ -27,6 +27,7 @@ _HOMES = {
     "Searcher": "search.query", "Filter": "search.filters", "iterate_search": "search.query",
     "knn_accuracy": "evaluate.accuracy", "RetrievalConfig": "config", "measure_retrieval": "evaluate.retrieval",
     "LinearConfig": "config", "linear_accuracy": "evaluate.linear",
+    "ProbeConfig": "config", "probe_accuracy": "evaluate.probe",
     "RankmeConfig": "config", "measure_unlabelled": "evaluate.unlabelled",
     "FinetuneConfig": "config", "finetune": "evaluate.finetune",
     "ClassifyConfig": "config", "classify_images": "search.classify",

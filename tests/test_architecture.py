@@ -206,7 +206,7 @@ def test_no_option_grew_unnoticed():
     assert fields == {"PretrainConfig": 64, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
                       "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 6,
                       "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 10, "MapConfig": 3, "LinearConfig": 12,
-                      "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
+                      "ProbeConfig": 15, "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
                       "ReportConfig": 4, "ClassifyConfig": 6, "FinetuneConfig": 21}
 
 

@@ -22,6 +22,7 @@ from mocoembed.config.knn import KnnConfig
 from mocoembed.config.linear import LinearConfig
 from mocoembed.config.map import MapConfig
 from mocoembed.config.pretrain import PretrainConfig
+from mocoembed.config.probe import ProbeConfig
 from mocoembed.config.push import MilvusConfig, PushConfig
 from mocoembed.config.rankme import RankmeConfig
 from mocoembed.config.report import ReportConfig
@@ -30,5 +31,6 @@ from mocoembed.config.serve import ServeConfig
 
 __all__ = ["ClassifyConfig", "CompareConfig", "ConvertConfig", "DemoConfig", "DuplicatesConfig", "EmbedConfig",
            "ExportConfig", "FinetuneConfig", "IndexConfig", "InfoConfig", "KnnConfig", "LinearConfig", "MapConfig",
-           "MilvusConfig", "PretrainConfig", "PushConfig", "RankmeConfig", "ReportConfig", "RetrievalConfig",
+           "MilvusConfig", "PretrainConfig", "ProbeConfig", "PushConfig", "RankmeConfig", "ReportConfig",
+           "RetrievalConfig",
            "SearchConfig", "ServeConfig"]

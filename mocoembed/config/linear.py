@@ -28,8 +28,8 @@ class LinearConfig:
     """Number of repeats, each with other labels, folds and held-out images, told as mean and interval; by default, 5
     with --labels, else 1."""
     metric: str = "top1"
-    """What the penalty is chosen by on the held-out images: top1, balanced (mean recall of the classes) or ap (mean
-    average precision of the classes)."""
+    """What the penalty (with --protocol, the learning rate) is chosen by on the held-out images: top1, balanced (mean
+    recall of the classes) or ap (mean average precision of the classes)."""
     penalty: tuple[float, ...] = ()
     """Penalties to choose from, separated by commas; by default, 1e-1 to 1e-7, a factor of ten apart. With a single one
     nothing is held out."""

@@ -4,6 +4,7 @@ Logistic regression on vectors of length 1, centred by the training rows (`logis
 of the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ import torch
 
 from mocoembed.config import LinearConfig
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError
+from mocoembed.errors import CollectionError, UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import baselines, majority_class
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, parse_labels, same_image
@@ -63,6 +64,10 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
 def read_sides(config: LinearConfig) -> tuple[Side, Side]:
     """Training and test rows, on the device; one and the same without TEST."""
     device = Compute.of(config.device, "fp32").device
+    for path in (config.train, config.test):
+        if path is not None and os.path.isdir(path):
+            raise UsageError(f"{path} is a folder, not an embeddings file. Embed it with: mocoembed embed {path}\nOr "
+                             "learn from the images as in papers, which takes longer: --protocol moco.")
     with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.train)) as file, \
             queries_beside(file, config.test) as other:
         train = read_side(file, device, what=WHAT)
