@@ -138,8 +138,8 @@ def test_labels_and_paths(make_embeddings):
         assert rows(("a", "c")) == ["0", "1", "4", "5"]
         assert sorted(rows((), ("a", "c"))) == ["2", "3", "6", "7", "8"]
         assert rows(("",)) == ["6", "7", "8"]  # those without a label
-        assert rows(("", "b")) == ["2", "3", "6", "7", "8"]
-        assert rows((), ("", "a")) == ["2", "3", "4", "5"]
+        assert sorted(rows(("", "b"))) == ["2", "3", "6", "7", "8"]
+        assert sorted(rows((), ("", "a"))) == ["2", "3", "4", "5"]
         assert rows((), (), ("b",)) == rows((), (), ("b/*",)) == ["2", "3"]
         assert rows(("a", "b"), ("b",), ("*1.png", "0003.png")) == ["1"]
         for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. It has 4 labels, such as '\?', 'a', "),
