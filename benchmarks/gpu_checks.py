@@ -11,15 +11,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from index_scale import mixture, write
 
 from mocoembed.config import PretrainConfig
 from mocoembed.data.loader import ViewBatch, shuffle_order
 from mocoembed.data.sample import write_collection
 from mocoembed.data.views import ViewParameters, ViewSettings, apply_views, colour_parameters, draw
+from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import Interrupted, TrainingError
+from mocoembed.files import StopRequest
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.precision import Compute
+from mocoembed.search.duplicates import near_pairs, unit
+from mocoembed.search.exact import ExactRows
+from mocoembed.search.faiss_index import FaissIndex, gpus
+from mocoembed.search.on_gpu import GpuVectors
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain
 from mocoembed.train.monitor import Watcher
@@ -27,6 +34,7 @@ from mocoembed.train.run import frozen_encoder, run_folder, set_up
 from mocoembed.train.step import make_views, training_step
 
 IMAGES = 64
+NEAR_PAIRS = 0.9  # cosine
 VARIANTS = {"queue": {}, "symmetric": {"symmetric": True}, "sync": {"batchnorm": "sync", "bn_groups": 1},
             "end-to-end": {"dictionary": "end-to-end"},
             "two-heads": {"dictionary": "end-to-end", "key_encoder": "shared-backbone"},
@@ -233,6 +241,34 @@ def check_compile(lab: Lab) -> str:
     return require(difference < NEAR["fp32"], f"losses of compiled encoders: {difference:.1e} from the others'")
 
 
+def check_search(lab: Lab) -> str:
+    """Exact search and near pairs against the CPU's; FAISS's inverted lists, where FAISS sees the GPU."""
+    count, dimension = (2_000, 32) if lab.quick else (20_000, 256)
+    path, queries = lab.folder / "vectors.h5", next(mixture(dimension, 200, 2))
+    write(path, mixture(dimension, count, 1), count, dimension)
+    with EmbeddingFile(path) as file, StopRequest() as stop:
+        vectors = GpuVectors(file, lab.device, unit)
+        for selected in (None, np.arange(5, count, 3)):
+            both = [rows.nearest(queries, 10) for rows in (ExactRows(file, selected), vectors.rows(selected))]
+            require(all(np.array_equal(*one) for one in zip(*both)), "exact search finds other rows or scores")
+        found = [{(a, b): cosine for some in pairs for a, b, cosine in zip(*(one.tolist() for one in some))}
+                 for pairs in (near_pairs(file, NEAR_PAIRS, lambda done, total: None, stop),
+                               vectors.pairs(NEAR_PAIRS - 1e-6, lambda done: None))]
+        apart = [found[0].get(pair, found[1].get(pair)) for pair in found[0].keys() ^ found[1].keys()]
+        require(all(abs(one - NEAR_PAIRS) < 1e-5 for one in apart), "other near pairs are found")
+        what = f"200 queries, and {len(found[0])} near pairs, as on the CPU"
+        if lab.device == "cpu" or not gpus():
+            return f"{what}; not FAISS's part for GPUs, as it sees none"
+        for factory in ("IVF64,Flat", "IVF64,SQ8", "IVF64,PQ32"):
+            index = FaissIndex.empty(dimension, factory)
+            index.train(file.embeddings[:])
+            index.add(file.embeddings[:], np.arange(count))
+            ids = [one.search(queries, 10, 16)[1] for one in (index, index.on_gpu(torch.device(lab.device).index or 0))]
+            same = np.mean([np.isin(*one).mean() for one in zip(*ids)])
+            require(same >= 0.99, f"FAISS finds {1 - same:.1%} other rows on the GPU by {factory}")
+        return f"{what}; FAISS's inverted lists there find the same rows"
+
+
 CHECKS = {"float64": check_float64, "precisions": check_precisions, "views": check_views, "scaler": check_scaler,
           "layout": check_layout, "groups": check_groups, "resume": check_resume, "not-finite": check_not_finite,
-          "embedding": check_embedding, "compile": check_compile}
+          "embedding": check_embedding, "search": check_search, "compile": check_compile}

@@ -3,11 +3,18 @@
     python -m benchmarks.index_scale OUTPUT --rows 1000000 --dimension 256
     python -m benchmarks.index_scale OUTPUT --embeddings embeddings.h5 --plot recall.png
 
+    python -m benchmarks.index_scale OUTPUT --memory 4GB --dimension 768 --types rabitq --peers autofaiss
+
+What a contender gave is kept in OUTPUT, one JSON file each, and not measured again: remove it to do so. So one type
+after the other may be run, and a run that was cut off goes on. With --memory, what needs more for its index says so and
+is left out: ours by its plan of building, autofaiss by its own two options. The others know no such option.
+
 The vectors have length 1 and come from a mixture of 2,000 Gaussians in 32 dimensions, mapped linearly, with noise;
 1,000 queries come from the same. With --embeddings, they are those of a file, of which 1,000 rows are held out. Each
 contender works in a process of its own; all but ours hold the vectors in memory.
+`build` is seconds, and of the processor, which others that keep the machine busy change less.
 `batch` is milliseconds a query for all 1,000 together, `alone` for one at a time (median of 200). A contender that is
-not installed is left out.
+not installed is left out, with the reason.
 """
 
 import json
@@ -28,6 +35,8 @@ from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
+from mocoembed.errors import MocoembedError
+from mocoembed.files import write_json
 from mocoembed.search.build import build_index
 from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.index import SearchIndex
@@ -52,10 +61,11 @@ def mixture(dimension: int, count: int, seed: int) -> Iterator[np.ndarray]:
         yield vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def write(path: pathlib.Path, blocks: Iterator[np.ndarray], count: int, dimension: int):
-    """An embeddings file of made-up images."""
-    listing = Listing(b"/images", PathTable([b"%08d.jpg" % row for row in range(count)]),
-                      np.full(count, -1, np.int32), (), {}, (), b"/images")
+def write(path: pathlib.Path, blocks: Iterator[np.ndarray], count: int, dimension: int, labels: tuple[str, ...] = ()):
+    """An embeddings file of made-up images, which have the labels by turns."""
+    numbers = np.arange(count, dtype=np.int32) % len(labels) if labels else np.full(count, -1, np.int32)
+    listing = Listing(b"/images", PathTable([b"%08d.jpg" % row for row in range(count)]), numbers, labels, {}, (),
+                      b"/images")
     settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, dimension, "fp32", "none")
     write_embeddings(path, listing, settings, np.ones(count, bool), np.zeros(count, FACTS), blocks, [])
 
@@ -89,10 +99,11 @@ def prepare(output: pathlib.Path, rows: int, dimension: int, embeddings: str | N
 # --------------------------------------------------------------------------------------------- the contenders
 
 
-def ours(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+def ours(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
     """Our index of a type; its first yield is after building."""
     output = path.with_name(f"{name.replace(',', '-')}.faiss")
-    result = build_index(IndexConfig(str(path), output=str(output), type=name, allow_lower_recall=True, fresh=True))
+    result = build_index(IndexConfig(str(path), output=str(output), type=name, allow_lower_recall=True, fresh=True,
+                                     memory=memory))
     yield f"{output.stat().st_size}", lambda queries: queries
     index = SearchIndex.open(output)
     curve = result.manifest.get("curve") or [{}]
@@ -104,7 +115,7 @@ def ours(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
             yield parameters, lambda queries: rows.nearest(queries, K)[1]
 
 
-def raw_faiss(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+def raw_faiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
     """FAISS by itself: the factory string, training rows and parameters of our index, without ranking again."""
     import faiss
 
@@ -127,7 +138,7 @@ def raw_faiss(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
         yield f"{breadth} {point.get(breadth)} for {count}", lambda some, count=count: index.search(some, count)[1]
 
 
-def hnswlib(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+def hnswlib(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
     """hnswlib, M 16, efConstruction 80."""
     import hnswlib as library
 
@@ -142,7 +153,7 @@ def hnswlib(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
         yield f"ef {breadth}", lambda queries: index.knn_query(queries, K)[0]
 
 
-def usearch(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
+def usearch(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
     """usearch with numbers of 16 bits, connectivity 16, expansion 80 while adding."""
     from usearch.index import Index
 
@@ -156,29 +167,41 @@ def usearch(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
         yield f"expansion {breadth}", lambda queries: np.atleast_2d(index.search(queries, K).keys)
 
 
-def autofaiss(path: pathlib.Path, name: str) -> Iterator[tuple[str, Search]]:
-    """autofaiss under the memory that our rabitq takes at most: what it chooses, at the nprobe it chooses."""
+def autofaiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
+    """autofaiss under the cap, for its index and for building it: what it chooses, at the parameters it chooses."""
+    import faiss
     from autofaiss import build_index as build
 
     with EmbeddingFile(path) as file:
         vectors = file.embeddings()
-    index, _ = build(vectors, save_on_disk=False, max_index_memory_usage="1GB", current_memory_available="4GB",
-                     metric_type="ip", verbose=40)
-    yield "0", lambda queries: queries
-    yield "its own choice", lambda queries: index.search(queries, K)[1]
+    cap = memory or "4GB"
+    index, chosen = build(vectors, save_on_disk=False, max_index_memory_usage=cap, current_memory_available=cap,
+                          metric_type="ip", verbose=40)
+    if index is None:
+        raise MocoembedError("autofaiss has built nothing, and says above why")
+    counted = faiss.VectorIOWriter()
+    faiss.write_index(index, counted)
+    yield f"{counted.data.size()}", lambda queries: queries
+    yield f"{chosen['index_key']}, {chosen['index_param']}", lambda queries: index.search(queries, K)[1]
 
 
 CONTENDERS = {"ours": ours, "faiss": raw_faiss, "hnswlib": hnswlib, "usearch": usearch, "autofaiss": autofaiss}
+PEERS = ("hnswlib", "usearch", "autofaiss")  # which do not depend on a type of ours
 
 
-def work(contender: str, name: str, path: pathlib.Path, pipe):
+def work(contender: str, name: str, path: pathlib.Path, memory: str | None, pipe):
     """One contender, in a process of its own: how long building took, peak memory, and its points."""
     queries, truth = np.load(path.with_name("queries.npy")), np.load(path.with_name("truth.npy"))
-    begun = time.perf_counter()
-    points = CONTENDERS[contender](path, name)
-    size, _ = next(points)
-    facts = {"contender": contender, "type": name, "build_s": time.perf_counter() - begun, "bytes": int(size),
-             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "points": []}
+    begun, worked = time.perf_counter(), time.process_time()
+    facts: dict[str, Any] = {"contender": contender, "type": name, "points": [], "load": os.getloadavg()[0]}
+    points = CONTENDERS[contender](path, name, memory)
+    try:
+        size, _ = next(points)
+    except (ImportError, MemoryError, MocoembedError) as error:
+        pipe.send({**facts, "left_out": " ".join(str(error).split()) or type(error).__name__})
+        return
+    facts |= {"build_s": time.perf_counter() - begun, "build_cpu_s": time.process_time() - worked, "bytes": int(size),
+              "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     for parameters, search in points:
         found = search(queries)
         begun = time.perf_counter()
@@ -195,18 +218,23 @@ def work(contender: str, name: str, path: pathlib.Path, pipe):
     pipe.send(facts)
 
 
-def run(contender: str, name: str, path: pathlib.Path) -> dict | None:
-    """The facts of a contender; `None` when it is not installed or failed."""
+def run(contender: str, name: str, path: pathlib.Path, memory: str | None) -> dict:
+    """The facts of a contender, kept in a file; of one that cannot be measured, why."""
+    kept = path.with_name(f"result-{contender}-{name.replace(',', '-')}-{memory or 'no-cap'}.json")
+    if kept.exists():
+        return json.loads(kept.read_text())
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(contender, name, path, there))
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(contender, name, path, memory, there))
     process.start()
     there.close()
     try:
-        return here.recv()
+        facts = here.recv()
     except EOFError:
-        return None
+        return {"contender": contender, "type": name, "points": [], "left_out": "its process ended without a result"}
     finally:
         process.join()
+    write_json(kept, facts)
+    return facts
 
 
 def plot(results: list[dict], path: str):
@@ -235,26 +263,30 @@ def plot(results: list[dict], path: str):
 @click.option("--embeddings")
 @click.option("--types", default="flat,rabitq,ivf-sq8,ivf-flat,hnsw", show_default=True)
 @click.option("--peers", default="faiss,hnswlib,usearch,autofaiss", show_default=True)
+@click.option("--memory", help="Most memory for an index, as of mocoembed index.")
 @click.option("--plot", "image")
-def main(output, rows, dimension, embeddings, types, peers, image):
-    """Run every contender, write `results.json`, print a table."""
+def main(output, rows, dimension, embeddings, types, peers, memory, image):
+    """Run every contender that has not been, write `results.json`, print a table."""
     path = prepare(output, rows, dimension, embeddings)
-    jobs = [(contender, name) for name in types.split(",") for contender in ("ours", "faiss")
-            if contender == "ours" or "faiss" in peers] + [(name, "") for name in peers.split(",") if name != "faiss"]
+    named, apart = set(peers.split(",")) & set(CONTENDERS), [one for one in peers.split(",") if one in PEERS]
+    jobs = [(contender, name) for name in filter(None, types.split(",")) for contender in ("ours", "faiss")
+            if contender == "ours" or contender in named] + [(one, "") for one in apart]
     results = []
-    print("| contender | build, s | peak MB | MB | parameters | recall@10 | batch, alone: ms |")
+    print("| contender | build, s; of processor | peak MB | MB | parameters | recall@10 | batch, alone: ms |")
     print("|---|---|---|---|---|---|---|")
     for contender, name in jobs:
-        if contender not in CONTENDERS or (result := run(contender, name, path)) is None:
-            continue
+        result = run(contender, name, path, memory)
         results.append(result)
+        if "left_out" in result:
+            print(f"| {contender} {name} | | | | left out: {result['left_out']} | | |", flush=True)
         for point in result["points"]:
-            print(f"| {contender} {name} | {result['build_s']:.1f} | {result['peak_mb']:.0f} | "
-                  f"{result['bytes'] / 1e6:.0f} | {point['parameters']} | {point['recall']:.4f} | "
+            build = f"{result['build_s']:.1f}; {result['build_cpu_s']:.1f}"
+            print(f"| {contender} {name} | {build} | {result['peak_mb']:.0f} | {result['bytes'] / 1e6:.0f} | "
+                  f"{point['parameters']} | {point['recall']:.4f} | "
                   f"{point['batch_ms']:.3f}, {point['alone_ms']:.3f} |", flush=True)
-    (output / "results.json").write_text(json.dumps(results, indent=1))
+    write_json(output / "results.json", results)
     if image:
-        plot(results, image)
+        plot([result for result in results if result["points"]], image)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, table, value_text
+from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import FinetuneConfig
 
@@ -30,7 +30,6 @@ def finetune(as_json, **values):
       mocoembed finetune photos --encoder torchvision:resnet50 --freeze-stages 3
     """
     from mocoembed.evaluate.finetune import finetune as run_finetune
-    from mocoembed.evaluate.result import text_of
 
     with counter("finetune", "images") as progress:
         result = run_finetune(FinetuneConfig(**values), progress, note)
@@ -38,7 +37,7 @@ def finetune(as_json, **values):
         note(line)
     note(f"classifier: {result.path}")
     if as_json:
-        click.echo(text_of(result.as_json()))
+        put_result(result.as_json())
     else:
         show(result)
 

@@ -204,7 +204,7 @@ def test_no_option_grew_unnoticed():
     fields = {kind.__name__: len(dataclasses.fields(kind)) for kind in vars(config).values()
               if dataclasses.is_dataclass(kind)}
     assert fields == {"PretrainConfig": 64, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
-                      "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 6,
+                      "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 7,
                       "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 10, "MapConfig": 3, "LinearConfig": 12,
                       "ProbeConfig": 15, "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
                       "ReportConfig": 4, "ClassifyConfig": 6, "FinetuneConfig": 21}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchless import WITHOUT_TORCH
 
 from mocoembed.config import EmbedConfig, SearchConfig
 from mocoembed.data.decode import EncodedImage
@@ -30,19 +31,6 @@ from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 from mocoembed.search.pair import Pair
 from mocoembed.search.query import search_images
 from mocoembed.workspace import Workspace
-
-WITHOUT_TORCH = """
-import sys
-
-class Refused:
-    def find_spec(self, name, *more):
-        if name.partition(".")[0] in ("torch", "torchvision"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refused())
-from mocoembed.cli.main import main
-main(sys.argv[1:])
-"""
 
 
 def without_torch(*arguments, cwd=None):

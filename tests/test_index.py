@@ -21,7 +21,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, LockedError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked
-from mocoembed.search import build, tuning
+from mocoembed.search import blocks, build, tuning
 from mocoembed.search import index as module
 from mocoembed.search.build import build_index
 from mocoembed.search.faiss_index import FaissIndex
@@ -58,7 +58,7 @@ def nearest_ids(path, queries, k: int, metric: str) -> list[list[int]]:
 @pytest.mark.parametrize(("unit", "metric"), [(True, "inner_product"), (False, "l2")])
 def test_round_trip(make_embeddings, monkeypatch, unit, metric):
     """The nearest ids, in blocks of seven vectors, by the metric that suits them."""
-    monkeypatch.setattr(build, "BLOCK_BYTES", 7 * 4 * 12)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 7 * 4 * 12)
     steps = []
     path = make_embeddings("photos", vectors_of(60, unit=unit), "abc" * 20, normalized=unit)
     result = build_index(IndexConfig(path), lambda *counts: steps.append(counts))

@@ -340,6 +340,34 @@ def test_what_was_not_stored_is_noticed(tmp_path, push, uri, monkeypatch):
     assert stored(uri) == wanted(path)
 
 
+def test_after_a_few_rows_they_alone_are_looked_up_and_checked(tmp_path, push, uri, monkeypatch):
+    path, listings = write(tmp_path / "e.h5", plain(60)), []
+    push(path)
+    real, upsert = Milvus.listed, Milvus.upsert
+    monkeypatch.setattr(Milvus, "listed", lambda self, part: listings.append(part) or real(self, part))
+    assert counts(push(path)) == [(0, 0, 0)]
+    rows = plain(60) | {b"b/0001.jpg": ("y", 900), b"b/new.jpg": ("x", 901)}
+    del rows[b"a/0000.jpg"]
+    write(path, rows)
+    assert counts(push(path)) == [(1, 1, 1)]
+    assert len(listings) == 2
+    assert stored(uri) == wanted(path)
+    listings.clear()
+    write(path, rows | {b"b/two.jpg": ("x", 902), b"b/three.jpg": ("x", 903)})
+    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: upsert(self, rows[1:]))
+    with pytest.raises(MocoembedError, match="does not hold what was pushed: 1 of 62 rows are missing"):
+        push(path)
+    monkeypatch.setattr(Milvus, "upsert", lambda self, rows: upsert(self, [{**row, "vector": -row["vector"]}
+                                                                           for row in rows]))
+    with pytest.raises(MocoembedError, match="1 of 62 rows that were compared differ"):
+        push(path)
+    monkeypatch.setattr(Milvus, "delete", lambda self, ids: None)
+    write(path, plain(59))
+    with pytest.raises(MocoembedError, match="are too many or doubled"):
+        push(path)
+    assert len(listings) == 3
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"collection": "1a"}, "--collection 1a: must be letters"), ({"to": "milvus"}, "--to milvus: must be a server's"),
     ({"to": "ftp://x/a.db"}, "must be a server's"), ({"index_type": "KD_TREE"}, "--index-type KD_TREE: must be one of"),

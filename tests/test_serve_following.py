@@ -14,6 +14,7 @@ import time
 import httpx
 import pytest
 from serving import Running
+from torchless import WITHOUT_TORCH
 
 from mocoembed.config import EmbedConfig, IndexConfig, ServeConfig
 from mocoembed.embed.extract import embed_images
@@ -22,16 +23,6 @@ from mocoembed.search.build import build_index
 from mocoembed.serve.app import Server
 
 ROOT = pathlib.Path(__file__).parent.parent
-WITHOUT_TORCH = """
-import sys
-class Refused:
-    def find_spec(self, name, *more):
-        if name.partition(".")[0] in ("torch", "torchvision"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refused())
-from mocoembed.cli.main import main
-main(sys.argv[1:])
-"""
 
 
 def build(root: pathlib.Path, photos: pathlib.Path):

@@ -16,14 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from benchmarks.index_scale import mixture, write
 from benchmarks.pretrain_speed import bare_step, our_step, timed
 from benchmarks.reproduce.peers import authors_step, lightly_step
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.data.loader import Places, cores, view_batches
 from mocoembed.data.sample import write_collection
+from mocoembed.embed.store import EmbeddingFile
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.precision import Compute
+from mocoembed.search.faiss_index import gpus
+from mocoembed.search.on_gpu import GpuVectors
 from mocoembed.train.run import frozen_encoder, set_up
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -235,30 +239,31 @@ def run_until(command: list[str], end: float, metrics: pathlib.Path):
 
 
 def search(lab: Lab) -> list[dict]:
-    """FAISS on the GPU against the CPU: exact search and an inverted file over vectors as FIELD's mixture has them."""
+    """Exact search and all near pairs by torch, FAISS on the GPU against the CPU; on vectors of `index_scale.py`."""
     import faiss
 
     count, dimension, lists = (2_000, 16, 16) if lab.quick else (1_000_000, 256, 4096)
-    random = np.random.default_rng(0)
-    centres = random.normal(size=(200 if lab.quick else 2000, min(32, dimension))).astype(np.float32)
-    mapped = random.normal(size=(min(32, dimension), dimension)).astype(np.float32)
-
-    def vectors(n: int) -> np.ndarray:
-        z = centres[random.integers(0, len(centres), n)] + 0.45 * random.normal(size=(n, centres.shape[1]))
-        x = (z @ mapped + 0.05 * random.normal(size=(n, dimension))).astype(np.float32)
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    base, queries = vectors(count), vectors(500)
-    on_gpu = lab.device != "cpu" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if lab.device != "cpu" and not on_gpu:
-        raise LeftOut("this faiss has no part for GPUs")
-    resources = faiss.StandardGpuResources() if on_gpu else None
-    rows, exact = [], None
-    for kind in ("Flat", f"IVF{lists},Flat"):
+    path, queries = lab.output / "vectors.h5", next(mixture(dimension, 500, 2))
+    write(path, mixture(dimension, count, 1), count, dimension)
+    with EmbeddingFile(path) as file:
+        base, vectors, where = file.embeddings(), GpuVectors(file, lab.device), f"{count:,} x {dimension}"
+        _, exact = vectors.rows().nearest(queries, 10)
+        begun = time.perf_counter()
+        vectors.rows().nearest(queries, 10)
+        seconds = time.perf_counter() - begun
+        rows = [row(f"exact search by torch, {where}", 1000 * seconds / len(queries), "ms a query")]
+        begun = time.perf_counter()
+        pairs = sum(len(some[0]) for some in vectors.pairs(0.95, lambda done: None))
+        rows.append(row(f"all near pairs by torch, {where}: {pairs:,}", time.perf_counter() - begun, "s"))
+    del vectors
+    if lab.device != "cpu" and not gpus():
+        return [*rows, row("FAISS on the GPU", None, "not measured: this faiss has no part for GPUs")]
+    resources = faiss.StandardGpuResources() if lab.device != "cpu" else None
+    for kind in ("Flat", f"IVF{lists},Flat", f"IVF{lists},SQ8"):
         index = faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
         index.train(base[:50 * lists])
         index.add(base)
-        for place in ("CPU", "GPU") if on_gpu else ("CPU",):
+        for place in ("CPU", "GPU") if resources else ("CPU",):
             searched = faiss.index_cpu_to_gpu(resources, 0, index) if place == "GPU" else index
             if kind != "Flat":
                 searched.nprobe = 16
@@ -266,9 +271,8 @@ def search(lab: Lab) -> list[dict]:
             begun = time.perf_counter()
             _, found = searched.search(queries, 10)
             seconds = time.perf_counter() - begun
-            exact = found if exact is None else exact
             recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), exact.tolist())])
-            what = f"FAISS {kind} on the {place}, {count:,} x {dimension}"
+            what = f"FAISS {kind} on the {place}, {where}"
             rows += [row(what, 1000 * seconds / len(queries), "ms a query"), row(f"{what}: recall@10", recall, "")]
     return rows
 

@@ -127,7 +127,8 @@ class SearchConfig:
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
     device: str = "auto"
-    """Device to compute on: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N. A GPU that is named embeds the queries and compares them; with
+    auto, the CPU compares."""
     recall: float | None = None
     """Recall@10 to search with, on the curve that was measured when the index was built; by default, the --recall it
     was built for."""
@@ -226,6 +227,8 @@ class DuplicatesConfig:
     and says how many of the nearest neighbours it finds."""
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
+    device: str = "cpu"
+    """Device to compare vectors on: cpu, cuda or cuda:N. A GPU compares all pairs, however many there are."""
 
     def __post_init__(self):
         require(self, "threshold", self.threshold == "auto" if isinstance(self.threshold, str)

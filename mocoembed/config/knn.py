@@ -43,7 +43,7 @@ class KnnConfig:
     """Index file of the bank to find the neighbours by, for large banks. An approximate index misses some
     neighbours; its recall is printed. By default, every image of the bank is compared."""
     device: str = "auto"
-    """Device to compute on: auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto, cpu, cuda or cuda:N. With --index, auto searches the index on the CPU."""
 
     def __post_init__(self):
         if self.preset is not None:

@@ -27,7 +27,7 @@ class State(NamedTuple):
     ctime_ns: int
 
     @classmethod
-    def of(cls, path: bytes) -> "State":
+    def of(cls, path: bytes | str | os.PathLike) -> "State":
         """The state of a file or folder now."""
         status = os.stat(path)
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -217,7 +217,7 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
     tuned = tune(bank, bank_labels, settings, progress) if config.tune else None
     settings = [tuned.setting] if tuned else settings
     sides = queries.vectors, bank.vectors, (torch.from_numpy(truth).to(device), bank_labels)
-    with neighbours_of(config.index, bank) as (find, index):
+    with neighbours_of(config.index, bank, config.device) as (find, index):
         votes = count_votes(*sides, settings, leave_one_out, progress, find)
     most = bank_size(len(bank.names), leave_one_out)
     scores, per_class_ap = [], None

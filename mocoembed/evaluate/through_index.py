@@ -16,6 +16,7 @@ from mocoembed.evaluate.sides import Side
 from mocoembed.knn import nearest, neighbours
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import index_by_cosine, told
+from mocoembed.search.on_gpu import is_gpu, move
 
 AT_ONCE = 1 << 22  # neighbours that are looked for at a time
 
@@ -58,11 +59,16 @@ class IndexNeighbours:
 
 
 @contextlib.contextmanager
-def neighbours_of(given: str | None, bank: Side) -> Iterator[tuple[Any, str | None]]:
-    """How neighbours are found, called as `neighbours`; and the index file `given` in words, if it may miss some."""
+def neighbours_of(given: str | None, bank: Side, device: str = "auto") -> Iterator[tuple[Any, str | None]]:
+    """How neighbours are found, called as `neighbours`; and the index file `given` in words, if it may miss some.
+
+    A GPU that is asked for by `device` searches the index, too.
+    """
     if given is None:
         yield neighbours, None
         return
     with EmbeddingFile(bank.path) as file:
         index = index_by_cosine(given, file)
+        if is_gpu(device):
+            move(index, device)
         yield IndexNeighbours(index, file, bank), None if index.exact else told(index)

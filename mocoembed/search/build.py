@@ -6,7 +6,7 @@ rows that are held out of it, which are added at the end.
 
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, locked
 from mocoembed.memory import available_memory, within_memory
 from mocoembed.notes import say_nothing
+from mocoembed.search.blocks import blocks, finite
 from mocoembed.search.faiss_index import FAISS_VERSION, FaissIndex, require_gpu
 from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
@@ -29,7 +30,6 @@ from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
-BLOCK_BYTES = 1 << 25  # of vectors that are added at a time
 LEAST_HELD_OUT = 2  # rows; a smaller collection is not tuned
 
 
@@ -171,24 +171,6 @@ def _fill(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, held: np.ndar
 
 def _stopped(done: int, total: int) -> str:
     return f"Stopped after {done} of {total} vectors; no index was written. Run the same command again."
-
-
-def blocks(file: EmbeddingFile) -> Iterator[tuple[slice, np.ndarray]]:
-    """The vectors of a file in slices of rows."""
-    step = max(1, BLOCK_BYTES // (4 * file.dimension))
-    for first in range(0, len(file), step):
-        rows = slice(first, min(first + step, len(file)))
-        yield rows, file.embeddings(rows)
-
-
-def finite(file: EmbeddingFile, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The vectors (n, D) of these rows; `FormatError` where a number is not finite."""
-    good = np.isfinite(vectors).all(axis=1)
-    if not good.all():
-        row = int(rows[np.argmin(good)])
-        raise FormatError(f"{file.path}: row {row} ({os.fsdecode(file.paths[row])!r}) holds a number that is not "
-                          "finite. Embed the folder again with --fresh.")
-    return vectors
 
 
 def metric_of(file: EmbeddingFile) -> str:

@@ -9,7 +9,6 @@ Components are found by union-find over an array of numbers, ten lines; SciPy's 
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,10 +22,13 @@ from mocoembed.errors import UsageError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
 from mocoembed.search.build import require_vectors
+from mocoembed.search.encoding import require_device
 from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.groups import UNKNOWN, Group, groups_of, unit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
 from mocoembed.search.matching import index_by_cosine, told
+from mocoembed.search.on_gpu import GpuVectors, is_gpu, move
 from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 
@@ -36,43 +38,6 @@ TRAINED_ON = 64  # vectors for each cell
 PAIR_BYTES = 1 << 28  # memory that the pairs of a block may take if every one is found
 MOST_ROWS, LEAST_ROWS = 2048, 16  # in a block
 NEIGHBOURS, MOST_NEIGHBOURS = 10, 1000  # that an index is asked for, which join whole groups by their chains
-UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image of a group."""
-
-    path: str
-    """Full path; `os.fsencode` gives its bytes, whatever they are."""
-    row: int
-    """Row in the embeddings file."""
-    label: str | None
-    similarity: float
-    """Cosine to the keeper's vector; in a chain it may be below the threshold."""
-    width: int
-    height: int
-    size: int
-    """Bytes of the file; 0 where unknown, as width and height."""
-    identical: int | None
-    """Members of the group with the same number have the same bytes; `None`: no other has these."""
-
-    @property
-    def pixels(self) -> str:
-        """`640 x 480`; empty where unknown."""
-        return f"{self.width} x {self.height}" if self.width else ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Near-duplicates: the suggested keeper (the largest image) first, then the others, the most similar first."""
-
-    members: tuple[Member, ...]
-
-    @property
-    def keeper(self) -> Member:
-        """The image with the most pixels, then the most bytes, then the first path."""
-        return self.members[0]
 
 
 @dataclass(frozen=True)
@@ -130,6 +95,7 @@ def find_duplicates(config: DuplicatesConfig,
     memory is too small, `Interrupted` after a signal.
     """
     require_root(config.root)
+    require_device(config.device)
     with EmbeddingFile(Workspace(config.workspace).embeddings_file(config.embeddings)) as file, StopRequest() as stop:
         require_vectors(file)
         components = Components(len(file))
@@ -143,17 +109,19 @@ def find_duplicates(config: DuplicatesConfig,
         compared, threshold = "bytes", None
         if not config.exact_only:
             index = None if config.index is None else index_by_cosine(config.index, file)
-            held = 0 if index is not None else len(file) * (4 * file.dimension + ID_BYTES)
+            if index is not None and is_gpu(config.device):
+                move(index, config.device)
+            held = 0 if index is not None or is_gpu(config.device) else len(file) * (4 * file.dimension + ID_BYTES)
             needed = held + WORKING_BYTES + PAIR_BYTES
             with within_memory(f"Comparing {len(file)} vectors of dimension {file.dimension}", needed):
                 threshold = _threshold(config, file, digests)
                 if index is not None:
                     compared = _join_found(index, file, components, threshold.cosine, progress, stop)
                 else:
-                    compared = _join_near(file, components, threshold.cosine, progress, stop)
+                    compared = _join_near(file, components, threshold.cosine, progress, stop, config.device)
         groups = []
-        for rows in components.groups():
-            groups.append(group_of(file, rows, config.root))
+        for group in groups_of(file, components.groups(), config.root):
+            groups.append(group)
             stop.raise_if_set("Stopped; there is no result. Run the same command again.")
         groups.sort(key=lambda group: (-len(group.members), os.fsencode(group.keeper.path)))
         cosine, reason = (threshold.cosine, threshold.reason) if threshold else (None, "")
@@ -216,11 +184,16 @@ def same_bytes(digests: np.ndarray) -> list[np.ndarray]:
     return pieces(known[np.argsort(number, kind="stable")], counts)
 
 
-def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: Any) -> str:
+def _join_near(file: EmbeddingFile, components: Components, threshold: float, progress, stop: Any,
+               device: str) -> str:
     """Join the rows whose vectors are near enough; how they were looked for."""
-    for a, b, _ in near_pairs(file, threshold, progress, stop):
+    on_gpu = is_gpu(device)
+    pairs = (GpuVectors(file, device, unit).pairs(float(_least(threshold)),
+                                                  lambda done: _advance(done, len(file), progress, stop))
+             if on_gpu else near_pairs(file, threshold, progress, stop))
+    for a, b, _ in pairs:
         components.join_pairs(a, b)
-    return how_compared(len(file))
+    return f"all pairs on {device}" if on_gpu else how_compared(len(file))
 
 
 def how_compared(count: int) -> str:
@@ -286,24 +259,6 @@ def _join_found(index: SearchIndex, file: EmbeddingFile, components: Components,
     return told(index)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The rows (n, D) scaled to length 1; one of zeros stays."""
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)
-
-
 def group_of(file: EmbeddingFile, rows: np.ndarray, root: str | None) -> Group:
     """The group of some rows."""
-    facts = {name: getattr(file, name)[rows].tolist() for name in ("width", "height", "size")}
-    digests, (paths, labels) = file.digest[rows], file.full_names(rows, root)
-    order = sorted(range(len(rows)), key=lambda i: (-facts["width"][i] * facts["height"][i], -facts["size"][i],
-                                                    paths[i]))
-    keeper = order[0]
-    vectors = unit(file.embeddings[rows]).astype(np.float64)
-    similarity = (vectors @ vectors[keeper]).clip(-1, 1)
-    repeated = [digest for digest, times in Counter(digests).items() if times > 1 and digest != UNKNOWN]
-    number = {digest: place for place, digest in enumerate(repeated, 1)}
-    order[1:] = sorted(order[1:], key=lambda i: (-round(similarity[i], 6), paths[i]))
-    return Group(tuple(Member(
-        os.fsdecode(paths[i]), int(rows[i]), labels[i], round(float(similarity[i]), 6), facts["width"][i],
-        facts["height"][i], facts["size"][i], number.get(digests[i])) for i in order))
+    return next(groups_of(file, [rows], root))

@@ -39,13 +39,7 @@ class ExactRows:
         Of equal scores the lower row comes first. A k larger than the number of rows is cut to it. Raises
         `MismatchError` for vectors of another length, `FormatError` for values that are not finite.
         """
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self._file.dimension:
-            raise MismatchError(f"{self._file.path} holds vectors of dimension {self._file.dimension}; the queries "
-                                f"have shape {vectors.shape}. Embed them with the same encoder and features.")
-        if not np.isfinite(vectors).all():
-            raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
-        k = min(k, len(self))
+        vectors, k = require_queries(self._file, vectors), min(k, len(self))
         found = [self._nearest(vectors[first:first + QUERIES], k) for first in range(0, len(vectors), QUERIES)]
         scores, rows = zip(*found) if found else ([np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)])
         return np.concatenate(scores), np.concatenate(rows)
@@ -58,16 +52,13 @@ class ExactRows:
             block = np.arange(first, min(first + step, len(self)))
             block = block if self._rows is None else self._rows[block]
             compared = self._scores(queries, self._read(block))  # Q x block
-            if not np.isfinite(compared).all():
+            if not np.isfinite(compared.max() - compared.min()):  # either may be NaN or infinite
                 raise FormatError(f"{self._file.path} has vectors of numbers that are not finite or too large to "
                                   f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
                                   "--fresh.")
-            scores = np.concatenate([scores, compared], axis=1)
-            rows = np.concatenate([rows, np.broadcast_to(block, compared.shape)], axis=1)
-            scores, rows = _best(scores, rows, kept)
-        scores = scores_of(self._file, queries, rows)
-        order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+            some, its_rows = _better(compared, block, scores, kept)
+            scores, rows = _best(np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1), kept)
+        return ranked(self._file, queries, rows, k)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) float32: the vectors of rising rows."""
@@ -83,6 +74,24 @@ class ExactRows:
         return 2 * queries @ vectors.T - (vectors**2).sum(axis=1) - (queries**2).sum(axis=1)[:, None]
 
 
+def require_queries(file: EmbeddingFile, vectors: np.ndarray) -> np.ndarray:
+    """The vectors (Q, D) in float32; raises as `ExactRows.nearest` does."""
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != file.dimension:
+        raise MismatchError(f"{file.path} holds vectors of dimension {file.dimension}; the queries have shape "
+                            f"{vectors.shape}. Embed them with the same encoder and features.")
+    if not np.isfinite(vectors).all():
+        raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
+    return vectors
+
+
+def ranked(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (Q, k) and rows (Q, k) of the k best of the candidates `rows` (Q, n); of equal ones the lower first."""
+    scores = scores_of(file, queries, rows)
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
 def scores_of(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(Q, n) float32: the scores of a few rows (Q, n), the same for equal vectors wherever they stand.
 
@@ -96,6 +105,23 @@ def scores_of(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray) -> np.
             scores[line, first:first + step] = each.sum(axis=1)
     scores[rows < 0] = -np.inf
     return scores
+
+
+def _better(compared: np.ndarray, block: np.ndarray, before: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (Q, m) and rows (Q, m) of a block that can be among the best: all, or few with minus infinity beside them.
+
+    Rows rise from block to block, so that equal to the last of the `kept` scores before is not better.
+    """
+    if before.shape[1] == kept:
+        above = compared > before.min(axis=1, keepdims=True)
+        counts = np.count_nonzero(above, axis=1)
+        if 4 * (most := int(counts.max(initial=0))) < compared.shape[1]:
+            lines, places = np.nonzero(above)
+            at = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
+            scores, rows = np.full((len(compared), most), -np.inf), np.full((len(compared), most), -1)
+            scores[lines, at], rows[lines, at] = compared[lines, places], block[places]
+            return scores, rows
+    return compared, np.broadcast_to(block, compared.shape)
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ An index is named by FAISS's factory string. Inverted files keep our ids themsel
 `IDMap`, without the table for looking ids up, which is not needed and takes 40 bytes for each.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -25,8 +26,10 @@ __all__ = ["FAISS_VERSION", "METRICS", "FaissIndex"]
 FAISS_VERSION: str = faiss.__version__
 METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
+POINTS_FOR_CODES = 64  # that k-means sees for each of the 256 values of a product code
 EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
 
+GPU_TYPES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
 SMALL = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # which is larger than the file, so than the limit
 
 _loading = threading.Lock()  # FAISS's limit is one for the whole process
@@ -79,6 +82,10 @@ class FaissIndex:
         """Learn centres and codes from vectors (n, D); on the GPUs with `gpu`: the lists' centres alone."""
         if self._ivf is not None:
             self._ivf.cp.niter, self._ivf.cp.min_points_per_centroid = ITERATIONS, LEAST_POINTS
+            if isinstance(self._ivf, faiss.IndexIVFPQ):  # by FAISS's own numbers this takes minutes
+                codes = self._ivf.pq.cp
+                codes.niter, codes.min_points_per_centroid = ITERATIONS, LEAST_POINTS
+                codes.max_points_per_centroid = POINTS_FOR_CODES
             if gpu:
                 flat = faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type)
                 self._ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
@@ -141,6 +148,15 @@ class FaissIndex:
         return faiss.SearchParametersPreTransform(index_params=inner) if isinstance(
             self._index, faiss.IndexPreTransform) else inner
 
+    @property
+    def has_gpu_part(self) -> bool:
+        """Whether FAISS has this type for GPUs, too."""
+        return isinstance(self._ivf, GPU_TYPES)
+
+    def on_gpu(self, number: int) -> "GpuIndex":
+        """A copy in the memory of the GPU of that number."""
+        return GpuIndex(self._index, number)
+
     def write(self, take: Callable[[bytes], int]):
         """Hand the index's bytes to `take`, piece by piece."""
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(take))
@@ -198,9 +214,46 @@ def _parts(index: Any) -> tuple[Any, Any]:
         inner if isinstance(inner, faiss.IndexHNSW) and not isinstance(index, faiss.IndexPreTransform) else None)
 
 
+class GpuIndex:
+    """A copy of an inverted file in the memory of a GPU, searched there by one thread at a time."""
+
+    def __init__(self, index: Any, number: int):
+        """Copies `index` to the GPU of that number. Raises `MocoembedError` with FAISS's reason where it cannot."""
+        self._searching, self._resources = threading.Lock(), faiss.StandardGpuResources()  # used as long as the copy
+        self._inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
+        self._transformed = isinstance(index, faiss.IndexPreTransform)
+        self._lists = _parts(index)[0].nlist
+        with _refusing(number):
+            self._index = faiss.index_cpu_to_gpu(self._resources, number, index)
+        self._number = number
+
+    def search(self, vectors: np.ndarray, k: int, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """As `FaissIndex.search`."""
+        parameters = faiss.SearchParametersIVF(nprobe=min(max(1, breadth), self._lists))
+        if self._transformed:
+            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
+        with self._searching, _refusing(self._number):
+            scores, ids = self._index.search(vectors, k, params=parameters)
+        return (scores if self._inner_product else -scores), ids
+
+
+@contextlib.contextmanager
+def _refusing(number: int):
+    try:
+        yield
+    except RuntimeError as error:
+        raise MocoembedError(f"FAISS cannot search this index on GPU {number}: {reason(error)}. Give --device cpu, or "
+                             "leave the index out.") from error
+
+
+def gpus() -> int:
+    """GPUs that FAISS sees; 0 where it has no part for them."""
+    return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+
+
 def require_gpu():
     """Raise `UsageError` where FAISS sees no GPU."""
-    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+    if gpus() == 0:
         raise UsageError("--gpu: FAISS sees no GPU here. Leave it out, or install faiss-gpu on a machine with one.")
 
 

@@ -7,6 +7,7 @@ distance. A score is higher for what is nearer: the inner product, or minus the 
 import hashlib
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,8 @@ class SearchIndex:
     """An index, ready to be searched. `open` makes one; `manifest` is what the file says about it."""
 
     def __init__(self, path: pathlib.Path, manifest: dict, index: FaissIndex):
-        self.path, self.manifest, self.index = path, manifest, index
+        self.path, self.manifest = path, manifest
+        self.index: Any = index
 
     @classmethod
     def open(cls, path, verify: bool = False, to_change: bool = False) -> "SearchIndex":
@@ -107,6 +109,10 @@ class SearchIndex:
     def exact(self) -> bool:
         """Whether every vector is compared with every query."""
         return self.manifest.get("type", "flat") == "flat"
+
+    def to_gpu(self, number: int):
+        """Have FAISS search it on the GPU of that number from now on."""
+        self.index = self.index.on_gpu(number)
 
     def effort(self, recall: float | None = None) -> Effort:
         """How thoroughly to search: for that recall@10 by the curve that was measured, else as it was built for.

@@ -5,6 +5,7 @@ it stays with the files that it has opened, also when others take their place.
 """
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -18,6 +19,7 @@ import numpy as np
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.facts import Failure
+from mocoembed.data.found import State
 from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
@@ -29,6 +31,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both
+from mocoembed.search.on_gpu import GpuVectors, is_gpu, source_on
 from mocoembed.search.queries import Region, decoded, is_one, is_vector, read_bytes, shown
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
@@ -37,16 +40,13 @@ from mocoembed.workspace import Workspace
 BATCH = 64  # query images embedded at a time
 MASKS = 15  # of filters that are remembered by a pair
 
-FileState = tuple[int, ...] | None
 
-
-def state_of(path) -> FileState:
-    """Device, inode, size, mtime and ctime of a file, of which one at least differs when it is replaced."""
+def state_of(path) -> State | None:
+    """The state of a file, which differs when it is replaced; `None` where it cannot be told."""
     try:
-        status = os.stat(path)
+        return State.of(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def query_pixels(data: bytes, name: str, transform, full_decode: bool, crop: Sequence[int] = (),
@@ -99,7 +99,7 @@ class Pair:
             path = embeddings_path(workspace.index_file(str(index_path)), config.embeddings)
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
-        self.states: dict[pathlib.Path, FileState] = {index_path: index_state, path: embeddings_state}
+        self.states: dict[pathlib.Path, State | None] = {index_path: index_state, path: embeddings_state}
         self._root = os.fsencode(config.root) if config.root else self.file.root
         self._encoder: Any = None
         self.transform: EvaluationTransform | None = None
@@ -107,8 +107,12 @@ class Pair:
         if encoder:
             self._take_encoder(config, workspace, note, before)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
-        self._rows = None if isinstance(self.index, NoIndex) else self.index.rows(
+        self._rows: Any = None if isinstance(self.index, NoIndex) else self.index.rows(
             self.file, getattr(config, "recall", None), self._ids)
+        self._exactly: Callable[[np.ndarray | None], Any] = functools.partial(ExactRows, self.file)
+        if is_gpu(config.device):
+            vectors = GpuVectors(self.file, config.device)
+            self._rows, self._exactly = source_on(vectors, self.index, self._rows, note), vectors.rows
         self._masks: dict[Filter, np.ndarray] = {}
 
     def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
@@ -198,7 +202,7 @@ class Pair:
 
     def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k) and rows (Q, k) of the images nearest to `vectors` (Q, D); -1 where there is none."""
-        return (ExactRows(self.file) if self._rows is None else self._rows).nearest(vectors, k)
+        return (self._exactly(None) if self._rows is None else self._rows).nearest(vectors, k)
 
     def hits(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the k nearest images."""
@@ -206,7 +210,7 @@ class Pair:
 
     def chosen(self, vectors: np.ndarray, wishes: Wishes, excluded: Sequence[np.ndarray] = ()) -> list[list[Hit]]:
         """For each of `vectors` (Q, D), the hits that are wished for; `excluded`: for each, rows that are none."""
-        found = Ranking(self.file, self._rows, wishes).hits(vectors, excluded)
+        found = Ranking(self.file, self._rows, wishes, self._exactly).hits(vectors, excluded)
         rows = sorted({one.row for some in found for one in some})
         facts = dict(zip(rows, self._facts(rows)))  # in blocks: one row at a time takes as long as the search
         folded = wishes.unique is not None

@@ -1,7 +1,9 @@
 """Pushing embeddings files into a Milvus collection: only rows that are new, changed or gone travel.
 
     read and hash the file's rows -> list the collection's ids and hashes -> mark the part as not whole
-    -> delete, upsert in batches -> flush -> list again and compare, compare a sample of vectors -> mark it as whole
+    -> delete, upsert in batches -> flush -> look again and compare, compare a sample of vectors -> mark it as whole
+
+Of a few rows that travelled, these alone are looked at again, and all are counted; of many, all are listed again.
 
 Every step may be cut off; the next push lists what is there and does what is left. A part is called whole only when the
 collection has been seen to hold its rows and no others.
@@ -39,7 +41,8 @@ from mocoembed.workspace import Workspace
 
 BATCH_BYTES, ROW_BYTES = 1 << 23, 400  # of rows in a request; of a row beside its vector
 IDS_AT_ONCE = 4096  # looked up or deleted in a request
-CHECKED = 200  # rows of which everything is compared at the end
+CHECKED = 200  # rows of which everything is compared at the end, and as many of those that travelled
+MOST_LOOKED_UP = 0.1  # of the rows: where more have travelled, listing all of them again takes less time
 Progress = Callable[[int, int], None]
 
 
@@ -138,6 +141,11 @@ def _is_whole(known: Part | None, part: Part) -> bool:
     return known is not None and known.whole and known.rows_sha256 == part.rows_sha256
 
 
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """`CHECKED` of the rows at even distances, or all."""
+    return rows[np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(np.int64)]
+
+
 class _Push:
     """Makes one part of a collection hold the rows of one file."""
 
@@ -161,13 +169,16 @@ class _Push:
         if known is not None and not known.whole:
             note(f"an earlier push of {self.file.path.name} was cut off: going on with {len(there)} rows there")
         part = Part.of(self.file, known.before or known.whole * known.count if known else 0)
-        if len(gone) + len(added) + len(changed) or not _is_whole(known, part):
+        sent = np.sort(np.concatenate([added, changed]))
+        if len(gone) + len(sent) or not _is_whole(known, part):
             self._store(part)
             self._delete(gone)
-            self._send(np.sort(np.concatenate([added, changed])))
+            self._send(sent)
             self.collection.flush()
             self.collection.wait_until_indexed(lambda: self._may_stop("Stopped while Milvus made the index."))
-        self._verify(ids, hashes)
+            there, there_hashes = self._listed_again(there, there_hashes, np.concatenate([gone, ids[sent]]))
+        self._verify(ids, hashes, there, there_hashes)
+        self._compare(ids, hashes, sent)
         among_others = bool(set(parts) - {self.part})
         part = dataclasses.replace(part, whole=True, before=len(self.file), **self._measured(among_others))
         self._store(part)
@@ -211,16 +222,33 @@ class _Push:
             self.progress(done, len(rows))
             self._may_stop(f"Stopped after pushing {done} of {len(rows)} rows.")
 
-    def _verify(self, ids: np.ndarray, hashes: np.ndarray):
-        """Raise `MocoembedError` unless the collection holds these rows of the part and no others."""
-        there, there_hashes = self.collection.listed(self.part)
+    def _listed_again(self, there: np.ndarray, hashes: np.ndarray,
+                      touched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, rising, and hashes of the part's rows now; `there` with `hashes` before the ids `touched` travelled."""
+        if len(touched) > MOST_LOOKED_UP * len(there):
+            return self.collection.listed(self.part)
+        found = []
+        for first in range(0, len(touched), IDS_AT_ONCE):
+            found += self.collection.get(touched[first:first + IDS_AT_ONCE].tolist(), ["part", "row_hash"])
+        mine = [(row["id"], row["row_hash"]) for row in found if row["part"] == self.part]
+        new = np.array(mine, np.int64).reshape(len(mine), 2)
+        stayed = ~np.isin(there, touched)
+        all_ids, all_hashes = np.append(there[stayed], new[:, 0]), np.append(hashes[stayed], new[:, 1])
+        order = np.argsort(all_ids, kind="stable")
+        return all_ids[order], all_hashes[order]
+
+    def _verify(self, ids: np.ndarray, hashes: np.ndarray, there: np.ndarray, there_hashes: np.ndarray):
+        """Raise `MocoembedError` unless the rows `there` are these, and the collection has no others of the part."""
         order = np.argsort(ids)
         if not np.array_equal(there, ids[order]) or not np.array_equal(there_hashes, hashes[order]):
             missing, more = len(np.setdiff1d(ids, there)), len(there) - len(np.intersect1d(ids, there))
             raise self._wrong(f"{missing} of {len(ids)} rows are missing, {more} are too many or doubled")
         if (count := self.collection.count(f"part == {self.part}")) != len(ids):
             raise self._wrong(f"it counts {count} rows instead of {len(ids)}")
-        some = np.unique(np.linspace(0, len(ids) - 1, CHECKED).astype(np.int64))
+
+    def _compare(self, ids: np.ndarray, hashes: np.ndarray, sent: np.ndarray):
+        """Raise `MocoembedError` if one of a sample of rows, half of them from those that were sent, differs."""
+        some = np.unique(np.concatenate([_spread(np.arange(len(ids))), _spread(sent)]))
         found = self.collection.get(ids[some].tolist(), ["vector", "path", "label", "width", "height", "digest"])
         stored = {row["id"]: hash_of(row) for row in found}
         wrong = sum(stored.get(number) != its for number, its in zip(ids[some].tolist(), hashes[some].tolist()))

@@ -6,16 +6,16 @@ none is left, so a query gets k hits whenever there are so many.
     source (index or rows) -> candidates -> selected, not excluded, score >= min -> unique -> diverse -> k
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.search.duplicates import UNKNOWN, unit
 from mocoembed.search.exact import ExactRows
-from mocoembed.search.index_rows import IndexRows
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
 LEAST_SHARE = 0.1  # of the images that a filter must select for the index to be asked for more candidates
@@ -50,15 +50,19 @@ class Found(NamedTuple):
 
 
 class Ranking:
-    """Finds the hits of query vectors in an embeddings file; `index` may be `None`, for exact comparison."""
+    """Finds the hits of query vectors in an embeddings file; `index`, a source of all rows, may be `None`: exactly."""
 
-    def __init__(self, file: EmbeddingFile, index: IndexRows | None, wishes: Wishes):
+    def __init__(self, file: EmbeddingFile, index: Any, wishes: Wishes,
+                 exactly: Callable[[np.ndarray | None], Any] | None = None):
+        """`exactly(rows)` gives a source that compares these rows one and all; by default, `ExactRows`."""
         self.file, self.wishes = file, wishes
+        self._exact_rows = exactly or functools.partial(ExactRows, file)
         self.source = self._source(index)
+        self._is_of_all = self.source is index
         self.pool = POOL * wishes.k if wishes.diverse else wishes.k
         self._all_count = wishes.selected is None and wishes.unique is None and wishes.min_score == -np.inf
 
-    def _source(self, index: IndexRows | None) -> IndexRows | ExactRows:
+    def _source(self, index: Any) -> Any:
         """The index, unless it may miss selected images or would be asked for very many to find them.
 
         An index that looks at a part of its vectors finds few of the selected ones when they are rare or far from the
@@ -73,9 +77,9 @@ class Ranking:
         least = LEAST_SHARE if index.exact else LEAST_SHARE_OF_A_PART
         return self._exactly() if few or selected.mean() < least else index
 
-    def _exactly(self) -> ExactRows:
+    def _exactly(self) -> Any:
         selected = self.wishes.selected
-        return ExactRows(self.file, None if selected is None else np.flatnonzero(selected))
+        return self._exact_rows(None if selected is None else np.flatnonzero(selected))
 
     def hits(self, vectors: np.ndarray, excluded: Sequence[np.ndarray] = ()) -> list[list[Found]]:
         """For each of `vectors` (Q, D), its hits. `excluded`: for each, rows that are none."""
@@ -106,7 +110,7 @@ class Ranking:
         wanted = self.pool + max(map(len, left_out), default=0)
         if self.wishes.unique is not None:
             wanted = 2 * wanted + 8
-        if isinstance(self.source, IndexRows) and self.wishes.selected is not None:
+        if self._is_of_all and self.wishes.selected is not None:
             wanted = int(1.5 * wanted / self.wishes.selected.mean()) + 8
         return max(1, min(wanted, len(self.source)))
 

@@ -15,6 +15,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MocoembedError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
+from mocoembed.search.blocks import blocks
 from mocoembed.search.index import SearchIndex, read_stamps, write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import Plan, kind_of
@@ -109,7 +110,7 @@ def _updated(output: pathlib.Path, file: EmbeddingFile, old: dict, description: 
 
 def _stamps(file: EmbeddingFile, stop: StopRequest) -> np.ndarray:
     stamps = np.empty(len(file), np.uint64)
-    for first in range(0, len(file), ROWS_AT_ONCE):
-        stamps[first:first + ROWS_AT_ONCE] = stamps_of(file.embeddings[first:first + ROWS_AT_ONCE])
+    for rows, vectors in blocks(file):
+        stamps[rows] = stamps_of(vectors)
         stop.raise_if_set(STOPPED)
     return stamps

@@ -1,10 +1,10 @@
 """The map for the page: embeddings.map -> JSON of points by row, kept as bytes while the files stay the same."""
 
 import json
-import os
 
 import numpy as np
 
+from mocoembed.data.found import State
 from mocoembed.errors import FormatError
 from mocoembed.search.map_file import map_file_of, read_map
 from mocoembed.serve.answers import Refusal
@@ -28,8 +28,7 @@ class Points:
         """
         path = map_file_of(collection.file.path)
         try:
-            status = os.stat(path)
-            state = (collection.version, status.st_mtime_ns, status.st_size, status.st_ino)
+            state = (collection.version, State.of(path))
             if state != self._known:
                 self._answer = _json(collection, path)
                 self._known = state
