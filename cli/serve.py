@@ -7,9 +7,11 @@ import click
 
 from mocoembed.cli.options import field_help, options_of
 from mocoembed.cli.output import note, put
-from mocoembed.cli.progress import counter
-from mocoembed.config import MapConfig, ServeConfig
+from mocoembed.config import ServeConfig
 
+# NumPy reads it when it is loaded. Requests run side by side, each on one core: with two threads, which wait for each
+# other by spinning, an exact search of 800 vectors took three times the processor's time.
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
 
 
@@ -32,14 +34,14 @@ def serve(**values):
       mocoembed serve photos.h5 --port 9000 --no-browser
       MOCOEMBED_TOKEN=$(openssl rand -hex 16) mocoembed serve --host 0.0.0.0
     """
+    os.environ.setdefault(BLAS_THREADS, "1")
     from mocoembed.serve.app import serve
 
     config = ServeConfig(**values)
     if config.map:
-        from mocoembed.search.map import make_map
+        from mocoembed.search.map import require_library
 
-        with counter("map", "steps") as progress:
-            make_map(MapConfig(config.embeddings, config.workspace), progress)
+        require_library()
 
     def answering(address: str):
         put(f"serving on {address} (stop with Ctrl-C)")

@@ -104,10 +104,12 @@ def test_unique_folds_copies(make_embeddings, monkeypatch):
             (hits,) = Ranking(file, source, Wishes(12, unique=0.9999)).hits(base[3:4])
             nearest = np.argsort(-(base @ base[3]))[:12]
             assert [hit.row // 10 for hit in hits] == nearest.tolist()
-            assert [hit.folded for hit in hits] == [9] * 12
+            assert [len(hit.folded) for hit in hits] == [9] * 12
+            assert all({row // 10 for row in hit.folded} == {hit.row // 10} for hit in hits)
+            assert all(hit.row not in hit.folded for hit in hits)
             (hits,) = Ranking(file, source, Wishes(50, unique=0.9999)).hits(base[3:4])
             assert len(hits) == 20
-            assert sum(hit.folded for hit in hits) == 180
+            assert sum(len(hit.folded) for hit in hits) == 180
 
 
 def test_diverse_hits_are_those_of_the_paper(many_rows):
@@ -135,6 +137,9 @@ def test_labels_and_paths(make_embeddings):
         assert rows(("a",)) == ["0", "1"]
         assert rows(("a", "c")) == ["0", "1", "4", "5"]
         assert sorted(rows((), ("a", "c"))) == ["2", "3", "6", "7", "8"]
+        assert rows(("",)) == ["6", "7", "8"]  # those without a label
+        assert rows(("", "b")) == ["2", "3", "6", "7", "8"]
+        assert rows((), ("", "a")) == ["2", "3", "4", "5"]
         assert rows((), (), ("b",)) == rows((), (), ("b/*",)) == ["2", "3"]
         assert rows(("a", "b"), ("b",), ("*1.png", "0003.png")) == ["1"]
         for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. It has 4 labels, such as '\?', 'a', "),

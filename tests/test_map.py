@@ -13,7 +13,7 @@ from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.search.map import VOTING, make_map, principal
-from mocoembed.search.map_file import map_file_of, read_map, write_map
+from mocoembed.search.map_file import map_file_of, read_map, read_map_facts, write_map
 
 
 @pytest.fixture
@@ -98,6 +98,33 @@ def test_principal_components_are_those_of_the_singular_value_decomposition():
     assert np.abs(principal(vectors)) == pytest.approx(np.abs(expected), abs=1e-4)
 
 
+def test_principal_components_are_shown_until_the_arrangement_is_done(clusters, monkeypatch):
+    shown = []
+
+    def stopped(self, first):
+        shown.append(read_map(map_file_of(clusters)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.search.map._Making._arranged", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make_map(MapConfig(clusters))
+    (one,) = shown
+    with EmbeddingFile(clusters) as file:
+        expected, identity = principal(file.embeddings[:]), file.identity
+    assert (one.method, one.provisional, one.identity) == ("PCA", True, identity)
+    assert np.abs(one.places) == pytest.approx(np.abs(expected), abs=1e-4)
+    assert read_map_facts(map_file_of(clusters)).provisional
+    assert make_map(MapConfig(clusters)).new == 80  # what was shown meanwhile is no map to keep
+    made = read_map(map_file_of(clusters))
+    assert (made.method, made.provisional) == ("t-SNE", False)
+    with monkeypatch.context() as patched:
+        patched.setattr("mocoembed.search.map._Making._arranged", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make_map(MapConfig(clusters, fresh=True))
+    assert np.array_equal(shown[1].places, made.places)  # a map of the same images is not replaced by less
+
+
 def test_a_damaged_file_is_refused_and_made_anew(clusters):
     path = make_map(MapConfig(clusters)).path
     data = path.read_bytes()
@@ -113,8 +140,11 @@ def test_a_damaged_file_is_refused_and_made_anew(clusters):
 
 def test_a_missing_library_is_named(clusters, monkeypatch):
     monkeypatch.setitem(sys.modules, "openTSNE", None)
+    before = map_file_of(clusters).exists()
     with pytest.raises(UsageError, match=r"pip install \'mocoembed\[map\]\'"):
         make_map(MapConfig(clusters))
+    assert not before
+    assert not map_file_of(clusters).exists()
     with pytest.raises(UsageError, match="does not exist"):
         make_map(MapConfig("no.h5"))
 

@@ -147,6 +147,9 @@ def test_values_do_not_become_a_part_of_the_expression():
     assert one_label('a" or "') == 'label == "a\\" or \\""'
     assert expression(Filter(("\\",), ("\n",)), ["ab"]) == ('label in ["\\\\"] and (label is null or label not in '
                                                             '["\\n"]) and digest not in ["ab"]')
+    assert expression(Filter(("", "a"), ("", "b"))) == (
+        '(label in ["a"] or label is null) and (label is null or label not in ["b"]) and label is not null')
+    assert expression(Filter(("",))) == one_label("") == "label is null"
     assert expression(Filter(paths=('" or id > 0 or path == "',))).count('"') == 8  # four patterns, and no more
     assert expression(Filter()) == ""
     assert not PathCheck(())

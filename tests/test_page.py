@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 from mocoembed.config import EmbedConfig, MapConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.search.map import make_map
+from mocoembed.search.map_file import read_map, write_map
 
 STATIC = pathlib.Path(__file__).parent.parent / "mocoembed" / "serve" / "static"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -68,8 +70,8 @@ def serving(workspace):
         process.stdout.close()
 
 
-def embed(folder, root, fresh=False):
-    embed_images(EmbedConfig(str(folder), workspace=str(root), workers=0, device="cpu", fresh=fresh))
+def embed(folder, root, fresh=False, labels="parent"):
+    embed_images(EmbedConfig(str(folder), workspace=str(root), workers=0, device="cpu", fresh=fresh, labels=labels))
 
 
 def fill(folder, make_images):
@@ -325,6 +327,51 @@ def test_options(watched):
     watched.settled()
 
 
+def test_near_duplicates_unfold_in_place(watched):
+    """The copy of red/003.jpg is folded into it, or the other way round; f unfolds it, and the address keeps it so."""
+    page = watched.open("?label=red")
+    watched.search(0)
+    page.locator("#options-button").click()
+    page.locator("#fold").check()
+    watched.until("document.querySelectorAll('#grid .fold').length > 0")
+    button, count = page.locator("#grid .fold").first, page.locator("#grid .tile").count()
+    folded = int(button.inner_text())
+    button.click()
+    watched.until(f"document.querySelectorAll('#grid .under').length === {folded}")
+    assert button.get_attribute("aria-expanded") == "true"
+    assert page.locator("#grid .tile.unfolded + .tile.under").count() == 1
+    places = page.evaluate("[...document.querySelectorAll('#grid .tile')].map(tile => Number(tile.dataset.place))")
+    assert places == list(range(count + folded))
+    page.reload()
+    watched.until(f"document.querySelectorAll('#grid .under').length === {folded}")
+    page.locator("#grid .tile.unfolded .tile-link").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.closest('.tile').classList.contains('under')")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("f")
+    watched.until("document.querySelectorAll('#grid .under').length === 0")
+    assert page.locator("#grid .tile").count() == count
+
+
+def test_images_without_a_label_are_a_filter(browser, make_images, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+    make_images(folder, 4)
+    shutil.copy(folder / "red" / "000.png", folder / "bare.png")
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True, labels="first")
+    with serving(root) as where:
+        one = Watched(browser, where)
+        page = one.open()
+        page.locator("#labels a", has_text="no label").click()
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert one.rows() == ["bare.png"]
+        assert "1 image in no label" in page.locator("#status").inner_text()
+        page.reload()
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        one.context.close()
+        assert one.wrong == []
+
+
 def test_mark_and_export(watched):
     page = watched.open("?label=green")
     for place in (0, 2):
@@ -510,32 +557,47 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         assert one.wrong == []
 
 
+def serious(page):
+    """Let axe-core look at what the page shows: it must find nothing serious."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    answer = axe.run(page, options={"resultTypes": ["violations"]}).response
+    assert answer["testEngine"]["name"] == "axe-core"
+    found = [(each["id"], [node["target"] for node in each["nodes"]][:3]) for each in answer["violations"]
+             if each["impact"] in ("serious", "critical")]
+    assert not found, (page.url, found)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
 def test_widths_and_accessibility(browser, address, size, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     row = "like=5&like=50&unlike=90"
     for query in ("", f"?{row}", "?label=red&open=90", "?view=duplicates", "?view=health"):
         page = one.open(query)
         page.wait_for_timeout(50)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query
-        answer = axe.run(page, options={"resultTypes": ["violations"]}).response
-        assert answer["testEngine"]["name"] == "axe-core"
-        found = answer["violations"]
-        serious = [(each["id"], [node["target"] for node in each["nodes"]][:3]) for each in found
-                   if each["impact"] in ("serious", "critical")]
-        assert not serious, (query, serious)
+        serious(page)
     one.context.close()
     assert one.wrong == []
 
 
 def test_map(watched, places):
-    page = watched.open()
-    assert page.locator("[data-view=map]").is_hidden()  # there is none yet
-    make_map(MapConfig(workspace=str(places[1])))
     page = watched.open("?view=map")
-    watched.until("document.querySelector('#view-map .status').textContent.includes('images by t-SNE')")
+    page.wait_for_selector("#view-map .empty:not([hidden]) h2")
+    assert "There is no map" in page.locator("#view-map .empty p").inner_text()
+    final = make_map(MapConfig(workspace=str(places[1]))).path
+    made = read_map(final)
+    write_map(final, dataclasses.replace(made, method="PCA", places=made.places[:, ::-1], provisional=True))
+    look = "window.dispatchEvent(new Event('focus'))"  # the page does it by itself every two seconds
+    page.evaluate(look)
+    watched.until("document.querySelector('#view-map .status').textContent.includes('by PCA; a better arrangement')")
+    assert page.locator("#view-map .empty").is_hidden()
+    write_map(final, made)
+    page.evaluate(look)
+    watched.until("document.querySelector('#view-map .status').textContent.endsWith('images by t-SNE')")
+    watched.until("!document.querySelector('.map-stage').hidden")
+    page.wait_for_timeout(1000)  # the points glide to their places
+    serious(page)
     box = page.locator(".map-canvas").bounding_box()
     assert page.evaluate("""() => {
         const canvas = document.querySelector('.map-canvas');

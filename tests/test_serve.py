@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -16,9 +18,11 @@ from serving import Running
 from mocoembed.config import DuplicatesConfig, EmbedConfig, IndexConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.files import is_running
 from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
 from mocoembed.search.query import Searcher, search_images
+from mocoembed.serve import mapping
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +299,36 @@ def test_names_that_are_not_utf8_are_served(tmp_path, workspace, make_images):
         assert running.get(f"/api/thumbnails/{hits[0]['row']}").status_code == 200
     finally:
         running.stop()
+
+
+def test_hits_tell_the_rows_that_are_folded_into_them(running, indexed_workspace):
+    (hits,) = search(running, json={"rows": [0]}, k=100, unique="true")
+    (all_hits,) = search(running, json={"rows": [0]}, k=100)
+    assert all(hit["folded"] == len(hit["folded_rows"]) for hit in hits)
+    told = [row for hit in hits for row in (hit["row"], *hit["folded_rows"])]
+    assert sorted(told) == sorted(hit["row"] for hit in all_hits)
+
+
+def test_the_map_is_made_beside_serving(indexed_workspace, tmp_path):
+    root = shutil.copytree(indexed_workspace, tmp_path / "ws")
+    running = Running(workspace=str(root), map=True)
+    try:
+        end = time.monotonic() + 300
+        while not (found := running.client.get("/api/info").json()["map"]) or found["provisional"]:
+            assert time.monotonic() < end, running.notes
+            time.sleep(0.2)
+        points = running.client.get("/api/map").json()
+        assert (found["method"], points["method"], points["provisional"]) == ("t-SNE", "t-SNE", False)
+        assert len(points["points"]) == running.client.get("/api/info").json()["count"]
+    finally:
+        running.stop()
+
+
+def test_the_map_that_is_being_made_ends_with_the_server(indexed_workspace, tmp_path, monkeypatch):
+    root = shutil.copytree(indexed_workspace, tmp_path / "ws")
+    monkeypatch.setattr(mapping, "COMMAND", (sys.executable, "-c", "import time; time.sleep(1000)"))
+    running = Running(workspace=str(root), map=True)
+    while not (processes := running.service.mapping.running):
+        time.sleep(0.01)
+    running.stop()
+    assert not is_running(str(processes))

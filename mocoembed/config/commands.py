@@ -136,7 +136,7 @@ class SearchConfig:
     """Embed the queries by torch instead of ONNX Runtime, which takes seconds to load; with --device cuda, it is used
     anyway."""
     label: tuple[str, ...] = ()
-    """Only hits with this label. May be given again: with any of the labels."""
+    """Only hits with this label; '' is no label. May be given again: with any of the labels."""
     not_label: tuple[str, ...] = ()
     """No hits with this label. May be given again: with none of the labels."""
     path: tuple[str, ...] = ()

@@ -43,7 +43,7 @@ class ServeConfig:
     allow_host: tuple[str, ...] = ()
     """Host name under which the page is reached, as behind a reverse proxy. May be given again."""
     map: bool = False
-    """Before serving, make the map or bring it up to date, as `mocoembed map` does."""
+    """Make the map or bring it up to date beside serving, as `mocoembed map` does; again when the embeddings change."""
     browser: bool = True
     """Open the page in the browser, if there is a screen."""
 

@@ -114,7 +114,7 @@ def _rows(dataset, rows: np.ndarray) -> np.ndarray:
 
 def column(name: str, doc: str, read: Callable[[np.ndarray], object] = lambda rows: rows) -> property:
     """A property of an embeddings file: its dataset of that name as a `Column`."""
-    return property(lambda file: Column(lambda: file._file[name], read), doc=doc)
+    return property(lambda file: Column(lambda: file.dataset(name), read), doc=doc)
 
 
 def float32(rows: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Row i of every dataset is the same image; rows are sorted by path. `docs/format.
 readers. These two modules alone import h5py.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -58,6 +59,7 @@ class EmbeddingFile:
         self._absolute = self.path.absolute()
         self._identity, self._handle, self._closed = None, None, False
         self._mapped: tuple[int, np.ndarray | None] | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._open()
 
     @classmethod
@@ -75,7 +77,7 @@ class EmbeddingFile:
         except OSError as error:
             raise FormatError(f"{self.path} is not an embeddings file. "
                               "Make one with: mocoembed embed FOLDER") from error
-        self._process = os.getpid()
+        self._process, self._datasets = os.getpid(), {}
         try:
             if not sealed:
                 raise FormatError(f"{self.path} is an HDF5 file, but not one of mocoembed's embeddings.")
@@ -96,8 +98,15 @@ class EmbeddingFile:
             self._open()
         return self._handle
 
+    def dataset(self, name: str) -> h5py.Dataset:
+        """A dataset, looked up once: HDF5 takes longer for that than for reading a few rows."""
+        file = self._file
+        if (found := self._datasets.get(name)) is None:
+            found = self._datasets[name] = file[name]
+        return found
+
     def __getstate__(self):
-        return {**vars(self), "_handle": None, "_mapped": None}
+        return {**vars(self), "_handle": None, "_mapped": None, "_datasets": {}}
 
     def _check(self):
         attributes = self._file.attrs
@@ -127,22 +136,22 @@ class EmbeddingFile:
         """Close the file; arrays already read stay."""
         if self._handle is not None:
             self._handle.close()
-        self._handle, self._closed = None, True
+        self._handle, self._datasets, self._closed = None, {}, True
 
     def __len__(self):
-        return len(self._file["ids"])
+        return len(self.dataset("ids"))
 
     @property
     def dimension(self) -> int:
         """Length D of the vectors."""
-        return self._file["embeddings"].shape[1]
+        return self.dataset("embeddings").shape[1]
 
     @property
     def features(self) -> str:
         """`backbone` or `projection`."""
         return str(self._file.attrs["features"])
 
-    @property
+    @functools.cached_property
     def normalized(self) -> bool:
         """Whether every vector has length 1."""
         return bool(self._file.attrs["normalized"])
@@ -218,8 +227,8 @@ class EmbeddingFile:
     mtime_ns = column("mtime_ns", "(N,) int64: when the image's file was changed last, in ns; 0 where unknown.")
     digest = column("digest", "SHA-256 of the image's bytes, several are a list; zeros where unknown.", digests)
 
-    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
-        """(..., D) float32: the vectors of rows in any order and shape, read where they lie in the file.
+    def vectors_at(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(..., D) float32: the vectors of rows in any order and shape, or a slice, read where they lie in the file.
 
         For few rows of many this takes a tenth of the time that `embeddings[rows]` takes.
         """
@@ -227,6 +236,8 @@ class EmbeddingFile:
             self._mapped = os.getpid(), self._map()
         mapped = self._mapped[1]
         if mapped is None:
+            if isinstance(rows, slice):
+                return self.embeddings[rows]
             rising, places = np.unique(rows, return_inverse=True)
             return self.embeddings[rising][places.reshape(np.shape(rows))]
         return float32(mapped[rows])

@@ -19,7 +19,7 @@ from mocoembed.files import StopRequest, locked
 from mocoembed.memory import available_memory, within_memory
 from mocoembed.notes import say_nothing
 from mocoembed.search.blocks import blocks, finite
-from mocoembed.search.faiss_index import FAISS_VERSION, FaissIndex, require_gpu
+from mocoembed.search.faiss_index import FaissIndex, faiss_version, require_gpu
 from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
@@ -214,7 +214,7 @@ def require_vectors(file: EmbeddingFile):
 def _description(file: EmbeddingFile, output: pathlib.Path) -> dict:
     """The part of the manifest that comes from the embeddings file."""
     relative = os.path.relpath(file.path.resolve(), output.parent.resolve())
-    return {"kind": KIND, "format": FORMAT_VERSION, "mocoembed": __version__, "faiss": FAISS_VERSION,
+    return {"kind": KIND, "format": FORMAT_VERSION, "mocoembed": __version__, "faiss": faiss_version(),
             "count": len(file), "dimension": file.dimension, "metric": metric_of(file),
             "normalized": file.normalized, "features": file.features, "encoder": file.fingerprint,
             "embeddings": {"path": relative, "count": len(file), "rows_sha256": file.identity}}

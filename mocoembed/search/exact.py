@@ -29,6 +29,7 @@ class ExactRows:
         """`rows` (n,) int64 rise; `None`: all of them."""
         self._file, self._rows = file, rows
         self._count = len(file) if rows is None else len(rows)
+        self._is_small = 4 * len(file) * file.dimension <= PAYS
 
     def __len__(self):
         return self._count
@@ -61,10 +62,9 @@ class ExactRows:
         return ranked(self._file, queries, rows, k)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) float32: the vectors of rising rows."""
-        if rows[-1] - rows[0] + 1 == len(rows):
-            return self._file.embeddings[int(rows[0]):int(rows[-1]) + 1]
-        return self._file.embeddings[rows]
+        """(n, D) float32: the vectors of rising rows; a small file's where they lie, without asking HDF5."""
+        read = self._file.vectors_at if self._is_small else self._file.embeddings.__getitem__
+        return read(slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows)
 
     def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """(Q, B): inner products, or minus the squared distances, in float64 as their terms cancel out."""

@@ -13,26 +13,36 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import faiss as _faiss
 import numpy as np
 
 from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.memory import is_out_of_memory
 
-faiss: Any = _faiss  # its own type hints lack half of it
+__all__ = ["METRICS", "FaissIndex", "faiss_version"]
 
-__all__ = ["FAISS_VERSION", "METRICS", "FaissIndex"]
 
-FAISS_VERSION: str = faiss.__version__
-METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+class _Faiss:
+    """faiss, loaded when it is first used: a collection without an index needs none of it, and saves 25 to 170 MB."""
+
+    def __getattr__(self, name: str) -> Any:
+        import faiss
+
+        return getattr(faiss, name)
+
+
+faiss: Any = _Faiss()
+
+METRICS = {"inner_product": 0, "l2": 1}  # FAISS's own numbers
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
 POINTS_FOR_CODES = 64  # that k-means sees for each of the 256 values of a product code
 EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
 
-GPU_TYPES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
-SMALL = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # which is larger than the file, so than the limit
-
 _loading = threading.Lock()  # FAISS's limit is one for the whole process
+
+
+def faiss_version() -> str:
+    """Of the library."""
+    return faiss.__version__
 
 
 class FaissIndex:
@@ -151,7 +161,7 @@ class FaissIndex:
     @property
     def has_gpu_part(self) -> bool:
         """Whether FAISS has this type for GPUs, too."""
-        return isinstance(self._ivf, GPU_TYPES)
+        return isinstance(self._ivf, faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ)
 
     def on_gpu(self, number: int) -> "GpuIndex":
         """A copy in the memory of the GPU of that number."""
@@ -170,18 +180,20 @@ class FaissIndex:
         """
         file.seek(0)
         try:
+            small = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # which is larger than the file, so than the limit
             with _loading:
                 if hasattr(faiss, "set_deserialization_vector_byte_limit"):
                     faiss.set_deserialization_vector_byte_limit(length)
                 if mapped and sys.platform == "linux":  # by its descriptor: the name may be another file's by now
-                    source, flags = f"/proc/self/fd/{file.fileno()}", SMALL | faiss.IO_FLAG_MMAP_IFC
+                    source, flags = f"/proc/self/fd/{file.fileno()}", small | faiss.IO_FLAG_MMAP_IFC
                 else:
-                    source, flags = faiss.PyCallbackIOReader(file.read), SMALL
+                    source, flags = faiss.PyCallbackIOReader(file.read), small
                 index = cls(faiss.read_index(source, flags))
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise MemoryError from error
-            raise FormatError(f"{os.fspath(path)} cannot be read by FAISS {FAISS_VERSION}: {reason(error)}") from error
+            raise FormatError(f"{os.fspath(path)} cannot be read by FAISS {faiss_version()}: "
+                              f"{reason(error)}") from error
         if isinstance(index._ivf, faiss.IndexIVFPQ):
             index._ivf.precompute_table()
         return index

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mocoembed.data.exclude import Exclude
+from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 
@@ -24,7 +25,7 @@ SHOWN = 3  # of the nearest names
 class Filter:
     """What a hit must be: an image with one of `labels`, none of `not_labels`, and a path that one of `paths` matches.
 
-    An empty tuple asks for nothing. Images without a label are selected by `not_labels`, and not by `labels`.
+    An empty tuple asks for nothing. The label '' stands for images without one, which no other label selects.
     """
 
     labels: tuple[str, ...] = ()
@@ -45,16 +46,19 @@ class Filter:
 
         Raises `UsageError` for a label that no image has, for a glob that matches none, and where nothing is selected.
         """
-        names = file.label_names
+        names, labels = file.label_names, file.labels()
+        numbers = {name: number for number, name in enumerate(names)}
+        if (labels == NO_LABEL).any():
+            numbers.setdefault("", NO_LABEL)
         for option, given in (("--label", self.labels), ("--not-label", self.not_labels)):
             for label in given:
-                if label not in names:
+                if label not in numbers:
                     raise nothing_matches(f"{option} {label!r}", len(file), "labels", label, names)
-        labels, selected = file.labels(), np.ones(len(file), bool)
+        selected = np.ones(len(file), bool)
         if self.labels:
-            selected &= np.isin(labels, [names.index(label) for label in self.labels])
+            selected &= np.isin(labels, [numbers[label] for label in self.labels])
         if self.not_labels:
-            selected &= ~np.isin(labels, [names.index(label) for label in self.not_labels])
+            selected &= ~np.isin(labels, [numbers[label] for label in self.not_labels])
         if self.paths:
             selected &= _matching(file, self.paths)
         if not selected.any():

@@ -20,12 +20,14 @@ class Hit:
     """Stable id of the image in the embeddings file."""
     folded: int | None = None
     """With `unique`, the number of near-duplicates of this hit that were left out for it."""
+    folded_rows: tuple[int, ...] = ()
+    """Their rows."""
 
     def as_json(self) -> dict:
         """Plain JSON types; the id is a text, as JSON's numbers may lose its last digits."""
-        values = {**vars(self), "id": None if self.id is None else str(self.id)}
+        values = {**vars(self), "id": None if self.id is None else str(self.id), "folded_rows": list(self.folded_rows)}
         if self.folded is None:
-            del values["folded"]
+            del values["folded"], values["folded_rows"]
         return values
 
 

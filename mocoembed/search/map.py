@@ -5,9 +5,12 @@ FAISS finds, from the first two principal components. Of three libraries it is t
 `docs/page.md` has the figures. The only module that imports openTSNE.
 
 Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours;
-when more than a fifth is new all are arranged again, from the old places.
+when more than a fifth is new all are arranged again, from the old places. The places that an arrangement begins from
+are written first, as a provisional map: principal components, or old places, which the page shows until it is done.
 """
 
+import functools
+import importlib.util
 import pathlib
 import time
 from collections.abc import Callable
@@ -31,6 +34,7 @@ from mocoembed.search.map_file import ImageMap, map_file_of, read_map, write_map
 from mocoembed.workspace import Workspace
 
 PERPLEXITY = 30
+PCA = "PCA"
 FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
 VOTING = 10  # neighbours that agreement is counted over
 PLACING = 5  # neighbours that a new image is put among
@@ -40,7 +44,7 @@ TOLD_EACH = 10  # iterations
 ON_ONE_CORE = 2_000  # images at most; for so few, threads wait for each other longer than they work
 START = 1e-4  # standard deviation of the first coordinate that t-SNE begins from
 BLOCK = 2048  # rows that are searched for at a time
-STOPPED = "Stopped; the map was not written. Run the same command again."
+STOPPED = "Stopped; the map was not arranged. Run the same command again."
 
 
 @dataclass(frozen=True)
@@ -72,22 +76,35 @@ def make_map(config: MapConfig,
         needed = len(file) * (8 * file.dimension + 3 * PERPLEXITY * 24) + WORKING_BYTES
         what = f"A map of {len(file)} vectors of dimension {file.dimension}"
         with StopRequest() as stop, within_memory(what, needed):
-            old = None if config.fresh else _old(output)
-            making = _Making(file, progress, stop)
-            places, new, method = making.places(old)
-            made = ImageMap(file.identity, method, file.ids(), places, making.agreement())
+            old, making, ids = _old(output), _Making(file, progress, stop), file.ids()
+
+            def show(places: np.ndarray, method: str):
+                """Until the arrangement is done, unless there is one of these rows."""
+                if old is None or old.identity != file.identity:
+                    unknown = np.full(len(ids), np.nan, np.float32)
+                    write_map(output, ImageMap(file.identity, method, ids, places, unknown, provisional=True))
+
+            places, new, method = making.places(None if config.fresh else old, show)
+            made = ImageMap(file.identity, method, ids, places, making.agreement())
             write_map(output, made)
     known = made.agreement[np.isfinite(made.agreement)]
     return MapResult(output, len(made), method, new, float(known.mean()) if len(known) else None,
                      time.perf_counter() - begun)
 
 
+def require_library():
+    """Raise `UsageError` where openTSNE is not installed."""
+    if importlib.util.find_spec("openTSNE") is None:  # loading it takes a second
+        raise UsageError("mocoembed map needs openTSNE. Install it: pip install 'mocoembed[map]'")
+
+
 def _old(path: pathlib.Path) -> ImageMap | None:
-    """The map that is there; none if there is no whole one."""
+    """The map that is there; none if there is no whole one, or only principal components in place of one."""
     try:
-        return read_map(path)
+        found = read_map(path)
     except (FileNotFoundError, FormatError):
         return None
+    return None if found.provisional and found.method == PCA else found
 
 
 class _Making:
@@ -98,14 +115,15 @@ class _Making:
         self.vectors = unit(file.embeddings[:])
         self.blocks = -(-len(self.vectors) // BLOCK)
         self.total = self.blocks + EARLY + NORMAL
-        self.neighbours, self.distances = self._nearest(min(3 * PERPLEXITY, len(self.vectors) - 1))
 
     def _tell(self, done: int):
         self._progress(min(done, self.total), self.total)
         self._stop.raise_if_set(STOPPED)
 
-    def _nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def near(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows (N, k) and Euclidean distances (N, k) of the k nearest others."""
+        k = min(3 * PERPLEXITY, len(self.vectors) - 1)
         if k < 1:
             return np.empty((len(self.vectors), 0), np.int64), np.empty((len(self.vectors), 0), np.float32)
         index, rows, distances = Near(self.vectors), [], []
@@ -120,27 +138,29 @@ class _Making:
 
     def agreement(self) -> np.ndarray:
         """(N,) float32: the share of the nearest `VOTING` others with the row's label; NaN without one."""
-        labels, near = self.file.labels(), self.neighbours[:, :VOTING]
+        labels, near = self.file.labels(), self.near[0][:, :VOTING]
         if not near.shape[1]:
             return np.full(len(labels), np.nan, np.float32)
         share = (labels[near] == labels[:, None]).mean(axis=1)
         return np.where(labels == NO_LABEL, np.nan, share).astype(np.float32)
 
-    def places(self, old: ImageMap | None) -> tuple[np.ndarray, int, str]:
-        """(N, 2) float32, how many of them are new, and by which method they came about."""
+    def places(self, old: ImageMap | None, show: Callable[[np.ndarray, str], None]) -> tuple[np.ndarray, int, str]:
+        """(N, 2) float32, how many of them are new, and by which method; `show` gets what there is until then."""
         ids = self.file.ids()
         at = {int(one): row for row, one in enumerate(old.ids)} if old is not None else {}
         source = np.array([at.get(int(one), -1) for one in ids], np.int64)
         new = int((source < 0).sum())
         if old is not None and new < len(ids):
             places = self._among_known(old.places, source)
-            if new <= NEW_SHARE * len(ids):
+            if new <= NEW_SHARE * len(ids) and not old.provisional:
                 return places, new, old.method
-            first = places - places.mean(axis=0)
+            first, method = places - places.mean(axis=0), old.method
         else:
-            first = principal(self.vectors)
+            first, method = principal(self.vectors), PCA
         if len(ids) < FEWEST:
-            return principal(self.vectors).astype(np.float32), len(ids), "PCA"
+            return principal(self.vectors).astype(np.float32), len(ids), PCA
+        require_library()
+        show(first.astype(np.float32), method)
         scale = first[:, 0].std() or 1.0
         return self._arranged(first * (START / scale)), len(ids), "t-SNE"
 
@@ -157,10 +177,8 @@ class _Making:
 
     def _arranged(self, first: np.ndarray) -> np.ndarray:
         """(N, 2) float32 by t-SNE, which begins from `first` (N, 2)."""
-        try:
-            from openTSNE import TSNE, affinity, nearest_neighbors
-        except ImportError as error:
-            raise UsageError("mocoembed map needs openTSNE. Install it: pip install 'mocoembed[map]'") from error
+        from openTSNE import TSNE, affinity, nearest_neighbors
+
         count, last, before = len(first), 0, self.blocks
         jobs = -1 if count > ON_ONE_CORE else 1
 
@@ -172,7 +190,7 @@ class _Making:
             self._progress(min(before + iteration, self.total), self.total)
             return self._stop.signal_number is not None  # ends the optimisation
 
-        known = nearest_neighbors.PrecomputedNeighbors(self.neighbours, self.distances)
+        known = nearest_neighbors.PrecomputedNeighbors(*self.near)
         near = affinity.PerplexityBasedNN(perplexity=min(PERPLEXITY, (count - 1) / 3), knn_index=known, n_jobs=jobs)
         tsne = TSNE(early_exaggeration_iter=EARLY, n_iter=NORMAL, n_jobs=jobs, random_state=0, callbacks=[told],
                     callbacks_every_iters=TOLD_EACH)

@@ -22,8 +22,23 @@ def quoted(text: str) -> str:
 
 
 def one_label(label: str) -> str:
-    """Rows with a label."""
-    return f"label == {quoted(label)}"
+    """Rows with a label; '' is none."""
+    return f"label == {quoted(label)}" if label else "label is null"
+
+
+def _with_labels(labels: Sequence[str]) -> str:
+    """Rows with one of the labels; '' is none."""
+    named = [label for label in labels if label]
+    terms = [f"label in {_labels(named)}"] if named else []
+    terms += ["label is null"] if "" in labels else []
+    return terms[0] if len(terms) == 1 else f"({' or '.join(terms)})"
+
+
+def _without_labels(labels: Sequence[str]) -> str:
+    """Rows with none of them."""
+    named = [label for label in labels if label]
+    terms = [f"(label is null or label not in {_labels(named)})"] if named else []
+    return " and ".join([*terms, *(["label is not null"] if "" in labels else [])])
 
 
 def _labels(labels: Sequence[str]) -> str:
@@ -43,9 +58,9 @@ def expression(chosen: Filter, digests: Sequence[str] = ()) -> str:
     """What selects the rows of a filter, or more of them for its paths; without those that have one of `digests`."""
     terms = []
     if chosen.labels:
-        terms.append(f"label in {_labels(chosen.labels)}")
+        terms.append(_with_labels(chosen.labels))
     if chosen.not_labels:
-        terms.append(f"(label is null or label not in {_labels(chosen.not_labels)})")
+        terms.append(_without_labels(chosen.not_labels))
     if chosen.paths:
         likes = dict.fromkeys(f'path like "{one}"' for glob in chosen.paths for one in _patterns(glob))
         terms.append("(" + " or ".join(likes) + ")")

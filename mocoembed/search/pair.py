@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mocoembed.config import SearchConfig
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.facts import Failure
@@ -75,11 +76,10 @@ def readable(what: str):
 class Pair:
     """An index, its embeddings file and its encoder, opened together; a context manager.
 
-    `config` is a `SearchConfig`, or anything with its fields `workspace`, `index`, `embeddings`, `encoder`, `root`,
-    `device` and `torch`, perhaps with `recall`. Several threads may use it at once.
+    Several threads may use it at once.
     """
 
-    def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True,
+    def __init__(self, config: SearchConfig, note: Callable[[str], None] = say_nothing, encoder: bool = True,
                  before: "Pair | None" = None):
         """Without `encoder` none is looked for, and vectors alone can be searched for.
 
@@ -108,14 +108,14 @@ class Pair:
             self._take_encoder(config, workspace, note, before)
         self._ids, self._labels, self._label_names = self.file.ids(), self.file.labels(), self.file.label_names
         self._rows: Any = None if isinstance(self.index, NoIndex) else self.index.rows(
-            self.file, getattr(config, "recall", None), self._ids)
+            self.file, config.recall, self._ids)
         self._exactly: Callable[[np.ndarray | None], Any] = functools.partial(ExactRows, self.file)
         if is_gpu(config.device):
             vectors = GpuVectors(self.file, config.device)
             self._rows, self._exactly = source_on(vectors, self.index, self._rows, note), vectors.rows
         self._masks: dict[Filter, np.ndarray] = {}
 
-    def _take_encoder(self, config, workspace: Workspace, note, before: "Pair | None"):
+    def _take_encoder(self, config: SearchConfig, workspace: Workspace, note, before: "Pair | None"):
         if before is not None and before._encoder is not None and before._made_by() == self._made_by():
             self._encoder, self._embedding = before._encoder, before._embedding
         else:
@@ -213,8 +213,8 @@ class Pair:
         found = Ranking(self.file, self._rows, wishes, self._exactly).hits(vectors, excluded)
         rows = sorted({one.row for some in found for one in some})
         facts = dict(zip(rows, self._facts(rows)))  # in blocks: one row at a time takes as long as the search
-        folded = wishes.unique is not None
-        return [[Hit(rank, one.score, *facts[one.row], one.folded if folded else None)
+        is_folding = wishes.unique is not None
+        return [[Hit(rank, one.score, *facts[one.row], len(one.folded) if is_folding else None, one.folded)
                  for rank, one in enumerate(some, 1)] for some in found]
 
     def _facts(self, rows: list[int]) -> Iterator[tuple[str, str | None, int, int]]:

@@ -80,7 +80,7 @@ class Searcher:
     new files, the others are not held up.
     """
 
-    def __init__(self, config, note: Callable[[str], None] = say_nothing, encoder: bool = True):
+    def __init__(self, config: SearchConfig, note: Callable[[str], None] = say_nothing, encoder: bool = True):
         """`config` and `encoder` are those of `Pair`; `note` is also told why new files are not used yet."""
         self._config, self._note, self._with_encoder = config, note, encoder
         self._pair, self._taking, self._closed = Pair(config, note, encoder), threading.Lock(), False

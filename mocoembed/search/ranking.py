@@ -45,8 +45,8 @@ class Found(NamedTuple):
 
     row: int
     score: float
-    folded: int = 0
-    """Near-duplicates that are left out for it."""
+    folded: tuple[int, ...] = ()
+    """Rows of the near-duplicates that are left out for it."""
 
 
 class Ranking:
@@ -138,8 +138,9 @@ class Ranking:
         return list(map(Found, rows[:self.pool].tolist(), scores[:self.pool].tolist()))
 
     def _folded(self, scores: np.ndarray, rows: np.ndarray, threshold: float, is_all: bool) -> list[Found] | None:
-        """The first of each kind of near-duplicates, with the number of those before the next distinct image."""
+        """The first of each kind of near-duplicates, with those of it before the next distinct image."""
         kept: list[Found] = []
+        folded: list[list[int]] = []  # rows, for each of `kept`
         vectors = np.empty((0, self.file.dimension), np.float32)  # of those that are kept
         place_of: dict[bytes, int] = {}
         for row, score, vector, digest in self._with_vectors(scores, rows):
@@ -147,14 +148,18 @@ class Ranking:
             if same is None and kept and (cosines := vectors @ vector).max() >= threshold:
                 same = int(cosines.argmax())
             if same is not None:
-                kept[same] = kept[same]._replace(folded=kept[same].folded + 1)
+                folded[same].append(row)
             elif len(kept) == self.pool:
-                return kept  # the next distinct image: nothing after it counts
+                break  # the next distinct image: nothing after it counts
             else:
                 place_of[digest] = len(kept)
                 kept.append(Found(row, score))
+                folded.append([])
                 vectors = np.concatenate([vectors, vector[None]])
-        return kept if is_all else None
+        else:
+            if not is_all:
+                return None
+        return [one._replace(folded=tuple(rows)) for one, rows in zip(kept, folded)]
 
     def _with_vectors(self, scores: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, float, np.ndarray, bytes]]:
         """Row, score, vector of length 1 and digest of each candidate, read in blocks."""

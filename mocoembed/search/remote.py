@@ -148,7 +148,8 @@ def _wishes(config: SearchConfig) -> dict[str, Any]:
 
 def _result(name: str, answer: Any) -> QueryResult:
     try:
-        hits = [Hit(one["rank"], one["score"], one["path"], one["label"], one["row"], int(one["id"]), one.get("folded"))
+        hits = [Hit(one["rank"], one["score"], one["path"], one["label"], one["row"], int(one["id"]), one.get("folded"),
+                    tuple(one.get("folded_rows", ())))
                 for one in answer["queries"][0]["hits"]]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise MocoembedError("The server does not answer as mocoembed serve does.") from error

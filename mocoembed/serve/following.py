@@ -1,25 +1,13 @@
 """The collection that is served now: when its files are replaced, the new one takes over without a failed request."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from mocoembed.config import SearchConfig
 from mocoembed.config.serve import ServeConfig
 from mocoembed.errors import UsageError
+from mocoembed.search.queries import STANDARD_INPUT
 from mocoembed.search.query import Searcher
 from mocoembed.serve.collection import Collection
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a `Searcher` wants to know."""
-
-    workspace: str
-    index: str | None
-    embeddings: str | None
-    root: str | None
-    encoder: str | None = None
-    device: str = "auto"
-    torch: bool = False
 
 
 class Following:
@@ -30,7 +18,8 @@ class Following:
 
     def __init__(self, config: ServeConfig, note: Callable[[str], None]):
         self._root, self._note = config.root, note
-        self._searcher = _searcher(Opening(config.workspace, config.index, config.embeddings, config.root), note)
+        self._searcher = _searcher(SearchConfig((STANDARD_INPUT,), config.workspace, index=config.index,
+                                                embeddings=config.embeddings, root=config.root), note)
         self.current = Collection(self._searcher.pair(), config.root)
 
     def look(self) -> bool:
@@ -46,7 +35,7 @@ class Following:
         self._searcher.close()
 
 
-def _searcher(files: Opening, note: Callable[[str], None]) -> Searcher:
+def _searcher(files: SearchConfig, note: Callable[[str], None]) -> Searcher:
     """The searcher; without an encoder where there is none, so that the collection can be looked at anyway."""
     try:
         return Searcher(files, note)

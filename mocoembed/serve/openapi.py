@@ -96,7 +96,7 @@ GROUPS = fields({"version": TEXT, "threshold": NUMBER, "auto": NUMBER, "least": 
                  "extra": INTEGER, "groups": {"type": "array", "items": fields({"members": {
                      "type": "array", "items": fields({**RECORD, "similarity": NUMBER, "size": INTEGER})}})}})
 PROGRESS = fields({"done": INTEGER, "total": INTEGER})
-MAP = fields({"version": TEXT, "method": TEXT, "label_names": {"type": "array", "items": TEXT},
+MAP = fields({"version": TEXT, "method": TEXT, "provisional": FLAG, "label_names": {"type": "array", "items": TEXT},
               "points": {"type": "array", "items": {"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 2}},
               "labels": {"type": "array", "items": INTEGER},
               "agreement": {"type": ["array", "null"], "items": INTEGER}})
@@ -127,12 +127,14 @@ def paths() -> Schema:
     """The operations of every path."""
     image: Schema = {"type": "string", "format": "binary"}
     hits = fields({"version": TEXT, "queries": {"type": "array", "items": fields({"hits": {
-        "type": "array", "items": fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {"folded": INTEGER})}})}})
+        "type": "array", "items": fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {
+            "folded": INTEGER, "folded_rows": {"type": "array", "items": INTEGER}})}})}})
     vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": {"type": "array", "items": VECTOR}})
     rows = fields({"version": TEXT, "total": INTEGER, "rows": {"type": "array", "items": fields(RECORD)}})
     labels = fields({"version": TEXT, "labels": {"type": "array", "items": fields({"label": LABEL, "count": INTEGER})}})
     info = fields({"version": TEXT, "count": INTEGER, "dimension": INTEGER, "embeddings": TEXT, "root": TEXT,
-                   "labels": {"type": "array"}, "encoder": OPEN, "index": OPEN, "searches_images": FLAG})
+                   "labels": {"type": "array"}, "encoder": OPEN, "index": OPEN, "searches_images": FLAG,
+                   "map": {"type": ["object", "null"]}})
     status = fields({"status": TEXT})
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
     sample = [parameter("rows", "These rows, with commas between them, and nothing else that is asked for.",

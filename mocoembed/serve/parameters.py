@@ -18,7 +18,7 @@ MOST_HITS, MOST_QUERIES, MOST_FILTERS, MOST_LETTERS = 1_000, 256, 50, 1_000
 DEEPEST = 10_000  # hit that can be asked for
 MOST_ROWS, MOST_SIDE = 1_000, 1_000_000
 REPEATED = ("label", "not_label", "path")
-SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop", "version")
+SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop")
 WORDS = {"true": True, "1": True, "false": False, "0": False}
 ROWS = "[0-9]{1,16}(,[0-9]{1,16})*"
 KINDS = ("rows", "ids", "paths", "vectors")
@@ -87,7 +87,6 @@ def filter_of(given: QueryParams) -> Filter:
 
 def wanted_of(given: QueryParams) -> Wanted:
     """What hits are wished for."""
-    allow(given, *SEARCH)
     return Wanted(integer(given, "k", 10, 1, MOST_HITS), integer(given, "offset", 0, 0, DEEPEST), filter_of(given),
                   integer(given, "min_side", 0, 0, MOST_SIDE), number(given, "min_score", -math.inf),
                   flag(given, "unique"), flag(given, "diverse"), flag(given, "exclude_self"))

@@ -6,7 +6,7 @@ import numpy as np
 
 from mocoembed.data.found import State
 from mocoembed.errors import FormatError
-from mocoembed.search.map_file import map_file_of, read_map
+from mocoembed.search.map_file import map_file_of, read_map, read_map_facts
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection
 
@@ -21,10 +21,20 @@ class Points:
         self._known: tuple | None = None
         self._answer = b""
 
+    def facts(self, collection: Collection) -> dict | None:
+        """What is known of the map without reading it whole: its own version, method, whether it is provisional."""
+        try:
+            facts = read_map_facts(map_file_of(collection.file.path))
+        except (OSError, FormatError):
+            return None
+        if facts.identity != collection.file.identity:
+            return None
+        return {"version": facts.digest[:16], "method": facts.method, "provisional": facts.provisional}
+
     def answer(self, collection: Collection) -> bytes:
-        """JSON: version, method, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels (numbers, -1 for
-        none), label_names, agreement (0 to 100; `null` without labels). A `Refusal` (404) when there is no map of
-        these rows.
+        """JSON: version, method, provisional, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels
+        (numbers, -1 for none), label_names, agreement (0 to 100; `null` without labels). A `Refusal` (404) when there
+        is no map of these rows.
         """
         path = map_file_of(collection.file.path)
         try:
@@ -49,6 +59,7 @@ def _json(collection: Collection, path) -> bytes:
     agreement = None
     if np.isfinite(made.agreement).any():
         agreement = np.rint(100 * np.nan_to_num(made.agreement)).astype(np.int64).tolist()
-    return json.dumps({"version": collection.version, "method": made.method, "points": points.tolist(),
+    return json.dumps({"version": collection.version, "method": made.method,
+                       "provisional": made.provisional, "points": points.tolist(),
                        "labels": collection.labels.tolist(), "label_names": collection.label_names,
                        "agreement": agreement}, separators=(",", ":")).encode("ascii")

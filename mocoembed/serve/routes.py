@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,6 +22,7 @@ from mocoembed.serve.parameters import (
     MOST_ROWS,
     MOST_SIDE,
     REPEATED,
+    SEARCH,
     Asked,
     allow,
     asked_of,
@@ -65,14 +67,19 @@ class Api:
     def __init__(self, service: Service):
         self.service, self._points = service, Points()
 
+    def _asked_of(self, request: Request, *names: str) -> tuple[Collection, QueryParams]:
+        """What is served now, and the parameters: those with `names`, and `version`, which must be that of now."""
+        given, collection = request.query_params, self.service.following.current
+        allow(given, *names, "version")
+        require_version(given, collection)
+        return collection, given
+
     # ---------------------------------------------------------------------------------------------- search
 
     async def search(self, request: Request) -> Response:
         """Hits for an image in the body, or for what JSON names."""
-        given = request.query_params
+        collection, given = self._asked_of(request, *SEARCH)
         wanted, crop = wanted_of(given), crop_of(given)
-        collection = self.service.following.current
-        require_version(given, collection)
         if _is_json(request) and not crop:
             async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
                 return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
@@ -102,10 +109,7 @@ class Api:
 
     async def embed(self, request: Request) -> Response:
         """Vectors of an image in the body, or of what JSON names."""
-        given = request.query_params
-        allow(given, "crop", "version")
-        collection = self.service.following.current
-        require_version(given, collection)
+        collection, given = self._asked_of(request, "crop")
         asked = await self._asked(request, collection, crop_of(given))
         return Json({"version": collection.version, "encoder": collection.file.fingerprint,
                      "vectors": [list(map(float, vector)) for vector in asked.vectors]})
@@ -114,26 +118,22 @@ class Api:
 
     async def image(self, request: Request) -> Response:
         """The image of a row, large."""
-        given = request.query_params
-        allow(given, "size", "version")
+        collection, given = self._asked_of(request, "size")
         side = integer(given, "size", LARGE, 16, LARGEST)
 
         def made(collection: Collection, row: int) -> bytes:
             return shown(collection, row, side, LARGE_QUALITY)
 
-        return await self._jpeg(request, str(side), made)
+        return await self._jpeg(request, collection, str(side), made)
 
     async def thumbnail(self, request: Request) -> Response:
         """The image of a row, small."""
-        allow(request.query_params, "version")
-        return await self._jpeg(request, "thumbnail", self.service.thumbnails.get)
+        return await self._jpeg(request, self._asked_of(request)[0], "thumbnail", self.service.thumbnails.get)
 
-    async def _jpeg(self, request: Request, kind: str, made: Callable[[Collection, int], bytes]) -> Response:
-        given = request.query_params
-        collection = self.service.following.current
-        require_version(given, collection)
+    async def _jpeg(self, request: Request, collection: Collection, kind: str,
+                    made: Callable[[Collection, int], bytes]) -> Response:
         row = _row(request, collection)
-        headers = {"Cache-Control": KEEP if "version" in given else "private, no-cache"}
+        headers = {"Cache-Control": KEEP if "version" in request.query_params else "private, no-cache"}
         if digest := collection.digest(row):
             headers["ETag"] = f'"{digest[:32]}-{kind}"'
         if digest and request.headers.get("if-none-match") == headers["ETag"]:
@@ -146,14 +146,11 @@ class Api:
 
     async def rows(self, request: Request) -> Response:
         """What is known of images: a random sample, or those that a filter selects."""
-        given = request.query_params
-        allow(given, "rows", "sample", "seed", "offset", "limit", "min_side", *REPEATED, "version")
+        collection, given = self._asked_of(request, "rows", "sample", "seed", "offset", "limit", "min_side", *REPEATED)
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
         wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
-        collection = self.service.following.current
-        require_version(given, collection)
 
         def found() -> dict[str, Any]:
             if named := rows_of(given, collection):
@@ -172,12 +169,9 @@ class Api:
 
     async def duplicates(self, request: Request) -> Response:
         """Groups of near-duplicates; 202 with the progress while they are looked for."""
-        given = request.query_params
-        allow(given, "threshold", "offset", "limit", "version")
+        collection, given = self._asked_of(request, "threshold", "offset", "limit")
         threshold = number(given, "threshold", math.nan)
         offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
-        collection = self.service.following.current
-        require_version(given, collection)
 
         def made(copies: Copies) -> dict:
             return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
@@ -186,9 +180,7 @@ class Api:
 
     async def health_report(self, request: Request) -> Response:
         """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
-        allow(request.query_params, "version")
-        collection = self.service.following.current
-        require_version(request.query_params, collection)
+        collection, _ = self._asked_of(request)
         return await self._of_job(self.service.job("health", collection, report), lambda found: found)
 
     async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
@@ -204,25 +196,25 @@ class Api:
 
     async def map(self, request: Request) -> Response:
         """The points of the map."""
-        allow(request.query_params, "version")
-        collection = self.service.following.current
-        require_version(request.query_params, collection)
+        collection, _ = self._asked_of(request)
         async with self.service.slow.turn():
             data = await self.service.run(self._points.answer, collection)
         return Response(data, media_type="application/json")
 
     async def labels(self, request: Request) -> Response:
         """The labels with the numbers of their images."""
-        allow(request.query_params, "version")
-        collection = self.service.following.current
-        require_version(request.query_params, collection)
+        collection, _ = self._asked_of(request)
         return Json({"version": collection.version, "labels": collection.label_counts()})
 
     async def info(self, request: Request) -> Response:
         """Facts about collection, encoder and index."""
         allow(request.query_params)
         collection = self.service.following.current
-        return Json(await self.service.run(collection.info))
+
+        def found() -> dict[str, Any]:
+            return {**collection.info(), "map": self._points.facts(collection)}
+
+        return Json(await self.service.run(found))
 
     async def live(self, request: Request) -> Response:
         """Whether the server runs."""

@@ -16,6 +16,7 @@ from mocoembed.serve.collection import Collection
 from mocoembed.serve.following import Following
 from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import Bodies, Gate
+from mocoembed.serve.mapping import Mapping
 from mocoembed.serve.metrics import Metrics
 from mocoembed.serve.thumbnails import Thumbnails
 
@@ -40,10 +41,14 @@ class Service:
         self.ready = False
         self._jobs: dict[str, tuple[Collection, Job]] = {}
         self._tasks: list[asyncio.Task] = []
+        self.mapping: Mapping | None = None
 
     def start(self):
         """Warm up, and follow the files."""
         self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._follow())]
+        if self.config.map:
+            self.mapping = Mapping(lambda: self.following.current.file.path, self.note)
+            self._tasks.append(asyncio.create_task(self.mapping.run()))
 
     async def stop(self):
         """End what runs in the background, and close the files."""
@@ -88,7 +93,8 @@ class Service:
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             try:
-                await self.run(self.following.look)
+                if await self.run(self.following.look) and self.mapping is not None:
+                    self.mapping.again()
             except Exception as error:  # whatever is wrong with new files: those that are open are served
                 self.note(f"The new files cannot be served: {error}")
 

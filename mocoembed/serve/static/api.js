@@ -48,7 +48,7 @@ export function setVersion(given) {
 
 /** Remember what is known of images. */
 function keep(records) {
-  for (const { score, rank, folded, ...record } of records) known.set(record.row, record);
+  for (const { score, rank, folded, folded_rows, ...record } of records) known.set(record.row, record);
   return records;
 }
 
@@ -61,7 +61,10 @@ const raw = (blob, signal) => ({ method: 'POST', signal, body: blob,
 function parameters(given) {
   const made = new URLSearchParams(version ? { version } : {});
   for (const [name, values] of Object.entries(given)) {
-    for (const value of [values].flat()) if (value !== '' && value !== null && value !== undefined) made.append(name, value);
+    const isList = Array.isArray(values); // of which '' is a member: the label of images without one
+    for (const value of [values].flat()) {
+      if ((isList || value !== '') && value !== null && value !== undefined) made.append(name, value);
+    }
   }
   return made;
 }
@@ -74,6 +77,16 @@ export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { s
   keep(answer.rows);
   return answer;
 });
+const CHUNK = 100; // rows asked for at a time
+
+/** What is known of many rows. */
+export async function records(wanted, signal) {
+  const found = [];
+  for (let first = 0; first < wanted.length; first += CHUNK) {
+    found.push(...(await rows({ rows: wanted.slice(first, first + CHUNK).join(','), limit: CHUNK }, signal)).rows);
+  }
+  return found;
+}
 export const map = () => ask(`/api/map?${parameters({})}`);
 
 /** Ask for what takes the server some time: until it is there, `tell(done, total)` says how far it is. */
@@ -111,6 +124,3 @@ export const idsOf = (rows) => new Map(rows.filter((row) => known.has(Number(row
 
 /** The routes that the server has, as its own description says. */
 export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));
-
-/** Whether a map has been made. */
-export const hasMap = () => fetch('/api/map', { method: 'HEAD' }).then((answer) => answer.ok, () => false);

@@ -8,11 +8,14 @@ import * as query from './query.js';
 import * as search from './search.js';
 import * as duplicates from './duplicates.js';
 import * as health from './health.js';
+import * as map from './map.js';
 import { fresh, go, rewrite, start, state } from './state.js';
 
 const VIEWS = ['search', 'map', 'duplicates', 'health'];
-const modules = { search, duplicates, health };
+const modules = { search, duplicates, health, map };
+const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collection or its map has changed
 let info = {};
+let looked = 0; // when, last
 
 const records = () => modules[state().view]?.records?.() ?? [];
 
@@ -58,8 +61,11 @@ function listen() {
   document.addEventListener('keydown', pressed);
   addEventListener('focus', lookForChange);
   document.addEventListener('visibilitychange', () => { if (!document.hidden) lookForChange(); });
-  setInterval(() => { if (!document.hidden) lookForChange(); }, 30000);
   api.whenReplaced(lookForChange);
+  setInterval(() => {
+    const isWaiting = state().view === 'map' && info.map?.provisional !== false; // for a map, or a better one
+    if (!document.hidden && performance.now() - looked >= (isWaiting ? OFTEN : SELDOM)) lookForChange();
+  }, OFTEN);
 }
 
 function help() {
@@ -96,9 +102,13 @@ async function newRows(ids) {
 }
 
 async function lookForChange() {
+  looked = performance.now();
   try {
     const now = await api.info();
-    if (identityOf(now) === identityOf(info)) return;
+    if (identityOf(now) === identityOf(info)) {
+      lookAtMap(now.map);
+      return;
+    }
     const { like, unlike, open } = state();
     const ids = api.idsOf([...like, ...unlike, open]);
     Object.assign(info, now);
@@ -109,9 +119,18 @@ async function lookForChange() {
     rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
     for (const module of Object.values(modules)) module.forget?.();
     search.showLabels(await api.labels().catch(() => []));
+    map.forget();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
   } catch { /* the next request says so */ }
+}
+
+/** Take up a map that has been made, or a better one. */
+function lookAtMap(now) {
+  if (now?.version === info.map?.version) return;
+  info.map = now;
+  map.renew();
+  if (state().view === 'map') map.render(state());
 }
 
 /** Show the tabs of those views that the server has something for. */
@@ -119,9 +138,7 @@ async function offer() {
   const routes = await api.routes();
   tab('duplicates').hidden = !routes.has('/api/duplicates');
   tab('health').hidden = !routes.has('/api/health-report');
-  if (!routes.has('/api/map') || !(await api.hasMap())) return;
-  modules.map ??= await import('./map.js');
-  tab('map').hidden = false;
+  tab('map').hidden = !routes.has('/api/map');
 }
 
 async function main() {

@@ -19,12 +19,16 @@ export function showThumbnail(img, record, gone = () => {}) {
 }
 
 export class Grid {
-  /** `list`: the <ul>. `actions`: linkOf(record), search(record), view(record), more(record), less(record). */
+  /**
+   * `list`: the <ul>. `actions`: linkOf(record); search, view, more, less, fold (record); folded(record), which gives
+   * the near-duplicates that are folded into it.
+   */
   constructor(list, actions) {
     this.list = list;
     this.actions = actions;
     this.records = [];
     this.pending = [];
+    this.unfolded = [];
     this.foot = document.createElement('div');
     this.foot.className = 'foot';
     list.after(this.foot);
@@ -56,11 +60,56 @@ export class Grid {
     return [...this.records, ...this.pending];
   }
 
+  /** The same without those that are unfolded: what `show` and `next` gave. */
+  given() {
+    return this.all().filter((record) => record.under === undefined);
+  }
+
   #render(count) {
     const some = this.pending.splice(0, count);
     const made = document.createDocumentFragment();
     for (const record of some) made.append(this.#tile(record, this.records.push(record) - 1));
     this.list.append(made);
+    this.unfold(this.unfolded);
+  }
+
+  /** Show behind the hits of `rows` (texts) the near-duplicates that are folded into them, and no others. */
+  async unfold(rows) {
+    this.unfolded = rows;
+    for (const tile of [...this.list.children]) {
+      const record = this.records[tile.dataset.place];
+      const wanted = rows.includes(String(record.row)) && record.folded > 0 && record.under === undefined;
+      if (wanted === tile.classList.contains('unfolded')) continue;
+      tile.classList.toggle('unfolded', wanted);
+      tile.querySelector('.fold')?.setAttribute('aria-expanded', wanted);
+      if (!wanted) this.#takeAway(record);
+      else {
+        const { turn } = this;
+        const under = await this.actions.folded(record).catch(() => []);
+        if (turn === this.turn && tile.classList.contains('unfolded')) this.#insert(tile, record, under);
+      }
+    }
+  }
+
+  #insert(tile, record, under) {
+    const place = Number(tile.dataset.place) + 1;
+    this.records.splice(place, 0, ...under.map((one) => ({ ...one, under: record.row })));
+    tile.after(...under.map((_, i) => {
+      const made = this.#tile(this.records[place + i], place + i);
+      made.classList.add('under');
+      return made;
+    }));
+    this.#number();
+  }
+
+  #takeAway(record) {
+    for (const tile of [...this.list.children]) if (this.records[tile.dataset.place].under === record.row) tile.remove();
+    this.records = this.records.filter((one) => one.under !== record.row);
+    this.#number();
+  }
+
+  #number() {
+    for (const [place, tile] of [...this.list.children].entries()) tile.dataset.place = place;
   }
 
   /** Render more; ask for more when all are there. */
@@ -70,7 +119,7 @@ export class Grid {
     if (!this.pending.length) {
       this.busy = true;
       try {
-        const more = await this.next(this.records.length);
+        const more = await this.next(this.given().length);
         if (turn !== this.turn) return;
         this.pending.push(...more);
         this.grown?.();
@@ -101,12 +150,16 @@ export class Grid {
     tile.querySelector('.caption').textContent = record.label ?? name;
     const score = tile.querySelector('.score');
     if (record.score === undefined) score.remove();
-    else score.textContent = record.score.toFixed(3) + (record.folded ? ` +${record.folded}` : '');
-    if (record.folded) score.title = `${record.folded} near-duplicates folded`;
-    for (const [kind, what] of [['mark', 'Mark'], ['view', 'Open'], ['more', 'More like'], ['less', 'Less like']]) {
+    else score.textContent = record.score.toFixed(3);
+    const fold = tile.querySelector('.fold');
+    if (record.folded) fold.textContent = `+${record.folded}`;
+    else fold.remove();
+    const what = { mark: 'Mark', view: 'Open', more: 'More like', less: 'Less like', fold: `${record.folded} near-duplicates of` };
+    for (const [kind, text] of Object.entries(what)) {
       const button = tile.querySelector(`.${kind}`);
+      if (!button) continue;
       button.tabIndex = -1;
-      button.setAttribute('aria-label', `${what} ${name}`);
+      button.setAttribute('aria-label', `${text} ${name}`);
     }
     this.#showMark(tile, record);
     return tile;
@@ -128,7 +181,7 @@ export class Grid {
     const record = this.records[tile.dataset.place];
     const button = event.target.closest('button');
     if (button) {
-      const kind = ['mark', 'view', 'more', 'less'].find((name) => button.classList.contains(name));
+      const kind = ['mark', 'view', 'more', 'less', 'fold'].find((name) => button.classList.contains(name));
       if (kind === 'mark' && event.shiftKey && this.last !== undefined) this.#markTo(Number(tile.dataset.place));
       else if (kind === 'mark') marks.toggle(record);
       else this.actions[kind](record);
@@ -179,6 +232,7 @@ export class Grid {
       m: () => marks.toggle(record),
       '+': () => this.actions.more(record),
       '-': () => this.actions.less(record),
+      f: () => this.actions.fold(record),
       ...(onLink ? { ' ': () => this.actions.view(record) } : {}),
     }[event.key];
     if (!does) return;

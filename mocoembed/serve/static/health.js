@@ -79,7 +79,7 @@ function bars(entries, name = '') {
   return el('ul', { className: 'bars' }, ...entries.slice(0, 100).map(([text, count]) => {
     const bar = el('span', { className: 'bar' });
     bar.style.setProperty('--share', `${100 * count / most}%`);
-    const label = /label/.test(name) && text !== '–' ? el('a', { href: write(fresh({ label: [text] })), textContent: text })
+    const label = /label/.test(name) ? el('a', { href: write(fresh({ label: [text === '–' ? '' : text] })), textContent: text === '–' ? 'no label' : text })
       : el('span', { textContent: text || '(none)' });
     return el('li', {}, label, bar, el('span', { className: 'count', textContent: count.toLocaleString('en') }));
   }));

@@ -9,11 +9,12 @@ const [CELL, THUMB] = [92, 80]; // pixels between thumbnails, and of one
 const NEAR_ENOUGH = 2.5; // times zoomed in, from which thumbnails are shown
 const MOST_SHOWN = 4000; // points in view with thumbnails among them
 const REACH = 14; // pixels around a point that take the pointer
-const CHUNK = 100; // rows asked for at a time
 const MOST_CHOSEN = 5000;
+const MOST_KEYS = 60; // labels in the legend
 const LIT = 200; // hits of a search
 const KEPT = 600; // thumbnails in memory
 const MOST_MOVING = 120000; // points that are drawn while the map moves, of those there are
+const GLIDE = 900; // ms in which the points move to their places on a better map
 const REST = 150; // ms without a movement
 const UNLABELLED = [140, 144, 152];
 const FEW = 3000; // points in view that are drawn as smooth discs
@@ -24,6 +25,7 @@ let points = null; // {count, x, y, labels, agreement, names}
 let view = { x: 0.5, y: 0.5, zoom: 1 };
 let colours = null; // of each point, as a pixel of the canvas
 let order = null; // points in the order they are drawn in
+let stale = false; // whether there is another map on the server
 let only = null; // number of the label that alone is shown in colour
 let lit = new Set();
 let litKey = '';
@@ -38,11 +40,7 @@ const thumbnails = new Map();
 export async function chosen(key, signal) {
   const rows = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? 'null');
   if (!rows) throw new api.Refused('The images of this link were chosen in another window. Choose them on the map again.', 404);
-  const records = [];
-  for (let first = 0; first < rows.length; first += CHUNK) {
-    records.push(...(await api.rows({ rows: rows.slice(first, first + CHUNK).join(','), limit: CHUNK }, signal)).rows);
-  }
-  return records;
+  return api.records(rows, signal);
 }
 
 function choose(rows) {
@@ -73,7 +71,8 @@ function read(answer) {
     const j = seed % (i + 1);
     [order[i], order[j]] = [order[j], order[i]];
   }
-  return { count, x, y, method: answer.method, labels: answer.labels ?? [], names: answer.label_names ?? [],
+  const { version, method, provisional } = answer;
+  return { count, x, y, version, method, provisional, labels: answer.labels ?? [], names: answer.label_names ?? [],
     agreement: answer.agreement ?? null };
 }
 
@@ -392,12 +391,7 @@ function reset() {
 
 async function markView() {
   if (parts.seen.length > 1000) return toast('Zoom in to mark the images in view: they are more than 1,000.');
-  const rows = [...parts.seen];
-  const records = [];
-  for (let first = 0; first < rows.length; first += CHUNK) {
-    records.push(...(await api.rows({ rows: rows.slice(first, first + CHUNK).join(','), limit: CHUNK })).rows);
-  }
-  return marks.set(records, true);
+  return marks.set(await api.records([...parts.seen]), true);
 }
 
 function hover(event, u, v) {
@@ -429,10 +423,12 @@ function build() {
   const tip = el('div', { className: 'map-tip', hidden: true }, el('img', { alt: '' }), el('span'));
   const status = el('p', { className: 'status', role: 'status' });
   const legend = el('ul', { className: 'legend', 'aria-label': 'Labels' });
-  parts = { canvas, pen: canvas.getContext('2d'), by, lasso: lassoButton, inView, tip, status, legend };
-  $('view-map').append(el('div', { className: 'panel-bar' },
-    el('span', { className: 'slide' }, el('label', { className: 'slide' }, 'Colour by ', by), lassoButton, inView, whole),
-    status), el('div', { className: 'map-stage' }, canvas, tip), legend);
+  const bar = el('div', { className: 'panel-bar' }, el('span', { className: 'slide' },
+    el('label', { className: 'slide' }, 'Colour by ', by), lassoButton, inView, whole), status);
+  const stage = el('div', { className: 'map-stage' }, canvas, tip);
+  const empty = el('div', { className: 'empty', hidden: true }, el('h2'), el('p'));
+  parts = { canvas, pen: canvas.getContext('2d'), by, lasso: lassoButton, inView, tip, status, legend, bar, stage, empty };
+  $('view-map').append(bar, stage, legend, empty);
   by.onchange = () => { paint(); plan(); };
   lassoButton.onclick = () => {
     const on = lassoButton.getAttribute('aria-pressed') !== 'true';
@@ -447,14 +443,16 @@ function build() {
 
 /** The labels with their colours; one that is chosen is alone in colour. */
 function keys() {
-  parts.legend.replaceChildren(...points.names.slice(0, 60).map((name, number) => {
+  const named = points.names.slice(0, MOST_KEYS).map((name, number) => [name, number]);
+  if (named.length && points.labels.includes(-1)) named.push(['no label', -1]);
+  parts.legend.replaceChildren(...named.map(([name, number]) => {
     const dot = el('span', { className: 'dot' });
     dot.style.background = `rgb(${labelColour(number)})`;
     const button = el('button', { type: 'button', className: 'chip', 'aria-pressed': String(only === number) }, dot, name);
     button.onclick = () => {
       only = only === number ? null : number;
       for (const [i, other] of [...parts.legend.querySelectorAll('button')].entries()) {
-        other.setAttribute('aria-pressed', String(i === only));
+        other.setAttribute('aria-pressed', String(named[i][1] === only));
       }
       paint();
       plan();
@@ -466,26 +464,70 @@ function keys() {
 /** The collection is another by now. */
 export function forget() {
   points = null;
-
+  stale = false;
   thumbnails.clear();
+}
+
+/** There is a map by now, or a better one: the next `render` asks for it. */
+export function renew() {
+  stale = true;
+}
+
+/** Ask for the points; those of a better map are moved to from where they were. */
+async function load() {
+  if (!points) parts.status.textContent = 'Loading the map …';
+  const before = points;
+  try {
+    points = read(await api.map());
+  } catch (error) {
+    setEmpty(error);
+    return false;
+  }
+  stale = false;
+  setEmpty(null);
+  parts.by.lastChild.hidden = !points.agreement;
+  if (!points.agreement) parts.by.value = 'label';
+  paint();
+  keys();
+  if (before?.count === points.count && before.version === points.version) glide(before);
+  return true;
+}
+
+/** Move each point from where it was to its place. */
+function glide({ x, y }) {
+  const [toX, toY] = [points.x, points.y];
+  if (matchMedia('(prefers-reduced-motion: reduce)').matches || points.count > MOST_MOVING) return;
+  const mine = points;
+  const begun = performance.now();
+  const step = () => {
+    if (points !== mine) return;
+    const share = Math.min(1, (performance.now() - begun) / GLIDE);
+    const eased = share * share * (3 - 2 * share);
+    points.x = share < 1 ? toX.map((one, i) => x[i] + (one - x[i]) * eased) : toX;
+    points.y = share < 1 ? toY.map((one, i) => y[i] + (one - y[i]) * eased) : toY;
+    draw();
+    if (share < 1) requestAnimationFrame(step);
+  };
+  step();
+}
+
+/** Say why there is no map, or nothing. */
+function setEmpty(error) {
+  parts.empty.hidden = !error;
+  parts.bar.hidden = parts.stage.hidden = parts.legend.hidden = Boolean(error);
+  if (!error) return;
+  parts.status.textContent = '';
+  parts.empty.querySelector('h2').textContent = error.status === 404 ? 'There is no map yet' : 'No answer';
+  parts.empty.querySelector('p').textContent = error.status === 404
+    ? `${error.message}. It appears here by itself.` : error.message;
 }
 
 /** Show the view; the hits of a query are lit up. */
 export async function render(now) {
   if (!parts) build();
   fit();
-  if (!points) {
-    parts.status.textContent = 'Loading the map …';
-    try {
-      points = read(await api.map());
-    } catch (error) {
-      parts.status.textContent = error.message;
-      return;
-    }
-    parts.by.lastChild.hidden = !points.agreement;
-    paint();
-    keys();
-  }
+  if ((!points || stale) && !(await load())) return;
+  fit();
   const key = JSON.stringify([now.like, now.unlike, now.crop]);
   if (key !== litKey) {
     litKey = key;
@@ -498,6 +540,7 @@ export async function render(now) {
     paint();
   }
   parts.status.textContent = `${counted(points.count, 'image')} by ${points.method}`
+    + (points.provisional ? '; a better arrangement is being computed and will appear here' : '')
     + `${lit.size ? ` · ${lit.size} nearest to the query are ringed` : ''}`;
   plan();
 }

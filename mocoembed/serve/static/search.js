@@ -4,6 +4,7 @@ import { $, counted, el } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
+import { chosen } from './map.js';
 import { bodyOf, showCards, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
@@ -22,7 +23,9 @@ let shownKey = null;
 
 const hasQuery = (now) => now.like.length + now.unlike.length > 0;
 const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
-const keyOf = (now) => write({ ...now, open: '', view: 'search' });
+const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search' });
+const NO_LABEL = 'no label'; // what stands for the label ''
+const toggled = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
 
 /** The records that the view shows. */
 export const records = () => grid.all();
@@ -37,6 +40,10 @@ export function listen(info) {
     view: (record) => go({ open: String(record.row) }),
     more: (record) => sign(record, 'like', 'unlike'),
     less: (record) => sign(record, 'unlike', 'like'),
+    fold: (record) => {
+      if (record.folded) go({ unfold: toggled(state().unfold, String(record.row)) }, { replace: true });
+    },
+    folded: (record) => api.records(record.folded_rows),
   });
   $('omnibox').addEventListener('submit', (event) => { event.preventDefault(); filterBy($('filter').value); });
   $('filter').addEventListener('input', (event) => {
@@ -93,37 +100,38 @@ function filterBy(text) {
 function sign(record, kind, other) {
   const row = String(record.row);
   const now = state();
-  const there = now[kind].includes(row);
   go(withFilters(now, {
-    [kind]: there ? now[kind].filter((one) => one !== row) : [...now[kind], row],
+    [kind]: toggled(now[kind], row),
     [other]: now[other].filter((one) => one !== row),
   }), { from: {} });
 }
 
 /** The labels with their counts, as links that filter. */
 export function showLabels(labels) {
-  labels = labels.filter(({ label }) => label !== null);
-  facts.names = new Set(labels.map(({ label }) => label));
-  facts.labels = labels;
-  $('label-list').replaceChildren(...labels.slice(0, 2000).map(({ label }) => el('option', { value: label })));
+  const named = labels.filter(({ label }) => label !== null);
+  facts.names = new Set(named.map(({ label }) => label));
+  const rest = labels.filter(({ label }) => label === null).map(({ count }) => ({ label: '', count }));
+  facts.labels = named.length ? [...named.slice(0, MOST_LABELS), ...rest] : [];
+  $('label-list').replaceChildren(...named.slice(0, 2000).map(({ label }) => el('option', { value: label })));
   chips(state());
 }
 
 function chips(now) {
-  const some = (facts.labels ?? []).slice(0, MOST_LABELS);
+  const some = [...facts.labels ?? []];
   for (const label of now.label) if (!some.some((one) => one.label === label)) some.unshift({ label });
   $('labels').hidden = !some.length;
   $('labels').replaceChildren(...some.map(({ label, count }) => {
     const on = now.label.includes(label);
-    const patch = { ...now, view: 'search', marked: '', rows: '', seed: '', open: '',
-      label: on ? now.label.filter((one) => one !== label) : [...now.label, label] };
-    const link = el('a', { href: write(patch), className: 'chip', ...(on ? { 'aria-current': 'true' } : {}) }, label,
+    const patch = { ...now, view: 'search', marked: '', rows: '', seed: '', open: '', unfold: [],
+      label: toggled(now.label, label) };
+    const link = el('a', { href: write(patch), className: `chip${label ? '' : ' none'}`, 'data-label': label,
+      ...(on ? { 'aria-current': 'true' } : {}) }, label || NO_LABEL,
       count === undefined ? null : el('span', { className: 'count', textContent: count.toLocaleString('en') }));
     link.onclick = (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       go(patch);
-      [...$('labels').querySelectorAll('a')].find((one) => one.firstChild.textContent === label)?.focus();
+      [...$('labels').querySelectorAll('a')].find((one) => one.dataset.label === label)?.focus();
     };
     return el('li', {}, link);
   }));
@@ -134,7 +142,7 @@ function chips(now) {
 function remember() {
   if (shownKey === null) return;
   const kept = answers.get(shownKey);
-  if (kept) Object.assign(kept, { records: grid.all(), rendered: grid.records.length });
+  if (kept) Object.assign(kept, { records: grid.given(), rendered: grid.records.length });
 }
 
 /** Forget every answer: the collection is another by now. */
@@ -163,7 +171,10 @@ export async function render(now, scroll) {
   $('min').value = now.min === '' ? ANY : now.min;
   showMin();
   const key = keyOf(now);
-  if (key === shownKey) return;
+  if (key === shownKey) {
+    grid.unfold(now.unfold);
+    return;
+  }
   remember();
   asking?.abort();
   asking = new AbortController();
@@ -208,7 +219,6 @@ async function ask(now, signal) {
     return { records: all, total: all.length };
   }
   if (now.rows) {
-    const { chosen } = await import('./map.js');
     const all = await chosen(now.rows, signal);
     return { records: all, total: all.length };
   }
@@ -226,6 +236,7 @@ async function ask(now, signal) {
 
 function show(now, answer, scroll) {
   $('grid').classList.remove('waiting');
+  grid.unfolded = now.unfold;
   grid.show(answer.records, { next: answer.next, kept: answer.rendered });
   scrollTo(0, scroll);
   const { records: some, total } = answer;
@@ -243,7 +254,7 @@ function show(now, answer, scroll) {
 
 function statusOf(now, { records: some, total, seconds, more }) {
   const side = now.side && `${now.side} pixels and more`;
-  const where = [...now.label, now.path, side].filter(Boolean).join(', ');
+  const where = [...now.label.map((label) => label || NO_LABEL), now.path, side].filter(Boolean).join(', ');
   const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
   if (hasQuery(now)) {
     const best = now.like.length + now.unlike.length > 1 ? 'images like these' : 'most similar images';

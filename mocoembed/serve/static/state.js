@@ -1,6 +1,6 @@
 // What the page shows is in the address: state <-> query string. A shared link, back, forward and reload give the same.
 
-const LISTS = ['like', 'unlike', 'label'];
+const LISTS = ['like', 'unlike', 'label', 'unfold'];
 const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows'];
 const DEFAULTS = { view: 'search' };
 
