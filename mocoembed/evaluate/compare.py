@@ -105,7 +105,8 @@ def read_result(path) -> dict:
         outcomes, rows = result["outcomes"], {len(values) for values in result["outcomes"].values()}
         complete = {"task", "protocol", "data", "encoder"} < set(result) and isinstance(result["results"], list) \
             and {"name", "digest", "settings"} <= set(result["protocol"]) \
-            and {"bank", "queries"} <= set(result["data"]) and (not outcomes or (len(rows) == 1 and "queries" in outcomes))
+            and {"bank", "queries"} <= set(result["data"]) \
+            and (not outcomes or (len(rows) == 1 and "queries" in outcomes))
     except (AttributeError, KeyError, TypeError):
         complete = False
     if not complete:
