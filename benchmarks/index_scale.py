@@ -1,11 +1,12 @@
 """Every type of index on clustered vectors, beside raw FAISS with the same parameters, hnswlib, usearch and autofaiss.
 
     python -m benchmarks.index_scale OUTPUT --rows 1000000 --dimension 256
-    python -m benchmarks.index_scale OUTPUT --embeddings embeddings.h5 --plot recall.png
+    python -m benchmarks.index_scale OUTPUT --embeddings embeddings.h5
 
     python -m benchmarks.index_scale OUTPUT --memory 4GB --dimension 768 --types rabitq --peers autofaiss
 
-What a contender gave is kept in OUTPUT, one JSON file each, and not measured again: remove it to do so. So one type
+What a contender gave is kept in OUTPUT, one JSON file each, and not measured again: remove it to do so. The curves are
+drawn into `recall.png` there. So one type
 after the other may be run, and a run that was cut off goes on. With --memory, what needs more for its index says so and
 is left out: ours by its plan of building, autofaiss by its own two options. The others know no such option.
 
@@ -237,10 +238,13 @@ def run(contender: str, name: str, path: pathlib.Path, memory: str | None) -> di
     return facts
 
 
-def plot(results: list[dict], path: str):
+def plot(results: list[dict], path: pathlib.Path):
     """Recall against the time for a query alone, one line for each contender."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        print(f"{path} is not drawn: {error}")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -264,9 +268,8 @@ def plot(results: list[dict], path: str):
 @click.option("--types", default="flat,rabitq,ivf-sq8,ivf-flat,hnsw", show_default=True)
 @click.option("--peers", default="faiss,hnswlib,usearch,autofaiss", show_default=True)
 @click.option("--memory", help="Most memory for an index, as of mocoembed index.")
-@click.option("--plot", "image")
-def main(output, rows, dimension, embeddings, types, peers, memory, image):
-    """Run every contender that has not been, write `results.json`, print a table."""
+def main(output, rows, dimension, embeddings, types, peers, memory):
+    """Run every contender that has not been, print a table, write `results.json` and `recall.png`."""
     path = prepare(output, rows, dimension, embeddings)
     named, apart = set(peers.split(",")) & set(CONTENDERS), [one for one in peers.split(",") if one in PEERS]
     jobs = [(contender, name) for name in filter(None, types.split(",")) for contender in ("ours", "faiss")
@@ -285,8 +288,7 @@ def main(output, rows, dimension, embeddings, types, peers, memory, image):
                   f"{point['parameters']} | {point['recall']:.4f} | "
                   f"{point['batch_ms']:.3f}, {point['alone_ms']:.3f} |", flush=True)
     write_json(output / "results.json", results)
-    if image:
-        plot([result for result in results if result["points"]], image)
+    plot([result for result in results if result["points"]], output / "recall.png")
 
 
 if __name__ == "__main__":

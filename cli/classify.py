@@ -50,7 +50,7 @@ FORMATS = {"text": _text, "json": _json, "csv": _csv}
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True,
               help="How to print the labels.")
 def classify(form, **values):
-    """Tell the label of each IMAGE by a classifier that `mocoembed finetune` has trained.
+    """Predict the label of each IMAGE with a classifier that `mocoembed finetune` has trained.
 
     An IMAGE is a file, a folder (searched recursively), or - for one on standard input. Of several images, one that
     cannot be read is named and left out, and the exit status is 1. Torch is not needed: the classifier runs on ONNX

@@ -16,12 +16,12 @@ NAMES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "ap": "AP"}
 @options_of(FinetuneConfig, leave_out=("train", "test"))
 @json_option
 def finetune(as_json, **values):
-    """Fine-tune an encoder on the labelled images of TRAIN, and tell how many images of TEST it then gets right.
+    """Fine-tune an encoder on the labelled images of TRAIN, and measure how many images of TEST it then gets right.
 
     TRAIN and TEST are folders with a folder for each class, lists or tar shards with labels. Without TEST, a fifth of
     TRAIN is held out. Nothing is chosen by the test images, which are looked at once, at the end. The classifier of the
-    first seed goes to the workspace, where `mocoembed classify` finds it. After an interruption, the same command goes
-    on where it stopped.
+    first seed goes to the workspace, where `mocoembed classify` finds it. After an interruption, the same command
+    continues where it stopped.
 
     \b
       mocoembed finetune photos --encoder encoder.safetensors

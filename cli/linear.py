@@ -27,8 +27,8 @@ def linear(as_json, **values):
 
     Logistic regression is learned from the labelled images of the embeddings file TRAIN and asked about those of TEST.
     Without TEST, each of five folds of TRAIN is classified by what was learned from the others. The penalty on the
-    weights is chosen on a fifth of the training images; test images have no part in it. Values are in percent, with an
-    interval of 95 %.
+    weights is chosen on a fifth of the training images; test images have no part in it. Values are in percent, with
+    95 % confidence intervals.
 
     With --protocol, TRAIN and TEST are folders of images, and the classifier is trained as in papers, which takes
     longer: SGD on raw features of augmented images, the learning rate chosen in the same way. If it is interrupted, the

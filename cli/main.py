@@ -52,7 +52,7 @@ def cli(debug):
       mocoembed retrieval             measure how well searching ranks what belongs together
       mocoembed rankme                measure without labels how many directions the vectors use
       mocoembed finetune IMAGES       learn a classifier from labelled images
-      mocoembed classify IMAGE        tell the label of an image
+      mocoembed classify IMAGE        predict the label of an image
       mocoembed compare A B           compare results of these two, image by image
       mocoembed report                write a page of runs and results, to read and to print
       mocoembed duplicates            find exact copies and near-duplicates

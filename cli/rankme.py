@@ -18,9 +18,9 @@ def rankme(as_json, **values):
     """Measure the vectors of the embeddings file EMBEDDINGS without labels: RankMe and uniformity.
 
     RankMe is the effective number of directions that the vectors use. Uniformity is 0 if all vectors are the same, and
-    lower the more evenly they are spread, to about -4. Both tell collapse. They do not tell which of two encoders is
+    lower the more evenly they are spread, to about -4. Both reveal collapse. They do not say which of two encoders is
     better: for that, use knn or linear. Alignment takes two views of an image, which an embeddings file does not have;
-    `mocoembed pretrain --val` tells it.
+    `mocoembed pretrain --val` reports it.
 
     \b
       mocoembed rankme

@@ -113,12 +113,26 @@ def test_retrieval_results(make_embeddings, tmp_path):
     assert found["map"].value.ci95[1] < 0
 
 
+def without_queries(path):
+    value = json.loads(pathlib.Path(path).read_text())
+    del value["outcomes"]["queries"]
+    return json.dumps(value)
+
+
+def test_a_result_without_single_queries_is_refused_by_name(made, tmp_path):
+    good, other = made("one", 0.5), tmp_path / "rankme.json"
+    other.write_text(json.dumps({**json.loads(pathlib.Path(good).read_text()), "task": "rankme", "outcomes": {}}))
+    with pytest.raises(MismatchError, match="is a result of rankme, which has no value for single images"):
+        compare_results(CompareConfig((good, str(other))))
+
+
 def test_what_is_no_result(made, tmp_path):
     good, bad = made("one", 0.5), tmp_path / "bad.json"
     for text, said in [("{", "is not JSON"), ("[]", "not a result"), ('{"kind": "mocoembed evaluation", "schema": 2}',
                                                                       "schema 2"),
                        ('{"kind": "mocoembed evaluation", "schema": 1}', "not a whole result"),
-                       ('{"kind": "mocoembed evaluation", "schema": 1, "outcomes": 3}', "not a whole result")]:
+                       ('{"kind": "mocoembed evaluation", "schema": 1, "outcomes": 3}', "not a whole result"),
+                       (without_queries(good), "not a whole result")]:
         bad.write_text(text)
         with pytest.raises(FormatError, match=said):
             compare_results(CompareConfig((good, str(bad))))

@@ -97,6 +97,10 @@ def test_repeats_have_students_interval():
     half = 2.776 * np.std([80, 82, 81, 83, 79], ddof=1) / np.sqrt(5)
     assert measured.ci95 == pytest.approx((81 - half, 81 + half), abs=1e-9)
     assert measures.over_repeats([80.0]).ci95 is None
+    low, high = measures.over_repeats([99.0, 100.0]).ci95
+    assert low == pytest.approx(99.5 - 12.706 * 0.5)
+    assert high == 100
+    assert measures.over_repeats([0.0, 1.0]).ci95[0] == 0
     assert measures.over_repeats([1.0] * 100).ci95 == (1, 1)
 
 

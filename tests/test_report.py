@@ -314,6 +314,18 @@ def test_embeddings_that_have_been_replaced_are_not_shown(made, results, tmp_pat
     assert "are not there or have changed" in notes[0]
 
 
+def test_a_result_of_a_folder_of_images_has_no_neighbours(made, results, tmp_path):
+    value = json.loads(pathlib.Path(results[0]).read_text())
+    value["data"]["bank"]["path"] = value["data"]["queries"]["path"] = str(tmp_path)
+    value["solver"] = {"loss": [i / 7 for i in range(100)], "backbone": {"unchanged": True}}
+    pathlib.Path(results[0]).write_text(json.dumps(value))
+    notes = []
+    text = parsed(make_report(ReportConfig((results[0],), str(tmp_path / "r.html")), notes.append).path).text
+    assert "was measured on images" in notes[0]
+    assert "0 ... 14.14 (100 values)" in text
+    assert "backbone unchanged" in text
+
+
 def test_the_map_of_the_same_rows(fresh_workspace, tmp_path):
     from mocoembed.embed.store import EmbeddingFile
 

@@ -264,6 +264,16 @@ def test_a_tiny_segmentation_is_the_same_again(exported):
     assert 0 < one["mIoU"] < 100
 
 
+def test_a_trial_that_diverges_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(transfer_trial, "LR", 1e30)
+    found = transfer_trial.trial("segmentation", None, "trained", 1, (4, 8, 8))
+    assert (found["mIoU"], "loss" in found) == (0, False)
+    assert "loss of step" in found["diverged"]
+    (tmp_path / "cells").mkdir()
+    write_json(tmp_path / "cells" / "x.json", {"cell": "segmentation-random", "seed": 1, "quick": False, **found})
+    assert "| random (1 of 1 diverged: 0) | 0.0 (n 1) |" in transfer.report_text(tmp_path)
+
+
 def test_report_of_made_up_results(tmp_path):
     (tmp_path / "cells").mkdir()
     for seed in range(5):

@@ -36,6 +36,7 @@ from benchmarks.reproduce.cells import Claim
 from benchmarks.reproduce.queue_of_work import Work, run_all
 from benchmarks.reproduce.statistics_of_seeds import mean_of
 from benchmarks.reproduce.tables import Found, claims_table, markdown, results
+from benchmarks.reproduce.transfer_trial import FIGURES
 from mocoembed import __version__
 from mocoembed.data.sample import write_collection
 from mocoembed.files import write_bytes, write_json
@@ -67,7 +68,6 @@ CELLS = {
     "detection-pretrained-frozen": Cell("pretrained, BatchNorm frozen", "detection", True, "frozen"),
     "segmentation-random": Cell("random", "segmentation", False),
     "segmentation-pretrained": Cell("pretrained", "segmentation", True)}
-FIGURES = {"detection": ("AP", "AP50", "AP75"), "segmentation": ("mIoU",)}
 CLAIMS = [
     Claim("detection", "AP: pretrained is more than 3 points above random", "detection-pretrained", "detection-random",
           3.0, "AP"),
@@ -123,7 +123,9 @@ def task_table(task: str, found: Found) -> str:
         if cell.task == task and name in found:
             trials = list(found[name].values())
             columns = [[trial[figure] for trial in trials] for figure in FIGURES[task]]
-            rows.append([cell.label, *(text for values in columns
+            diverged = sum("diverged" in trial for trial in trials)
+            label = f"{cell.label} ({diverged} of {len(trials)} diverged: 0)" if diverged else cell.label
+            rows.append([label, *(text for values in columns
                                        for text in (mean_of(values).shown(), _deviation(values)))])
     return markdown(rows) if len(rows) > 1 else ""
 

@@ -148,19 +148,27 @@ def iou_of(confusion: np.ndarray) -> float:
     return 100 * float(np.mean(both[either > 0] / either[either > 0]))
 
 
+FIGURES = {"detection": ("AP", "AP50", "AP75"), "segmentation": ("mIoU",)}
 TASKS = {"detection": (detection_loss, average_precision), "segmentation": (segmentation_loss, mean_iou)}
 
 
 def trial(task: str, weights: pathlib.Path | None, norm: str, seed: int, counts: tuple[int, int, int]) -> dict:
-    """Fine-tune and measure; `counts`: steps, scenes to learn from, scenes to measure on."""
+    """Fine-tune and measure; `counts`: steps, scenes to learn from, scenes to measure on.
+
+    A model whose loss is no longer finite finds nothing: its figures are 0, and `diverged` says so.
+    """
     steps, learn, measure = counts
     loss_of, measured = TASKS[task]
     model = MODELS[task]("resnet18", weights, norm, seed, classes=len(CLASSES) + 1)
     begun = time.process_time()
-    losses = fine_tune(model.train(), loss_of, [draw_truth(0, i) for i in range(learn)], steps, LR, seed)
-    found = measured(model.eval(), [draw_truth(0, FIRST_TEST + i) for i in range(measure)])
-    return {**found, "loss": float(np.mean(losses[-len(losses) // 10:])), "steps": steps, "scenes": learn,
-            "test_scenes": measure, "processor_seconds": time.process_time() - begun}
+    try:
+        losses = fine_tune(model.train(), loss_of, [draw_truth(0, i) for i in range(learn)], steps, LR, seed)
+        found = {**measured(model.eval(), [draw_truth(0, FIRST_TEST + i) for i in range(measure)]),
+                 "loss": float(np.mean(losses[-len(losses) // 10:]))}
+    except FloatingPointError as error:
+        found = {**dict.fromkeys(FIGURES[task], 0.0), "diverged": str(error)}
+    return {**found, "steps": steps, "scenes": learn, "test_scenes": measure,
+            "processor_seconds": time.process_time() - begun}
 
 
 @click.command()

@@ -18,7 +18,7 @@ class ClassifyConfig:
     classifier: str | None = None
     """Classifier file, as finetune writes it; by default, classifier.safetensors in the workspace."""
     k: int = 1
-    """Number of labels told for each image, the most probable first."""
+    """Number of labels printed for each image, the most probable first."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
     torch: bool = False

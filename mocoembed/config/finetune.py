@@ -21,7 +21,7 @@ class FinetuneConfig:
     encoder: str | None = None
     """Encoder to start from, as for embed; by default, the workspace's newest."""
     from_scratch: bool = False
-    """Start from random weights of the same architecture, for comparison; all learns at the rate of --lr."""
+    """Start from random weights of the same architecture, for comparison; all layers learn at the rate of --lr."""
     labels: str | None = None
     """Use only a few labels: a share of every class such as 1% or 10%, or a number for each class such as
     5-per-class."""
@@ -29,8 +29,8 @@ class FinetuneConfig:
     """Number of stages, from the image on, that are not trained and whose BatchNorm keeps its statistics (a ResNet has
     five, the first of which is the stem)."""
     seeds: int | None = None
-    """Number of repeats, each with other labels, weights of the classifier and crops, told as mean and interval; by
-    default, 3 with --labels, else 1."""
+    """Number of repeats, each with other labels, weights of the classifier and crops; the mean and its interval are
+    printed. By default, 3 with --labels, else 1."""
     seed: int = 0
     """Random seed of the first repeat, and of the fifth that is held out."""
     epochs: int | None = None

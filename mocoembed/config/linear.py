@@ -25,8 +25,8 @@ class LinearConfig:
     """Use only a few labels: a share of every class such as 1% or 10%, or a number for each class such as
     5-per-class."""
     seeds: int | None = None
-    """Number of repeats, each with other labels, folds and held-out images, told as mean and interval; by default, 5
-    with --labels, else 1."""
+    """Number of repeats, each with other labels, folds and held-out images; the mean and its interval are printed. By
+    default, 5 with --labels, else 1."""
     metric: str = "top1"
     """What the penalty (with --protocol, the learning rate) is chosen by on the held-out images: top1, balanced (mean
     recall of the classes) or ap (mean average precision of the classes)."""
@@ -34,12 +34,12 @@ class LinearConfig:
     """Penalties to choose from, separated by commas; by default, 1e-1 to 1e-7, a factor of ten apart. With a single one
     nothing is held out."""
     steps: int = 1000
-    """Most steps of the solver for one penalty. A fit that has not converged by then is told, and ends with status
-    1."""
+    """Most steps of the solver for one penalty. A fit that has not converged by then is reported, and the command ends
+    with status 1."""
     seed: int = 0
     """Random seed of the first repeat."""
     baselines: bool | None = None
-    """Measure also what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
+    """Also measure what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
     where it takes seconds and the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""

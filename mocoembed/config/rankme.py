@@ -15,12 +15,12 @@ class RankmeConfig:
     workspace: str = DEFAULT_WORKSPACE
     """Folder that holds the results of every command, where the next command finds them."""
     images: int = 25_600
-    """Number of images that the numbers are of, drawn at random where there are more. RankMe grows with it, so compare
-    results for the same number only."""
+    """Number of images to measure, drawn at random where there are more. RankMe grows with it, so compare results for
+    the same number only."""
     seed: int = 0
     """Seed of that draw."""
     baselines: bool | None = None
-    """Measure also what needs no training, in the same way: raw pixels, colour histogram (HSV), HOG and the same
+    """Also measure what needs no training, in the same way: raw pixels, colour histogram (HSV), HOG and the same
     architecture untrained. By default, what takes seconds, if the images are still there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""

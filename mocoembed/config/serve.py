@@ -35,9 +35,9 @@ class ServeConfig:
     root: str | None = None
     """Where the collection's images are now, if they have moved."""
     port: int = 8765
-    """Port to listen on; 0: any that is free."""
+    """Port to listen on; 0 for any free port."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any but this machine's own (127.0.0.1) needs a --token."""
+    """Address to listen on. Any address other than 127.0.0.1 needs a --token."""
     token: str | None = None
     """Secret of 16 characters or more that every request must carry."""
     allow_host: tuple[str, ...] = ()

@@ -93,7 +93,7 @@ def compare_results(config: CompareConfig) -> Comparison:
 
 
 def read_result(path) -> dict:
-    """A result from its JSON file."""
+    """A result from its JSON file; `MismatchError` for one that says nothing of single queries, as of `rankme`."""
     given = require_file(path, "The result", "mocoembed knn --json > result.json")
     try:
         value = json.loads(given.read_text(encoding="utf-8"))
@@ -103,12 +103,17 @@ def read_result(path) -> dict:
     result = require_result(value, path)
     try:
         outcomes, rows = result["outcomes"], {len(values) for values in result["outcomes"].values()}
-        complete = bool(outcomes) and len(rows) == 1 and {"task", "protocol", "data", "encoder"} < set(result) \
-            and isinstance(result["results"], list) and {"name", "digest", "settings"} <= set(result["protocol"])
+        complete = {"task", "protocol", "data", "encoder"} < set(result) and isinstance(result["results"], list) \
+            and {"name", "digest", "settings"} <= set(result["protocol"]) \
+            and {"bank", "queries"} <= set(result["data"]) \
+            and (not outcomes or (len(rows) == 1 and "queries" in outcomes))
     except (AttributeError, KeyError, TypeError):
         complete = False
     if not complete:
         raise FormatError(f"{path} is not a whole result of an evaluation. Make it again.")
+    if not outcomes:
+        raise MismatchError(f"{path} is a result of {result['task']}, which has no value for single images to compare "
+                            "by. Put several of them side by side with: mocoembed report RESULT...")
     return result
 
 
@@ -146,7 +151,7 @@ def _keyed(result: dict) -> dict[tuple[str, int], int]:
 
 
 def paired(first: str, base: dict, path: str, result: dict) -> list[Difference]:
-    """The differences of the measures that both tell of every query, on the queries that both have."""
+    """The differences of the measures that both have for every query, on the queries that both have."""
     mine, theirs = _keyed(base), _keyed(result)
     common = [key for key in mine if key in theirs]
     if not common:
@@ -156,7 +161,7 @@ def paired(first: str, base: dict, path: str, result: dict) -> list[Difference]:
     columns = {name: tuple(np.array(one["outcomes"][name], float)[place]
                            for one, place in zip((base, result), rows)) for name in names}
     if not columns:
-        raise MismatchError(f"{first} and {path} tell no measure of every query that both have.")
+        raise MismatchError(f"{first} and {path} share no measure of single queries, so they have no difference.")
     found = means({name: (b - a) / (1 if name == RIGHT_OR_WRONG else 100) for name, (a, b) in columns.items()})
     return [Difference(first, path, name, found[name],
                        mcnemar(*(column > 0 for column in columns[name])) if name == RIGHT_OR_WRONG else None)
@@ -186,6 +191,6 @@ def measures_in(comparison: Comparison) -> list[str]:
 
 
 def setting_of(entry: dict) -> str:
-    """What tells an entry of `results` from the others: `k 20, T 0.1`."""
+    """What distinguishes an entry of `results` from the others: `k 20, T 0.1`."""
     return ", ".join(f"{name} {value:g}" for name, value in entry.items()
                      if name not in entry.get("values", {}) and isinstance(value, int | float))

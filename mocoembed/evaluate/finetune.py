@@ -128,7 +128,7 @@ class Run:
         write_json(about, {**to_dict(self.config), "identity": self.identity})
 
     def count(self, tested: int, progress: Progress):
-        """Tell `progress` from now on: images learned from, and those classified."""
+        """Report to `progress` from now on: images learned from, and those classified."""
         first = self.tuning(self.seeds[0])
         self._total = len(self.seeds) * (first.how.epochs * len(first.images) + tested)
         self._progress = progress

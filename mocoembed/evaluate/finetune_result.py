@@ -70,7 +70,7 @@ class FinetuneResult:
 
     @property
     def baselines(self) -> dict[str, dict[str, Measured]]:
-        """The most frequent class. How much the encoder brings, --from-scratch tells, which takes as long."""
+        """The most frequent class. How much the encoder brings is what --from-scratch shows, which takes as long."""
         return {"majority class": majority_class(self.train, self.test)}
 
     @property

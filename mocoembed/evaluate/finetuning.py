@@ -31,7 +31,7 @@ from mocoembed.train.checkpoint import load_newest, not_finite, require_resumabl
 from mocoembed.train.guard import UNREADABLE_SHARE
 
 EPOCHS, LEAST_STEPS = 20, 50
-BATCH_OF_RATES = 256  # the batch that learning rates are told for
+BATCH_OF_RATES = 256  # the batch that learning rates are given for
 SGD_MOMENTUM = 0.9
 
 

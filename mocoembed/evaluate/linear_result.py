@@ -150,7 +150,7 @@ class LinearResult:
     def _notes_on_copies(self) -> list[str]:
         """What to say about images on both sides."""
         if not self.in_folds and self.train.identity == self.test.identity:
-            return ["training and test rows are the same images, so this tells how well they were learned by heart; "
+            return ["training and test rows are the same images, so this shows how well they were learned by heart; "
                     f"give {self.train.path} alone for folds"]
         if not self.in_folds:
             return self.overlap.notes(False)

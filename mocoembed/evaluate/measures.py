@@ -75,12 +75,15 @@ def means(values: dict[str, np.ndarray]) -> dict[str, Measured]:
 
 
 def over_repeats(values: list[float]) -> Measured:
-    """The mean of repeats (folds or seeds) in percent, with the interval of Student's t; `None` for a single one."""
+    """The mean of repeats (folds or seeds) in percent, with the interval of Student's t, cut off at 0 and 100.
+
+    There is none for a single repeat.
+    """
     count, middle = len(values), float(np.mean(values))
     if count < 2:
         return Measured(middle, None, "", count)
     half = STUDENT[min(count - 1, len(STUDENT)) - 1] * float(np.std(values, ddof=1)) / count ** 0.5
-    return Measured(middle, (middle - half, middle + half), "Student's t over repeats", count)
+    return Measured(middle, (max(0.0, middle - half), min(100.0, middle + half)), "Student's t over repeats", count)
 
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond 30 the last is at most 4 % too wide

@@ -209,7 +209,7 @@ class Probe:
                                   "above. Repair or remove them.")
 
     def count(self, images: int):
-        """Tell how far it has come."""
+        """Report the progress."""
         self.done = min(self.done + images, self.all_images)
         self.progress(self.done, self.all_images)
 

@@ -1,4 +1,4 @@
-"""classifier.safetensors: a fine-tuned encoder and the linear layer on its features, with the labels that it tells.
+"""classifier.safetensors: a fine-tuned encoder and the linear layer on its features, with the labels that it predicts.
 
 The tensors are those of an encoder without a head (`backbone.*`) and of the layer (`classifier.weight`, (C, D), and
 `classifier.bias`, (C,)). The metadata holds architecture, evaluation transform, labels and provenance, as an encoder's

@@ -46,8 +46,7 @@ def pairs_of(results: dict[str, dict], workspaces: list[pathlib.Path], note: Cal
     for path, result in results.items():
         bank, queries = (_located(path, result["data"][side]) for side in ("bank", "queries"))
         if bank is None or queries is None:
-            note(f"{path}: its embeddings ({result['data']['bank']['path']}) are not there or have changed, so their "
-                 "images are not shown")
+            note(_why_none(path, result))
         else:
             identities = [result["data"][side]["identity"] for side in ("bank", "queries")]
             found.setdefault((identities[0], identities[1]), Pair(bank, queries))
@@ -55,6 +54,14 @@ def pairs_of(results: dict[str, dict], workspaces: list[pathlib.Path], note: Cal
         with EmbeddingFile(own) as file:
             found.setdefault((file.identity, file.identity), Pair(own, own))
     return list(found.values())
+
+
+def _why_none(path: str, result: dict) -> str:
+    """Why nothing is shown of the images of a result."""
+    of = result["data"]["bank"]["path"]
+    if of.endswith(".h5"):
+        return f"{path}: its embeddings ({of}) are not there or have changed, so their images are not shown"
+    return f"{path}: it was measured on images ({of}), not on embeddings, so no nearest neighbours are shown"
 
 
 def _located(result: str, side: dict) -> pathlib.Path | None:

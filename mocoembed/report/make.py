@@ -176,7 +176,8 @@ def _header(sources: Sources) -> Element:
 
 
 def _footer(config: ReportConfig) -> Element:
-    words = ["mocoembed", "report", *(config.sources or ("--workspace", config.workspace)), "--html", config.html]
+    words = ["mocoembed", "report", *(config.sources or ("--workspace", config.workspace)), "--html", config.html,
+             "--queries", str(config.queries)]
     return element("footer", element("p", f"mocoembed {__version__}. This page again, from the same files:"),
                    element("pre", element("code", shlex.join(words)), tabindex="0", aria_label="Command"))
 

@@ -6,6 +6,8 @@ table of all of them, and a section for each.
 
 import math
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from mocoembed.evaluate.compare import setting_of
 from mocoembed.evaluate.result import value_of
@@ -17,6 +19,7 @@ SHOWN_CLASSES = 60  # in the table by class
 MATRIX_CLASSES = 30  # whose confusion matrix is drawn
 SHOWN_CONFUSIONS = 20
 SHOWN_REPEATS = 40
+SHOWN_VALUES = 8  # of a list
 SHADES = 10  # of the confusion matrix
 
 
@@ -227,11 +230,25 @@ def _repeats(result: dict) -> Element | None:
         if solver and solver.get("converged") is False else None
     if not rows and not solver:
         return None
-    fits = facts((name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-                 for name, value in (solver or {}).items())
+    fits = facts((name.replace("_", " "), _short(value)) for name, value in _flat(solver or {}))
     return section("Fits", unconverged, fits if solver else None,
                    table([words(name) for name in names], rows, "Seeds and folds", range(len(names))) if rows else None,
                    level=3)
+
+
+def _flat(solver: dict) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of a part under its name and theirs."""
+    for name, value in solver.items():
+        yield from ((f"{name} {inner}", one) for inner, one in value.items()) if isinstance(value, dict) \
+            else [(name, value)]
+
+
+def _short(value) -> str:
+    """A value as text; of a list of many, such as the loss of every epoch, the first and the last."""
+    if isinstance(value, list):
+        texts = [_short(one) for one in value]
+        return ", ".join(texts) if len(texts) <= SHOWN_VALUES else f"{texts[0]} ... {texts[-1]} ({len(texts)} values)"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _settings(result: dict) -> Element:

@@ -28,7 +28,7 @@ BATCH = 32  # images at a time
 
 @dataclass(frozen=True)
 class Classified:
-    """What is told of one image."""
+    """What is found for one image."""
 
     image: str
     labels: tuple[tuple[str, float], ...]
@@ -41,7 +41,7 @@ class Classified:
 
 
 class Network(Protocol):
-    """A classifier's network, what it takes and what it tells."""
+    """A classifier's network, what it takes and what it gives."""
 
     transform: EvaluationTransform
     labels: tuple[str, ...]
@@ -67,7 +67,7 @@ def classify_images(config: ClassifyConfig, progress: Callable[[int, int], None]
         some = names[first:first + BATCH]
         read, pixels = readable_images(some, network, left_out)
         if read:
-            yield from told(read, network(np.stack(pixels)), network.labels, config.k)
+            yield from labelled(read, network(np.stack(pixels)), network.labels, config.k)
         progress(first + len(some), len(names))
     left_out.raise_if_any()
 
@@ -86,7 +86,7 @@ def readable_images(names: list[str], network: Network, left_out: LeftOut) -> tu
     return read, pixels
 
 
-def told(names: list[str], logits: np.ndarray, labels: Sequence[str], k: int) -> Iterator[Classified]:
+def labelled(names: list[str], logits: np.ndarray, labels: Sequence[str], k: int) -> Iterator[Classified]:
     """The k most probable labels of each image, by logits (N, C); among equals the first by name."""
     shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
