@@ -610,7 +610,7 @@ def test_small_or_unsettled_listings_and_folders_that_cannot_be_written(keeping,
     (tmp_path / "cache").write_text("a file")
     notes = []
     assert len(scan(images, note=notes.append)) == 24
-    assert "not kept for the next time" in notes[0]
+    assert "could not be kept for the next run" in notes[0]
 
 
 def test_a_long_scan_says_how_far_it_is(tmp_path, images, monkeypatch):
