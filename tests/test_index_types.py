@@ -396,6 +396,7 @@ import pathlib, resource, sys
 from mocoembed.config import IndexConfig
 from mocoembed.search.build import build_index
 from mocoembed.search.kinds import KINDS, Plan
+import faiss  # whose libraries are no part of the plan
 plan = Plan(KINDS[sys.argv[2]], 1500, 32)
 taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 limit = taken + plan.peak + int(sys.argv[3])

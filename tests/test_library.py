@@ -293,7 +293,7 @@ def test_a_timm_model_is_not_of_torchvisions_layout(timm_cache, tmp_path):
 
 
 def test_fingerprints_of_encoders_from_before_are_what_they_were(make_encoder):
-    identity = make_encoder()._identity()
+    identity = make_encoder().identity()
     assert set(identity["transform"]) == {"resize", "crop", "mean", "std", "interpolation"}
     json.dumps(identity)
 

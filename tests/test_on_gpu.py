@@ -101,8 +101,7 @@ class Copied:
         self.index, self.calls = index, calls
 
     def search(self, vectors, k, params):
-        inner = getattr(params, "index_params", params)
-        self.calls.append(("search", len(vectors), k, type(params).__name__, inner.nprobe))
+        self.calls.append(("search", len(vectors), k, type(params).__name__, getattr(params, "nprobe", None)))
         if self.calls[0][0] == "fails":
             raise RuntimeError("Error in x at y.cu:12: Error: 'a' failed: too many")
         return self.index.search(vectors, k, params=params)
@@ -152,8 +151,9 @@ def test_inverted_lists_are_copied_once_and_searched_as_on_the_cpu(indexed, call
     assert np.allclose(scores, expected[0], atol=1e-5)
     assert calls[:2] == [("resources",), ("copy", "resources", 1, name)]
     effort = index.effort()
-    kind_of_parameters = "SearchParametersPreTransform" if name == "IndexPreTransform" else "SearchParametersIVF"
-    assert calls[2:] == [("search", 40, max(5, effort.candidates), kind_of_parameters, effort.breadth)]
+    with_what = (("SearchParametersPreTransform", None) if name == "IndexPreTransform"
+                 else ("SearchParametersIVF", effort.breadth))
+    assert calls[2:] == [("search", 40, max(5, effort.candidates), *with_what)]
 
 
 def test_what_faiss_cannot_look_for_on_a_gpu_is_compared_exactly(indexed, calls, monkeypatch):

@@ -25,8 +25,10 @@ class _Faiss:
     """faiss, loaded when it is first used: a collection without an index needs none of it, and saves 25 to 170 MB."""
 
     def __getattr__(self, name: str) -> Any:
-        import faiss
-
+        try:
+            import faiss
+        except (RuntimeError, OSError) as error:  # its own word for a library that cannot be loaded
+            raise MocoembedError(f"FAISS cannot be loaded: {reason(error)}.") from error
         return getattr(faiss, name)
 
 
@@ -269,7 +271,7 @@ def require_gpu():
         raise UsageError("--gpu: FAISS sees no GPU here. Leave it out, or install faiss-gpu on a machine with one.")
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """What FAISS says, without where in its source."""
     text = re.sub(r"^.*?\.(cpp|h):\d+: ", "", " ".join(str(error).split()))
     return re.sub(r"^Error: '.*' failed:? ?", "", text) or text
