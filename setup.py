@@ -45,9 +45,9 @@ setup(
         "heif": ["pillow-heif>=1.8"],
         # milvus-lite asks for faiss-cpu, which takes the place of faiss-gpu in the same folder; see docs/scale.md.
         "milvus": ["pymilvus>=2.6", "milvus-lite>=3.2"],
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.18", "types-tqdm", "onnx>=1.17", "onnxscript>=0.3",
-                "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2", "pillow-heif>=1.8", "openTSNE>=1.0.2",
-                "httpx>=0.28", "schemathesis>=4",
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.18", "types-tqdm",
+                "onnx>=1.17", "onnxscript>=0.3", "timm>=1.0.15", "pyarrow>=15", "pandas>=2.2",
+                "pillow-heif>=1.8", "openTSNE>=1.0.2", "httpx>=0.28", "schemathesis>=4",
                 "playwright>=1.50", "axe-playwright-python>=0.1.4",  # drive Debian's chromium
                 "pymilvus>=2.6", "milvus-lite>=3.2",
                 "opencv-python-headless>=4.10", "scikit-learn>=1.5",  # what measures are compared with
