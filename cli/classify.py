@@ -1,15 +1,11 @@
 """`mocoembed classify`: images -> labels with their probabilities."""
 
-import csv
-import io
-import json
-import textwrap
 from collections.abc import Iterator
 
 import click
 
 from mocoembed.cli.options import options_of
-from mocoembed.cli.output import note, one_line, put
+from mocoembed.cli.output import csv_pieces, json_pieces, note, one_line, put
 from mocoembed.cli.progress import counter
 from mocoembed.config import ClassifyConfig
 
@@ -23,22 +19,12 @@ def _text(results) -> Iterator[str]:
 
 
 def _json(results) -> Iterator[str]:
-    before = "["
-    for one in results:
-        yield f"{before}\n{textwrap.indent(json.dumps(one.as_json(), indent=2), '  ')}"
-        before = ","
-    yield "\n]\n" if before == "," else "[]\n"
+    return json_pieces(results, "[]\n")
 
 
 def _csv(results) -> Iterator[str]:
-    rows: list[tuple] = [COLUMNS]
-    for one in results:
-        rows += [(one.image, rank, label, f"{probability:.6f}")
-                 for rank, (label, probability) in enumerate(one.labels, 1)]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        yield text.getvalue()
-        rows = []
+    return csv_pieces(COLUMNS, ([(one.image, rank, label, f"{probability:.6f}")
+                                 for rank, (label, probability) in enumerate(one.labels, 1)] for one in results))
 
 
 FORMATS = {"text": _text, "json": _json, "csv": _csv}

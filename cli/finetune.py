@@ -3,11 +3,9 @@
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
+from mocoembed.cli.output import note, put_measures, put_result
 from mocoembed.cli.progress import counter
 from mocoembed.config import FinetuneConfig
-
-NAMES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "ap": "AP"}
 
 
 @click.command()
@@ -39,14 +37,4 @@ def finetune(as_json, **values):
     if as_json:
         put_result(result.as_json())
     else:
-        show(result)
-
-
-def show(result):
-    """Print the tables."""
-    names = [name for name in NAMES if name in result.values]
-    rows = [["fine-tuned", *(value_text(result.values[name]) for name in names)]]
-    rows += [[name, *(value_text(one.get(each), False) for each in names)] for name, one in result.baselines.items()]
-    put(table(["", *(NAMES[name] for name in names)], rows))
-    put(result.summary())
-    put_classes(result.as_json()["per_class"], {"top1": "top-1", "precision": "precision"})
+        put_measures("fine-tuned", result)

@@ -6,8 +6,7 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, put_classes, put_result, table, value_text
 from mocoembed.cli.progress import counter
 from mocoembed.config import KnnConfig
-
-NAMES = {"top1": "top-1", "top5": "top-5", "majority": "majority", "balanced": "balanced", "ap": "AP"}
+from mocoembed.evaluate.words import CLASSIFIED, words
 
 
 @click.command()
@@ -50,8 +49,8 @@ def knn(as_json, sheet, **values):
 
 def _show(result, suspects: bool):
     """The tables of a result."""
-    names = [name for name in NAMES if any(name in one.values for one in result.scores)]
-    header = ["k", "T", *(NAMES[name] for name in names)]
+    names = [name for name in CLASSIFIED if any(name in one.values for one in result.scores)]
+    header = ["k", "T", *map(words, names)]
     put(table(header, [[str(one.k), f"{one.temperature:g}", *(value_text(one.values.get(name), name == "top1")
                                                              for name in names)] for one in result.scores],
               " ".join(header)))

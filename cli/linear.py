@@ -6,12 +6,11 @@ import click
 
 from mocoembed.checks import option_name
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, put, put_classes, put_result, table, value_text
+from mocoembed.cli.output import note, put_measures, put_result
 from mocoembed.cli.progress import counter
 from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.errors import MocoembedError, UsageError
 
-NAMES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced", "ap": "AP"}
 FIELDS = [{field.name: field.default for field in dataclasses.fields(kind)} for kind in (LinearConfig, ProbeConfig)]
 SHARED = [name for name in FIELDS[1] if name in FIELDS[0]]
 
@@ -48,7 +47,7 @@ def linear(as_json, **values):
     if as_json:
         put_result(result.as_json())
     else:
-        show(result)
+        put_measures("linear", result)
     if isinstance(config, LinearConfig):
         require_converged(result)
 
@@ -83,14 +82,3 @@ def require_converged(result):
         raise MocoembedError(f"{len(bad)} of {len(result.fits)} fits did not converge within --steps "
                              f"{result.config.steps} (gradient norm {worst:.1e}), so do not trust the numbers. "
                              "Give more --steps, or a stronger --penalty.")
-
-
-def show(result):
-    """Print the tables."""
-    names = [name for name in NAMES if name in result.values]
-    rows = [["linear", *(value_text(result.values[name]) for name in names)]]
-    rows += [[name, *(value_text(one.get(each), False) for each in names)] for name, one in result.baselines.items()]
-    header = ["", *(NAMES[name] for name in names)]
-    put(table(header, rows))
-    put(result.summary())
-    put_classes(result.as_json()["per_class"], {"top1": "top-1", "precision": "precision"})

@@ -1,9 +1,16 @@
 """Results on standard output and notes on standard error, with the names of files whatever their bytes."""
 
+import csv
+import io
+import json
 import os
 import shlex
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
+
+from mocoembed.evaluate.words import CLASSIFIED, words
 
 SHOWN_CLASSES = 20  # of which a table by class is printed
 
@@ -44,6 +51,17 @@ def put_classes(by_class: dict[str, dict], columns: dict[str, str]):
     put("\n" + table(["class", "images", *columns.values()], rows, " ".join(["images", *columns.values()])))
 
 
+def put_measures(name: str, result):
+    """Print what a classifier called `name` gets right: measures beside the baselines, a summary, a table by class."""
+    names = [one for one in CLASSIFIED if one in result.values]
+    rows = [[name, *(value_text(result.values[one]) for one in names)]]
+    rows += [[baseline, *(value_text(values.get(one), False) for one in names)]
+             for baseline, values in result.baselines.items()]
+    put(table(["", *map(words, names)], rows))
+    put(result.summary())
+    put_classes(result.per_class, {"top1": "top-1", "precision": "precision"})
+
+
 def two_decimals(value: float | None) -> str:
     """A number as in tables; a dash where there is none."""
     return "-" if value is None or value != value else f"{value:.2f}"
@@ -55,6 +73,25 @@ def put_result(result: dict):
 
     typed = click.get_current_context().find_root().obj
     click.echo(text_of({**result, "command": shlex.join(["mocoembed", *typed]) if typed is not None else None}))
+
+
+def json_pieces(results: Iterable, empty: str = "") -> Iterator[str]:
+    """Pieces of a JSON list with `as_json()` of each result, one after the other as they come; `empty` for none."""
+    before = "["
+    for one in results:
+        yield f"{before}\n{textwrap.indent(json.dumps(one.as_json(), indent=2), '  ')}"
+        before = ","
+    yield "\n]\n" if before == "," else empty
+
+
+def csv_pieces(header: Sequence[str], groups: Iterable[list]) -> Iterator[str]:
+    """Pieces of a CSV table: the header with the first group of rows, then each group as it comes."""
+    before = [header]
+    for rows in groups:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([*before, *rows])
+        yield text.getvalue()
+        before = []
 
 
 def put(text: str, newline: bool = True):

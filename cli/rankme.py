@@ -6,8 +6,9 @@ from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, put, put_result, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import RankmeConfig
+from mocoembed.evaluate.words import words
 
-NAMES = {"rankme": "RankMe", "uniformity": "uniformity"}
+MEASURES = ("rankme", "uniformity")
 
 
 @click.command()
@@ -36,7 +37,7 @@ def rankme(as_json, **values):
         put_result(result.as_json())
         return
     rows = [["the encoder", result.values], *result.baselines.items()]
-    put(table(["vectors", *NAMES.values()],
+    put(table(["vectors", *map(words, MEASURES)],
               [[name, f"{one['rankme'].value:.1f}", _uniformity(one["uniformity"])] for name, one in rows],
               "RankMe uniformity"))
     put(result.summary())

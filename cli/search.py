@@ -1,16 +1,12 @@
 """`mocoembed search`: query images -> similar images of the collection."""
 
-import csv
 import functools
-import io
-import json
-import textwrap
 from collections.abc import Iterator
 
 import click
 
 from mocoembed.cli.options import json_option, options_of
-from mocoembed.cli.output import note, one_line, put, table
+from mocoembed.cli.output import csv_pieces, json_pieces, note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import MilvusConfig, SearchConfig
 from mocoembed.errors import CollectionError
@@ -33,23 +29,13 @@ def _table(results, unique: bool) -> Iterator[str]:
 
 
 def _json(results, unique: bool) -> Iterator[str]:
-    before = "["
-    for result in results:
-        yield f"{before}\n{textwrap.indent(json.dumps(result.as_json(), indent=2), '  ')}"
-        before = ","
-    if before == ",":
-        yield "\n]\n"
+    return json_pieces(results)
 
 
 def _csv(results, unique: bool) -> Iterator[str]:
     columns = (*COLUMNS, "folded") if unique else COLUMNS
-    rows = [["query", *columns]]
-    for result in results:
-        rows += [[result.query, *(getattr(hit, name) for name in columns)] for hit in result.hits]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        yield text.getvalue()
-        rows = []
+    return csv_pieces(("query", *columns), ([[result.query, *(getattr(hit, name) for name in columns)]
+                                             for hit in result.hits] for result in results))
 
 
 def _paths(results, unique: bool) -> Iterator[str]:

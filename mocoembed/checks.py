@@ -70,6 +70,18 @@ def rising_pair(config, name: str):
     require(config, name, ok, "two numbers, the lower one first")
 
 
+def device_name(config, name: str = "device"):
+    """Raise `UsageError` unless field `name` has the form of a device; whether there is one takes torch to know."""
+    value = getattr(config, name)
+    require(config, name, value in ("auto", "cpu") or re.fullmatch(r"cuda(:\d+)?", value) is not None,
+            "auto, cpu, cuda or cuda:N")
+
+
+def is_gpu(device: str) -> bool:
+    """Whether an option `--device` asks for a GPU; `auto` is the CPU, as loading torch takes longer than a search."""
+    return device not in ("auto", "cpu")
+
+
 def to_dict(config) -> dict:
     """The config as plain JSON types (tuples become lists)."""
     return {name: list(value) if isinstance(value, tuple) else value

@@ -25,6 +25,7 @@ class Workspace:
         self.encoders = self.root / "encoders"
         self.newest_encoder = self.root / "encoder.safetensors"
         self.finetunings = self.root / "finetune"
+        self.probes = self.root / "linear"
         self.classifiers = self.root / "classifiers"
         self.newest_classifier = self.root / "classifier.safetensors"
         self.embeddings = self.root / "embeddings.h5"

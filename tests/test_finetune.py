@@ -20,8 +20,9 @@ from mocoembed.errors import CollectionError, FormatError, Interrupted, Training
 from mocoembed.evaluate import finetuning
 from mocoembed.evaluate.compare import compare_results
 from mocoembed.evaluate.finetune import finetune
-from mocoembed.evaluate.finetuning import FineTuning, epochs_of, share_of_rate, untrained
+from mocoembed.evaluate.finetuning import FineTuning, epochs_of, share_of_rate
 from mocoembed.evaluate.labelled import labelled_images, training_batches
+from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.model.classifier_file import load_classifier
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.stages import Tuned
@@ -84,10 +85,13 @@ def test_a_step_is_sgd_on_the_cross_entropy_of_augmented_images(make_encoder, im
 
 def test_from_scratch_all_learns_at_one_rate_from_other_weights(make_encoder, images):
     frozen, found = make_encoder(), labelled_images(str(images), "TRAIN")
-    start = untrained(frozen, 5)
+    def untrained(seed):
+        return random_encoder(frozen.encoder.spec, frozen.transform, seed)
+
+    start = untrained(5)
     assert start.encoder.spec == frozen.encoder.spec
-    assert start.fingerprint() != frozen.fingerprint() != untrained(frozen, 6).fingerprint()
-    assert start.fingerprint() == untrained(frozen, 5).fingerprint()
+    assert start.fingerprint() != frozen.fingerprint() != untrained(6).fingerprint()
+    assert start.fingerprint() == untrained(5).fingerprint()
     tuning = FineTuning(FinetuneConfig(str(images), from_scratch=True, **STEPS), start, found, ["a", "b", "c"], 5)
     assert {group["base"] for group in tuning.optimizer.param_groups} == {0.2 * 5 / 256}
 

@@ -107,8 +107,8 @@ def test_classes_of_one_side_are_told(files, make_embeddings):
     other = make_embeddings("other", rows[60:].numpy(), "d" * 5 + text[65:].replace("c", "a"))
     result = measured(train, other)
     notes = "\n".join(result.notes())
-    assert "1 classes are only in the test file and count as wrong: d" in notes
-    assert "1 classes are only in the training file and are never right: c" in notes
+    assert "1 class is only in the test file (counted as wrong): d" in notes
+    assert "1 class is only in the training file (never right): c" in notes
     assert result.as_json()["per_class"]["d"]["top1"] == 0
 
 

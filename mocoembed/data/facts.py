@@ -1,11 +1,14 @@
 """What is known of an image once it has been read: its facts, or why it could not be read."""
 
+import os
 import re
 from typing import NamedTuple
 
 import numpy as np
 
 FACTS = np.dtype([("width", "<i4"), ("height", "<i4"), ("size", "<i8"), ("mtime_ns", "<i8"), ("digest", "V32")])
+REPLACED = "replaced by the next image"  # what training does without an image
+UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 
 
 class Failure(NamedTuple):
@@ -24,3 +27,7 @@ class Failure(NamedTuple):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
+
+    def told(self, path: bytes, what: str) -> str:
+        """A line for people: which image cannot be read, `what` is done without it, and why it cannot."""
+        return f"unreadable, {what}: {os.fsdecode(path)!r}: {self.error}: {self.reason}"

@@ -15,17 +15,10 @@ from mocoembed.checks import to_dict
 from mocoembed.config import FinetuneConfig
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.evaluate.finetune_result import FinetuneResult, Repeat
-from mocoembed.evaluate.finetuning import FineTuning, untrained
-from mocoembed.evaluate.folds import few_labels_notes
-from mocoembed.evaluate.labelled import (
-    LabelledImages,
-    encoded,
-    labelled_images,
-    require_comparable,
-    split,
-    with_few_labels,
-)
+from mocoembed.evaluate.finetuning import FineTuning
+from mocoembed.evaluate.labelled import LabelledImages, both_sides, encoded, with_few_labels
 from mocoembed.evaluate.sides import Overlap, shared_bytes
+from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json
 from mocoembed.model.classifier_file import Classifier, load_classifier, save_classifier
 from mocoembed.model.embedder import Embedder
@@ -37,7 +30,7 @@ from mocoembed.train.checkpoint import delete_checkpoints
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
-TEST_SHARE, SEEDS_OF_FEW = 0.2, 3
+SEEDS_OF_FEW = 3
 WHAT = "fine-tuning"
 # Settings that do not change what is learned, or that the images and the encoder stand for.
 EXECUTION = ("train", "test", "encoder", "workspace", "run", "fresh", "exclude", "workers", "device",
@@ -56,9 +49,7 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     process does the same, `Interrupted` after a signal, when all is saved.
     """
     begun = time.perf_counter()
-    train, test = sides(config, note)
-    for text in few_labels_notes(train.names, config.labels):
-        note(text)
+    train, test = both_sides(config, WHAT, note)
     frozen = open_encoder(config.encoder, Workspace(config.workspace), note)
     run = Run(config, train, frozen, note)
     run.count(len(test), progress)  # and see that the settings are possible, before anything is written
@@ -75,20 +66,6 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
         int(shared_bytes(queries, bank, False).sum()), None, None, True), classifiers[0], path, run.folder,
         str(run.device), time.perf_counter() - begun)
-
-
-def sides(config: FinetuneConfig, note: Note) -> tuple[LabelledImages, LabelledImages]:
-    """The images that may be learned from, and those that are classified at the end."""
-    train = labelled_images(config.train, "TRAIN", note, config.exclude)
-    if config.test is None:
-        require_comparable(train, None, WHAT)
-        train, test = split(train, TEST_SHARE, config.seed)
-        if missing := sorted(set(train.names) - set(test.names)):
-            note(f"no image of {', '.join(map(repr, missing[:5]))} is held out, as there is only one")
-        return train, test
-    test = labelled_images(config.test, "TEST", note, config.exclude)
-    require_comparable(train, test, WHAT)
-    return train, test
 
 
 class Run:
@@ -108,7 +85,9 @@ class Run:
 
     def start(self, seed: int) -> FrozenEncoder:
         """What a seed starts from."""
-        return untrained(self.frozen, seed) if self.config.from_scratch else self.frozen
+        if not self.config.from_scratch:
+            return self.frozen
+        return random_encoder(self.frozen.encoder.spec, self.frozen.transform, seed)
 
     def tuning(self, seed: int) -> FineTuning:
         """A seed before its first step; raises what is wrong with the settings."""

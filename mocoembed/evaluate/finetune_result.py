@@ -2,6 +2,7 @@
 
 import pathlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mocoembed.evaluate.baselines import as_json, majority_class, notes_of
 from mocoembed.evaluate.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
-from mocoembed.evaluate.sides import Overlap, Side
+from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 from mocoembed.model.classifier_file import Classifier
 
 
@@ -29,10 +30,20 @@ class Repeat:
     shares: np.ndarray
     """(Q, C) float32 probabilities."""
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Measured]:
         """top1, top5 (six classes or more), balanced, ap."""
         return measures.of_classifier(self.truth, self.shares, self.shares.shape[1])
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(Q,) int64: the most probable class of each test image."""
+        return self.shares.argmax(axis=1)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(C, C) int64: true class x predicted class."""
+        return measures.confusion(self.truth, self.predicted, self.shares.shape[1])
 
     def as_json(self) -> dict:
         """Plain JSON types."""
@@ -60,7 +71,7 @@ class FinetuneResult:
     device: str
     seconds: float
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Measured]:
         """The measures of a single seed, or their means over several."""
         each = [one.values for one in self.repeats]
@@ -91,19 +102,22 @@ class FinetuneResult:
             "test": None if config.test else "a stratified fifth of TRAIN, not learned from",
             "ap": "mean over the classes, by probability"}
 
+    @cached_property
+    def per_class(self) -> dict:
+        """Class -> count, top1, precision, ap, for the first seed."""
+        first = self.repeats[0]
+        return per_class_json(self.classes, first.matrix, measures.class_precision(first.shares, first.truth)[0])
+
     def as_json(self) -> dict:
         """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
         first = self.repeats[0]
-        predicted = first.shares.argmax(axis=1)
-        matrix = measures.confusion(first.truth, predicted, len(self.classes))
-        ap = measures.class_precision(first.shares, first.truth)[0]
         solver = {"name": "torch SGD", "steps": [one.steps for one in self.repeats],
                   "last_loss": self.classifier.frozen.provenance["last_loss"]}
         name = "finetune, from scratch" if self.config.from_scratch else "finetune"
         made = Evaluation(
             "finetune", Protocol("finetune", self.settings), self.train, self.test, self.overlap,
-            [{name: one.as_json() for name, one in self.values.items()}], per_class_json(self.classes, matrix, ap),
-            (self.classes, matrix), {"top1": predicted == first.truth}, solver,
+            [{name: one.as_json() for name, one in self.values.items()}], self.per_class,
+            (self.classes, first.matrix), {"top1": first.predicted == first.truth}, solver,
             [one.as_json() for one in self.repeats], as_json(self.baselines), self.device, self.seconds).as_json()
         return {**made, "classifier": {"path": str(self.path), "fingerprint": self.classifier.fingerprint,
                                        "start": name}}
@@ -119,8 +133,6 @@ class FinetuneResult:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        notes = self.overlap.notes(False)
-        if unasked := sorted(set(self.classes) - set(self.test.names)):
-            notes.append(f"{len(unasked)} classes are only in the images learned from and are never right: "
-                         f"{', '.join(unasked[:5])}{' ...' if len(unasked) > 5 else ''}")
+        notes = [*self.overlap.notes(False),
+                 *notes_on_classes(set(self.classes), set(self.test.names), "training images", "test images")]
         return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value)]

@@ -8,7 +8,6 @@ the last.
 
 import copy
 import math
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +18,8 @@ from torch.nn import functional
 from mocoembed.config import FinetuneConfig
 from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.data.loader import ViewBatch, steps_per_epoch
-from mocoembed.errors import CollectionError, Interrupted, TrainingError, UsageError
-from mocoembed.evaluate.labelled import LabelledImages, training_batches
+from mocoembed.errors import Interrupted, TrainingError, UsageError
+from mocoembed.evaluate.labelled import LabelledImages, require_readable, training_batches
 from mocoembed.files import StopRequest
 from mocoembed.model.classifier_file import Classifier
 from mocoembed.model.encoder import Encoder
@@ -28,19 +27,10 @@ from mocoembed.model.encoder_file import FrozenEncoder, tool_provenance
 from mocoembed.model.precision import Compute
 from mocoembed.model.stages import Tuned, stages_of
 from mocoembed.train.checkpoint import load_newest, not_finite, require_resumable, save_checkpoint
-from mocoembed.train.guard import UNREADABLE_SHARE
 
 EPOCHS, LEAST_STEPS = 20, 50
 BATCH_OF_RATES = 256  # the batch that learning rates are given for
 SGD_MOMENTUM = 0.9
-
-
-def untrained(frozen: FrozenEncoder, seed: int) -> FrozenEncoder:
-    """An encoder of the same architecture with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = Encoder(frozen.encoder.spec)
-    return FrozenEncoder(encoder.eval().requires_grad_(False), frozen.transform, {"untrained": True, "seed": seed})
 
 
 def epochs_of(config: FinetuneConfig, images: int) -> int:
@@ -134,7 +124,7 @@ class FineTuning:
                                       "the same command again to continue.", stop.signal_number)
 
     def _one_step(self, batch: ViewBatch, note: Callable[[str], None]):
-        self._require_readable(batch, note)
+        require_readable(batch, self.images, self.unreadable, note)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * share_of_rate(self.step, self.steps)
         x = augmented(batch, self.how, self.compute.device, self.compute.dtype)
@@ -152,17 +142,6 @@ class FineTuning:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-
-    def _require_readable(self, batch: ViewBatch, note: Callable[[str], None]):
-        for failure in batch.failures:
-            if failure.row not in self.unreadable:
-                self.unreadable.add(failure.row)
-                path = os.fsdecode(self.images.listing.full_path(failure.row))
-                note(f"unreadable, replaced by the next image: {path!r}: {failure.error}: {failure.reason}")
-        if int(batch.rows.min()) < 0 or len(self.unreadable) > UNREADABLE_SHARE * len(self.images):
-            raise CollectionError(f"{len(self.unreadable)} of the {len(self.images)} images to learn from cannot be "
-                                  f"read, more than {UNREADABLE_SHARE:.0%}. Repair or remove them; they are named "
-                                  "above.")
 
     def classifier(self, provenance: dict) -> Classifier:
         """What has been learned, in float32."""

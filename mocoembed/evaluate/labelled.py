@@ -15,7 +15,6 @@ by the seed, and `encoded` shows to an encoder once, as it is tested.
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,20 +23,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mocoembed.config import FinetuneConfig, ProbeConfig
 from mocoembed.data.augmentation import Augmentation
 from mocoembed.data.evaluation import EvaluationTransform
-from mocoembed.data.facts import Failure
+from mocoembed.data.facts import REPLACED, UNKNOWN, Failure
 from mocoembed.data.images import NO_LABEL, Listing, scan
-from mocoembed.data.loader import Places, cores, evaluation_batches, view_batches, worker_count
+from mocoembed.data.loader import Places, ViewBatch, cores, evaluation_batches, view_batches, worker_count
 from mocoembed.data.workers import Batches
 from mocoembed.embed.store_writer import stable_ids
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate.folds import few_of_each, held_out, same_image
-from mocoembed.evaluate.sides import UNKNOWN, Side
+from mocoembed.evaluate.folds import few_labels_notes, few_of_each, held_out, same_image
+from mocoembed.evaluate.sides import Side
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.notes import say_nothing
+from mocoembed.train.guard import UNREADABLE_SHARE
 
 AT_A_TIME = 64  # images that are tested together
+TEST_SHARE = 0.2  # of the images, where no test images are given
 ONE_FOLDER_EACH = "Put the images into one folder per class."
 
 
@@ -107,6 +109,25 @@ def labelled_images(collection: str, what: str, note: Callable[[str], None] = sa
     return LabelledImages(pathlib.Path(collection), listing, names, digests_of(listing), unlabelled)
 
 
+def both_sides(config: ProbeConfig | FinetuneConfig, what: str,
+               note: Callable[[str], None]) -> tuple[LabelledImages, LabelledImages]:
+    """The images that may be learned from and those to test on, which share no image where both are parts of TRAIN.
+
+    `what` needs them, for an error. Raises what `labelled_images` and `require_comparable` raise.
+    """
+    assert config.train is not None  # the config has checked it
+    train = labelled_images(config.train, "TRAIN", note, config.exclude)
+    if config.test is None:
+        require_comparable(train, None, what)
+        train, test = split(train, TEST_SHARE, config.seed)
+    else:
+        test = labelled_images(config.test, "TEST", note, config.exclude)
+        require_comparable(train, test, what)
+    for text in few_labels_notes(train.names, config.labels):
+        note(text)
+    return train, test
+
+
 def digests_of(listing: Listing) -> np.ndarray:
     """(N,) V32: SHA-256 of every image's bytes, read by several threads; zeros where it cannot be read."""
     def digest(row: int) -> bytes:
@@ -158,6 +179,21 @@ def training_batches(images: LabelledImages, how: Augmentation, step: int, worke
     return view_batches(images.listing, how, places, worker_count(workers, len(images)), pin)
 
 
+def require_readable(batch: ViewBatch, images: LabelledImages, known: set[int], note: Callable[[str], None]):
+    """Name the images of a batch that cannot be read, each once; `known` are the rows of those that were named.
+
+    Raises `CollectionError` when they are more than a tenth, or when nothing stands in for one.
+    """
+    for failure in batch.failures:
+        if failure.row not in known:
+            known.add(failure.row)
+            note(failure.told(images.listing.full_path(failure.row), REPLACED))
+    if int(batch.rows.min()) < 0 or len(known) > UNREADABLE_SHARE * len(images):
+        raise CollectionError(f"{len(known)} of the {len(images)} images to learn from cannot be read, more than "
+                              f"{UNREADABLE_SHARE:.0%} or too many in a row. Repair or remove them; they are named "
+                              "above.")
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What an encoder made of every image, seen as in a test."""
@@ -170,8 +206,7 @@ class Encoded:
 
     def notes(self, images: LabelledImages) -> list[str]:
         """A line for every image that cannot be read."""
-        return [f"unreadable, left out: {os.fsdecode(images.listing.full_path(one.row))!r}: {one.error}: {one.reason}"
-                for one in self.failures]
+        return [one.told(images.listing.full_path(one.row), "left out") for one in self.failures]
 
 
 def encoded(images: LabelledImages, transform: EvaluationTransform, encode: Callable[[torch.Tensor], torch.Tensor],

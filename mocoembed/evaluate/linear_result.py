@@ -1,6 +1,7 @@
 """What `mocoembed linear` measured, as a table, notes and JSON."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from mocoembed.evaluate.logistic import FLOOR, PENALTIES, TOLERANCE
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
-from mocoembed.evaluate.sides import Overlap, Side
+from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,27 @@ class LinearResult:
         chosen = {"penalty": [one.fit.penalty for one in classifiers]} if len(grid) > 1 else {}
         return Protocol("linear", settings, chosen, classifiers[0].tried, any(edges) if edges else None)
 
-    def as_json(self) -> dict:
-        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
+    @property
+    def first(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Q,) int64 classes and (Q, C) float32 probabilities of the first seed's test rows, fold after fold."""
         truth, shares = (np.concatenate([getattr(one, name) for one in self.repeats[0]])
                          for name in ("truth", "shares"))
-        matrix = measures.confusion(truth, shares.argmax(axis=1), len(self.classes))
-        ap = measures.class_precision(shares, truth)[0]
+        return truth, shares
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(C, C) int64: true class x predicted class, for the first seed."""
+        truth, shares = self.first
+        return measures.confusion(truth, shares.argmax(axis=1), len(self.classes))
+
+    @cached_property
+    def per_class(self) -> dict:
+        """Class -> count, top1, precision, ap, for the first seed."""
+        truth, shares = self.first
+        return per_class_json(self.classes, self.matrix, measures.class_precision(shares, truth)[0])
+
+    def as_json(self) -> dict:
+        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
         solver = {"name": "torch LBFGS, strong Wolfe, float64", "fits": len(self.fits),
                   "iterations": sum(one["iterations"] for one in self.fits),
                   "gradient_norm": max(one["gradient_norm"] for one in self.fits),
@@ -108,7 +124,7 @@ class LinearResult:
         return Evaluation(
             "linear", self.protocol, self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}],
-            per_class_json(self.classes, matrix, ap), (self.classes, matrix), {"top1": self.outcomes()}, solver,
+            self.per_class, (self.classes, self.matrix), {"top1": self.outcomes()}, solver,
             [one.as_json() for folds in self.repeats for one in folds], as_json(self.baselines),
             str(self.train.vectors.device), self.seconds).as_json()
 
@@ -136,12 +152,7 @@ class LinearResult:
                                                                       ("test file", self.test)]
         notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
                  for name, side in sides if side.unlabelled]
-        learned, asked = set(self.train.names), set(self.test.names)
-        for only, what in ((asked - learned, "test file and count as wrong"),
-                           (learned - asked, "training file and are never right")):
-            if only:
-                notes.append(f"{len(only)} classes are only in the {what}: "
-                             f"{', '.join(sorted(only)[:5])}{' ...' if len(only) > 5 else ''}")
+        notes += notes_on_classes(set(self.train.names), set(self.test.names), "training file", "test file")
         notes += self._notes_on_copies()
         if self.protocol.at_edge:
             notes.append("a penalty at the edge of those tried was chosen; others may do better (--penalty)")

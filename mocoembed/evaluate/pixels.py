@@ -13,10 +13,11 @@ import numpy as np
 
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.shards import read_path
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate.sides import UNKNOWN, Side
+from mocoembed.evaluate.sides import Side
 
 AT_A_TIME = 64  # images
 SIZE = 32  # of the shorter side, and of the crop from the middle

@@ -7,7 +7,6 @@ images are shown once, after that.
 """
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -22,16 +21,15 @@ from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.loader import ViewBatch, steps_per_epoch
 from mocoembed.errors import CollectionError, TrainingError
-from mocoembed.evaluate.folds import few_labels_notes, held_out
+from mocoembed.evaluate.folds import held_out
 from mocoembed.evaluate.frozen_backbone import FrozenBackbone
 from mocoembed.evaluate.heads import Heads, set_rates
 from mocoembed.evaluate.labelled import (
     Encoded,
     LabelledImages,
+    both_sides,
     encoded,
-    labelled_images,
-    require_comparable,
-    split,
+    require_readable,
     training_batches,
     with_few_labels,
 )
@@ -51,7 +49,6 @@ from mocoembed.workspace import Workspace
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 CPU = torch.device("cpu")
 WHAT = "linear classification"
-TEST_SHARE = 0.2  # of the images, where no test images are given
 EXECUTION = ("workspace", "workers", "fresh", "device", "train", "test", "encoder", "exclude")  # not in a run's name
 
 
@@ -65,7 +62,8 @@ def probe_accuracy(config: ProbeConfig, progress: Callable[[int, int], None] = l
     process does the same, `Interrupted` after a signal, when all is saved.
     """
     begun = time.perf_counter()
-    train, test = sides(config, note)
+    train, test = both_sides(config, WHAT, note)
+    train = with_few_labels(train, config.labels, config.seed)
     frozen = open_encoder(config.encoder, Workspace(config.workspace), note)
     backbone = FrozenBackbone(frozen, Compute.of(config.device, "fp32"))
     folder = run_folder(config, train, frozen)
@@ -87,27 +85,11 @@ def probe_accuracy(config: ProbeConfig, progress: Callable[[int, int], None] = l
                        found_overlap(learned, asked, chosen.vectors is not None), time.perf_counter() - begun)
 
 
-def sides(config: ProbeConfig, note: Callable[[str], None]) -> tuple[LabelledImages, LabelledImages]:
-    """The images to learn from and those to test on, which share no image where both are parts of TRAIN."""
-    assert config.train is not None  # the config has checked it
-    train = labelled_images(config.train, "TRAIN", note, config.exclude)
-    if config.test is None:
-        require_comparable(train, None, WHAT)
-        train, test = split(train, TEST_SHARE, config.seed)
-    else:
-        test = labelled_images(config.test, "TEST", note, config.exclude)
-    for text in few_labels_notes(train.names, config.labels):
-        note(text)
-    train = with_few_labels(train, config.labels, config.seed)
-    require_comparable(train, test, WHAT)
-    return train, test
-
-
 def run_folder(config: ProbeConfig, train: LabelledImages, frozen: FrozenEncoder) -> pathlib.Path:
     """Where the state is kept: its name depends on all that changes what is learned."""
     learned = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     learned.update(train=train.identity, encoder=frozen.fingerprint(), lr=list(config.rates))
-    return Workspace(config.workspace).root / "linear" / f"{config.protocol}-{sha256_json(learned)[:12]}"
+    return Workspace(config.workspace).probes / f"{config.protocol}-{sha256_json(learned)[:12]}"
 
 
 def augmentation(config: ProbeConfig, transform: EvaluationTransform) -> Augmentation:
@@ -151,6 +133,7 @@ class Probe:
         self.heads.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self.sums = state["step"], state["losses"], state["sums"]
+        self.unreadable = set(state["unreadable"])
         self.done = self.images_per_epoch * self.step // self.steps_per_epoch
         self.note(f"going on after step {self.step} of {self.steps_per_epoch * self.how.epochs} ({self.folder})")
 
@@ -159,7 +142,7 @@ class Probe:
         save_checkpoint(self.folder, {
             "step": self.step, "epoch": self.step // self.steps_per_epoch, "config": to_dict(self.config),
             "model": self.heads.state_dict(), "optimizer": self.optimizer.state_dict(), "losses": self.losses,
-            "sums": self.sums})
+            "sums": self.sums, "unreadable": sorted(self.unreadable)})
 
     def learn(self):
         """All steps to the last one."""
@@ -178,7 +161,7 @@ class Probe:
 
     def learn_from(self, batch: ViewBatch):
         """One step of all classifiers."""
-        self.tell_unreadable(batch)
+        require_readable(batch, self.train, self.unreadable, self.note)
         device, rows = self.backbone.compute.device, batch.rows.tolist()
         x = self.backbone.features(augmented(batch, self.how, device, self.backbone.compute.dtype))
         y = self.train.classes(rows, self.known).to(device)
@@ -196,17 +179,6 @@ class Probe:
             self.losses.append((self.sums / self.steps_per_epoch).tolist())
             self.sums = torch.zeros_like(self.sums)
         self.count(len(rows))
-
-    def tell_unreadable(self, batch: ViewBatch):
-        """Name what cannot be read, each image once; `CollectionError` where nothing stands in for it."""
-        for failure in batch.failures:
-            if failure.row not in self.unreadable:
-                self.unreadable.add(failure.row)
-                path = os.fsdecode(self.train.listing.full_path(failure.row))
-                self.note(f"unreadable, replaced by the next image: {path!r}: {failure.error}: {failure.reason}")
-        if int(batch.rows.min()) < 0:
-            raise CollectionError(f"Too many images of {self.train.path} in a row cannot be read; they are named "
-                                  "above. Repair or remove them.")
 
     def count(self, images: int):
         """Report the progress."""

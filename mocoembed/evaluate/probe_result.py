@@ -1,6 +1,7 @@
 """What `mocoembed linear --protocol ...` measured, as a table, notes and JSON."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mocoembed.evaluate.heads import MOMENTUM
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import HELD_OUT
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
-from mocoembed.evaluate.sides import Overlap, Side
+from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 
 SCHEDULES = {"steps": "x 0.1 after 60 % and 80 % of the epochs", "cosine-epochs": "cosine to 0, once an epoch",
              "cosine-steps": "cosine to 0.001 of it, every step"}
@@ -54,7 +55,7 @@ class ProbeResult:
     overlap: Overlap
     seconds: float
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Measured]:
         """top1, top5 (six classes or more), balanced, ap."""
         return measures.of_classifier(self.truth, self.shares, len(self.classes))
@@ -105,17 +106,29 @@ class ProbeResult:
                              "batchnorm_layers": now.layers, "batchnorm_before": before.statistics,
                              "batchnorm_after": now.statistics, "unchanged": now == before}}
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """(Q,) int64: the most probable class of each test image."""
+        return self.shares.argmax(axis=1)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(C, C) int64: true class x predicted class."""
+        return measures.confusion(self.truth, self.predicted, len(self.classes))
+
+    @cached_property
+    def per_class(self) -> dict:
+        """Class -> count, top1, precision, ap."""
+        return per_class_json(self.classes, self.matrix, measures.class_precision(self.shares, self.truth)[0])
+
     def as_json(self) -> dict:
         """The schema of all evaluations."""
-        predicted = self.shares.argmax(axis=1)
-        matrix = measures.confusion(self.truth, predicted, len(self.classes))
-        ap = measures.class_precision(self.shares, self.truth)[0]
         chosen = {"lr": self.lr, "held_out": self.chosen.held_out} if self.chosen.tried else {}
         protocol = Protocol(f"linear, {self.config.protocol}", self.settings, chosen, self.chosen.tried, self.at_edge)
         return Evaluation(
             "linear", protocol, self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}],
-            per_class_json(self.classes, matrix, ap), (self.classes, matrix), {"top1": predicted == self.truth},
+            self.per_class, (self.classes, self.matrix), {"top1": self.predicted == self.truth},
             self.solver(), baselines=as_json(self.baselines), device=str(self.backbone.compute.device),
             seconds=self.seconds).as_json()
 
@@ -128,10 +141,8 @@ class ProbeResult:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        notes = self.overlap.notes(False)
-        if unasked := sorted(set(self.classes) - set(self.test.names)):
-            notes.append(f"{len(unasked)} classes are only in the training images and are never right: "
-                         f"{', '.join(unasked[:5])}{' ...' if len(unasked) > 5 else ''}")
+        notes = [*self.overlap.notes(False),
+                 *notes_on_classes(set(self.classes), set(self.test.names), "training images", "test images")]
         if self.at_edge:
             notes.append(f"lr {self.lr:g} at the edge of those tried was chosen; others may do better (--lr)")
         return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value)]

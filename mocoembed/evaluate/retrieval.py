@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mocoembed.config import RetrievalConfig
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.evaluate import baselines, measures, ranked
@@ -173,7 +174,7 @@ def read(config: RetrievalConfig) -> tuple[Side, Side, Pairs | None]:
         require_classes(bank, queries, "retrieval")
     if config.exclude_identical:
         for side in (bank, queries):
-            if not (side.digests != np.void(bytes(32))).any():
+            if not (side.digests != np.void(UNKNOWN)).any():
                 raise UsageError(f"--exclude-identical: {side.path} does not know the bytes of its images, as its "
                                  "vectors come from another tool. Leave the option out.")
     return bank, queries, pairs
@@ -226,7 +227,7 @@ class Task:
             out[np.arange(len(out)), own] = True  # with pairs, the bank has every row of the file
         if self.exclude_identical:
             for place, digest in enumerate(self.queries.digests[rows]):
-                if digest != np.void(bytes(32)):
+                if digest != np.void(UNKNOWN):
                     out[place] |= self.bank.digests == digest
         return out
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
@@ -24,7 +25,6 @@ from mocoembed.search.threshold import LEAST_ROWS, Threshold, choose_threshold
 
 BLOCK = 8192  # rows read at a time
 WORKING = 1 << 30  # bytes that evaluating vectors takes which stay in their file
-UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,16 @@ def require_classes(bank: Side, queries: Side, what: str):
     if len({*bank.names, *queries.names}) == 1:
         raise CollectionError(f"{bank.path} has one class, {bank.names[0]!r}; {what} needs two or more. Put the images "
                               "into one folder per class and embed them again.")
+
+
+def notes_on_classes(learned: set[str], asked: set[str], train: str, test: str) -> list[str]:
+    """A line on the classes that only one side has; `train` and `test` are what the sides are called."""
+    found = []
+    for only, what in ((asked - learned, f"{test} (counted as wrong)"), (learned - asked, f"{train} (never right)")):
+        if only:
+            found.append(f"{len(only)} class{'es are' if len(only) > 1 else ' is'} only in the {what}: "
+                         f"{', '.join(sorted(only)[:5])}{' ...' if len(only) > 5 else ''}")
+    return found
 
 
 def shared_bytes(queries: Side, bank: Side, leave_one_out: bool) -> np.ndarray:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mocoembed.checks import is_gpu
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.evaluate.sides import Side
 from mocoembed.knn import nearest, neighbours
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import index_by_cosine, told
-from mocoembed.search.on_gpu import is_gpu, move
+from mocoembed.search.on_gpu import move
 
 AT_ONCE = 1 << 22  # neighbours that are looked for at a time
 

@@ -6,6 +6,7 @@ drawn as before a pretraining, by a fixed seed, and BatchNorm has the statistics
 
 import torch
 
+from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.evaluate.pixels import images_of
 from mocoembed.evaluate.sides import Side
@@ -31,12 +32,12 @@ def cost(found: dict) -> int:
     return multiplications(EncoderSpec(**found["encoder"]), transform_of(found).crop)
 
 
-def random_encoder(found: dict) -> FrozenEncoder:
-    """An encoder of this description with the weights of before a pretraining, the same every time."""
+def random_encoder(spec: EncoderSpec, transform: EvaluationTransform, seed: int) -> FrozenEncoder:
+    """An encoder of this architecture with the weights of before a pretraining, the same for every seed."""
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(SEED)
-        encoder = Encoder(EncoderSpec(**found["encoder"]))
-    return FrozenEncoder(encoder.eval().requires_grad_(False), transform_of(found), {"seed": SEED})
+        torch.manual_seed(seed)
+        encoder = Encoder(spec)
+    return FrozenEncoder(encoder.eval().requires_grad_(False), transform, {"untrained": True, "seed": seed})
 
 
 def untrained(found: dict, side: Side) -> torch.Tensor:
@@ -44,7 +45,7 @@ def untrained(found: dict, side: Side) -> torch.Tensor:
 
     Raises `CollectionError` for an image that has gone, cannot be read or has changed.
     """
-    frozen = random_encoder(found)
+    frozen = random_encoder(EncoderSpec(**found["encoder"]), transform_of(found), SEED)
     embed = Embedder(frozen, Compute.of(str(side.vectors.device), "fp32"), side.features, True)
     return torch.cat([embed(torch.from_numpy(pixels).permute(0, 3, 1, 2))
                       for pixels in images_of(side, frozen.transform)])

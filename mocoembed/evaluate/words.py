@@ -2,6 +2,7 @@
 
 WORDS = {"top1": "top-1", "top5": "top-5", "majority": "majority", "balanced": "balanced", "ap": "AP",
          "map": "mAP", "map_at_r": "mAP@R", "r_precision": "R-precision", "rankme": "RankMe"}
+CLASSIFIED = ("top1", "top5", "majority", "balanced", "ap")  # measures of classifiers, in the order of tables
 TASKS = {"knn": "kNN accuracy", "linear": "Linear classification", "retrieval": "Retrieval",
          "rankme": "Without labels", "finetune": "Fine-tuning"}
 

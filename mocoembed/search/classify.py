@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mocoembed.checks import is_gpu
 from mocoembed.config import ClassifyConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import CollectionError, MocoembedError
@@ -102,7 +103,7 @@ def network_of(config: ClassifyConfig, path: pathlib.Path, fingerprint: str, not
     told why, and the workspace gets one for the next time.
     """
     kept = Workspace(config.workspace).classifier_of(fingerprint).with_suffix(".onnx")
-    if config.torch or config.device not in ("auto", "cpu"):
+    if config.torch or is_gpu(config.device):
         return _TorchNetwork(path, config.device)
     problem = f"{path} has no ONNX graph."
     for graph in dict.fromkeys((path.with_suffix(".onnx"), kept)):

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mocoembed.checks import is_gpu
 from mocoembed.config import DuplicatesConfig
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.images import require_root
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
@@ -24,11 +26,11 @@ from mocoembed.memory import within_memory
 from mocoembed.search.build import require_vectors
 from mocoembed.search.encoding import require_device
 from mocoembed.search.faiss_index import FaissIndex
-from mocoembed.search.groups import UNKNOWN, Group, groups_of, unit
+from mocoembed.search.groups import Group, groups_of, unit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.kinds import ID_BYTES, WORKING_BYTES
 from mocoembed.search.matching import index_by_cosine, told
-from mocoembed.search.on_gpu import GpuVectors, is_gpu, move
+from mocoembed.search.on_gpu import GpuVectors, move
 from mocoembed.search.threshold import Threshold, choose_threshold
 from mocoembed.workspace import Workspace
 

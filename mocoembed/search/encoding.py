@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mocoembed.checks import is_gpu
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.embed.npy import is_foreign
 from mocoembed.errors import MismatchError, MocoembedError, UsageError
@@ -52,7 +53,7 @@ class Made(Protocol):
 
 def require_device(device: str):
     """Raise `UsageError` for a device that this machine does not have."""
-    if device not in ("auto", "cpu"):
+    if is_gpu(device):
         from mocoembed.model.precision import Compute
 
         Compute.of(device, "fp32")
@@ -75,7 +76,7 @@ def query_encoder(config, workspace: Workspace, index: Described, file: Made,
                          "embed a query image with.\n"
                          "Search by images of the collection (--row N), or embed it with mocoembed embed.")
     graph = workspace.graph_of(wanted)
-    if config.encoder is None and not config.torch and config.device in ("auto", "cpu") and file.precision in EXACT:
+    if config.encoder is None and not config.torch and not is_gpu(config.device) and file.precision in EXACT:
         try:
             return GraphEncoder(graph, wanted, features, normalized)
         except FileNotFoundError:

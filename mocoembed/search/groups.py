@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
 
-UNKNOWN = bytes(32)  # digest of an image whose bytes nobody has read
 ROWS_AT_ONCE = 4096  # whose facts are read together: group by group it takes milliseconds each
 
 

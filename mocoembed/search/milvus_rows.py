@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mocoembed.data.deep import shown_range
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.images import NO_LABEL
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError
-from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.milvus import ABOUT, LONGEST_TEXT, PART
 from mocoembed.version import __version__
 

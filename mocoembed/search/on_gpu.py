@@ -26,11 +26,6 @@ MOST = 2048  # candidates, or lists, that FAISS looks for on a GPU
 TILE_ROWS, TILE_COLUMNS = 2048, 8192  # compared at a time when all rows are compared with all
 
 
-def is_gpu(device: str) -> bool:
-    """Whether an option `--device` asks for a GPU; `auto` is the CPU, as loading torch takes longer than a search."""
-    return device not in ("auto", "cpu")
-
-
 class GpuVectors:
     """The vectors of an embeddings file in a GPU's memory, uploaded when they are first looked at."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mocoembed.checks import is_gpu
 from mocoembed.config import SearchConfig
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
@@ -32,7 +33,7 @@ from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both
-from mocoembed.search.on_gpu import GpuVectors, is_gpu, source_on
+from mocoembed.search.on_gpu import GpuVectors, source_on
 from mocoembed.search.queries import Region, decoded, is_one, is_vector, read_bytes, shown
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold

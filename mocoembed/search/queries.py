@@ -11,12 +11,12 @@ import numpy as np
 
 from mocoembed.data.decode import MAX_BYTES, EncodedImage
 from mocoembed.data.deep import ValueRange
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.given import GivenImage
 from mocoembed.data.images import scan
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UnreadableImage, UsageError
-from mocoembed.search.duplicates import UNKNOWN
 
 STANDARD_INPUT = "-"
 NOTHING = 1e-6  # length of a vector of which nothing is left

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.search.duplicates import UNKNOWN, unit
+from mocoembed.search.duplicates import unit
 from mocoembed.search.exact import ExactRows
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together

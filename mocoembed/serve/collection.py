@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.images import NO_LABEL
 from mocoembed.errors import UsageError
-from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.search.exact import NoIndex
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import Hit

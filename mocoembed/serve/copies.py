@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.memory import within_memory
 from mocoembed.search.build import require_vectors
 from mocoembed.search.duplicates import (
     PAIR_BYTES,
-    UNKNOWN,
     Components,
     group_of,
     how_compared,

@@ -9,9 +9,9 @@ import os
 import threading
 from collections import OrderedDict
 
+from mocoembed.data.facts import UNKNOWN
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.data.thumbnail import QUALITY, SIDE, jpeg
-from mocoembed.search.duplicates import UNKNOWN
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection
 from mocoembed.serve.thumbnail_files import ThumbnailFiles

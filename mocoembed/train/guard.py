@@ -1,11 +1,10 @@
 """What ends or warns of a bad pretraining, agreed on by all ranks before a step changes the weights."""
 
 import collections
-import os
 
 import torch
 
-from mocoembed.data.facts import Failure
+from mocoembed.data.facts import REPLACED, Failure
 from mocoembed.data.loader import ViewBatch
 from mocoembed.errors import CollectionError, TrainingError
 
@@ -57,8 +56,7 @@ class Guard:
             if failure.row not in self.unreadable:
                 self.unreadable[failure.row] = failure
                 if aloud:
-                    path = os.fsdecode(self.listing.paths[failure.row])
-                    self.note(f"unreadable, replaced by the next image: {path!r}: {failure.error}: {failure.reason}")
+                    self.note(failure.told(self.listing.paths[failure.row], REPLACED))
 
     def _unreadable(self, in_a_row: bool) -> CollectionError | None:
         if not in_a_row and len(self.unreadable) <= UNREADABLE_SHARE * len(self.listing):
