@@ -127,3 +127,56 @@ def test_twice_the_images_take_less_than_twice_the_time():
         assert 1.3 < 2 * wanted_epochs(2 * images) / wanted_epochs(images) < 1.5
     assert wanted_epochs(1) == wanted_epochs(10)
     assert wanted_epochs(10**9) == 1
+
+
+def bytes_of(recipe, settings):
+    """About that of a ResNet: with the images of the smallest part, the area of a view, and the width."""
+    config = PretrainConfig.of(recipe, "images", **settings)
+    return int(config.batch_size // config.bn_groups * config.image_size**2 * 1000 * config.width)
+
+
+def within(memory, images=800, side=500, gpu=True, processes=1, **given):
+    choice = choose(Facts(images, side, gpu, 2, processes, memory), given, cost, RESNETS, bytes_of)
+    return PretrainConfig.of(choice.recipe, "images", **choice.settings), choice
+
+
+MEMORIES = [  # memory in MB -> batch, groups, side, width
+    (4_000, (64, 1, 224, 1.0)), (2_000, (64, 2, 224, 1.0)), (1_000, (64, 2, 160, 1.0)), (250, (64, 2, 64, 1.0)),
+    (100, (64, 2, 64, 0.5)), (30, (32, 2, 64, 0.25))]
+
+
+@pytest.mark.parametrize(("memory", "expected"), MEMORIES)
+def test_less_memory_gets_finer_groups_then_smaller_views_then_less_width_then_a_smaller_batch(memory, expected):
+    config, choice = within(memory * 10**6)
+    assert (config.batch_size, config.bn_groups, config.image_size, config.width) == expected
+    assert bytes_of(choice.recipe, choice.settings) <= 0.85 * memory * 10**6
+    assert config.lr == pytest.approx(0.06 * config.batch_size / 64)
+    assert any("available" in line for line in choice.reasons) == (memory < 4_000)
+
+
+def test_memory_that_is_not_known_or_plenty_changes_nothing():
+    assert within(None)[1] == within(10**12)[1] == choose(Facts(800, 500, True, 2, 1), {}, cost, RESNETS)
+
+
+def test_what_was_given_stays_even_where_the_memory_is_too_small():
+    config, choice = within(10**6, batch_size=64, bn_groups=1, image_size=224, width=1.0, arch="resnet18")
+    assert (config.batch_size, config.bn_groups, config.image_size, config.width) == (64, 1, 224, 1.0)
+    assert any("nothing smaller goes with what was given" in line for line in choice.reasons)
+
+
+@pytest.mark.parametrize("images", [800, 1_281_167])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("memory", [10**5, 10**8, 10**9])
+@pytest.mark.parametrize("given", [{}, {"batchnorm": "sync"}, {"dictionary": "end-to-end"}, {"bn_groups": 6}])
+def test_every_choice_for_a_memory_is_valid(images, processes, memory, given):
+    config, _ = within(memory, images, processes=processes, **given)
+    assert config.batch_size % config.bn_groups == config.batch_size % processes == 0
+    assert config.batchnorm == "sync" or config.bn_groups % processes == 0
+    assert config.batch_size >= 2 * config.bn_groups
+
+
+def test_a_published_recipe_that_does_not_fit_is_said_to_be_changed():
+    config, choice = within(10**9, images=1_281_167)
+    assert config.image_size == 160  # 32 images at 224 pixels would take 1.6 GB
+    assert choice.settings == {"image_size": 160}
+    assert "views of 160 pixels" in choice.reasons[1]

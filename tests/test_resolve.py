@@ -10,11 +10,15 @@ from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import scan
 from mocoembed.errors import UsageError
+from mocoembed.memory import GIB, shown
 from mocoembed.model.cost import multiplications, work
 from mocoembed.model.encoder import EncoderSpec
+from mocoembed.model.precision import Compute
 from mocoembed.train.loop import pretrain
+from mocoembed.train.memory_plan import least_needed, plan
 from mocoembed.train.monitor import Watcher
-from mocoembed.train.resolve import command_of, resolved
+from mocoembed.train.resolve import Machine, command_of, resolved
+from mocoembed.train.run import set_up
 
 TINY = ["--width", "0.125", "--epochs", "2", "--workers", "0"]
 
@@ -58,10 +62,10 @@ def test_a_start_from_other_weights_brings_its_network(tmp_path, images, workspa
 
 def test_fields_that_differ_from_the_defaults_count_as_given(images):
     listing = scan(str(images))
-    plain, _ = resolved(PretrainConfig(str(images), epochs=3, bn_groups=2), listing, False, 1)
+    plain, _ = resolved(PretrainConfig(str(images), epochs=3, bn_groups=2), listing, Machine())
     assert (plain.epochs, plain.bn_groups, plain.batch_size) == (3, 2, 24)
     assert plain.queue_size == 16  # not the default, which nobody gave
-    given, _ = resolved(PretrainConfig.of("auto", str(images), queue_size=65536), listing, False, 1)
+    given, _ = resolved(PretrainConfig.of("auto", str(images), queue_size=65536), listing, Machine())
     assert given.queue_size == 65536
 
 
@@ -91,15 +95,53 @@ def test_two_processes_agree(tmp_path, images):
     assert sum(line.startswith("--recipe auto") for line in notes) == 1
 
 
+def test_little_memory_gets_a_smaller_network_and_the_command_says_so(images):
+    listing, config = scan(str(images)), PretrainConfig.of("auto", str(images), image_size=96)
+    plenty, said = resolved(config, listing, Machine(memory=64 * GIB))
+    assert said[0].endswith("cores, 64.00 GiB available")
+    assert not any("and 64.00 GiB are available" in line for line in said)
+    most = least_needed(plenty, 24, 1, 0, on_cpu=True)
+    chosen, said = resolved(config, listing, Machine(memory=most))
+    assert least_needed(chosen, 24, 1, 0, on_cpu=True) < 0.85 * most
+    (line,) = [line for line in said if "it would take" in line]
+    assert line.startswith(f"  it would take {shown(most)} even computed in the smallest parts, and {shown(most)} are")
+    assert (chosen.image_size, chosen.epochs) == (96, plenty.epochs)  # what was given stays
+    assert f"--width {chosen.width}" in said[-1]
+
+
+def test_the_memory_that_is_estimated_without_a_trial_is_about_what_a_trial_measures(images, monkeypatch):
+    """On a CPU, where both count the same tensors; the estimate has the encoders and the queue besides."""
+    config = PretrainConfig.of("small", str(images), device="cpu", mask_same_image=False)
+    training = set_up(config, Compute.of("cpu", "fp32"), 24)
+    by_trial = plan(training, 0, lambda text: None).needed(1)
+    weights = sum(4 * one.numel() for one in training.method.encoder_q.parameters())
+    assert least_needed(config, 24, 1, 0, on_cpu=True) == by_trial + 2 * weights + 4 * 128 * 512
+
+
+def test_a_whole_run_where_the_first_choice_would_not_fit(images, tmp_path, monkeypatch):
+    """The memory that `auto` and the plan of a step see is limited: `auto` chooses what the plan then accepts."""
+    config = PretrainConfig.of("auto", str(images), workspace=str(tmp_path), arch="resnet18", image_size=64, epochs=1,
+                               workers=0, device="cpu", stem="7x7s2-pool")
+    wide, _ = resolved(config, scan(str(images)), Machine())
+    limit = least_needed(wide, 24, 1, 0, on_cpu=True)
+    monkeypatch.setattr("mocoembed.train.memory_plan.available_memory", lambda sharing=1: limit)
+    notes, begun = [], []
+    assert pretrain(config, Watcher(note=notes.append, begin=begun.append)).steps == 1
+    assert begun[0].width < wide.width
+    assert any("it would take" in line for line in notes)
+    assert any(line.startswith("memory: ") for line in notes)
+
+
 def test_settings_that_do_not_go_together_are_refused(images):
     with pytest.raises(UsageError, match="--bn-groups 5: must be a divisor of --batch-size 12"):
         PretrainConfig.of("auto", str(images), batch_size=12, bn_groups=5)
     with pytest.raises(UsageError, match="--bn-groups 4: must be a multiple of the 3 processes"):
-        resolved(PretrainConfig.of("auto", str(images), batch_size=12, bn_groups=4), scan(str(images)), False, 3)
+        resolved(PretrainConfig.of("auto", str(images), batch_size=12, bn_groups=4), scan(str(images)),
+                 Machine(processes=3))
 
 
 def test_a_resolved_config_is_recorded_as_if_it_had_been_typed(images):
-    config, _ = resolved(PretrainConfig.of("auto", str(images)), scan(str(images)), False, 1)
+    config, _ = resolved(PretrainConfig.of("auto", str(images)), scan(str(images)), Machine())
     assert to_dict(config)["given"] == []
     assert (config.recipe, config.cache) == ("cifar10", "ram")
 

@@ -6,11 +6,12 @@ the rule has not been tried.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import FROM_INIT
+from mocoembed.memory import shown
 from mocoembed.notes import about, counted
 
 PUBLISHED_FROM = 100_000  # images, from which a GPU runs a published recipe as it is
@@ -26,6 +27,10 @@ WARMUP_SHARE, LONGEST_WARMUP = 0.1, 5.0  # of the epochs; epochs
 # Networks for a CPU, from the costly to the cheap: (width of a ResNet-18, side of a view).
 LADDER = ((1.0, 128), (1.0, 96), (0.5, 96), (0.5, 64), (0.25, 64))
 LADDER_OF_SMALL_IMAGES = ((1.0, 32), (0.5, 32), (0.25, 32))
+# What is tried, in this order, when not even one BatchNorm group at a time fits into the memory.
+SMALLEST_GROUP = 32  # images, as in MoCo v2: 256 in 8 groups
+SMALLER_SIDES, SMALLER_WIDTHS, SMALLEST_BATCH = (160, 128, 96, 64), (0.5, 0.25), 8
+ROOM = 0.85  # of the memory, which what is estimated without a trial may take
 # Of one core of an Intel Xeon (Emerald Rapids). A step is four forward passes of an image; the rest are its views.
 MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 35e9, 0.001
 MORE_CORES = 0.8  # of a core, that each core after the first adds
@@ -34,6 +39,8 @@ SECONDS_AN_EPOCH, SECONDS_TO_SAVE = 0.05, 0.4
 
 Cost = Callable[[str, float, str, int], int]
 """(arch, width, stem, image size) -> multiplications of a forward pass of one image."""
+Needed = Callable[[str, dict[str, Any]], int]
+"""(recipe, settings) -> bytes of a process with as few BatchNorm groups at a time as can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Facts:
     cores: int
     """Processor cores of this machine that may be used."""
     processes: int
+    memory: int | None = None
+    """Bytes that one process may take on its device; `None` where the system does not say."""
 
     @property
     def small(self) -> bool:
@@ -91,7 +100,8 @@ class _Plan:
         return {**{name: value for name, value in self.chosen.items() if self.preset[name] != value}, **self.given}
 
 
-def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, ...]) -> Choice:
+def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, ...],
+           needed: Needed = lambda recipe, settings: 0) -> Choice:
     """The settings for these facts. Those that were `given` stay, and the others go with them.
 
     `resnets`: the architectures that take a width and a stem.
@@ -99,12 +109,14 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     plan = _Plan("cifar10" if facts.small else "moco-v2" if facts.published else "small", facts, given)
     if facts.published:
         _choose_batch(plan, plan.preset["batch_size"])
-        return Choice(plan.recipe, plan.settings(), [f"as published for many images on GPUs: {plan.recipe}"])
+        reasons = [f"as published for many images on GPUs: {plan.recipe}", *_fit_memory(plan, resnets, needed)]
+        return Choice(plan.recipe, plan.settings(), reasons)
     _choose_batch(plan, next(batch for fewer_than, batch in BATCHES if facts.images < fewer_than))
     network = _choose_network(plan, cost, resnets)
     _choose_dictionary(plan)
+    for_memory = _fit_memory(plan, resnets, needed)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
-    reasons = [network, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
+    reasons = [network, *for_memory, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
     if facts.images < FEW_FOR_SCRATCH and not given.get("init"):
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "
                        "better (mocoembed embed IMAGES --encoder moco-v2-800ep; docs/own-images.md)")
@@ -168,6 +180,41 @@ def _choose_dictionary(plan: _Plan) -> None:
     if plan["dictionary"] == "memory-bank":
         size = max(1, min(size, images - plan["batch_size"]))
     plan.put({"queue_size": size})
+
+
+def _fit_memory(plan: _Plan, resnets: tuple[str, ...], needed: Needed) -> list[str]:
+    """Choose less until a step fits with few BatchNorm groups at a time, which changes no result; say what and why."""
+    memory = plan.facts.memory
+    if memory is None or (asked := needed(plan.recipe, plan.settings())) <= ROOM * memory:
+        return []
+    before, least = dict(plan.chosen), asked
+    for values in _smaller(plan, resnets):
+        plan.put(values)
+        if (least := needed(plan.recipe, plan.settings())) <= ROOM * memory:
+            break
+    less = [text for name, text in (("image_size", "views of {} pixels"), ("width", "width {:g}"),
+                                    ("batch_size", "batch {}"), ("bn_groups", "{} BatchNorm groups"))
+            if plan[name] != {**plan.preset, **before, **plan.given}[name] for text in [text.format(plan[name])]]
+    return [f"it would take {shown(asked)} even computed in the smallest parts, and {shown(memory)} are available: "
+            + (", ".join(less) or "nothing smaller goes with what was given")
+            + (f" ({shown(least)})" if less else "")]
+
+
+def _smaller(plan: _Plan, resnets: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """What to choose one after another: finer groups, smaller views, narrower networks, smaller batches."""
+    facts, batch = plan.facts, plan["batch_size"]
+    if plan["dictionary"] != "end-to-end" and plan["batchnorm"] != "sync":
+        yield from ({"bn_groups": groups} for groups in range(plan["bn_groups"] + 1, batch // SMALLEST_GROUP + 1)
+                    if batch % groups == 0 and groups % facts.processes == 0)
+    if plan["arch"] in (*resnets, FROM_INIT):
+        yield from ({"image_size": side} for side in SMALLER_SIDES if side < plan["image_size"])
+    if plan["arch"] in resnets:
+        yield from ({"width": width} for width in SMALLER_WIDTHS if width < plan["width"])
+    while "batch_size" not in plan.given and (half := plan["batch_size"] // 2) >= SMALLEST_BATCH:
+        groups = plan["bn_groups"]
+        if half % math.lcm(groups, facts.processes) or half < 2 * groups:
+            return
+        yield {"batch_size": half, "lr": float(f"{plan['lr'] / 2:.3g}")}
 
 
 def estimated_seconds(plan: _Plan, cost: Cost, epochs: int) -> float:

@@ -23,7 +23,7 @@ from mocoembed.notes import counted
 from mocoembed.train.filling import SAMPLE, Filling
 from mocoembed.train.guard import Guard
 from mocoembed.train.launch import joined_ranks, process_count, run_on_ranks, share_of_cores
-from mocoembed.train.memory_plan import plan, running_out_said
+from mocoembed.train.memory_plan import available_to, plan, running_out_said
 from mocoembed.train.monitor import (
     KnnMonitor,
     KnnReport,
@@ -33,7 +33,7 @@ from mocoembed.train.monitor import (
     labelled_images,
 )
 from mocoembed.train.optim import learning_rate, set_learning_rate
-from mocoembed.train.resolve import resolved
+from mocoembed.train.resolve import Machine, resolved
 from mocoembed.train.run import (
     Training,
     export_to_workspace,
@@ -93,13 +93,13 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
     compute = Compute.of(config.device, config.precision)
     compute.tune()
     listing = ranks.from_first(lambda: limited(scan(config.images, "none", note=say, exclude=config.exclude), config))
-    config, lines = _resolved(config, listing, compute, ranks)
+    workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
+    config, lines = _resolved(config, listing, compute, ranks, workers)
     config, notes = settled(config, len(listing), ranks.size)
     require_a_batch(config, len(listing), ranks.size)
     run = run_folder(config)
     start = ranks.from_first(lambda: find_start(config, run, say))
     config = replace(config, **start.settings)
-    workers = worker_count(config.workers, len(listing), share_of_cores(ranks))
     monitor = None
     if (val := config.val) is not None:
         labelled = ranks.from_first(lambda: labelled_images(val, config.exclude, say))
@@ -123,13 +123,15 @@ def pretrain_rank(config: PretrainConfig, ranks: Ranks, watcher: Watcher) -> Pre
         return Session(training, listing, run, watcher).train(workers, monitor)
 
 
-def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks) \
+def _resolved(config: PretrainConfig, listing: Listing, compute: Compute, ranks: Ranks, workers: int) \
         -> tuple[PretrainConfig, list[str]]:
     """What the recipe `auto` stands for here, as rank 0 decides, and what to say; any other config as it is."""
     if config.recipe != AUTO:
         return config, []
-    on_gpu = compute.device.type == "cuda"
-    chosen, lines = ranks.from_first(lambda: resolved(config, listing, on_gpu, ranks.size))
+    memory = min((one for one in ranks.objects(available_to(compute.device, ranks.local_size)) if one is not None),
+                 default=None)
+    machine = Machine(compute.device.type == "cuda", ranks.size, memory, workers)
+    chosen, lines = ranks.from_first(lambda: resolved(config, listing, machine))
     return replace(chosen, device=config.device), lines  # each rank has its own
 
 

@@ -28,6 +28,7 @@ LOADED_AHEAD = PREFETCHED + 1  # batches of crops for each loading process: with
 LIBRARIES = 150 * MIB  # of code and buffers, that PyTorch takes in its first step on a CPU
 PROCESS = 150 * MIB  # that a loading process takes by itself
 MOST_FOR_A_PIXEL = 4000  # times its bytes, that an image may take in any of the encoders, for choosing the first trial
+NO_SUCH_NETWORK = (UsageError, RuntimeError, AssertionError, ValueError)  # for a width or size that it does not have
 WIDTHS, SIDES = (0.5, 0.25, 0.125), (160, 128, 96, 64, 32)
 
 
@@ -81,7 +82,7 @@ def plan(training: Training, workers: int, note: Callable[[str], None], cached: 
     Raises `MocoembedError` when not even one group at a time fits, or not what `--groups-at-once` says.
     """
     config, ranks, groups = training.config, training.ranks, training.groups
-    available = _available(training, cached)
+    available = available_to(training.compute.device, ranks.local_size, cached)
     mine = _of(training, workers, available)
     given = min(config.groups_at_once or groups, groups)
     if config.groups_at_once is None and available is not None:
@@ -106,14 +107,34 @@ def _groups(count: int) -> str:
     return counted(count, "BatchNorm group")
 
 
-def _available(training: Training, cached: int) -> int | None:
-    """Bytes that this process may still take on its device; the cache is in the machine's memory."""
-    device = training.compute.device
+def available_to(device: torch.device, sharing: int, cached: int = 0) -> int | None:
+    """Bytes that this process, one of `sharing` on its machine, may still take on its device.
+
+    cached: bytes that a cache is about to take of the machine's memory.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    available = available_memory(training.ranks.local_size)
-    return None if available is None else max(0, available - cached // training.ranks.local_size)
+    available = available_memory(sharing)
+    return None if available is None else max(0, available - cached // sharing)
+
+
+def least_needed(config: PretrainConfig, images: int, processes: int, workers: int, on_cpu: bool) -> int:
+    """Bytes of a process with one BatchNorm group at a time where that can be: all of it, and without a trial.
+
+    0 where the network is not known, or takes no images of that size.
+    """
+    try:
+        encoder, of_trial, itemsize = _nowhere_measured(config)
+    except NO_SUCH_NETWORK:
+        return 0
+    one, separate = _bytes(encoder.parameters()), config.dictionary == "end-to-end" and config.key_encoder == "separate"
+    plan = Plan(config, processes, 3 * one if separate else one, of_trial, OVERHEAD["cpu" if on_cpu else "cuda"],
+                itemsize, workers, on_cpu)
+    encoders = 2 if separate or config.dictionary == "queue" else 1
+    keys = {"queue": config.queue_size, "memory-bank": images}.get(config.dictionary, 0)
+    at_once = plan.groups if config.whole_because else min(plan.groups, config.groups_at_once or 1)
+    return plan.needed(at_once) + encoders * one + 4 * config.dim * keys
 
 
 def _bytes(parameters) -> int:
@@ -234,15 +255,20 @@ def _measured_again(mine: Plan, name: str, values: list) -> Iterator[tuple[str, 
     for value in values:
         try:
             other = _with(mine, name, value)
-            compute = _nowhere(other.config.precision)
-            with torch.device("meta"):
-                encoder = Encoder(encoder_spec(other.config), 1).to(compute.dtype)
-            of_trial = measured(encoder, other.config, compute)
-        except (UsageError, RuntimeError, AssertionError, ValueError):  # this network has no such width or size
+            encoder, of_trial, itemsize = _nowhere_measured(other.config)
+        except NO_SUCH_NETWORK:
             continue
         yield f"--{name.replace('_', '-')} {value:g}" if name != "precision" else f"--precision {value}", \
             dataclasses.replace(other, parameters=_bytes(encoder.parameters()), measured=of_trial,
-                                itemsize=compute.dtype.itemsize)
+                                itemsize=itemsize)
+
+
+def _nowhere_measured(config: PretrainConfig) -> tuple[Encoder, Measured, int]:
+    """The config's encoder, which takes no memory, what a step of it would take, and the bytes of a number in it."""
+    compute = _nowhere(config.precision)
+    with torch.device("meta"):
+        encoder = Encoder(encoder_spec(config), 1).to(compute.dtype)
+    return encoder, measured(encoder, config, compute), compute.dtype.itemsize
 
 
 @contextlib.contextmanager

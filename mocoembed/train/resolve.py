@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from functools import cache
+from typing import Any
 
 from mocoembed.checks import option_name
 from mocoembed.config import PretrainConfig
@@ -15,18 +16,35 @@ from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.data.images import Listing
 from mocoembed.data.loader import cores
 from mocoembed.memory import available_memory
+from mocoembed.memory import shown as memory_shown
 from mocoembed.model.cost import work
 from mocoembed.model.encoder import ARCHITECTURES, EncoderSpec
 from mocoembed.model.ranks import ALONE
+from mocoembed.notes import counted
 from mocoembed.train.auto_recipe import Facts, choose
 from mocoembed.train.filling import Filling
+from mocoembed.train.memory_plan import least_needed
 from mocoembed.train.run import EXECUTION, require_shares
 
+# What --init brings is not opened yet, and taken for a ResNet-50, which few sources exceed.
+AS_INIT: dict[str, Any] = {"arch": "resnet50", "width": 1.0, "stem": "7x7s2-pool"}
 SAMPLE = 256  # images whose headers tell how large the images are
 CACHE_SHARE, CACHED_FROM = 0.25, 3  # of the available memory, that decoded images take unasked; epochs
 
 
-def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int) -> tuple[PretrainConfig, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a run has of its machine."""
+
+    gpu: bool = False
+    processes: int = 1
+    memory: int | None = None
+    """Bytes that each process may take on its device; `None` where the system does not say."""
+    workers: int = 0
+    """Loading processes of each process."""
+
+
+def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tuple[PretrainConfig, list[str]]:
     """The config that `auto` stands for with this listing on this machine, and lines that say what and why.
 
     Raises `UsageError` when what was given does not go together, or with so many processes.
@@ -34,21 +52,28 @@ def resolved(config: PretrainConfig, listing: Listing, gpu: bool, processes: int
     given = {name: getattr(config, name) for name in config.given_fields()}
     sides = _filling(config, listing).sample(SAMPLE)[:, :2].min(dim=1).values
     side = int(sides[sides > 0].median()) if sides.any() else 0
-    facts = Facts(len(listing), side, gpu, cores(), processes)
+    facts = Facts(len(listing), side, machine.gpu, cores(), machine.processes, machine.memory)
 
     @cache
     def cost(arch: str, width: float, stem: str, size: int) -> int:
-        if arch == FROM_INIT:  # not opened yet: taken for a ResNet-50, which few sources exceed
-            arch, width, stem = "resnet50", 1.0, "7x7s2-pool"
+        if arch == FROM_INIT:
+            arch, width, stem = AS_INIT.values()
         return work(EncoderSpec(arch, width, stem, "linear", 128), size)
 
-    choice = choose(facts, given, cost, tuple(ARCHITECTURES))
+    def needed(recipe: str, settings: dict[str, Any]) -> int:
+        of_init = AS_INIT if settings.get("arch", given.get("init") and FROM_INIT) == FROM_INIT else {}
+        tried = PretrainConfig.of(recipe, config.images, **{**settings, **of_init})
+        return least_needed(tried, facts.images, machine.processes, machine.workers, not machine.gpu)
+
+    choice = choose(facts, given, cost, tuple(ARCHITECTURES), needed)
     chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)
-    require_shares(chosen, processes, gpu)
-    if "cache" not in given and _fits_the_cache(chosen, listing):
+    require_shares(chosen, machine.processes, machine.gpu)
+    if "cache" not in given and _fits_the_cache(chosen, listing, machine, needed(choice.recipe, choice.settings)):
         chosen = dataclasses.replace(chosen, cache="ram")
     shown = f", shorter side {side} pixels in the median" if side else ""
-    where = "GPU" if gpu else f"CPU, {facts.cores} cores"
+    where = "GPU" if machine.gpu else f"CPU, {counted(facts.cores, 'core')}"
+    if machine.memory is not None:
+        where += f", {memory_shown(machine.memory)} available"
     return chosen, [f"--recipe auto: {len(listing):,} images{shown}; {where}",
                     *(f"  {reason}" for reason in choice.reasons), f"  the same run anywhere: {command_of(chosen)}"]
 
@@ -57,12 +82,15 @@ def _filling(config: PretrainConfig, listing: Listing) -> Filling:
     return Filling(listing, config, 0, ALONE, lambda text: None, lambda: None)
 
 
-def _fits_the_cache(config: PretrainConfig, listing: Listing) -> bool:
-    """Whether decoding every image once pays, and takes a small part of the memory."""
+def _fits_the_cache(config: PretrainConfig, listing: Listing, machine: Machine, needed: int) -> bool:
+    """Whether decoding every image once pays, takes a small part of the memory, and leaves a CPU what a step needs."""
     if config.epochs < CACHED_FROM or sys.platform != "linux":
         return False
     available, filling = available_memory(), _filling(config, listing)
-    return available is not None and filling.estimated(filling.sample(SAMPLE)) <= CACHE_SHARE * available
+    if available is None:
+        return False
+    left = available - (0 if machine.gpu else machine.processes * needed)
+    return filling.estimated(filling.sample(SAMPLE)) <= min(CACHE_SHARE * available, left)
 
 
 def command_of(config: PretrainConfig) -> str:
