@@ -1,0 +1,23 @@
+// Images that were chosen on the map, from there to the grid: their rows are kept under a key of the address.
+
+import { counted, toast } from '../dom.js';
+import * as api from '../api.js';
+import { fresh, go } from '../state.js';
+
+const MOST_CHOSEN = 5000;
+
+/** Rows chosen on the map, by a key of the address -> their records. */
+export async function chosen(key, signal) {
+  const rows = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? 'null');
+  if (!rows) throw new api.Refused('The images of this link were chosen in another window. Choose them on the map again.', 404);
+  return api.records(rows, signal);
+}
+
+/** Show rows in the grid. */
+export function choose(rows) {
+  if (!rows.length) return;
+  if (rows.length > MOST_CHOSEN) toast(`The first ${MOST_CHOSEN.toLocaleString('en')} of ${counted(rows.length, 'image')}.`);
+  const key = String(Date.now());
+  sessionStorage.setItem(`mocoembed-rows-${key}`, JSON.stringify(rows.slice(0, MOST_CHOSEN)));
+  go(fresh({ rows: key }), { from: {} });
+}

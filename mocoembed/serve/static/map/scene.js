@@ -1,0 +1,37 @@
+// What the modules of the map share: its points, what is seen of them, and the request to draw it again.
+
+export const MOST_MOVING = 120000; // points that are drawn while the map moves, of those there are
+export const REST = 150; // ms without a movement
+
+export const scene = {
+  parts: null, // elements of the page; what is in view
+  points: null, // {count, x, y, labels, agreement, names}
+  order: null, // points in the order they are drawn in
+  colours: null, // of each point, as a pixel of the canvas
+  view: { x: 0.5, y: 0.5, zoom: 1 },
+  only: null, // number of the label that alone is shown in colour
+  lit: new Set(), // rows of a search's hits
+  lasso: null, // places of the canvas, while it is drawn
+  moved: 0, // when it moved last
+};
+
+let [draw, planned] = [null, false];
+
+/** Say who draws. */
+export const drawWith = (one) => { draw = one; };
+
+/** Draw in the next frame. */
+export function plan() {
+  if (planned) return;
+  planned = true;
+  requestAnimationFrame(() => { planned = false; draw(); });
+}
+
+/** Pixels of the canvas: side of the unit square, and where its corner is. */
+export function frame() {
+  const { canvas } = scene.parts;
+  const side = Math.min(canvas.width, canvas.height) * 0.92 * scene.view.zoom;
+  return [side, canvas.width / 2 - scene.view.x * side, canvas.height / 2 - scene.view.y * side];
+}
+
+export const density = () => Math.min(2, devicePixelRatio || 1);
