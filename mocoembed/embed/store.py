@@ -58,7 +58,7 @@ class EmbeddingFile:
         self.path = pathlib.Path(path)
         self._absolute = self.path.absolute()
         self._identity, self._handle, self._closed = None, None, False
-        self._mapped: tuple[int, np.ndarray | None] | None = None
+        self._mapped: dict[tuple[int, str], np.ndarray | None] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
         self._open()
 
@@ -106,7 +106,7 @@ class EmbeddingFile:
         return found
 
     def __getstate__(self):
-        return {**vars(self), "_handle": None, "_mapped": None, "_datasets": {}}
+        return {**vars(self), "_handle": None, "_mapped": {}, "_datasets": {}}
 
     def _check(self):
         attributes = self._file.attrs
@@ -232,19 +232,27 @@ class EmbeddingFile:
 
         For few rows of many this takes a tenth of the time that `embeddings[rows]` takes.
         """
-        if self._mapped is None or self._mapped[0] != os.getpid():
-            self._mapped = os.getpid(), self._map()
-        mapped = self._mapped[1]
-        if mapped is None:
+        if (mapped := self._in_place("embeddings")) is None:
             if isinstance(rows, slice):
                 return self.embeddings[rows]
             rising, places = np.unique(rows, return_inverse=True)
             return self.embeddings[rising][places.reshape(np.shape(rows))]
         return float32(mapped[rows])
 
-    def _map(self) -> np.ndarray | None:
-        """The vectors as they lie in the file; `None` where they do not lie in one piece."""
-        dataset = self._file["embeddings"]
+    def paths_at(self, rows: list[int] | np.ndarray) -> list[bytes]:
+        """`paths` of rows in any order, read where they lie in the file."""
+        mapped = self._in_place("paths")
+        return self.paths[rows] if mapped is None else texts(mapped[rows])
+
+    def _in_place(self, name: str) -> np.ndarray | None:
+        key = os.getpid(), name
+        if key not in self._mapped:
+            self._mapped[key] = self._map(name)
+        return self._mapped[key]
+
+    def _map(self, name: str) -> np.ndarray | None:
+        """A dataset as it lies in the file; `None` where it does not lie in one piece."""
+        dataset = self._file[name]
         offset = dataset.id.get_offset()
         if offset is None or dataset.chunks is not None or self._file.driver != "sec2":
             return None

@@ -25,9 +25,10 @@ class Hit:
 
     def as_json(self) -> dict:
         """Plain JSON types; the id is a text, as JSON's numbers may lose its last digits."""
-        values = {**vars(self), "id": None if self.id is None else str(self.id), "folded_rows": list(self.folded_rows)}
-        if self.folded is None:
-            del values["folded"], values["folded_rows"]
+        values = {"rank": self.rank, "score": self.score, "path": self.path, "label": self.label, "row": self.row,
+                  "id": None if self.id is None else str(self.id)}
+        if self.folded is not None:
+            values |= {"folded": self.folded, "folded_rows": list(self.folded_rows)}
         return values
 
 

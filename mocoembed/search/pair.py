@@ -101,7 +101,8 @@ class Pair:
             embeddings_state = state_of(path)
             self.index, self.file = open_both(index_path, path)
         self.states: dict[pathlib.Path, State | None] = {index_path: index_state, path: embeddings_state}
-        self._root = os.fsencode(config.root) if config.root else self.file.root
+        root = os.fsencode(config.root) if config.root else self.file.root
+        self._above = os.path.join(root, b"")
         self._encoder: Any = None
         self.transform: EvaluationTransform | None = None
         self._embedding = threading.Lock()
@@ -221,10 +222,10 @@ class Pair:
     def _facts(self, rows: list[int]) -> Iterator[tuple[str, str | None, int, int]]:
         """Path, label, row and id of several rows."""
         labels = [None if one == NO_LABEL else self._label_names[one] for one in self._labels[rows].tolist()]
-        return zip(map(self._full, self.file.paths[rows]), labels, rows, self._ids[rows].tolist())
+        return zip(map(self._full, self.file.paths_at(rows)), labels, rows, self._ids[rows].tolist())
 
     def _full(self, path: bytes) -> str:
-        return os.fsdecode(os.path.join(self._root, path))
+        return os.fsdecode(path if path.startswith(b"/") else self._above + path)
 
     def path_of(self, row: int) -> str:
         """Full path of a row's image."""

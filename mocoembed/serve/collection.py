@@ -77,7 +77,7 @@ class Collection:
 
     def path(self, row: int) -> bytes:
         """Full path of a row's image."""
-        return os.path.join(self.root, self.file.paths[row])
+        return os.path.join(self.root, self.file.paths_at([row])[0])
 
     def label(self, row: int) -> str | None:
         """Label of a row's image."""
@@ -86,7 +86,7 @@ class Collection:
 
     def facts(self, rows: Sequence[int]) -> list[dict]:
         """Plain JSON types: what is known of the images of some rows."""
-        paths = self.file.paths[np.asarray(rows, np.int64)] if len(rows) else []
+        paths = self.file.paths_at(np.asarray(rows, np.int64))
         return [{"row": row, "id": str(self.ids[row]), "path": os.fsdecode(os.path.join(self.root, path)),
                  "label": self.label(row), "width": int(self.width[row]), "height": int(self.height[row])}
                 for row, path in zip(rows, paths)]
@@ -138,7 +138,7 @@ class Collection:
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """(Q, D) float32: the vectors of some rows."""
-        return self.file.embeddings[np.asarray(rows, np.int64)]
+        return self.file.vectors_at(np.asarray(rows, np.int64))
 
     def balance(self, like: np.ndarray, unlike: np.ndarray | None) -> np.ndarray:
         """(1, D): one query of several vectors (Q, D), away from others (U, D)."""
@@ -152,7 +152,7 @@ class Collection:
                 for hits in self.pair.chosen(vectors, wishes, excluded)]
 
     def _hit(self, hit: Hit) -> dict:
-        return {**hit.as_json(), "width": int(self.width[hit.row]), "height": int(self.height[hit.row])}
+        return {**hit.as_json(), "width": self.width.item(hit.row), "height": self.height.item(hit.row)}
 
     def duplicates_from(self) -> float:
         """The cosine from which on two images are near-duplicates."""
