@@ -38,6 +38,10 @@ from mocoembed.search.build import build_index
 from mocoembed.workspace import Workspace
 
 FIRST = 8  # hits that must be decoded
+SAMPLE_THERE = """async (first) => {
+    while ([...document.querySelectorAll('#grid .tile img')].filter(image => image.naturalWidth).length < first)
+        await new Promise(resolve => setTimeout(resolve, 50));
+}"""
 UNTIL_THERE = """async ([how, first]) => {
     const grid = document.querySelector('#grid');
     const tiles = [...grid.querySelectorAll('.tile')].filter(tile => tile.querySelector('img')?.naturalWidth);
@@ -121,8 +125,7 @@ def measure(address: str, runs: int) -> dict[str, list[float]]:
             for _ in range(runs):
                 page.goto("about:blank")
                 page.goto(address)  # another sample
-                page.wait_for_function(f"[...document.querySelectorAll('#grid .tile img')].slice(0, {FIRST})"
-                                       ".filter(image => image.naturalWidth).length === " + str(FIRST), timeout=60_000)
+                page.evaluate(SAMPLE_THERE, FIRST)
                 page.wait_for_timeout(500)
                 some.append(page.evaluate(UNTIL_THERE, [how, FIRST]))
         browser.close()

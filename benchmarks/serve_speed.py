@@ -1,7 +1,7 @@
 """How many requests a second `mocoembed serve` answers, how long the slowest wait, and how much memory it takes.
 
     python -m benchmarks.serve_speed WORKSPACE
-    python -m benchmarks.serve_speed WORKSPACE --requests 10000 --kinds rows,thumbnails,uploads
+    python -m benchmarks.serve_speed WORKSPACE --memory 10000   # MB after each 1,000 requests, of all kinds by turns
 
 WORKSPACE has embeddings and, where there are many, an index (`python -m benchmarks.search_speed OUTPUT FOLDER --rows
 50000` makes one with random rows behind those of FOLDER). Each of `--clients` connections sends one request after the
@@ -21,10 +21,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 
 import click
 
-SCREEN, CONNECTIONS = 60, 6
+SCREEN, CONNECTIONS, STEP = 60, 6, 1000
 
 
 class Client:
@@ -109,6 +110,15 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1e3
 
 
+def remember(server: int, kinds: list[str], count: int, send: Callable[[str, int], Awaitable[dict]]):
+    """Print the memory after each `STEP` requests."""
+    megabytes, errors = [resident(server)], 0
+    for step in range(count // STEP):
+        errors += asyncio.run(send(kinds[step % len(kinds)], STEP))["errors"]
+        megabytes.append(resident(server))
+    print(f"MB after 0, {STEP:,}, ... requests: {' '.join(f'{one:.0f}' for one in megabytes)}; errors {errors}")
+
+
 async def ready(port: int):
     """Wait until the server has answered its own first query."""
     async with Client(port) as client:
@@ -130,7 +140,8 @@ async def facts(port: int) -> tuple[dict, list[dict], list[bytes]]:
 @click.option("--clients", default=16, show_default=True)
 @click.option("--requests", "count", default=1000, show_default=True)
 @click.option("--kinds", default="rows,thumbnails,uploads", show_default=True)
-def main(workspace, clients, count, kinds):
+@click.option("--memory", default=0, help="Requests between which the memory is told, in place of speed.")
+def main(workspace, clients, count, kinds, memory):
     """Measure and print."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "mocoembed", "serve", "--workspace", workspace, "--port", "0", "--no-browser"]
@@ -143,6 +154,10 @@ def main(workspace, clients, count, kinds):
             print(f"{info['count']} rows of {info['dimension']}, index {info['index']['type']}; start "
                   f"{seconds:.2f} s; {resident(server.pid):.0f} MB")
             random.seed(0)
+            if memory:
+                remember(server.pid, kinds.split(","), memory,
+                         lambda kind, some: load(port, kind, clients, some, rows, images))
+                return
             screens = [1e3 * asyncio.run(screen(port, random.choice(rows)["row"])) for _ in range(5)]
             print(f"page: {screens[0]:.0f} ms, then {statistics.median(screens[1:]):.0f} ms")
             for kind in kinds.split(","):
