@@ -20,8 +20,9 @@ def compare(as_json, **values):
     """Compare results of evaluations: side by side, and the difference of each to the first on the same queries.
 
     RESULT is a file with what knn, linear, retrieval or finetune print with --json. The interval of a difference is a
-    paired bootstrap over the queries; p is McNemar's exact test for right and wrong. Results of different protocols or
-    images are refused, because their difference is not one between encoders; --anyway compares them nevertheless.
+    paired bootstrap over the queries; p is McNemar's exact test for right and wrong. Of a result over several seeds, a
+    query counts by the share of the seeds that are right, and there is no p. Results of different protocols or images
+    are refused, because their difference is not one between encoders; --anyway compares them nevertheless.
 
     \b
       mocoembed knn resnet18.h5 -k 20 --json > resnet18.json
@@ -33,6 +34,8 @@ def compare(as_json, **values):
     comparison = compare_results(CompareConfig(**values))
     for line in comparison.differs:
         note(f"not the same: {line}")
+    for line in comparison.remarks:
+        note(line)
     if as_json:
         click.echo(json.dumps(comparison.as_json(), indent=2))
     else:

@@ -77,6 +77,26 @@ def device_name(config, name: str = "device"):
             "auto, cpu, cuda or cuda:N")
 
 
+def parse_labels(labels: str) -> tuple[float | None, int]:
+    """(share, 0) of `10%`, or (None, n) of `n` or `n-per-class`; `UsageError` for another text."""
+    text = labels.removesuffix("-per-class")
+    try:
+        if text.endswith("%") and 0 < (percent := float(text[:-1])) <= 100:
+            return percent / 100, 0
+        if int(text) >= 1:
+            return None, int(text)
+    except ValueError:
+        pass
+    raise UsageError(f"--labels {labels}: must be a share such as 1% or 10%, or a number of images for each class such "
+                     "as 5.")
+
+
+def few_labels(config, name: str = "labels"):
+    """Raise `UsageError` unless field `name` is `None` or says how many labels are used: see `parse_labels`."""
+    if getattr(config, name) is not None:
+        parse_labels(getattr(config, name))
+
+
 def is_gpu(device: str) -> bool:
     """Whether an option `--device` asks for a GPU; `auto` is the CPU, as loading torch takes longer than a search."""
     return device not in ("auto", "cpu")

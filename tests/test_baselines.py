@@ -25,7 +25,7 @@ def test_knn_of_a_folder_has_them(workspace, run_cli):
     assert value[2]["top1"]["value"] == 100
     _, out, err = run_cli("knn", "--workspace", workspace, "-k", "3")
     assert "colour histogram   100.00" in out
-    assert "is no better than what needs no training: raw pixels (100.00), colour histogram (100.00)" in err
+    assert "is no better than these baselines: raw pixels (100.00), colour histogram (100.00)" in err
 
 
 def test_the_untrained_encoder_is_that_of_the_same_architecture(workspace, monkeypatch):

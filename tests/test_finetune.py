@@ -44,6 +44,18 @@ def other_images(tmp_path_factory, make_images):
     return make_images(tmp_path_factory.mktemp("test"), per_class=4, seed=7)
 
 
+def test_baselines_are_learned_from_the_same_images(tmp_path, encoder, images, other_images):
+    """Of three plain colours, the histogram tells all apart, and the classifier of few steps does not."""
+    config = config_of(tmp_path, encoder, images, other_images, baselines=None, seeds=1, labels="3-per-class", epochs=1,
+                       lr=1e-4, backbone_lr=0.0)
+    result = finetune(config)
+    assert list(result.baselines) == ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
+    assert result.baselines["colour histogram"]["top1"].value == 100
+    assert any(note.startswith("the fine-tuned classifier (") and "no better than these baselines" in note
+               for note in result.notes())
+    assert list(finetune(dataclasses.replace(config, baselines=False)).baselines) == ["majority class"]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, encoder, images, other_images):
     """A finished run: its workspace and its result."""
@@ -53,7 +65,7 @@ def done(tmp_path_factory, encoder, images, other_images):
 
 def config_of(root, encoder, train, test=None, **more):
     return FinetuneConfig(str(train), str(test) if test else None, str(root), str(encoder),
-                          **{"labels": "4-per-class", "seeds": 2, **STEPS, **more})
+                          **{"labels": "4-per-class", "seeds": 2, "baselines": False, **STEPS, **more})
 
 
 def test_a_step_is_sgd_on_the_cross_entropy_of_augmented_images(make_encoder, images):
@@ -114,7 +126,7 @@ def test_the_result_is_in_the_schema_and_counts_what_the_classifiers_say(done, o
     assert made["data"]["queries"]["count"] == 12
     assert made["baselines"][0]["name"] == "majority class"
     assert made["results"][0]["top1"]["method"] == "Student's t over repeats"
-    test = labelled_images(str(other_images), "TEST")
+    test, says = labelled_images(str(other_images), "TEST"), []
     for seed, repeat in zip((0, 1), made["repeats"]):
         one = load_classifier(result.run / f"seed-{seed}.safetensors")
         pixels = torch.stack([torch.from_numpy(one.frozen.transform.pixels(image_of(test, row)).copy())
@@ -125,10 +137,14 @@ def test_the_result_is_in_the_schema_and_counts_what_the_classifiers_say(done, o
             said = one.logits(one.frozen.encoder.backbone((pixels - mean) / std)).argmax(dim=1)
         right = np.array([one.labels[place] == name for place, name in zip(said.tolist(), test.names)])
         assert repeat["top1"] == pytest.approx(100 * right.mean())
+        says.append(right)
         if seed == 0:
-            assert made["outcomes"]["top1"] == right.astype(int).tolist()
             assert np.trace(made["confusion"]["counts"]) == right.sum()
+    assert made["outcomes"]["top1"] == pytest.approx(np.mean(says, axis=0))
+    assert made["classifier"]["start"] == "encoder"
+    assert "shorter-side to 32 (bilinear), centre crop 32" in made["protocol"]["settings"]["preprocessing"]
     mean = np.mean([one["top1"] for one in made["repeats"]])
+    assert 100 * np.mean(made["outcomes"]["top1"]) == pytest.approx(mean)
     assert made["results"][0]["top1"]["value"] == pytest.approx(mean)
     assert Workspace(root).newest_classifier.read_bytes() == (result.run / "seed-0.safetensors").read_bytes()
 
@@ -322,15 +338,19 @@ def wrong_inputs(tmp_path, images, encoder):
         "no share": ([images, "--labels", "0%"], "must be a share"),
         "too many stages": ([images, "--freeze-stages", 6], "resnet18 has 5 stages. Give 0 to 5"),
         "frozen scratch": ([images, "--freeze-stages", 1, "--from-scratch"], "not with --from-scratch"),
+        "no device": ([images, "--device", "gpu"], "--device gpu: must be auto, cpu, cuda or cuda:N"),
+        "no GPU": ([images, "--device", "cuda:7"], "--device cuda:7: not on this machine"),
         "no encoder": ([images, "--encoder", tmp_path / "none"], "does not exist")}
 
 
 @pytest.mark.parametrize("wrong", ["one class", "unlabelled", "a class of TEST alone", "embeddings", "missing",
-                                   "too many labels", "no share", "too many stages", "frozen scratch", "no encoder"])
+                                   "no device", "no GPU", "too many labels", "no share", "too many stages",
+                                   "frozen scratch", "no encoder"])
 def test_wrong_input_is_a_clear_line_and_nothing_is_written(run_cli, tmp_path, encoder, images, wrong):
     arguments, message = wrong_inputs(tmp_path, images, encoder)[wrong]
     encoders = [] if "--encoder" in arguments else ["--encoder", encoder]
-    status, out, said = run_cli("finetune", *arguments, *encoders, "--workspace", tmp_path / "ws", "--device", "cpu")
+    status, out, said = run_cli("finetune", *arguments, *encoders, "--workspace", tmp_path / "ws",
+                                *([] if "--device" in arguments else ["--device", "cpu"]))
     assert status in (1, 2)
     assert out == ""
     assert message in said

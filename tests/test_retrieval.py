@@ -267,4 +267,5 @@ def test_near_duplicates_across_a_split_are_counted(make_embeddings):
                                                make_embeddings("queries", vectors, "abcd" * 5)))
     assert (result.overlap.identical, result.overlap.near, result.overlap.bytes_known) == (0, 5, False)
     assert result.as_json()["data"]["overlap"]["identical"] is None  # nobody knows the bytes
-    assert any(note.startswith("5 queries are near-duplicates of an image of the bank") for note in result.notes())
+    assert any(note.startswith("5 of the queries are near-duplicates of an image of the bank")
+               for note in result.notes())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least
+from mocoembed.checks import at_least, device_name
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
 
@@ -26,6 +26,7 @@ class ClassifyConfig:
     anyway."""
 
     def __post_init__(self):
+        device_name(self)
         at_least(self, 1, "k")
         if not self.images:
             raise UsageError("No image to classify. Give one or more: mocoembed classify IMAGE...")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, relative_globs, require
+from mocoembed.checks import at_least, at_most, device_name, few_labels, one_of, relative_globs, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
 
@@ -52,6 +52,9 @@ class FinetuneConfig:
     """Exclude files and folders that match this glob: by name, or by path if it has a slash. May be given again."""
     workers: int | None = None
     """Loading processes that decode and crop; by default, by the number of cores; 0: none."""
+    baselines: bool | None = None
+    """Also measure what needs no training of the encoder, by logistic regression on the same images: raw pixels, colour
+    histogram (HSV), HOG and the same architecture untrained. By default, what takes seconds."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
     precision: str = "fp32"
@@ -62,6 +65,8 @@ class FinetuneConfig:
     def __post_init__(self):
         one_of(self, "precision", PRECISIONS)
         relative_globs(self, "exclude")
+        few_labels(self)
+        device_name(self)
         at_least(self, 1, "seeds", "epochs", "checkpoint_every")
         at_least(self, 2, "batch_size")
         at_least(self, 0, "freeze_stages", "seed", "workers", "weight_decay")

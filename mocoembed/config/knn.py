@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, one_of, require
+from mocoembed.checks import at_least, device_name, few_labels, one_of, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
 from mocoembed.recipes import KNN_PRESETS
@@ -51,6 +51,8 @@ class KnnConfig:
         if self.tune and self.queries is None:
             raise UsageError("--tune: without QUERIES, k and T would be chosen on the images that they are measured on."
                              " Give two files: mocoembed knn TRAIN.h5 TEST.h5 --tune")
+        few_labels(self)
+        device_name(self)
         at_least(self, 1, "seeds")
         if self.labels is not None and self.tune:
             raise UsageError("--tune: not with --labels, which leave too few images to choose k and T on. Give -k and "

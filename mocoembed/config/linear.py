@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, require
+from mocoembed.checks import at_least, at_most, device_name, few_labels, one_of, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
 
@@ -39,12 +39,15 @@ class LinearConfig:
     seed: int = 0
     """Random seed of the first repeat."""
     baselines: bool | None = None
-    """Also measure what needs no encoder, by the same protocol: raw pixels, colour histogram (HSV) and HOG. By default,
-    where it takes seconds and the images are still there."""
+    """Also measure what needs no trained encoder, by logistic regression on the same images: raw pixels, colour
+    histogram (HSV), HOG and the same architecture untrained. By default, what takes seconds, if the images are still
+    there."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
+        few_labels(self)
+        device_name(self)
         at_least(self, 2, "folds")
         at_least(self, 1, "seeds", "steps")
         at_least(self, 0, "seed")

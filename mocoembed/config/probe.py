@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, relative_globs, require
+from mocoembed.checks import at_least, at_most, device_name, few_labels, one_of, relative_globs, require
 from mocoembed.config.linear import LINEAR_METRICS
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
@@ -58,6 +58,9 @@ class ProbeConfig:
     labels: str | None = None
     """Use only a few labels: a share of every class such as 1% or 10%, or a number for each class such as
     5-per-class."""
+    seeds: int | None = None
+    """Number of repeats, each with other labels, crops, held-out images and first weights; the mean and its interval
+    are printed. By default, 5 with --labels, else 1."""
     metric: str = "top1"
     """What the learning rate is chosen by on the held-out images: top1, balanced or ap."""
     lr: tuple[float, ...] = ()
@@ -74,14 +77,19 @@ class ProbeConfig:
     fresh: bool = False
     """Start over, even if the same was interrupted before."""
     seed: int = 0
-    """Random seed of order, crops, held-out images and first weights."""
+    """Random seed of the first repeat, and of the fifth that is tested on without TEST."""
+    baselines: bool | None = None
+    """Also measure what needs no trained encoder, by logistic regression on the same images: raw pixels, colour
+    histogram (HSV), HOG and the same architecture untrained. By default, what takes seconds."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
         one_of(self, "protocol", PROTOCOLS)
         one_of(self, "metric", LINEAR_METRICS)
-        at_least(self, 1, "epochs")
+        few_labels(self)
+        device_name(self)
+        at_least(self, 1, "epochs", "seeds")
         at_least(self, 2, "batch_size")
         at_least(self, 0, "seed", "workers")
         at_most(self, 2**31 - 1, "seed")

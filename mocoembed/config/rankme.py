@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least
+from mocoembed.checks import at_least, device_name
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 
 
@@ -26,5 +26,6 @@ class RankmeConfig:
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
+        device_name(self)
         at_least(self, 2, "images")
         at_least(self, 0, "seed")

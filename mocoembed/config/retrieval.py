@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import one_of, require
+from mocoembed.checks import device_name, one_of, require
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 
 DEFINITIONS = ("steps", "revisitop")
@@ -35,5 +35,6 @@ class RetrievalConfig:
     """Device to compute on: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self):
+        device_name(self)
         one_of(self, "definition", DEFINITIONS)
         require(self, "at", bool(self.at) and min(self.at) >= 1, "numbers of 1 or more")

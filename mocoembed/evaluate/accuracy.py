@@ -162,7 +162,7 @@ class KnnResult:
             notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
         if not same:
-            notes += self.overlap.notes(self.leave_one_out)
+            notes += self.overlap.notes("another image here" if self.leave_one_out else "an image of the bank")
         return [*notes, *baselines.notes_of(self.baselines, "top1", self.scores[0].top1), *self.without]
 
 

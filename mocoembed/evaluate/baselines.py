@@ -22,6 +22,7 @@ from mocoembed.memory import within_memory
 CHEAP = 10**11  # multiplications that the untrained encoder may take unasked: a few seconds of two cores
 AUTOMATIC = 1000  # images that are read unasked: a few seconds
 FEATURES = {"raw pixels": raw_pixels, "colour histogram": colour_histogram, "HOG": gradients_histogram}
+TOO_SLOW = "the untrained encoder is left out of the baselines, as it takes a while; give --baselines"
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
 
 Measure = Callable[[Side, Side], dict[str, Measured]]
@@ -65,7 +66,7 @@ def _with_untrained(found: dict, bank: Side, queries: Side, asked: bool | None,
         return found, []
     sides = (bank,) if queries is bank else (bank, queries)
     if asked is None and untrained.cost(description) * sum(len(side.names) for side in sides) > CHEAP:
-        return found, ["the untrained encoder is left out of the baselines, as it takes a while; give --baselines"]
+        return found, [TOO_SLOW]
     vectors = [untrained.untrained(description, side) for side in sides]
     return {**found, "untrained encoder": measure(*_sides(bank, queries, vectors))}, []
 
@@ -83,10 +84,10 @@ def as_json(found: dict[str, dict[str, Measured]]) -> list[dict]:
             for name, values in found.items()]
 
 
-def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float) -> list[str]:
-    """A line when a baseline is as good as the encoder, whose measure `name` is `value`."""
+def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float, what: str = "encoder") -> list[str]:
+    """A line when a baseline is as good as `what` was measured, whose measure `name` is `value`."""
     better = [f"{one} ({values[name].value:.2f})" for one, values in found.items()
               if name in values and values[name].value >= value]
     if not better:
         return []
-    return [f"the encoder ({value:.2f}) is no better than what needs no training: {', '.join(better)}"]
+    return [f"the {what} ({value:.2f}) is no better than these baselines: {', '.join(better)}"]

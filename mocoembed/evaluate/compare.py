@@ -20,8 +20,10 @@ from mocoembed.evaluate.measures import Measured, means
 from mocoembed.evaluate.result import require_result, value_of
 from mocoembed.files import require_file
 
+LEARNING = ("linear", "finetune")  # tasks with training and test images
 KIND, SCHEMA = "mocoembed comparison", 1
-RIGHT_OR_WRONG = "top1"  # the outcome that is 0 or 1; all others are in percent
+RIGHT_OR_WRONG = "top1"  # the outcome that is 0 or 1, or a share of seeds; all others are in percent
+SAME = 0.005  # points within which a mean of single queries is the number that was printed
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Comparison:
     """Of every other result to the first."""
     differs: list[str]
     """Protocol and data that are not the same, in words."""
+    remarks: list[str]
+    """Where the difference is of other numbers than those of the table, in words."""
 
     def rows(self) -> list[tuple[str, dict]]:
         """(path, entry of its `results`) for every setting of every result."""
@@ -73,7 +77,8 @@ class Comparison:
         return {"kind": KIND, "schema": SCHEMA,
                 "results": [{"path": path, **{name: result.get(name) for name in kept}}
                             for path, result in self.results.items()],
-                "differences": [one.as_json() for one in self.differences], "differs": self.differs}
+                "differences": [one.as_json() for one in self.differences], "differs": self.differs,
+                "remarks": self.remarks}
 
 
 def compare_results(config: CompareConfig) -> Comparison:
@@ -89,7 +94,8 @@ def compare_results(config: CompareConfig) -> Comparison:
         raise MismatchError(f"A difference would not be one of encoders: {'; '.join(differs)}. Measure all by one "
                             "protocol on the same images, or give --anyway.")
     differences = [one for path, result in others for one in paired(first, base, path, result)]
-    return Comparison(results, differences, differs)
+    return Comparison(results, differences, differs, [line for path, result in results.items()
+                                                      for line in remarks_on(path, result)])
 
 
 def read_result(path) -> dict:
@@ -126,13 +132,28 @@ def differences_of(first: str, base: dict, path: str, result: dict) -> list[str]
         mine, theirs = base["protocol"]["settings"], result["protocol"]["settings"]
         found += [f"{name} is {_short(mine.get(name))} in {first}, {_short(theirs.get(name))} in {path}"
                   for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
-    for side in ("bank", "queries"):
+    learning = base["task"] in LEARNING and result["task"] in LEARNING
+    for side, what in (("bank", "training images" if learning else "bank"),
+                       ("queries", "test images" if learning else "queries")):
         mine, theirs = (one["data"][side].get("by_class") for one in (base, result))
         if mine != theirs:
-            found.append(f"the {side} of {first} and {path} are not the same images of each class")
+            found.append(f"the {what} of {first} and {path} are not the same images of each class")
     if not found and _keyed(base).keys() != _keyed(result).keys():
-        found.append(f"the queries of {first} and {path} are not the same images")
+        found.append(f"the {'test images' if learning else 'queries'} of {first} and {path} are not the same images")
     return found
+
+
+def remarks_on(path: str, result: dict) -> list[str]:
+    """A line for a result whose printed number is a mean over seeds, while its single queries are of the first."""
+    printed = value_of(result["results"][0], RIGHT_OR_WRONG) if result["results"] else None
+    right = result["outcomes"].get(RIGHT_OR_WRONG)
+    if not printed or not right or printed["value"] is None:
+        return []
+    mean = 100 * float(np.mean(right))
+    if abs(mean - printed["value"]) < SAME:
+        return []
+    return [f"{path}: the table has the mean over its seeds ({printed['value']:.2f}), the difference is that of its "
+            f"first seed ({mean:.2f})"]
 
 
 def _short(value) -> str:
@@ -164,8 +185,13 @@ def paired(first: str, base: dict, path: str, result: dict) -> list[Difference]:
         raise MismatchError(f"{first} and {path} share no measure of single queries, so they have no difference.")
     found = means({name: (b - a) / (1 if name == RIGHT_OR_WRONG else 100) for name, (a, b) in columns.items()})
     return [Difference(first, path, name, found[name],
-                       mcnemar(*(column > 0 for column in columns[name])) if name == RIGHT_OR_WRONG else None)
+                       mcnemar(*(column > 0 for column in columns[name])) if _are_answers(name, columns) else None)
             for name in names]
+
+
+def _are_answers(name: str, columns: dict) -> bool:
+    """Whether each query is right or wrong in both; over several seeds, it is right in a share of them."""
+    return name == RIGHT_OR_WRONG and all(np.isin(column, (0, 1)).all() for column in columns[name])
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:

@@ -14,8 +14,11 @@ import torch
 from mocoembed.checks import to_dict
 from mocoembed.config import FinetuneConfig
 from mocoembed.errors import FormatError, UsageError
+from mocoembed.evaluate.baselines import majority_class
 from mocoembed.evaluate.finetune_result import FinetuneResult, Repeat
-from mocoembed.evaluate.finetuning import FineTuning
+from mocoembed.evaluate.finetuning import FineTuning, require_stages
+from mocoembed.evaluate.frozen_backbone import require_finite
+from mocoembed.evaluate.image_baselines import image_baselines
 from mocoembed.evaluate.labelled import LabelledImages, both_sides, encoded, with_few_labels
 from mocoembed.evaluate.sides import Overlap, shared_bytes
 from mocoembed.evaluate.untrained import random_encoder
@@ -34,7 +37,7 @@ SEEDS_OF_FEW = 3
 WHAT = "fine-tuning"
 # Settings that do not change what is learned, or that the images and the encoder stand for.
 EXECUTION = ("train", "test", "encoder", "workspace", "run", "fresh", "exclude", "workers", "device",
-             "checkpoint_every", "seeds")
+             "checkpoint_every", "seeds", "baselines")
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -49,8 +52,11 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     process does the same, `Interrupted` after a signal, when all is saved.
     """
     begun = time.perf_counter()
-    train, test = both_sides(config, WHAT, note)
+    Compute.of(config.device, config.precision)  # what is wrong with the options is said before images are read
     frozen = open_encoder(config.encoder, Workspace(config.workspace), note)
+    require_finite(frozen)
+    require_stages(config, frozen)
+    train, test = both_sides(config, WHAT, note)
     run = Run(config, train, frozen, note)
     run.count(len(test), progress)  # and see that the settings are possible, before anything is written
     with locked(run.folder / ".lock", f"The fine-tuning {run.folder.name!r}"), StopRequest() as stop:
@@ -59,12 +65,14 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
         test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
         path = run.export(classifiers[0])
     truth = test.classes(range(len(test)), run.labels).numpy()
-    repeats = [Repeat(seed, one.frozen.provenance["images"], one.frozen.provenance["steps"], truth,
-                      found.softmax(dim=1).numpy()) for seed, one, found in zip(run.seeds, classifiers, logits)]
+    repeats = [Repeat(seed, one.frozen.provenance["images"], truth, found.softmax(dim=1).numpy(),
+                      one.frozen.provenance["steps"]) for seed, one, found in zip(run.seeds, classifiers, logits)]
     started, none = run.start(run.seeds[0]), torch.zeros(1, frozen.dimension("backbone"))
     bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
+    found, without = image_baselines(train, test, frozen, config, len(run.seeds))
     return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
-        int(shared_bytes(queries, bank, False).sum()), None, None, True), classifiers[0], path, run.folder,
+        int(shared_bytes(queries, bank, False).sum()), None, None, True),
+        {"majority class": majority_class(bank, queries), **found}, without, classifiers[0], path, run.folder,
         str(run.device), time.perf_counter() - begun)
 
 

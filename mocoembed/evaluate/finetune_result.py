@@ -5,50 +5,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from mocoembed.config import FinetuneConfig
-from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import as_json, majority_class, notes_of
+from mocoembed.evaluate.baselines import as_json, notes_of
 from mocoembed.evaluate.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.result import Evaluation, Protocol
+from mocoembed.evaluate.seeds import Shares, learned_from, mean_right, mean_values
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 from mocoembed.model.classifier_file import Classifier
 
 
 @dataclass(frozen=True)
-class Repeat:
+class Repeat(Shares):
     """What one seed has learned, and what it says of the test images."""
 
-    seed: int
-    learned: int
-    """Images that were learned from."""
     steps: int
-    truth: np.ndarray
-    """(Q,) int64 classes."""
-    shares: np.ndarray
-    """(Q, C) float32 probabilities."""
-
-    @cached_property
-    def values(self) -> dict[str, Measured]:
-        """top1, top5 (six classes or more), balanced, ap."""
-        return measures.of_classifier(self.truth, self.shares, self.shares.shape[1])
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """(Q,) int64: the most probable class of each test image."""
-        return self.shares.argmax(axis=1)
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """(C, C) int64: true class x predicted class."""
-        return measures.confusion(self.truth, self.predicted, self.shares.shape[1])
 
     def as_json(self) -> dict:
         """Plain JSON types."""
-        return {"seed": self.seed, "train": self.learned, "test": len(self.truth), "steps": self.steps,
-                **{name: one.value for name, one in self.values.items()}}
+        return {**super().as_json(), "steps": self.steps}
 
 
 @dataclass(frozen=True)
@@ -63,6 +38,9 @@ class FinetuneResult:
     """One for each seed."""
     classes: list[str]
     overlap: Overlap
+    baselines: dict[str, dict[str, Measured]]
+    remarks: list[str]
+    """Why there are no other baselines."""
     classifier: Classifier
     """Of the first seed."""
     path: pathlib.Path
@@ -74,15 +52,7 @@ class FinetuneResult:
     @cached_property
     def values(self) -> dict[str, Measured]:
         """The measures of a single seed, or their means over several."""
-        each = [one.values for one in self.repeats]
-        if len(each) == 1:
-            return each[0]
-        return {name: measures.over_repeats([one[name].value for one in each]) for name in each[0]}
-
-    @property
-    def baselines(self) -> dict[str, dict[str, Measured]]:
-        """The most frequent class. How much the encoder brings is what --from-scratch shows, which takes as long."""
-        return {"majority class": majority_class(self.train, self.test)}
+        return mean_values(self.repeats)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,8 +60,9 @@ class FinetuneResult:
         config, transform = self.config, self.classifier.frozen.transform
         return {
             "source": "facebookresearch/swav, eval_semisup.py; facebookresearch/barlowtwins, evaluate.py",
-            "preprocessing": f"training: random resized crop of {transform.crop} (area 0.08 to 1), flip; test: resize "
-                             f"{transform.resize} {transform.interpolation}, centre crop {transform.crop}",
+            "preprocessing": f"training: random resized crop of {transform.crop} (area 0.08 to 1), flip; test: "
+                             f"{transform.mode} to {transform.resize} ({transform.interpolation}), centre crop "
+                             f"{transform.crop}",
             "from_scratch": config.from_scratch, "labels": config.labels, "freeze_stages": config.freeze_stages,
             "optimizer": f"SGD, momentum {SGD_MOMENTUM}, weight decay {config.weight_decay:g}",
             "schedule": "cosine to 0, every step", "epochs": self.classifier.frozen.provenance["epochs"],
@@ -105,34 +76,30 @@ class FinetuneResult:
     @cached_property
     def per_class(self) -> dict:
         """Class -> count, top1, precision, ap, for the first seed."""
-        first = self.repeats[0]
-        return per_class_json(self.classes, first.matrix, measures.class_precision(first.shares, first.truth)[0])
+        return self.repeats[0].per_class(self.classes)
 
     def as_json(self) -> dict:
-        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
+        """The schema of all evaluations; per class and confusion are of the first seed."""
         first = self.repeats[0]
         solver = {"name": "torch SGD", "steps": [one.steps for one in self.repeats],
                   "last_loss": self.classifier.frozen.provenance["last_loss"]}
-        name = "finetune, from scratch" if self.config.from_scratch else "finetune"
         made = Evaluation(
             "finetune", Protocol("finetune", self.settings), self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}], self.per_class,
-            (self.classes, first.matrix), {"top1": first.predicted == first.truth}, solver,
+            (self.classes, first.matrix), {"top1": mean_right(self.repeats)}, solver,
             [one.as_json() for one in self.repeats], as_json(self.baselines), self.device, self.seconds).as_json()
         return {**made, "classifier": {"path": str(self.path), "fingerprint": self.classifier.fingerprint,
-                                       "start": name}}
+                                       "start": "random weights" if self.config.from_scratch else "encoder"}}
 
     def summary(self) -> str:
         """One line on what was learned from what."""
-        counts = sorted({one.learned for one in self.repeats})
-        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-        seeds = f", {len(self.repeats)} seeds" if len(self.repeats) > 1 else ""
         start = "random weights" if self.config.from_scratch else f"encoder {self.train.encoder['fingerprint'][:8]}"
-        return (f"{len(self.test.names)} test images, learned from {many} of {len(self.train.names)}{seeds}; "
+        return (f"{len(self.test.names)} test images, learned from {learned_from(self.repeats)}; "
                 f"{len(self.classes)} classes, {self.repeats[0].steps} steps from {start}")
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        notes = [*self.overlap.notes(False),
+        notes = [*self.overlap.notes("a training image", "test images"),
                  *notes_on_classes(set(self.classes), set(self.test.names), "training images", "test images")]
-        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value)]
+        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value,
+                                   "fine-tuned classifier"), *self.remarks]

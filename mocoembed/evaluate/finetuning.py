@@ -43,15 +43,19 @@ def share_of_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def require_stages(config: FinetuneConfig, frozen: FrozenEncoder):
+    """Raise `UsageError` for more frozen stages than there are."""
+    if config.freeze_stages > (count := len(stages_of(frozen.encoder.backbone))):
+        raise UsageError(f"--freeze-stages {config.freeze_stages}: {frozen.encoder.spec.arch} has {count} stages. "
+                         f"Give 0 to {count}.")
+
+
 class FineTuning:
     """One seed's network while it learns."""
 
     def __init__(self, config: FinetuneConfig, frozen: FrozenEncoder, images: LabelledImages, labels: list[str],
                  seed: int):
-        """`images` are those whose labels are used; `labels` are the names of all classes, in order.
-
-        Raises `UsageError` for more frozen stages than there are.
-        """
+        """`images` are those whose labels are used; `labels` are the names of all classes, in order."""
         self.config, self.frozen, self.images, self.labels, self.seed = config, frozen, images, labels, seed
         self.compute = Compute.of(config.device, config.precision)
         self.compute.tune()
@@ -59,9 +63,6 @@ class FineTuning:
                                    epochs=epochs_of(config, len(images)))
         self.steps = self.how.epochs * steps_per_epoch(len(images), config.batch_size, False)
         backbone = copy.deepcopy(frozen.encoder.backbone)
-        if config.freeze_stages > (count := len(stages_of(backbone))):
-            raise UsageError(f"--freeze-stages {config.freeze_stages}: {frozen.encoder.spec.arch} has {count} stages. "
-                             f"Give 0 to {count}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = Tuned(backbone, len(labels), config.freeze_stages)

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 
+from mocoembed.checks import parse_labels
 from mocoembed.errors import CollectionError, UsageError
 
 
@@ -85,20 +86,6 @@ def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) ->
                                   f"--labels {len(ordered)}, or fewer.")
         chosen[[rows[0] for rows in ordered[:wanted]]] = True
     return chosen
-
-
-def parse_labels(labels: str) -> tuple[float | None, int]:
-    """(share, 0) of `10%`, or (None, n) of `n` or `n-per-class`; `UsageError` for another text."""
-    text = labels.removesuffix("-per-class")
-    try:
-        if text.endswith("%") and 0 < (percent := float(text[:-1])) <= 100:
-            return percent / 100, 0
-        if int(text) >= 1:
-            return None, int(text)
-    except ValueError:
-        pass
-    raise UsageError(f"--labels {labels}: must be a share such as 1% or 10%, or a number of images for each class such "
-                     "as 5.")
 
 
 def few_labels_notes(names: list[str], labels: str | None) -> list[str]:

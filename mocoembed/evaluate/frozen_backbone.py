@@ -11,11 +11,19 @@ from dataclasses import dataclass
 import torch
 
 from mocoembed.data.views import normalize
-from mocoembed.errors import TrainingError
+from mocoembed.errors import FormatError, TrainingError
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.precision import Compute
+from mocoembed.train.checkpoint import not_finite
 
 AT_ONCE = {"cpu": 64, "cuda": 256}  # images; features do not depend on it
+
+
+def require_finite(frozen: FrozenEncoder):
+    """Raise `FormatError` for weights that are not finite, from which nothing can be learned."""
+    if bad := not_finite(frozen.encoder.backbone.state_dict()):
+        raise FormatError(f"The encoder holds values that are not finite in {len(bad)} of its tensors ({bad[0]} ...). "
+                          "Give another --encoder.")
 
 
 @dataclass(frozen=True)

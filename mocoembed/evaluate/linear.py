@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mocoembed.config import LinearConfig
+from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import baselines, majority_class
-from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, parse_labels, same_image
+from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
 from mocoembed.evaluate.linear_result import LinearResult, Repeat
 from mocoembed.evaluate.logistic import PENALTIES
 from mocoembed.evaluate.measures import Measured
@@ -82,8 +82,6 @@ def require_learnable(train: Side, test: Side, config: LinearConfig):
     if not set(train.names) & set(test.names):
         raise CollectionError(f"No class of {test.path} is in {train.path}: {sorted(set(test.names))[0]!r} there, "
                               f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
-    if config.labels is not None:
-        parse_labels(config.labels)
 
 
 def measure(train: Side, test: Side, config: LinearConfig,
@@ -120,7 +118,7 @@ def measure(train: Side, test: Side, config: LinearConfig,
     return repeats, classes
 
 
-def seeds_of(config: LinearConfig) -> int:
+def seeds_of(config: LinearConfig | ProbeConfig) -> int:
     """How many times all is repeated."""
     return config.seeds or (SEEDS if config.labels is not None else 1)
 

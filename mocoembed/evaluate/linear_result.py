@@ -116,7 +116,7 @@ class LinearResult:
         return per_class_json(self.classes, self.matrix, measures.class_precision(shares, truth)[0])
 
     def as_json(self) -> dict:
-        """The schema of all evaluations; per class, confusion and outcomes are of the first seed."""
+        """The schema of all evaluations; per class and confusion are of the first seed."""
         solver = {"name": "torch LBFGS, strong Wolfe, float64", "fits": len(self.fits),
                   "iterations": sum(one["iterations"] for one in self.fits),
                   "gradient_norm": max(one["gradient_norm"] for one in self.fits),
@@ -129,11 +129,12 @@ class LinearResult:
             str(self.train.vectors.device), self.seconds).as_json()
 
     def outcomes(self) -> np.ndarray:
-        """(Q,) bool: which queries are right, for the first seed."""
-        right = np.zeros(len(self.test.names), bool)
-        for one in self.repeats[0]:
-            right[one.rows] = one.right
-        return right
+        """(Q,) which test rows are right, bool; of several seeds, the share of them, float."""
+        right = np.zeros((len(self.repeats), len(self.test.names)), bool)
+        for seed, folds in enumerate(self.repeats):
+            for one in folds:
+                right[seed, one.rows] = one.right
+        return right[0] if len(right) == 1 else right.mean(axis=0)
 
     def summary(self) -> str:
         """One line on what was learned from what."""
@@ -164,7 +165,7 @@ class LinearResult:
             return ["training and test rows are the same images, so this shows how well they were learned by heart; "
                     f"give {self.train.path} alone for folds"]
         if not self.in_folds:
-            return self.overlap.notes(False)
+            return self.overlap.notes("a training image", "test images")
         notes, same = [], self.overlap.identical
         if same:
             notes.append(f"{same} images have the same bytes as another one; copies share a fold")

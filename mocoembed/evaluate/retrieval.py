@@ -93,7 +93,7 @@ class RetrievalResult:
             return [*notes, "bank and queries are the same images, so each image finds itself; "
                             f"give {self.bank.path} alone for leave-one-out"]
         if not self.config.exclude_identical:
-            notes += self.overlap.notes(self.leave_one_out)
+            notes += self.overlap.notes("another image here" if self.leave_one_out else "an image of the bank")
         return [*notes, *baselines.notes_of(self.baselines, "map", self.values["map"].value), *self.without]
 
 

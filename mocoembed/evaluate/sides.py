@@ -99,15 +99,14 @@ class Overlap:
         return {"identical": self.identical if self.bytes_known else None, "near": self.near,
                 "near_threshold": self.threshold}
 
-    def notes(self, leave_one_out: bool) -> list[str]:
-        """What to say about it; nothing when there is no overlap."""
-        where = "another image here" if leave_one_out else "an image of the bank"
+    def notes(self, where: str, queries: str = "queries") -> list[str]:
+        """What to say about it, with words for an image of the other side and for the queries; nothing for none."""
         notes = []
         if self.identical:
-            notes.append(f"{self.identical} of the queries have the same bytes as {where}, so they are easier than new "
-                         "images; see them with: mocoembed duplicates")
+            notes.append(f"{self.identical} of the {queries} have the same bytes as {where}, so they are easier than "
+                         "new images")
         if self.near is not None and self.near > self.identical:
-            notes.append(f"{self.near - self.identical} queries are near-duplicates of {where} (cosine "
+            notes.append(f"{self.near - self.identical} of the {queries} are near-duplicates of {where} (cosine "
                          f"{self.threshold:g} or more)")
         return notes
 

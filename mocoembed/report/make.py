@@ -138,7 +138,8 @@ def body_of(sources: Sources, config: ReportConfig, note: Callable[[str], None])
               for place, (path, result) in enumerate(sources.results.items())]
     parts += [_whole(path, lambda path=path, value=value: _comparison(path, value))
               for path, value in sources.comparisons.items()]
-    pairs = _whole("results", lambda: pairs_of(sources.results, sources.embeddings, note))
+    pairs = _whole("results", lambda: pairs_of(sources.results, sources.embeddings,
+                                             note if config.queries else say_nothing))
     parts += [neighbours_section(pair, config.queries, note) for pair in pairs]
     parts += [map_section(bank, note) for bank in dict.fromkeys(pair.bank for pair in pairs)]
     return [_header(sources), element("main", *_numbered(parts)), _footer(config)]

@@ -63,6 +63,8 @@ def classify_images(config: ClassifyConfig, progress: Callable[[int, int], None]
     fingerprint = read_classifier_metadata(path)["fingerprint"]
     names = query_names(config.images, note, "mocoembed classify IMAGE...")
     network = network_of(config, path, fingerprint, note)
+    if config.k > (count := len(network.labels)):
+        note(f"-k {config.k}: the classifier has {count} labels; all of them are given")
     left_out = LeftOut(len(names), note, "image")
     for first in range(0, len(names), BATCH):
         some = names[first:first + BATCH]
