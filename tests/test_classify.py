@@ -144,6 +144,13 @@ def test_formats_say_the_same(run_cli, place, squares):
         assert line == f"{one['image']}: {told}"
 
 
+def test_more_labels_than_there_are_is_said(place, squares):
+    said = []
+    results = list(classify_images(ClassifyConfig((str(squares),), str(place), k=9, device="cpu"), note=said.append))
+    assert {len(one.labels) for one in results} == {len(LABELS)}
+    assert said == [f"-k 9: the classifier has {len(LABELS)} labels; all of them are given"]
+
+
 def test_it_runs_without_torch(place, squares):
     done = without_torch("classify", squares, "--workspace", place, "--format", "json")
     assert done.returncode == 0, done.stderr

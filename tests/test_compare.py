@@ -100,6 +100,37 @@ def test_copies_of_an_image_are_paired_one_by_one(made):
     assert compare_results(CompareConfig((one, other))).differences[0].value.n == 40
 
 
+def test_over_several_seeds_the_difference_is_that_of_the_means(made):
+    """Outcomes that are shares of seeds give the difference of the printed numbers, and no p."""
+    weak, strong = made("weak", 1.0), made("strong", 0.5, seed=1)
+    for number, path in enumerate((weak, strong)):
+        result, random = read(path), np.random.default_rng(number)
+        share = random.integers(0, 3, 40) / 2
+        result["outcomes"]["top1"] = share.tolist()
+        result["results"][0]["values"]["top1"]["value"] = 100 * share.mean()
+        write(path, result)
+    found = compare_results(CompareConfig((weak, strong)))
+    (difference,) = found.differences
+    numbers = [read(path)["results"][0]["values"]["top1"]["value"] for path in (weak, strong)]
+    assert difference.value.value == pytest.approx(numbers[1] - numbers[0])
+    assert difference.mcnemar is None
+    assert found.remarks == []
+
+
+def test_a_difference_of_first_seeds_beside_a_mean_is_said(make_embeddings, tmp_path):
+    """kNN with few labels: each seed has other queries, so single queries are those of the first."""
+    path = make_embeddings("cloud", clouds(1.0, 0), CLASSES)
+    result = knn_accuracy(KnnConfig(path, k=(3,), labels="2-per-class", seeds=5)).as_json()
+    for name in ("few", "again"):
+        (tmp_path / f"{name}.json").write_text(text_of(result))
+    first = 100 * np.mean(result["outcomes"]["top1"])
+    assert first != pytest.approx(result["results"][0]["top1"])
+    found = compare_results(CompareConfig((str(tmp_path / "few.json"), str(tmp_path / "again.json"))))
+    assert len(found.remarks) == 2
+    assert found.remarks[0].endswith(f"({result['results'][0]['top1']:.2f}), the difference is that of its first seed "
+                                     f"({first:.2f})")
+
+
 def test_retrieval_results(make_embeddings, tmp_path):
     paths = []
     for name, noise in (("one", 0.5), ("two", 1.0)):
