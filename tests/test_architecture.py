@@ -206,8 +206,8 @@ def test_no_option_grew_unnoticed():
     assert fields == {"PretrainConfig": 64, "ExportConfig": 8, "EmbedConfig": 20, "IndexConfig": 9, "SearchConfig": 22,
                       "KnnConfig": 13, "InfoConfig": 2, "DemoConfig": 4, "ConvertConfig": 10, "DuplicatesConfig": 7,
                       "RetrievalConfig": 9, "CompareConfig": 2, "ServeConfig": 10, "MapConfig": 3, "LinearConfig": 12,
-                      "ProbeConfig": 15, "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
-                      "ReportConfig": 4, "ClassifyConfig": 6, "FinetuneConfig": 21}
+                      "ProbeConfig": 17, "PushConfig": 9, "MilvusConfig": 3, "RankmeConfig": 6,
+                      "ReportConfig": 4, "ClassifyConfig": 6, "FinetuneConfig": 22}
 
 
 def test_the_reference_of_commands_is_up_to_date():
