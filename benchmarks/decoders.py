@@ -69,9 +69,14 @@ def simplejpeg_256(data):
 
 
 def chosen(folder: pathlib.Path, count: int) -> list[bytearray]:
+    """The contents of `chosen_paths`."""
+    return [bytearray(path.read_bytes()) for path in chosen_paths(folder, count)]
+
+
+def chosen_paths(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
     """`count` JPEG files of a folder, evenly spaced in the order of their paths."""
     paths = sorted(folder.rglob("*.jpg"))
-    return [bytearray(paths[place].read_bytes()) for place in np.linspace(0, len(paths) - 1, count).astype(int)]
+    return [paths[place] for place in np.linspace(0, len(paths) - 1, count).astype(int)]
 
 
 def enlarged(data: bytes) -> bytearray:
