@@ -63,8 +63,9 @@ def compare(name: str, frozen: FrozenEncoder, pixels: dict[str, torch.Tensor], l
     for way, own in vectors.items():
         cosines = (own * full).sum(dim=1).numpy()
         low, median = np.percentile(cosines, [5, 50])
-        print(f"{name:10} {way:8} median {median:.5f}, 5 % {low:.5f}, lowest {cosines.min():.5f}, n {len(cosines)}; "
-              f"kNN {accuracy(own, own, labels):.2f} %, with queries decoded in full {accuracy(full, own, labels):.2f} %")
+        print(f"{name:10} {way:8} median {median:.5f}, 5 % {low:.5f}, lowest {cosines.min():.5f}, n {len(cosines)}")
+        print(f"{name:10} {way:8} kNN {accuracy(own, own, labels):.2f} %, with queries decoded in full "
+              f"{accuracy(full, own, labels):.2f} %")
     print(f"{name:10} full     kNN {accuracy(full, full, labels):.2f} %")
     others = (full @ full.T)[~torch.eye(len(full), dtype=torch.bool)]
     print(f"{name:10} of two different images: median {others.median():.5f}")

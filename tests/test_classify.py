@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_graph import without_torch
+from torchless import copied
 
 from mocoembed.cli.main import main
 from mocoembed.config import ClassifyConfig, InfoConfig
@@ -49,10 +50,7 @@ def place(tmp_path_factory, classifier):
 @pytest.fixture
 def ours(place, tmp_path):
     """A copy of it that a test may change, and the path of the graph."""
-    root = tmp_path / "ws"
-    shutil.copytree(place, root)
-    (graph,) = (root / "classifiers").glob("*.onnx")
-    return root, graph
+    return copied(place, tmp_path, "classifiers/*.onnx")
 
 
 def by_hand(classifier, paths):

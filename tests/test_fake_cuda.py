@@ -12,12 +12,11 @@ Each part runs in a process of its own, this file as a script: telling PyTorch t
 import functools
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
+from own_process import ROOT, found_by
 
-ROOT = pathlib.Path(__file__).parent.parent
 CASES = ("queue", "masked", "symmetric", "keys-own-views", "groups-at-once", "sync", "end-to-end", "separate",
          "two-heads", "memory-bank")
 DTYPES = {"fp64": "torch.float64", "tf32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
@@ -27,10 +26,7 @@ STEPS = [("queue", precision) for precision in DTYPES] + [(case, "fp16") for cas
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What all parts have found."""
-    done = subprocess.run([sys.executable, __file__, str(tmp_path_factory.mktemp("fake"))], capture_output=True,
-                          text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_by(__file__, tmp_path_factory.mktemp("fake"))
 
 
 @pytest.mark.parametrize(("case", "precision"), STEPS)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchless import WITHOUT_TORCH
+from torchless import WITHOUT_TORCH, copied
 
 from mocoembed.config import EmbedConfig, SearchConfig
 from mocoembed.data.decode import EncodedImage
@@ -40,11 +39,8 @@ def without_torch(*arguments, cwd=None):
 
 @pytest.fixture
 def ours(indexed_workspace, tmp_path):
-    """A copy of the indexed workspace, the path of its graph, and an image of the collection."""
-    root = tmp_path / "ws"
-    shutil.copytree(indexed_workspace, root)
-    (graph,) = (root / "encoders").glob("*.query.onnx")
-    return root, graph
+    """A copy of the indexed workspace, and the path of its graph."""
+    return copied(indexed_workspace, tmp_path, "encoders/*.query.onnx")
 
 
 @pytest.fixture

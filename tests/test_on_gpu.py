@@ -5,12 +5,12 @@ Neither says anything about a real GPU's kernels; `benchmarks/gpu_check.py` does
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import faiss
 import numpy as np
 import pytest
+from own_process import ROOT, found_by
 
 from mocoembed.config import DuplicatesConfig, IndexConfig, KnnConfig
 from mocoembed.data.facts import FACTS
@@ -25,8 +25,6 @@ from mocoembed.search.duplicates import find_duplicates
 from mocoembed.search.exact import ExactRows
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.on_gpu import GpuVectors, move, source_on
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def clustered(count: int, length: int = 16, unit: bool = True) -> np.ndarray:
@@ -51,10 +49,7 @@ def write_vectors(path: pathlib.Path, vectors: np.ndarray, unit: bool = True) ->
 @pytest.fixture(scope="module")
 def on_pretended(tmp_path_factory):
     """What a process with a pretended GPU has found."""
-    done = subprocess.run([sys.executable, __file__, str(tmp_path_factory.mktemp("gpu"))], capture_output=True,
-                          text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_by(__file__, tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.mark.parametrize("case", ["unit", "distances", "some rows", "more than there are"])

@@ -6,31 +6,23 @@ Each part runs in a process of its own, this file as a script.
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
+from own_process import ROOT, found_by
 
-ROOT = pathlib.Path(__file__).parent.parent
 FP16_FROM_FLOAT64 = 0.15  # losses of about 3 after two steps
 UPLOADS = {"queue": 7, "masked": 7, "end-to-end": 7, "memory-bank": 6, "symmetric": 13}
 
 
-def of_part(name: str, folder: pathlib.Path) -> dict:
-    """What a part has found, run in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, name, str(folder)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    return of_part("steps", tmp_path_factory.mktemp("steps"))
+    return found_by(__file__, "steps", tmp_path_factory.mktemp("steps"))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return of_part("whole", tmp_path_factory.mktemp("whole"))
+    return found_by(__file__, "whole", tmp_path_factory.mktemp("whole"))
 
 
 def test_losses_are_the_cpus(steps):

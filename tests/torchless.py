@@ -1,4 +1,7 @@
-"""The `mocoembed` command where importing torch or torchvision fails: `python -c WITHOUT_TORCH ARGUMENTS`."""
+"""The `mocoembed` command where importing torch or torchvision fails: `python -c WITHOUT_TORCH ARGUMENTS`; workspaces for it."""
+
+import pathlib
+import shutil
 
 WITHOUT_TORCH = """
 import sys
@@ -12,3 +15,11 @@ sys.meta_path.insert(0, Refused())
 from mocoembed.cli.main import main
 main(sys.argv[1:])
 """
+
+
+def copied(workspace: pathlib.Path, folder: pathlib.Path, graph: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """A copy of a workspace, in `folder`, that a test may change; and the path of its only file `graph`, a glob."""
+    root = folder / "ws"
+    shutil.copytree(workspace, root)
+    (found,) = root.glob(graph)
+    return root, found

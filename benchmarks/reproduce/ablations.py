@@ -30,12 +30,12 @@ from functools import partial
 import click
 
 from benchmarks.reproduce.cells import BASE, CELLS, STUDIES
-from benchmarks.reproduce.queue_of_work import Work, run_all
+from benchmarks.reproduce.queue_of_work import Work, ended, is_done, run_all
 from benchmarks.reproduce.tables import write_report
 from mocoembed import __version__
 from mocoembed.files import write_json
 
-LAST_STEPS, SEEDS, AT_A_TIME, MORE_TO_DO = 100, (0, 1, 2), 2, 3
+LAST_STEPS, SEEDS, AT_A_TIME = 100, (0, 1, 2), 2
 QUICK = ["--limit", "80", "--width", "0.125", "--batch-size", "16", "--bn-groups", "2", "--epochs", "2", "--precision",
          "fp32"]
 
@@ -79,16 +79,6 @@ def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: 
     shutil.rmtree(workspace)
 
 
-def is_done(output: pathlib.Path, name: str, options: list[str]) -> bool:
-    """Whether the cell's file is there; `UsageError` when it was made with other options."""
-    kept = output / "cells" / f"{name}.json"
-    if not kept.exists():
-        return False
-    if json.loads(kept.read_text(encoding="utf-8"))["options"] != options:
-        raise click.UsageError(f"{kept} was made with other options. Remove it, or give another --output.")
-    return True
-
-
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False))
 @click.option("--output", type=click.Path(path_type=pathlib.Path), default="ablations", show_default=True,
@@ -117,11 +107,7 @@ def main(folders, output, only, seeds, seconds, quick, report):
     left, failed = run_all(work, todo, AT_A_TIME, lambda text: click.echo(text, err=True))
     if any((output / "cells").iterdir()):
         click.echo(write_report(output))
-    for name, reason in failed.items():
-        click.echo(f"{name} failed: {reason} ({output / 'work' / name / 'log.txt'})", err=True)
-    if left:
-        click.echo(f"{len(left)} cells are left. Run the same command again to go on.", err=True)
-    raise SystemExit(1 if failed else MORE_TO_DO if left else 0)
+    ended(left, failed, lambda name: output / "work" / name / "log.txt")
 
 
 if __name__ == "__main__":

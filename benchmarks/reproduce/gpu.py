@@ -36,12 +36,12 @@ import click
 import torch
 
 from benchmarks.reproduce.gpu_pieces import PIECES, Lab, LeftOut, OutOfTime
+from benchmarks.reproduce.queue_of_work import MORE_TO_DO
 from mocoembed import __version__
 from mocoembed.data.loader import cores
 from mocoembed.files import write_bytes, write_json
 from mocoembed.model.precision import Compute
 
-MORE_TO_DO = 3
 LEAST_SECONDS = {"cifar-asymmetric": 90.0, "cifar-symmetric": 90.0}  # that must be left for a piece to begin
 LEAST_OF_OTHERS = 400.0  # as a piece that is not a pretraining goes on to its end
 

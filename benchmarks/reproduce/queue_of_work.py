@@ -4,15 +4,24 @@ A cell is a function that runs commands, one after another, by `Work.run`. A com
 when it is run again makes the whole restartable.
 """
 
+import json
 import os
+import pathlib
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+import click
+
+from mocoembed.notes import counted
 
 NICENESS = 10
+MORE_TO_DO = 3
+"""Exit status when the time was over before the work was."""
 
 
 class Stopped(Exception):
@@ -99,3 +108,23 @@ def run_all(work: Work, cells: Iterable[tuple[str, Callable[[], None]]], at_a_ti
         for number, handler in before.items():
             signal.signal(number, handler)
     return left, failed
+
+
+def is_done(output: pathlib.Path, name: str, options: list[str]) -> bool:
+    """Whether the cell's file is there; `UsageError` when it was made with other options."""
+    kept = output / "cells" / f"{name}.json"
+    if not kept.exists():
+        return False
+    if json.loads(kept.read_text(encoding="utf-8"))["options"] != options:
+        raise click.UsageError(f"{kept} was made with other options. Remove it, or give another --output.")
+    return True
+
+
+def ended(left: list[str], failed: dict[str, str], log: Callable[[str], pathlib.Path]) -> NoReturn:
+    """Say what failed (`log` names a cell's log) and what is left, and end with 0, 1 or `MORE_TO_DO`."""
+    for name, reason in failed.items():
+        click.echo(f"{name} failed: {reason} ({log(name)})", err=True)
+    if left:
+        click.echo(f"{counted(len(left), 'cell')} left: {', '.join(left)}. Run the same command again to go on.",
+                   err=True)
+    raise SystemExit(1 if failed else MORE_TO_DO if left else 0)

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from benchmarks.reproduce.cells import CELLS, CLAIMS, STUDIES, Claim
 from benchmarks.reproduce.statistics_of_seeds import correlation, mean_of, paired, verdict
@@ -56,6 +56,19 @@ def claims_table(claims: Iterable[Claim], found: Found) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
+def sections(found: Found, names: Iterable[str], table: Callable[[str, Found], str],
+             claims: Iterable[Claim]) -> list[str]:
+    """Of each study its table and that of its claims, as parts of a Markdown text."""
+    parts, claims = [], list(claims)
+    if any(run["quick"] for seeds in found.values() for run in seeds.values()):
+        parts.append("**Tiny runs (--quick): no figure here says anything.**\n")
+    for name in names:
+        if text := table(name, found):
+            own = [claim for claim in claims if claim.study == name]
+            parts += [f"## {name}\n", text, "", claims_table(own, found), ""]
+    return parts
+
+
 def linear_text(found: Found) -> str:
     """Study f: how kNN and linear accuracy go together over all encoders."""
     runs = [run for seeds in found.values() for run in seeds.values()]
@@ -68,14 +81,7 @@ def linear_text(found: Found) -> str:
 
 def report_text(found: Found) -> str:
     """All tables as Markdown."""
-    parts = []
-    if any(run["quick"] for seeds in found.values() for run in seeds.values()):
-        parts.append("**Tiny runs (--quick): no figure here says anything.**\n")
-    for study in STUDIES:
-        if table := study_table(study, found):
-            claims = [claim for claim in CLAIMS if claim.study == study]
-            parts += [f"## {study}\n", table, "", claims_table(claims, found), ""]
-    return "\n".join([*parts, linear_text(found)])
+    return "\n".join([*sections(found, STUDIES, study_table, CLAIMS), linear_text(found)])
 
 
 def write_report(output: pathlib.Path) -> str:

@@ -31,11 +31,10 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks.reproduce.ablations import MORE_TO_DO, is_done
 from benchmarks.reproduce.cells import Claim
-from benchmarks.reproduce.queue_of_work import Work, run_all
+from benchmarks.reproduce.queue_of_work import Work, ended, is_done, run_all
 from benchmarks.reproduce.statistics_of_seeds import mean_of
-from benchmarks.reproduce.tables import Found, claims_table, markdown, results
+from benchmarks.reproduce.tables import Found, markdown, results, sections
 from benchmarks.reproduce.transfer_trial import FIGURES
 from mocoembed import __version__
 from mocoembed.data.sample import write_collection
@@ -136,14 +135,7 @@ def _deviation(values: list[float]) -> str:
 
 def report_text(output: pathlib.Path) -> str:
     """All tables as Markdown, from the files in OUTPUT."""
-    found, parts = results(output), []
-    if any(run["quick"] for trials in found.values() for run in trials.values()):
-        parts.append("**Tiny runs (--quick): no figure here says anything.**\n")
-    for task in FIGURES:
-        if table := task_table(task, found):
-            claims = [claim for claim in CLAIMS if claim.study == task]
-            parts += [f"## {task}\n", table, "", claims_table(claims, found), ""]
-    return "\n".join(parts)
+    return "\n".join(sections(results(output), FIGURES, task_table, CLAIMS))
 
 
 @click.command()
@@ -177,11 +169,7 @@ def main(output, only, trials, at_a_time, seconds, quick, report):
     text = report_text(output)
     write_bytes(output / "transfer.md", text.encode())
     click.echo(text)
-    for name, reason in failed.items():
-        click.echo(f"{name} failed: {reason} ({output / 'log.txt'})", err=True)
-    if left:
-        click.echo(f"Left: {', '.join(left)}. Run the same command again to go on.", err=True)
-    raise SystemExit(1 if failed else MORE_TO_DO if left else 0)
+    ended(left, failed, lambda name: output / "log.txt")
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ class Augmentation:
     drop_last: bool = False
     value_range: tuple[float, ...] = ()
     """Of deep images, as in `EvaluationTransform`."""
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 0.0
-    grey_probability: float = 0.0
-    grey_first: bool = False
-    blur_probability: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_probability: float = 0.0
+    # No other change of the colours, as in the published linear protocols.
+    jitter: ClassVar[tuple[float, float, float, float]] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: ClassVar[float] = 0.0
+    grey_probability: ClassVar[float] = 0.0
+    grey_first: ClassVar[bool] = False
+    blur_probability: ClassVar[float] = 0.0
+    blur_sigma: ClassVar[tuple[float, float]] = (0.1, 2.0)
+    solarize_probability: ClassVar[float] = 0.0
     # What else the loader asks for: one view, as for a memory bank, whose keys nobody encodes.
     dictionary: ClassVar[str] = "memory-bank"
     symmetric: ClassVar[bool] = False
