@@ -36,7 +36,7 @@ def rankme(as_json, **values):
     if as_json:
         put_result(result.as_json())
         return
-    rows = [["the encoder", result.values], *result.baselines.items()]
+    rows = [("the encoder", result.values), *result.baselines.items()]
     put(table(["vectors", *map(words, MEASURES)],
               [[name, f"{one['rankme'].value:.1f}", _uniformity(one["uniformity"])] for name, one in rows],
               "RankMe uniformity"))

@@ -93,7 +93,7 @@ class Demo:
     def training(self) -> PretrainConfig:
         """The pretraining that the demo runs."""
         epochs = {} if self.config.epochs is None else {"epochs": self.config.epochs}
-        return PretrainConfig.of("small", self.train, workspace=str(self.places.root), seed=self.config.seed,
+        return PretrainConfig.of("small", str(self.train), workspace=str(self.places.root), seed=self.config.seed,
                                  processes=1, **epochs)
 
     def _pretrain(self, watcher: Watcher) -> PretrainConfig:

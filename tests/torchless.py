@@ -1,4 +1,4 @@
-"""The `mocoembed` command where importing torch or torchvision fails: `python -c WITHOUT_TORCH ARGUMENTS`; workspaces for it."""
+"""`python -c WITHOUT_TORCH ARGUMENTS`: the `mocoembed` command where importing torch fails; and workspaces for it."""
 
 import pathlib
 import shutil

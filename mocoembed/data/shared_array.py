@@ -1,5 +1,7 @@
 """An array that spawned processes share, as forked ones do: without it each would get a copy of a million paths."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -8,7 +10,7 @@ class SharedArray:
 
     def __init__(self, values: np.ndarray):
         self.values = values
-        self._tensor = None
+        self._tensor: Any = None
 
     def __reduce__(self):
         import torch  # whose tensors travel that way; what only reads a listing does without it

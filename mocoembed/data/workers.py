@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from multiprocessing.connection import wait
 from typing import Any, Protocol, cast
 
@@ -121,10 +121,12 @@ class Batches:
         """Times that processes had to be started again so far."""
 
     def __len__(self):
-        return len(self.items)
+        return len(cast(Sized, self.items))
 
     def __iter__(self):
-        source, again, deaths, restarts, lost = iter(self.items), deque(), {}, 0, None
+        source, restarts, lost = iter(self.items), 0, None
+        again: deque = deque()
+        deaths: dict[int, int] = {}
         while True:
             loading = _Loading(self, itertools.chain(_popped(again), source))
             try:

@@ -5,7 +5,7 @@ Out: what `read` makes of the rows; of a comparison, a mask.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Column:
     `dataset()` gives the open dataset, `read(array)` turns an array of its rows into what a caller wants.
     """
 
-    def __init__(self, dataset: Callable, read: Callable[[np.ndarray], object] = lambda rows: rows):
+    def __init__(self, dataset: Callable, read: Callable[[np.ndarray], Sequence | np.ndarray] = lambda rows: rows):
         self._dataset, self._read = dataset, read
 
     def __len__(self):
@@ -112,7 +112,7 @@ def _rows(dataset, rows: np.ndarray) -> np.ndarray:
     return dataset[rising][place]
 
 
-def column(name: str, doc: str, read: Callable[[np.ndarray], object] = lambda rows: rows) -> property:
+def column(name: str, doc: str, read: Callable[[np.ndarray], Sequence | np.ndarray] = lambda rows: rows) -> property:
     """A property of an embeddings file: its dataset of that name as a `Column`."""
     return property(lambda file: Column(lambda: file.dataset(name), read), doc=doc)
 

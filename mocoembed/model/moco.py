@@ -69,7 +69,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def momentum_update(self):
         """theta_k <- m theta_k + (1 - m) theta_q (equation 2); running statistics are each encoder's own."""
-        theta_q, theta_k = list(self.encoder_q.parameters()), list(self.encoder_k.parameters())
+        theta_q: list[torch.Tensor] = list(self.encoder_q.parameters())
+        theta_k: list[torch.Tensor] = list(self.encoder_k.parameters())
         torch._foreach_lerp_(theta_k, theta_q, 1 - self.m)
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ import numpy as np
 
 MOST = 32  # images in a batch
 SECONDS = 0.005  # that are waited for more
+Waiting = tuple[Callable, np.ndarray, asyncio.Future]
+"""How to encode, pixels, and where the vector goes."""
 
 
 class Batches:
@@ -19,7 +21,7 @@ class Batches:
 
     def __init__(self, pool: Executor, tell: Callable[[int], None] = lambda size: None):
         self._pool, self._tell = pool, tell
-        self._waiting: list[tuple[Callable, np.ndarray, asyncio.Future]] = []
+        self._waiting: list[Waiting] = []
         self._task: asyncio.Task | None = None
         self.expected = 0
         """Images that are on their way: being received or decoded."""
@@ -37,7 +39,8 @@ class Batches:
             while self._waiting:
                 await self._gather()
                 encode = self._waiting[0][0]
-                some, rest = [], []
+                some: list[Waiting] = []
+                rest: list[Waiting] = []
                 for one in self._waiting:
                     (some if one[0] == encode and len(some) < MOST else rest).append(one)
                 self._waiting = rest

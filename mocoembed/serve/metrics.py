@@ -38,7 +38,8 @@ class Metrics:
         self._lock = threading.Lock()
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.seconds: dict[str, Histogram] = {}
-        self.batches, self.refused = Histogram(SIZES), Counter()
+        self.batches = Histogram(SIZES)
+        self.refused: Counter[str] = Counter()
 
     def request(self, route: str, method: str, status: int, seconds: float):
         """Count a request that was answered."""

@@ -26,7 +26,7 @@ class Guard:
         """A signal that any rank got."""
         self._new: list[Failure] = []
         self._collapsed = 0
-        self._top1 = collections.deque(maxlen=LEAKING_STEPS)
+        self._top1: collections.deque[float] = collections.deque(maxlen=LEAKING_STEPS)
 
     def told(self, batch: ViewBatch, signal_number: int | None) -> tuple[float, ...]:
         """What this rank has to tell the others at this step: see `check`."""

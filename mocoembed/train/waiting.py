@@ -22,7 +22,7 @@ class Meter:
 
     def __init__(self):
         self.all_waited, self.all_seconds = 0.0, 0.0
-        self._stretch = collections.deque()
+        self._stretch: collections.deque[tuple[float, float, float]] = collections.deque()
         self.restart()
 
     def wait_for(self, batches):
