@@ -6,7 +6,8 @@
     fill.py       one process's share -> work.py, the work file: a slot per image, safe against kill -9
     publish.py    finished work -> the embeddings file; salvage.py: what an interrupted run left behind
     store_writer.py, store.py    writing and reading the embeddings file (HDF5), with seal.py: its hash,
-                                 sparse.py: HDF5 in memory, column.py: columns read only where indexed
+                                 sparse.py: HDF5 in memory, column.py: columns read only where indexed,
+                                 aside.py: reading and hashing beside writing
     convert.py    to and from other formats, with npy.py, parquet.py and thumbnails.py
     in_memory.py  images given from Python -> vectors, without a collection or a file
 """

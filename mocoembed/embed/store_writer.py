@@ -4,6 +4,7 @@ All shapes are fixed and nothing holds a time of writing, so the bytes depend on
 settings alone. `docs/format.md` describes the file for other readers.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import numpy as np
 
 from mocoembed.data.deep import shown_range
 from mocoembed.data.images import Listing
+from mocoembed.embed.aside import HashAside, made_ahead
 from mocoembed.embed.seal import SEAL, make_seal, outside
 from mocoembed.embed.sparse import SparseFile
 from mocoembed.embed.store import FACT_NAMES, FORMAT_VERSION, KIND, ROW_DATASETS, FailedImage
@@ -137,19 +139,19 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
 def _write_rows(descriptor: int, columns: dict[str, np.ndarray], blocks: Iterable[np.ndarray],
                 places: dict[str, tuple[int, tuple[int, ...]]], path) -> str:
     """Put all rows at their places (offset, shape); their SHA-256, as `rows_digest` computes it."""
-    digest = hashlib.sha256()
-    for name in ROW_DATASETS:
-        at, shape = places[name]
-        digest.update(f"{name} {shape}".encode())
-        rows = 0
-        for piece in blocks if name == "embeddings" else [columns[name]]:
-            data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-            write_at(descriptor, data, at, path)
-            digest.update(data.data)
-            rows, at = rows + len(piece), at + len(data)
-        if rows != shape[0]:
-            raise ValueError(f"{rows} rows of {name}, not {shape[0]}")
-    return digest.hexdigest()
+    with HashAside() as digest, contextlib.closing(made_ahead(blocks)) as vectors:
+        for name in ROW_DATASETS:
+            at, shape = places[name]
+            digest.update(f"{name} {shape}".encode())
+            rows = 0
+            for piece in vectors if name == "embeddings" else [columns[name]]:
+                data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+                digest.update(data.data)
+                write_at(descriptor, data, at, path)
+                rows, at = rows + len(piece), at + len(data)
+            if rows != shape[0]:
+                raise ValueError(f"{rows} rows of {name}, not {shape[0]}")
+        return digest.hexdigest()
 
 
 def stable_ids(paths: list[bytes]) -> np.ndarray:
