@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import faiss
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,8 +14,10 @@ from mocoembed.config import DuplicatesConfig, EmbedConfig, IndexConfig
 from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
 from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import Interrupted, UsageError
+from mocoembed.files import StopRequest
 from mocoembed.search import duplicates as module
 from mocoembed.search import sheet
 from mocoembed.search.build import build_index
@@ -83,6 +86,35 @@ def test_an_approximate_index_finds_near_duplicates(tmp_path, monkeypatch):
     result = find_duplicates(DuplicatesConfig(made(tmp_path / "e.h5", vectors), threshold=0.99))
     assert rows_of(result) == {frozenset((row, 1500 + row)) for row in range(100)}
     assert result.compared.startswith("IVF128")
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.95, 0.999])
+def test_cells_that_can_hold_no_neighbour_are_left_out_and_nothing_is_lost(tmp_path, monkeypatch, threshold):
+    """With all cells allowed, the pairs are those of brute force, although few cells are looked into."""
+    monkeypatch.setattr(module, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(module, "PROBED", 1 << 20)
+    monkeypatch.setattr(module, "PAIR_BYTES", 1)  # blocks of the least size
+    random, probed = np.random.default_rng(0), []
+    vectors = random.standard_normal((40, 16))[random.integers(0, 40, 1500)]
+    spread = random.choice([0.01, 0.1, 0.4], (1500, 1))
+    vectors = module.unit((vectors + spread * random.standard_normal((1500, 16))).astype(np.float32))
+    search = faiss.IndexIVFFlat.range_search_preassigned
+
+    def counted(index, some, least, lists, cosines):
+        probed.append((lists >= 0).mean())
+        return search(index, some, least, lists, cosines)
+
+    monkeypatch.setattr(faiss.IndexIVFFlat, "range_search_preassigned", counted)
+    with EmbeddingFile(made(tmp_path / "e.h5", vectors)) as file:
+        pairs = [pair for a, b, _ in module.near_pairs(file, threshold, lambda done, total: None, StopRequest())
+                 for pair in zip(a.tolist(), b.tolist())]
+    cosines = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    surely, perhaps = ({(a, b) for a, b in np.argwhere(cosines >= bound).tolist() if a > b}
+                       for bound in (threshold + 2e-6, threshold - 2e-6))
+    assert len(surely) > 10
+    assert surely <= set(pairs) <= perhaps
+    assert len(pairs) == len(set(pairs))
+    assert np.mean(probed) < (0.6 if threshold > 0.9 else 1)
 
 
 def test_a_chain_is_one_group_that_tells_how_alike_its_ends_are(tmp_path):

@@ -66,6 +66,24 @@ def test_filtered_hits_are_those_of_brute_force(many_rows, count, monkeypatch):
             np.testing.assert_allclose([hit.score for hit in hits], scores[:10], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1999, 1900, 1000])
+def test_rows_between_those_of_a_large_file_do_not_count(many_rows, count, monkeypatch):
+    """Rows that are read only because they lie between others, of a file too large to be looked into in place."""
+    monkeypatch.setattr(exact, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(exact, "PAYS", 0)
+    file, _ = many_rows
+    selected = np.sort(np.random.default_rng(2).permutation(ROWS)[:count])
+    others = np.setdiff1d(np.arange(ROWS), selected)
+    queries = file.embeddings[others[:40]]  # the nearest of all are these themselves
+    looked, exact_rows = [], ExactRows(file, selected)
+    scores, found = exact_rows.nearest(queries, 10, lambda: looked.append(1))
+    assert len(looked) == -(-count // 100)
+    for query, its, its_scores in zip(queries, found, scores):
+        rows, wanted = brute_force(file, query, selected)
+        assert its.tolist() == rows[:10]
+        np.testing.assert_allclose(its_scores, wanted[:10], rtol=1e-4, atol=1e-5)
+
+
 def test_equal_scores_go_to_the_lower_row(make_embeddings, monkeypatch):
     """Sixty equal vectors in each of five blocks, and a nearer one at the end."""
     monkeypatch.setattr(exact, "BLOCK_ROWS", 61)

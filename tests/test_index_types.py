@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mocoembed.config import IndexConfig
+from mocoembed.embed import store
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, Interrupted, MocoembedError, UsageError
 from mocoembed.search import build, faiss_index, kinds, ranking, tuning, update
@@ -23,7 +24,7 @@ from mocoembed.search.index import SearchIndex, read_stamps
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import KINDS, Plan, lists_for
 from mocoembed.search.ranking import Ranking, Wishes
-from mocoembed.search.stamps import stamps_of
+from mocoembed.search.stamps import stamps_of, verified_stamps
 from mocoembed.search.trailer import FOOTER, read_manifest
 
 COUNT, LENGTH = 1500, 32
@@ -350,6 +351,18 @@ def test_numbers_that_are_not_finite(make_embeddings):
     with pytest.raises(FormatError, match="not finite"):
         build_index(IndexConfig(path, type="rabitq"))
     assert not pathlib.Path(path).with_suffix(".faiss").exists()
+
+
+def test_stamps_are_taken_while_the_rows_are_checked(rows_file, monkeypatch):
+    monkeypatch.setattr(store, "PIECE", 400)  # so that a thread hashes
+    with EmbeddingFile(rows_file) as file:
+        assert verified_stamps(file).tolist() == stamps_of(file.embeddings()).tolist()
+        offset = file.dataset("embeddings").id.get_offset()
+    with open(rows_file, "r+b") as changed:
+        changed.seek(offset + 4 * LENGTH * 700)
+        changed.write(b"\1")
+    with EmbeddingFile(rows_file) as file, pytest.raises(FormatError, match="SHA-256"):
+        verified_stamps(file)
 
 
 def test_stamps_tell_vectors_apart():

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import h5py
@@ -22,6 +24,7 @@ from mocoembed.errors import FormatError, MismatchError
 
 FORMAT_VERSION = 1
 KIND = "mocoembed embeddings"
+PIECE = 8192  # rows that are hashed at a time
 FACT_NAMES = ("width", "height", "size", "mtime_ns")
 ROW_DATASETS = ("digest", "embeddings", "height", "ids", "labels", "mtime_ns", "paths", "size", "width")
 
@@ -34,15 +37,34 @@ class FailedImage(NamedTuple):
     reason: str
 
 
-def rows_digest(file: h5py.File) -> str:
-    """SHA-256 over the name, shape and bytes of every dataset that has a row per image."""
-    digest = hashlib.sha256()
-    for name in ROW_DATASETS:
-        dataset = file[name]
-        digest.update(f"{name} {dataset.shape}".encode())
-        for start in range(0, len(dataset), 8192):
-            digest.update(np.ascontiguousarray(dataset[start:start + 8192]).tobytes())
+def rows_digest(file: h5py.File, see: Callable[[str, int, np.ndarray], None] = lambda name, first, rows: None) -> str:
+    """SHA-256 over the name, shape and bytes of every dataset that has a row per image.
+
+    `see(name, first, rows)` is shown each piece; of a file of more than one piece, while a thread hashes it.
+    """
+    digest, hashing = hashlib.sha256(), None
+    with ThreadPoolExecutor(1) as pool:
+        for name, first, rows in _pieces(file):
+            head = f"{name} {file[name].shape}".encode() if first == 0 else b""
+            if hashing:
+                hashing.result()  # so that two pieces at most are in memory
+            if len(file[name]) <= PIECE:
+                _hash(digest, head, rows)
+            else:
+                hashing = pool.submit(_hash, digest, head, rows)
+            see(name, first, rows)
     return digest.hexdigest()
+
+
+def _pieces(file: h5py.File) -> Iterator[tuple[str, int, np.ndarray]]:
+    for name in ROW_DATASETS:
+        for first in range(0, max(1, len(file[name])), PIECE):
+            yield name, first, np.ascontiguousarray(file[name][first:first + PIECE])
+
+
+def _hash(digest, head: bytes, rows: np.ndarray):
+    digest.update(head)
+    digest.update(rows.reshape(-1).view(np.uint8))
 
 
 class EmbeddingFile:
@@ -281,10 +303,13 @@ class EmbeddingFile:
         columns = [texts(group[name][:]) for name in ("paths", "errors", "reasons")]
         return [FailedImage(path, error.decode(), reason.decode()) for path, error, reason in zip(*columns)]
 
-    def verify(self):
-        """Recompute the hashes of all that is in the file; `FormatError` when one differs from the stored one."""
+    def verify(self, see: Callable[[str, int, np.ndarray], None] = lambda name, first, rows: None):
+        """Recompute the hashes of all that is in the file; `FormatError` when one differs from the stored one.
+
+        `see(name, first, rows)` is shown each piece of each dataset with a row per image on the way, as it is stored.
+        """
         check_seal(self._absolute)
-        if rows_digest(self._file) != self.identity:
+        if rows_digest(self._file, see) != self.identity:
             raise FormatError(f"{self.path} is damaged: its rows do not match the stored SHA-256. "
                               "Embed the collection again with --fresh.")
 

@@ -23,7 +23,7 @@ from mocoembed.search.faiss_index import FaissIndex, faiss_version, require_gpu
 from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
-from mocoembed.search.stamps import stamps_of
+from mocoembed.search.stamps import verified_stamps
 from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
 from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, measure
 from mocoembed.search.update import update_index
@@ -60,16 +60,16 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     if config.gpu:
         require_gpu()
     with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
-        require_vectors(file)
-        plans = _plans(config, file)
+        require_some(file)
+        stamps, plans = verified_stamps(file), _plans(config, file)
         with StopRequest() as stop:
-            if not config.fresh and (updated := update_index(output, file, config, _description(file, output), note,
-                                                             stop)):
+            if not config.fresh and (updated := update_index(output, file, stamps, config,
+                                                             _description(file, output), note, stop)):
                 return IndexResult(output, *updated)
             for plan in plans:
                 if plan.kind.name != "flat" or len(plans) > 1:
                     note(f"plan: {plan}")
-                manifest = _built(plan, file, config, output, progress, stop)
+                manifest = _built(plan, file, stamps, config, output, progress, stop)
                 if manifest is not None:
                     return IndexResult(output, manifest)
                 note(f"{plan.kind.name} does not reach a recall of {config.recall:g} on these vectors")
@@ -95,7 +95,7 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     return [plan for plan in plans if cap is None or plan.peak <= cap]
 
 
-def _built(plan: Plan, file: EmbeddingFile, config: IndexConfig, output: pathlib.Path, progress,
+def _built(plan: Plan, file: EmbeddingFile, stamps: np.ndarray, config: IndexConfig, output: pathlib.Path, progress,
            stop: StopRequest) -> dict | None:
     """The manifest of the index that was written; `None` when it missed the recall and nothing was."""
     what = f"An index of type {plan.kind.name} of {len(file)} vectors of dimension {file.dimension}"
@@ -109,7 +109,7 @@ def _built(plan: Plan, file: EmbeddingFile, config: IndexConfig, output: pathlib
             index.train(_training_rows(file, index.lists, held), config.gpu)
             stop.raise_if_set(_stopped(0, len(file)))
         index.reserve(len(file))
-        stamps = _fill(index, file, ids, held, progress, stop)
+        _fill(index, file, ids, held, progress, stop)
         measured = _tuned(index, file, ids, sample, plan.kind, config, stop)
         if measured is None:
             return None
@@ -155,18 +155,14 @@ def _training_rows(file: EmbeddingFile, lists: int, held: np.ndarray) -> np.ndar
     return np.concatenate(parts)
 
 
-def _fill(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, held: np.ndarray, progress,
-          stop: StopRequest) -> np.ndarray:
-    """Add every vector that is not held out under its id; the stamps (N,) of all."""
-    stamps = np.empty(len(file), np.uint64)
+def _fill(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, held: np.ndarray, progress, stop: StopRequest):
+    """Add every vector that is not held out under its id."""
     for rows, vectors in blocks(file):
         finite(file, vectors, np.arange(rows.start, rows.stop))
-        stamps[rows] = stamps_of(vectors)
         kept = ~held[rows]
         index.add(vectors if kept.all() else vectors[kept], ids[rows][kept])
         progress(rows.stop, len(file))
         stop.raise_if_set(_stopped(rows.stop, len(file)))
-    return stamps
 
 
 def _stopped(done: int, total: int) -> str:
@@ -204,10 +200,15 @@ def _begins_like_an_index(path: pathlib.Path) -> bool:
         return file.read(2) == b"Ix"  # as every index of FAISS does
 
 
-def require_vectors(file: EmbeddingFile):
-    """Raise `FormatError` unless the file has a vector and its rows match their SHA-256."""
+def require_some(file: EmbeddingFile):
+    """Raise `FormatError` unless the file has a vector."""
     if len(file) == 0:
         raise FormatError(f"{file.path} holds no vectors. Embed images with: mocoembed embed FOLDER --fresh")
+
+
+def require_vectors(file: EmbeddingFile):
+    """Raise `FormatError` unless the file has a vector and its rows match their SHA-256."""
+    require_some(file)
     file.verify()
 
 

@@ -220,9 +220,9 @@ def near_pairs(file: EmbeddingFile, threshold: float, progress: Callable[[int, i
         index, breadth = FaissIndex.empty(file.dimension, f"IVF{cells},Flat"), PROBED
         sample = np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)
         index.train(unit(file.embeddings[sample]))
-    step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * count)))
-    least = _least(threshold)
-    for first in range(0, count, step):
+    least, first = _least(threshold), 0
+    while first < count:
+        step = min(MOST_ROWS, max(LEAST_ROWS, PAIR_BYTES // (12 * (index.most_within(breadth) + MOST_ROWS))))
         vectors = unit(file.embeddings[first:first + step])
         index.add(vectors, np.arange(first, first + len(vectors)))  # first, so that a block finds itself
         bounds, cosines, found = index.within(vectors, float(least), breadth)
@@ -230,7 +230,8 @@ def near_pairs(file: EmbeddingFile, threshold: float, progress: Callable[[int, i
         rows = first + np.searchsorted(ends, np.arange(len(found)), side="right")
         earlier = found < rows
         yield rows[earlier], found[earlier], cosines[earlier]
-        _advance(first + len(vectors), count, progress, stop)
+        first += len(vectors)
+        _advance(first, count, progress, stop)
 
 
 def _least(threshold: float) -> np.float32:

@@ -4,6 +4,7 @@ The vectors are read from the HDF5 file in blocks, so the memory is bounded, how
 of `SearchIndex`: the inner product, or minus the squared distance.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mocoembed.memory import shown
 BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read at a time
 QUERIES = 512  # compared at a time
 SCORES = 1 << 22  # of queries and rows that are computed at a time
+BETWEEN = 1.1  # so many times the rows that are wanted are read where they lie close together
 SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
 LARGEST = 1 << 30  # bytes of vectors in float32 that are compared without an index: about a second
 PAYS = 1 << 26  # from so many on an index pays
@@ -34,37 +36,53 @@ class ExactRows:
     def __len__(self):
         return self._count
 
-    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, vectors: np.ndarray, k: int,
+                watch: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k) float32 and rows (Q, k) int64 of the k nearest to `vectors` (Q, D), the nearest first.
 
-        Of equal scores the lower row comes first. A k larger than the number of rows is cut to it. Raises
-        `MismatchError` for vectors of another length, `FormatError` for values that are not finite.
+        Of equal scores the lower row comes first. A k larger than the number of rows is cut to it. `watch()` is called
+        for every block and may end it. Raises `MismatchError` for vectors of another length, `FormatError` for values
+        that are not finite.
         """
         vectors, k = require_queries(self._file, vectors), min(k, len(self))
-        found = [self._nearest(vectors[first:first + QUERIES], k) for first in range(0, len(vectors), QUERIES)]
+        found = [self._nearest(vectors[first:first + QUERIES], k, watch) for first in range(0, len(vectors), QUERIES)]
         scores, rows = zip(*found) if found else ([np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)])
         return np.concatenate(scores), np.concatenate(rows)
 
-    def _nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest(self, queries: np.ndarray, k: int, watch: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
         kept = min(k + SPARE, len(self))
         scores, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
         step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self._file.dimension), SCORES // len(queries)))
         for first in range(0, len(self), step):
+            watch()
             block = np.arange(first, min(first + step, len(self)))
             block = block if self._rows is None else self._rows[block]
-            compared = self._scores(queries, self._read(block))  # Q x block
+            block, vectors, left_out = self._read(block)
+            compared = self._scores(queries, vectors)  # Q x block
             if not np.isfinite(compared.max() - compared.min()):  # either may be NaN or infinite
                 raise FormatError(f"{self._file.path} has vectors of numbers that are not finite or too large to "
                                   f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
                                   "--fresh.")
+            compared[:, left_out] = -np.inf
             some, its_rows = _better(compared, block, scores, kept)
             scores, rows = _best(np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1), kept)
         return ranked(self._file, queries, rows, k)
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) float32: the vectors of rising rows; a small file's where they lie, without asking HDF5."""
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (n,), their vectors (n, D) float32, and places among them that do not count, whose vectors are zeros.
+
+        `rows` rise; where few lie between them, those are read, too, which is faster than picking. A small file's
+        vectors are taken where they lie, without asking HDF5.
+        """
+        span, none = int(rows[-1] - rows[0]) + 1, np.empty(0, np.int64)
         read = self._file.vectors_at if self._is_small else self._file.embeddings.__getitem__
-        return read(slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows)
+        if span == len(rows) or self._is_small or span > BETWEEN * len(rows):
+            return rows, read(slice(int(rows[0]), int(rows[-1]) + 1) if span == len(rows) else rows), none
+        whole = np.arange(rows[0], rows[-1] + 1)
+        left_out = np.setdiff1d(whole, rows, assume_unique=True) - rows[0]
+        vectors = read(slice(int(rows[0]), int(rows[-1]) + 1))
+        vectors[left_out] = 0
+        return whole, vectors, left_out
 
     def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """(Q, B): inner products, or minus the squared distances, in float64 as their terms cancel out."""
@@ -113,10 +131,10 @@ def _better(compared: np.ndarray, block: np.ndarray, before: np.ndarray, kept: i
     Rows rise from block to block, so that equal to the last of the `kept` scores before is not better.
     """
     if before.shape[1] == kept:
-        above = compared > before.min(axis=1, keepdims=True)
-        counts = np.count_nonzero(above, axis=1)
+        above = np.flatnonzero(compared > before.min(axis=1, keepdims=True).astype(compared.dtype))
+        lines, places = np.divmod(above, compared.shape[1])
+        counts = np.bincount(lines, minlength=len(compared))
         if 4 * (most := int(counts.max(initial=0))) < compared.shape[1]:
-            lines, places = np.nonzero(above)
             at = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
             scores, rows = np.full((len(compared), most), -np.inf), np.full((len(compared), most), -1)
             scores[lines, at], rows[lines, at] = compared[lines, places], block[places]

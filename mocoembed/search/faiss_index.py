@@ -37,6 +37,7 @@ faiss: Any = _Faiss()
 METRICS = {"inner_product": 0, "l2": 1}  # FAISS's own numbers
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
 POINTS_FOR_CODES = 64  # that k-means sees for each of the 256 values of a product code
+ROUNDING = 1e-3  # of distances between vectors of length 1, in float32
 EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
 
 _loading = threading.Lock()  # FAISS's limit is one for the whole process
@@ -138,9 +139,27 @@ class FaissIndex:
         return (scores if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else -scores), ids
 
     def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, ...]:
-        """All whose inner product is above `score`: bounds, scores, ids; of query i ids[bounds[i]:bounds[i + 1]]."""
-        return self._index.range_search(np.ascontiguousarray(vectors, np.float32), score,
-                                        params=self._parameters(breadth) if breadth else None)
+        """All whose cosine is above `score`: bounds, cosines, ids; of query i ids[bounds[i]:bounds[i + 1]].
+
+        Vectors have length 1. Of the `breadth` nearest lists of an inverted file those are left out that can hold none:
+        by the triangle inequality, what is nearer than r lies in no list whose centre is more than 2 r farther than the
+        nearest centre.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if self._ivf is None:
+            return self._index.range_search(vectors, score)
+        self._ivf.nprobe = min(breadth, self.lists)
+        cosines, lists = self._ivf.quantizer.search(vectors, self._ivf.nprobe)
+        away = np.sqrt(np.maximum(0, 2 - 2 * cosines))  # centres have length 1, too
+        lists[away > away[:, :1] + 2 * np.sqrt(max(0, 2 - 2 * score)) + ROUNDING] = -1
+        return self._ivf.range_search_preassigned(vectors, score, lists, cosines)
+
+    def most_within(self, breadth: int) -> int:
+        """How many vectors `within` can find for a query at most."""
+        if self._ivf is None:
+            return len(self)
+        sizes = [self._ivf.invlists.list_size(one) for one in range(self.lists)]
+        return sum(sorted(sizes)[-breadth:])
 
     def _on_one_thread(self, vectors: np.ndarray, k: int, breadth: int):
         """One query takes less time than waking up another thread does. The setting is the calling thread's own."""

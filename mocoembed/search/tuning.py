@@ -20,7 +20,6 @@ from mocoembed.search.index_rows import TUNED_FOR, Effort, IndexRows, others
 HELD_OUT, HELD_SHARE = 500, 0.2  # rows as queries: so many, but at most this share of all
 STORED = 100  # queries for an index that is not tuned
 ALONE = 50  # of them are timed one by one
-AT_ONCE = 128  # queries compared exactly between two looks for a signal
 TOLERANCE = 1e-5  # relative; FAISS adds up in float32, the reference in float64
 CANDIDATES = (40, 100, 200, 400)  # that are ranked again
 WORTH = 0.002  # of recall, for which more candidates are taken
@@ -69,11 +68,7 @@ class Sample:
 
 
 def _bounds(exact: ExactRows, queries: np.ndarray, k: int, stop: StopRequest) -> np.ndarray:
-    found = []
-    for first in range(0, len(queries), AT_ONCE):
-        stop.raise_if_set(STOPPED)
-        found.append(exact.nearest(queries[first:first + AT_ONCE], k)[0])
-    return np.concatenate(found)
+    return exact.nearest(queries, k, lambda: stop.raise_if_set(STOPPED))[0]
 
 
 def recall(file: EmbeddingFile, sample: Sample, found: np.ndarray) -> np.ndarray:

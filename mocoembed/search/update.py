@@ -15,11 +15,9 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import MocoembedError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
-from mocoembed.search.blocks import blocks
 from mocoembed.search.index import SearchIndex, read_stamps, write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import Plan, kind_of
-from mocoembed.search.stamps import stamps_of
 from mocoembed.search.trailer import read_manifest
 from mocoembed.search.tuning import Sample, measure
 
@@ -55,9 +53,9 @@ class Changes:
         return f"{self.added} added, {self.dropped} dropped, {self.changed} changed"
 
 
-def update_index(output: pathlib.Path, file: EmbeddingFile, config: IndexConfig, description: dict,
+def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, config: IndexConfig, description: dict,
                  note: Callable[[str], None], stop: StopRequest) -> tuple[dict, str] | None:
-    """Bring the index at `output` up to the embeddings file; its manifest and what was done.
+    """Bring the index at `output` up to the embeddings file, whose rows have these stamps; its manifest, what was done.
 
     `None` when it has to be built anew; `note` is told why.
     """
@@ -78,14 +76,14 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, config: IndexConfig,
         return None
     plan = Plan(kind_of(kind), len(file), file.dimension)
     with within_memory("Updating the index", plan.peak):
-        return _updated(output, file, old, description, note, stop)
+        return _updated(output, file, stamps, old, description, note, stop)
 
 
-def _updated(output: pathlib.Path, file: EmbeddingFile, old: dict, description: dict, note: Callable[[str], None],
-             stop: StopRequest) -> tuple[dict, str] | None:
+def _updated(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, old: dict, description: dict,
+             note: Callable[[str], None], stop: StopRequest) -> tuple[dict, str] | None:
     search = SearchIndex.open(output, to_change=True)
     index, ids = search.index, file.ids()
-    changes = Changes.between(np.sort(index.ids()), read_stamps(output, old), ids, stamps := _stamps(file, stop))
+    changes = Changes.between(np.sort(index.ids()), read_stamps(output, old), ids, stamps)
     moved = old.get("moved", 0) + len(changes.rows) + changes.dropped
     if moved > MOST_CHANGED * len(file):
         note(f"building anew: {changes}, which is more than a third since the index was built")
@@ -106,11 +104,3 @@ def _updated(output: pathlib.Path, file: EmbeddingFile, old: dict, description: 
     note(f"updating: {changes}")
     order = np.argsort(ids, kind="stable")
     return write_index(output, index, old["index_bytes"], stamps[order], manifest, stop), "updated"
-
-
-def _stamps(file: EmbeddingFile, stop: StopRequest) -> np.ndarray:
-    stamps = np.empty(len(file), np.uint64)
-    for rows, vectors in blocks(file):
-        stamps[rows] = stamps_of(vectors)
-        stop.raise_if_set(STOPPED)
-    return stamps
