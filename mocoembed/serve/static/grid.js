@@ -5,6 +5,7 @@ import { thumbnail } from './api.js';
 import * as marks from './marks.js';
 
 const AT_ONCE = 60;
+const FIRST = 16; // tiles whose thumbnails are asked for before the rows are laid out
 const [NARROWEST, WIDEST] = [0.5, 2.6];
 
 /** Width to height of a record's tile; extremes are cut. 1 where the size is unknown. */
@@ -143,6 +144,7 @@ export class Grid {
     tile.style.setProperty('--ratio', ratio(record).toFixed(4));
     link.href = this.actions.linkOf(record);
     link.tabIndex = place === 0 ? 0 : -1;
+    if (place < FIRST) img.loading = 'eager';
     showThumbnail(img, record, () => tile.classList.add('gone'));
     if (!record.width) img.onload = () => tile.style.setProperty('--ratio', ratio(
       { width: img.naturalWidth, height: img.naturalHeight }).toFixed(4));

@@ -8,13 +8,17 @@ import { fresh, go, write } from './state.js';
 let shown = false;
 let some = [];
 
+const TITLES = { neighbours_agree: 'Neighbours that share the label', suspected_total: 'Suspected labels',
+  recall_at_10: 'Recall@10' };
+const SHARES = ['neighbours_agree', 'recall_at_10'];
 const titleOf = (name) => {
-  const text = name.replaceAll('_', ' ');
+  const text = (TITLES[name] ?? name).replaceAll('_', ' ');
   return text[0].toUpperCase() + text.slice(1);
 };
 const isRecord = (value) => value && typeof value === 'object' && Number.isInteger(value.row);
 const isPlain = (value) => value === null || typeof value !== 'object';
-const textOf = (value) => (/^[0-9a-f]{64}$/.test(value) ? `${value.slice(0, 16)}…` : typeof value === 'number'
+const percent = (share) => `${(100 * share).toLocaleString('en', { maximumFractionDigits: 1 })} %`;
+const textOf = (value) => (typeof value === 'boolean' ? { true: 'yes', false: 'no' }[value] : /^[0-9a-f]{64}$/.test(value) ? `${value.slice(0, 16)}…` : typeof value === 'number'
   ? value.toLocaleString('en', { maximumFractionDigits: 4, useGrouping: Math.abs(value) >= 10000 }) : String(value ?? '–'));
 
 /** The records that the view shows, for the lightbox. */
@@ -56,8 +60,8 @@ const flat = (value) => Object.entries(value).flatMap(([name, one]) => (isPlain(
 const panel = (title, content) => el('section', { className: 'card-panel' }, el('h2', { textContent: title }), content);
 
 const facts = (entries) => el('dl', {}, ...entries.map(([name, value]) => el('div', {},
-  el('dt', { textContent: titleOf(name) }), el('dd', { textContent: isPlain(value) ? textOf(value)
-    : JSON.stringify(value) }))));
+  el('dt', { textContent: titleOf(name) }), el('dd', { textContent: isPlain(value)
+    ? (SHARES.includes(name) && typeof value === 'number' ? percent(value) : textOf(value)) : JSON.stringify(value) }))));
 
 function part(name, value) {
   if (!Array.isArray(value)) {
