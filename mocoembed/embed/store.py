@@ -5,12 +5,10 @@ readers. These two modules alone import h5py.
 """
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import NamedTuple
 
 import h5py
@@ -18,6 +16,7 @@ import numpy as np
 
 from mocoembed.data.deep import shown_range
 from mocoembed.data.facts import FACTS
+from mocoembed.embed.aside import HashAside
 from mocoembed.embed.column import column, digests, float32, texts
 from mocoembed.embed.seal import MARK, check_seal
 from mocoembed.errors import FormatError, MismatchError
@@ -40,31 +39,17 @@ class FailedImage(NamedTuple):
 def rows_digest(file: h5py.File, see: Callable[[str, int, np.ndarray], None] = lambda name, first, rows: None) -> str:
     """SHA-256 over the name, shape and bytes of every dataset that has a row per image.
 
-    `see(name, first, rows)` is shown each piece; of a file of more than one piece, while a thread hashes it.
+    `see(name, first, rows)` is shown each piece, while a thread hashes it.
     """
-    digest, hashing = hashlib.sha256(), None
-    with ThreadPoolExecutor(1) as pool:
-        for name, first, rows in _pieces(file):
-            head = f"{name} {file[name].shape}".encode() if first == 0 else b""
-            if hashing:
-                hashing.result()  # so that two pieces at most are in memory
-            if len(file[name]) <= PIECE:
-                _hash(digest, head, rows)
-            else:
-                hashing = pool.submit(_hash, digest, head, rows)
-            see(name, first, rows)
-    return digest.hexdigest()
-
-
-def _pieces(file: h5py.File) -> Iterator[tuple[str, int, np.ndarray]]:
-    for name in ROW_DATASETS:
-        for first in range(0, max(1, len(file[name])), PIECE):
-            yield name, first, np.ascontiguousarray(file[name][first:first + PIECE])
-
-
-def _hash(digest, head: bytes, rows: np.ndarray):
-    digest.update(head)
-    digest.update(rows.reshape(-1).view(np.uint8))
+    with HashAside() as digest:
+        for name in ROW_DATASETS:
+            dataset = file[name]
+            digest.update(f"{name} {dataset.shape}".encode())
+            for first in range(0, len(dataset), PIECE):
+                rows = np.ascontiguousarray(dataset[first:first + PIECE])
+                digest.update(rows.reshape(-1).view(np.uint8))
+                see(name, first, rows)
+        return digest.hexdigest()
 
 
 class EmbeddingFile:
