@@ -17,7 +17,7 @@ import numpy as np
 from mocoembed.data.deep import shown_range
 from mocoembed.data.facts import FACTS
 from mocoembed.embed.aside import HashAside
-from mocoembed.embed.column import column, digests, float32, texts
+from mocoembed.embed.column import column, digests, float32, in_place, texts
 from mocoembed.embed.seal import MARK, check_seal
 from mocoembed.errors import FormatError, MismatchError
 
@@ -254,17 +254,8 @@ class EmbeddingFile:
     def _in_place(self, name: str) -> np.ndarray | None:
         key = os.getpid(), name
         if key not in self._mapped:
-            self._mapped[key] = self._map(name)
+            self._mapped[key] = in_place(self._file[name])
         return self._mapped[key]
-
-    def _map(self, name: str) -> np.ndarray | None:
-        """A dataset as it lies in the file; `None` where it does not lie in one piece."""
-        dataset = self._file[name]
-        offset = dataset.id.get_offset()
-        if offset is None or dataset.chunks is not None or self._file.driver != "sec2":
-            return None
-        with os.fdopen(os.dup(self._file.id.get_vfd_handle()), "rb") as file:
-            return np.asarray(np.memmap(file, dataset.dtype, "r", offset, dataset.shape))  # indexed faster
 
     def facts(self) -> np.ndarray:
         """(N,) records of the loader's `FACTS`: width, height, size, mtime_ns and digest of every row."""
