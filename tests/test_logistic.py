@@ -9,6 +9,13 @@ from mocoembed.evaluate import logistic
 from mocoembed.evaluate.logistic import PENALTIES, Problem
 
 
+@pytest.fixture(autouse=True, params=["lbfgs", "newton"])
+def method(request, monkeypatch) -> str:
+    """Every test by either way to the minimum; 1,000 classes are too many for a whole Hessian."""
+    monkeypatch.setattr(logistic, "NEWTON_NUMBERS", 0 if request.param == "lbfgs" else logistic.NEWTON_NUMBERS)
+    return request.param
+
+
 def clusters(count: int, dimension: int, classes: int, apart: float = 0.5, seed: int = 0):
     """Rows of length 1 in overlapping classes, and their classes; every class has a row."""
     random = np.random.default_rng(seed)
@@ -86,6 +93,27 @@ def test_the_gradient_is_that_of_the_loss():
         moved[1][place] -= 1e-5
         slope = (problem.loss(moved[0]).loss - problem.loss(moved[1]).loss) / 2e-5
         assert np.isclose(slope, gradient[place], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("count", "dimension"), [(30, 5), (4, 9)])
+def test_the_hessian_is_that_of_the_loss(count, dimension):
+    rows, labels = clusters(count, dimension, 3)
+    problem = Problem(rows, labels, 3)
+    point = torch.randn(problem.rank + 1, 3, dtype=torch.float64, generator=torch.manual_seed(0))
+    hessian = problem.hessian(point)
+    for at in range(point.numel()):
+        step = torch.zeros_like(point)
+        step.view(-1)[at] = 1e-6
+        slope = (problem.loss(point + step).gradient - problem.loss(point - step).gradient) / 2e-6
+        assert torch.allclose(hessian[at], slope.reshape(-1), rtol=1e-5, atol=1e-8)
+
+
+def test_few_rows_and_hardly_any_penalty_converge_in_a_few_steps(method):
+    if method == "lbfgs":
+        pytest.skip("only the whole Hessian promises that")
+    rows, labels = clusters(50, 200, 10)
+    fits = list(Problem(rows, labels, 10).path())
+    assert all(fit.converged and fit.iterations <= 20 for fit in fits)
 
 
 def test_too_few_steps_are_told():

@@ -10,7 +10,8 @@ As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has 
 `TOLERANCE` of f, or below `FLOOR` where f itself is next to nothing, as with classes that are told apart without error
 and hardly any penalty; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that
 are divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes),
-in which it takes tens of steps instead of thousands; the objective is the same. Where there are more dimensions than
+in which it takes tens of steps instead of thousands; the objective is the same. With few labels and hardly any penalty even
+that is slow, and the problem is small: there Newton's method with the whole Hessian takes the steps. Where there are more dimensions than
 rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
@@ -28,6 +29,7 @@ PIECE = 1 << 21  # numbers in a piece of features or of scores: 16 MB in float64
 HISTORY = 20
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 STEPS = 1000
+NEWTON_NUMBERS, NEWTON_ROWS = 2500, 10_000  # of W and b, and of rows, up to which the whole Hessian is cheap
 REFRESH = 30  # steps after which the curvature is computed again
 RANK = 1e-12  # axes whose variance is a smaller share of the largest one are rounding errors
 
@@ -155,14 +157,33 @@ class Problem:
             total.addmm_(rows.T, rows * spread.clamp_min(0))
         return total / self.count / self.classes
 
+    def hessian(self, point: torch.Tensor) -> torch.Tensor:
+        """((r + 1) C, (r + 1) C): of the mean loss at W and b in `point` (r + 1, C), row by row."""
+        weights, bias = self._as_stored(point)
+        size = self.rank + 1
+        total = weights.new_zeros(size, self.classes, size, self.classes)
+        for rows, _ in self._pieces():
+            share = torch.addmm(bias, rows, weights).softmax(dim=1)
+            rows = rows if self.rotated is not None else (rows - self.mean) / self.scale
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            for one in range(self.classes):
+                for other in range(one, self.classes):
+                    weight = share[:, one] * (float(one == other) - share[:, other])
+                    block = (rows * weight[:, None]).T @ rows
+                    total[:, one, :, other] += block
+                    if other > one:
+                        total[:, other, :, one] += block
+        return total.view(size * self.classes, -1) / self.count
+
     def fit(self, penalty: float, start: torch.Tensor | None = None, steps: int = STEPS) -> Fit:
         """The weights that minimise f, after at most `steps` steps, from `start` of another fit or from 0."""
         point = self.mean.new_zeros(self.rank + 1, self.classes) if start is None else start
         iterations, moving = 0, True
-        descent = _Descent(self, penalty, point)
+        small = point.numel() <= NEWTON_NUMBERS and self.count <= NEWTON_ROWS
+        descent = _Newton(self, penalty, point) if small else _Descent(self, penalty, point)
         while moving and iterations < steps and not descent.converged():
             if iterations and iterations % REFRESH == 0:
-                descent = _Descent(self, penalty, descent.point())
+                descent = type(descent)(self, penalty, descent.point())
             moving = descent.step()
             iterations += 1
         value, point = descent.value(), descent.point()
@@ -179,14 +200,71 @@ class Problem:
             start = fit.start
 
 
-class _Descent:
+class _Minimum:
+    """f for one penalty at the point that is being moved, and whether that is the minimum."""
+
+    def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
+        self.problem, self.penalty, self._start = problem, penalty, start
+        self._known: tuple[torch.Tensor, Value] | None = None
+
+    def point(self) -> torch.Tensor:
+        """(r + 1, C): W and b now."""
+        return self._start
+
+    def step(self) -> bool:
+        """One step; whether it led anywhere."""
+        raise NotImplementedError
+
+    def value(self) -> Value:
+        """f and its gradient now; not computed again where nothing has moved."""
+        point = self.point()
+        if self._known is None or not torch.equal(self._known[0], point):
+            self._known = point.clone(), self.value_at(point)
+        return self._known[1]
+
+    def value_at(self, point: torch.Tensor) -> Value:
+        """f and its gradient at any point (r + 1, C)."""
+        loss, gradient, curvature = self.problem.loss(point)
+        gradient[:-1] += self.penalty * point[:-1]
+        loss += self.penalty / 2 * point[:-1].square().sum().item()
+        return Value(loss, gradient, curvature)
+
+    def converged(self) -> bool:
+        """Whether f is known to be near enough to its minimum."""
+        value = self.value()
+        weights, bias = value.gradient[:-1].square().sum().item(), value.gradient[-1].square().sum().item()
+        gap = weights / (2 * self.penalty) + bias / (2 * max(value.curvature, 1e-30))
+        return gap <= max(TOLERANCE * value.loss, FLOOR)
+
+
+class _Newton(_Minimum):
+    """Newton's method with the whole Hessian; a step is halved until f falls by a share of what its slope promises."""
+
+    def step(self) -> bool:
+        point, value = self.point(), self.value()
+        hessian = self.problem.hessian(point)
+        numbers, classes = point.numel(), point.shape[1]
+        hessian.diagonal()[:numbers - classes] += self.penalty
+        hessian.diagonal().add_(1e-14 * hessian.diagonal().max())  # adding a number to all biases changes nothing
+        direction = torch.linalg.solve(hessian, -value.gradient.reshape(-1)).view_as(point)
+        slope, length = (value.gradient * direction).sum().item(), 1.0
+        while slope < 0 and length > 1e-10:
+            there = point + length * direction
+            if self.value_at(there).loss <= value.loss + 1e-4 * length * slope:
+                self._start = there
+                return True
+            length /= 2
+        return False
+
+
+class _Descent(_Minimum):
     """LBFGS on f for one penalty, a step at a time, in coordinates in which the curvature is about the same all round.
 
     W = L^-T V with L L^T = curvature + penalty, from where the descent begins.
     """
 
     def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
-        self.problem, self.penalty = problem, penalty
+        super().__init__(problem, penalty, start)
         curvature = problem.curvature(start)
         bias = problem.loss(start).curvature + penalty
         curvature.diagonal().add_(penalty)
@@ -195,31 +273,12 @@ class _Descent:
         self.optimizer = torch.optim.LBFGS([self.moved], max_iter=1, max_eval=50, tolerance_grad=0,
                                            tolerance_change=1e-15, history_size=HISTORY,
                                            line_search_fn="strong_wolfe")
-        self._known: tuple[torch.Tensor, Value] | None = None
 
     def point(self) -> torch.Tensor:
         """(r + 1, C): W and b now."""
         moved = self.moved.detach()
         return torch.cat([torch.linalg.solve_triangular(self.factor.T, moved[:-1], upper=True),
                           moved[-1:] / self.bias_factor])
-
-    def value(self) -> Value:
-        """f and its gradient now; not computed again where nothing has moved."""
-        moved = self.moved.detach()
-        if self._known is None or not torch.equal(self._known[0], moved):
-            point = self.point()
-            loss, gradient, curvature = self.problem.loss(point)
-            gradient[:-1] += self.penalty * point[:-1]
-            loss += self.penalty / 2 * point[:-1].square().sum().item()
-            self._known = moved.clone(), Value(loss, gradient, curvature)
-        return self._known[1]
-
-    def converged(self) -> bool:
-        """Whether f is known to be near enough to its minimum."""
-        value = self.value()
-        weights, bias = value.gradient[:-1].square().sum().item(), value.gradient[-1].square().sum().item()
-        gap = weights / (2 * self.penalty) + bias / (2 * max(value.curvature, 1e-30))
-        return gap <= max(TOLERANCE * value.loss, FLOOR)
 
     def step(self) -> bool:
         """One step with its line search; whether it led anywhere."""
