@@ -10,9 +10,9 @@ As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has 
 `TOLERANCE` of f, or below `FLOOR` where f itself is next to nothing, as with classes that are told apart without error
 and hardly any penalty; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that
 are divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes),
-in which it takes tens of steps instead of thousands; the objective is the same. With few labels and hardly any penalty even
-that is slow, and the problem is small: there Newton's method with the whole Hessian takes the steps. Where there are more dimensions than
-rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
+in which it takes tens of steps instead of thousands; the objective is the same. With few labels and hardly any penalty
+even that is slow, and the problem is small: there Newton's method with the whole Hessian takes the steps. Where there
+are more dimensions than rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
