@@ -144,6 +144,7 @@ def test_threads_search_while_both_files_are_replaced(live, two):
                 errors.append(error)
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
+        searcher.search(QUERY, 100)  # which maps the columns that hits are read from
         gc.collect()
         files = len(os.listdir("/proc/self/fd"))
         for thread in threads:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
+SMALL = 1 << 20  # bytes, hashed in less than a thread is worth, which takes 70 MB of address space
 
 
 def made_ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
@@ -39,9 +40,12 @@ class HashAside:
         self._thread.shutdown()
 
     def update(self, data):
-        """Take in anything with a buffer, after all that was given before."""
+        """Take in anything with a buffer, after all that was given before; little data at once, without a thread."""
         self._wait()
-        self._running = self._thread.submit(self._digest.update, data)
+        if memoryview(data).nbytes < SMALL:
+            self._digest.update(data)
+        else:
+            self._running = self._thread.submit(self._digest.update, data)
 
     def hexdigest(self) -> str:
         """Of all that was given."""
@@ -51,3 +55,4 @@ class HashAside:
     def _wait(self):
         if self._running is not None:
             self._running.result()
+            self._running = None
