@@ -14,6 +14,7 @@ from mocoembed.evaluate.penalty import HELD_OUT
 from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.seeds import Shares, learned_from, mean_right, mean_values
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
+from mocoembed.notes import counted
 
 SCHEDULES = {"steps": "x 0.1 after 60 % and 80 % of the epochs", "cosine-epochs": "cosine to 0, once an epoch",
              "cosine-steps": "cosine to 0.001 of it, every step"}
@@ -142,7 +143,7 @@ class ProbeResult:
         first = self.repeats[0]
         rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in self.repeats}))
         return (f"{len(self.test.names)} images, learned from {learned_from(self.repeats)}; {len(self.classes)} "
-                f"classes, {self.backbone.dimension} raw features, {self.how.epochs} epochs, lr {rates}"
+                f"classes, {self.backbone.dimension} raw features, {counted(self.how.epochs, 'epoch')}, lr {rates}"
                 + (f" (chosen on {first.chosen.held_out} held-out images)" if first.chosen.tried else ""))
 
     def notes(self) -> list[str]:
