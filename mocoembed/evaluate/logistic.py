@@ -17,6 +17,7 @@ are more dimensions than rows, the rows are rotated to their rank first, which i
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
 
+import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,6 +127,10 @@ class Problem:
         weights = weights / self.scale
         return weights, bias - self.mean @ weights
 
+    def _as_fitted(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of `_pieces`, centred and scaled."""
+        return rows if self.rotated is not None else (rows - self.mean) / self.scale
+
     def loss(self, point: torch.Tensor) -> Value:
         """The mean loss, without the penalty, at W and b in `point` (r + 1, C)."""
         weights, bias = self._as_stored(point)
@@ -153,7 +158,7 @@ class Problem:
         total = weights.new_zeros(self.rank, self.rank)
         for rows, _ in self._pieces():
             spread = 1 - torch.addmm(bias, rows, weights).softmax(dim=1).square().sum(dim=1, keepdim=True)
-            rows = rows if self.rotated is not None else (rows - self.mean) / self.scale
+            rows = self._as_fitted(rows)
             total.addmm_(rows.T, rows * spread.clamp_min(0))
         return total / self.count / self.classes
 
@@ -164,8 +169,7 @@ class Problem:
         total = weights.new_zeros(size, self.classes, size, self.classes)
         for rows, _ in self._pieces():
             share = torch.addmm(bias, rows, weights).softmax(dim=1)
-            rows = rows if self.rotated is not None else (rows - self.mean) / self.scale
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            rows = torch.cat([self._as_fitted(rows), rows.new_ones(len(rows), 1)], dim=1)
             for one in range(self.classes):
                 for other in range(one, self.classes):
                     weight = share[:, one] * (float(one == other) - share[:, other])
@@ -182,8 +186,6 @@ class Problem:
         small = point.numel() <= NEWTON_NUMBERS and self.count <= NEWTON_ROWS
         descent = _Newton(self, penalty, point) if small else _Descent(self, penalty, point)
         while moving and iterations < steps and not descent.converged():
-            if iterations and iterations % REFRESH == 0:
-                descent = type(descent)(self, penalty, descent.point())
             moving = descent.step()
             iterations += 1
         value, point = descent.value(), descent.point()
@@ -200,26 +202,29 @@ class Problem:
             start = fit.start
 
 
-class _Minimum:
+class _Minimum(abc.ABC):
     """f for one penalty at the point that is being moved, and whether that is the minimum."""
 
-    def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
-        self.problem, self.penalty, self._start = problem, penalty, start
+    place: torch.Tensor
+    """Where the point is, in the coordinates in which it moves; (r + 1, C)."""
+
+    def __init__(self, problem: Problem, penalty: float):
+        self.problem, self.penalty = problem, penalty
         self._known: tuple[torch.Tensor, Value] | None = None
 
+    @abc.abstractmethod
     def point(self) -> torch.Tensor:
         """(r + 1, C): W and b now."""
-        return self._start
 
+    @abc.abstractmethod
     def step(self) -> bool:
         """One step; whether it led anywhere."""
-        raise NotImplementedError
 
     def value(self) -> Value:
         """f and its gradient now; not computed again where nothing has moved."""
-        point = self.point()
-        if self._known is None or not torch.equal(self._known[0], point):
-            self._known = point.clone(), self.value_at(point)
+        place = self.place.detach()
+        if self._known is None or not torch.equal(self._known[0], place):
+            self._known = place.clone(), self.value_at(self.point())
         return self._known[1]
 
     def value_at(self, point: torch.Tensor) -> Value:
@@ -240,8 +245,17 @@ class _Minimum:
 class _Newton(_Minimum):
     """Newton's method with the whole Hessian; a step is halved until f falls by a share of what its slope promises."""
 
+    def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
+        super().__init__(problem, penalty)
+        self.place = start
+
+    def point(self) -> torch.Tensor:
+        """(r + 1, C): W and b now."""
+        return self.place
+
     def step(self) -> bool:
-        point, value = self.point(), self.value()
+        """One step, halved as often as it takes; whether it led anywhere."""
+        point, value = self.place, self.value()
         hessian = self.problem.hessian(point)
         numbers, classes = point.numel(), point.shape[1]
         hessian.diagonal()[:numbers - classes] += self.penalty
@@ -250,8 +264,8 @@ class _Newton(_Minimum):
         slope, length = (value.gradient * direction).sum().item(), 1.0
         while slope < 0 and length > 1e-10:
             there = point + length * direction
-            if self.value_at(there).loss <= value.loss + 1e-4 * length * slope:
-                self._start = there
+            if (found := self.value_at(there)).loss <= value.loss + 1e-4 * length * slope:
+                self.place, self._known = there, (there, found)
                 return True
             length /= 2
         return False
@@ -260,35 +274,44 @@ class _Newton(_Minimum):
 class _Descent(_Minimum):
     """LBFGS on f for one penalty, a step at a time, in coordinates in which the curvature is about the same all round.
 
-    W = L^-T V with L L^T = curvature + penalty, from where the descent begins.
+    W = L^-T V with L L^T = curvature + penalty, from where it was computed last.
     """
 
     def __init__(self, problem: Problem, penalty: float, start: torch.Tensor):
-        super().__init__(problem, penalty, start)
-        curvature = problem.curvature(start)
-        bias = problem.loss(start).curvature + penalty
-        curvature.diagonal().add_(penalty)
+        super().__init__(problem, penalty)
+        self.steps = 0
+        self._begin(start)
+
+    def _begin(self, start: torch.Tensor):
+        """Go on from W and b in `start` (r + 1, C), in the coordinates of the curvature there."""
+        curvature = self.problem.curvature(start)
+        bias = self.problem.loss(start).curvature + self.penalty
+        curvature.diagonal().add_(self.penalty)
         self.factor, self.bias_factor = torch.linalg.cholesky(curvature), bias**0.5
-        self.moved = torch.nn.Parameter(torch.cat([self.factor.T @ start[:-1], self.bias_factor * start[-1:]]))
-        self.optimizer = torch.optim.LBFGS([self.moved], max_iter=1, max_eval=50, tolerance_grad=0,
+        self.place = torch.nn.Parameter(torch.cat([self.factor.T @ start[:-1], self.bias_factor * start[-1:]]))
+        self.optimizer = torch.optim.LBFGS([self.place], max_iter=1, max_eval=50, tolerance_grad=0,
                                            tolerance_change=1e-15, history_size=HISTORY,
                                            line_search_fn="strong_wolfe")
+        self._known = None
 
     def point(self) -> torch.Tensor:
         """(r + 1, C): W and b now."""
-        moved = self.moved.detach()
-        return torch.cat([torch.linalg.solve_triangular(self.factor.T, moved[:-1], upper=True),
-                          moved[-1:] / self.bias_factor])
+        place = self.place.detach()
+        return torch.cat([torch.linalg.solve_triangular(self.factor.T, place[:-1], upper=True),
+                          place[-1:] / self.bias_factor])
 
     def step(self) -> bool:
         """One step with its line search; whether it led anywhere."""
-        before = self.moved.detach().clone()
+        if self.steps and self.steps % REFRESH == 0:
+            self._begin(self.point())
+        self.steps += 1
+        before = self.place.detach().clone()
 
         def closure() -> float:
             value = self.value()
-            self.moved.grad = torch.cat([torch.linalg.solve_triangular(self.factor, value.gradient[:-1], upper=False),
+            self.place.grad = torch.cat([torch.linalg.solve_triangular(self.factor, value.gradient[:-1], upper=False),
                                          value.gradient[-1:] / self.bias_factor])
             return value.loss
 
         self.optimizer.step(closure)
-        return not torch.equal(before, self.moved)
+        return not torch.equal(before, self.place)
