@@ -93,8 +93,9 @@ class FinetuneResult:
 
     def summary(self) -> str:
         """One line on what was learned from what."""
+        many = learned_from((one.learned for one in self.repeats), len(self.repeats))
         start = "random weights" if self.config.from_scratch else f"encoder {self.train.encoder['fingerprint'][:8]}"
-        return (f"{len(self.test.names)} test images, learned from {learned_from(self.repeats)}; "
+        return (f"{len(self.test.names)} test images, learned from {many}; "
                 f"{len(self.classes)} classes, {self.repeats[0].steps} steps from {start}")
 
     def notes(self) -> list[str]:

@@ -12,6 +12,7 @@ from mocoembed.evaluate.logistic import FLOOR, PENALTIES, TOLERANCE
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
+from mocoembed.evaluate.seeds import learned_from
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 
 
@@ -138,13 +139,11 @@ class LinearResult:
 
     def summary(self) -> str:
         """One line on what was learned from what."""
-        counts = sorted({one.learned for folds in self.repeats for one in folds})
-        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        many = learned_from((one.learned for folds in self.repeats for one in folds), len(self.repeats))
         sides = f"{len(self.repeats[0])} folds of {len(self.test.names)} images" if self.in_folds else \
             f"{len(self.test.names)} images"
-        repeats = f", {len(self.repeats)} seeds" if len(self.repeats) > 1 else ""
         penalties = sorted({one.classifier.fit.penalty for folds in self.repeats for one in folds}, reverse=True)
-        return (f"{sides}, learned from {many}{repeats}; {len(self.classes)} classes, {self.train.features} features, "
+        return (f"{sides}, learned from {many}; {len(self.classes)} classes, {self.train.features} features, "
                 f"penalty {', '.join(f'{one:g}' for one in penalties)}")
 
     def notes(self) -> list[str]:

@@ -140,9 +140,10 @@ class ProbeResult:
 
     def summary(self) -> str:
         """One line on what was learned from what."""
+        many = learned_from((one.learned for one in self.repeats), len(self.repeats))
         first = self.repeats[0]
         rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in self.repeats}))
-        return (f"{len(self.test.names)} images, learned from {learned_from(self.repeats)}; {len(self.classes)} "
+        return (f"{len(self.test.names)} images, learned from {many}; {len(self.classes)} "
                 f"classes, {self.backbone.dimension} raw features, {counted(self.how.epochs, 'epoch')}, lr {rates}"
                 + (f" (chosen on {first.chosen.held_out} held-out images)" if first.chosen.tried else ""))
 

@@ -4,7 +4,7 @@ In: for each seed the probabilities (Q, C) of the same test images. The outcome 
 that are right, so that the mean over the images is the number that is printed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,8 +64,8 @@ def mean_right(repeats: Sequence[Shares]) -> np.ndarray:
     return repeats[0].right if len(repeats) == 1 else np.mean([one.right for one in repeats], axis=0)
 
 
-def learned_from(repeats: Sequence[Shares]) -> str:
+def learned_from(counts: Iterable[int], seeds: int) -> str:
     """How many images: `80`, or `80, 5 seeds`, or `79 to 81, 5 seeds`."""
-    counts = sorted({one.learned for one in repeats})
-    many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    return many + (f", {len(repeats)} seeds" if len(repeats) > 1 else "")
+    rising = sorted(set(counts))
+    many = f"{rising[0]} to {rising[-1]}" if len(rising) > 1 else f"{rising[0]}"
+    return many + (f", {seeds} seeds" if seeds > 1 else "")
