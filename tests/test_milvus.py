@@ -25,6 +25,7 @@ from killing import Run
 from test_graph import without_torch
 
 from mocoembed.config import MilvusConfig, PushConfig, SearchConfig
+from mocoembed.config.push import LITE_INDEX_TYPES
 from mocoembed.data.exclude import Exclude
 from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
@@ -438,6 +439,21 @@ def test_a_push_that_is_killed_at_every_step_is_mended_by_the_next(tmp_path, uri
             kills.append(n)
         assert stored(uri) == wanted(path)
     assert len(kills) > 8
+
+
+@pytest.mark.parametrize("kind", LITE_INDEX_TYPES)
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_an_index_file_of_milvus_lite_that_a_kill_left_half_written_is_made_anew(tmp_path, uri, push, kind, share):
+    """Milvus Lite writes them in place; a collection with such a one could never be opened again."""
+    path = write(tmp_path / "e.h5", plain(60))
+    push(path, index_type=kind)
+    files = list(pathlib.Path(uri).glob("collections/images/partitions/*/indexes/*.idx"))
+    assert files
+    sizes = [file.stat().st_size for file in files]
+    for file, size in zip(files, sizes):
+        os.truncate(file, int(share * size))
+    assert stored(uri) == wanted(path)
+    assert [file.stat().st_size for file in files] == sizes
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ class Milvus:
                              "Use one of them, or a server.")
 
     def index(self, kind: str, metric: str, build: dict):
-        """Give the vectors an index of that type, in place of any other, and load the collection."""
+        """Give the vectors an index of that type, in place of any other."""
         parameters = self._client.prepare_index_params()
         parameters.add_index("vector", index_type=kind, index_name="vector", metric_type=metric,
                              params={"params": build} if build else {})  # pymilvus takes one level off
@@ -195,9 +195,27 @@ class Milvus:
             return bool(self._client.list_indexes(self.name))
 
     def load(self):
-        """Make the collection ready to be queried."""
+        """Make the collection ready to be queried.
+
+        Milvus Lite writes its index files in place, and never again loads a collection of which a killed process has
+        left one half written. They hold nothing that the rows do not: they are removed, and it makes them anew.
+        """
+        try:
+            self._load()
+        except MocoembedError:
+            if not (self.local and self._remove_index_files()):
+                raise
+            self._load()
+
+    def _load(self):
         with self._errors("load the collection"):
             self._client.load_collection(self.name, timeout=max(self.timeout, FLUSH_SECONDS))
+
+    def _remove_index_files(self) -> int:
+        files = list((pathlib.Path(self.uri) / "collections" / self.name).glob("partitions/*/indexes/*.idx"))
+        for file in files:
+            file.unlink(missing_ok=True)
+        return len(files)
 
     def flush(self):
         """Have the server write everything, and index it."""
