@@ -1,10 +1,12 @@
 """Results on standard output and notes on standard error, with the names of files whatever their bytes."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -55,7 +57,10 @@ def put_measures(name: str, result):
     """Print what a classifier called `name` gets right: measures beside the baselines, a summary, a table by class."""
     names = [one for one in CLASSIFIED if one in result.values]
     rows = [[name, *(value_text(result.values[one]) for one in names)]]
-    rows += [[baseline, *(value_text(values.get(one), False) for one in names)]
+    fits = getattr(result, "baseline_fits", {})
+    doubtful = {one for one, ended in fits.items() if ended.unconverged}
+    rows += [[baseline + " (not converged)" * (baseline in doubtful),
+              *(value_text(values.get(one), False) for one in names)]
              for baseline, values in result.baselines.items()]
     put(table(["", *map(words, names)], rows))
     put(result.summary())
@@ -100,5 +105,7 @@ def put(text: str, newline: bool = True):
 
 
 def note(text: str):
-    """Print a line for people on standard error, in the same way."""
-    click.echo(os.fsencode(text), err=True)
+    """Print a line for people on standard error, in the same way, above the bar if there is one."""
+    tqdm = sys.modules.get("tqdm")
+    with tqdm.tqdm.external_write_mode(sys.stderr) if tqdm else contextlib.nullcontext():
+        click.echo(os.fsencode(text), err=True)

@@ -26,6 +26,7 @@ class Workspace:
         self.newest_encoder = self.root / "encoder.safetensors"
         self.finetunings = self.root / "finetune"
         self.probes = self.root / "linear"
+        self.baselines = self.root / "baselines"
         self.classifiers = self.root / "classifiers"
         self.newest_classifier = self.root / "classifier.safetensors"
         self.embeddings = self.root / "embeddings.h5"

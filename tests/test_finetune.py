@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import torch
 from killing import Run as Killed
 from torch.nn import functional
 
+from mocoembed.cli import finetune as output
 from mocoembed.config import CompareConfig, FinetuneConfig
 from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
-from mocoembed.evaluate import finetuning
+from mocoembed.evaluate import finetune as module
+from mocoembed.evaluate import finetuning, image_baselines, kept_baselines
 from mocoembed.evaluate.compare import compare_results
 from mocoembed.evaluate.finetune import finetune
 from mocoembed.evaluate.finetuning import FineTuning, epochs_of, share_of_rate
@@ -26,6 +29,7 @@ from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.model.classifier_file import load_classifier
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.stages import Tuned
+from mocoembed.train import checkpoint
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
@@ -196,30 +200,97 @@ def test_stopped_anywhere_it_goes_on_to_the_same_result(done, tmp_path, encoder,
     assert any("resuming" in text for text in said)
 
 
-def die_at(count):
-    """In the process that is to be killed."""
-    step, taken = FineTuning._one_step, []
-
-    def killed(self, *arguments):
-        step(self, *arguments)
-        taken.append(1)
-        if len(taken) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    finetuning.FineTuning._one_step = killed
+def killed_after(real, count, *arguments, **options):
+    """Call `real`, and end the process when it is the `count`-th time."""
+    found = real(*arguments, **options)
+    killed_after.calls += 1
+    if killed_after.calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
 
 
-def test_killed_and_run_again_it_ends_the_same(done, tmp_path, encoder, images, other_images):
+killed_after.calls = 0
+
+
+def nothing(*arguments):
+    """In place of the call that the kill comes before."""
+
+
+def half_written(count, state, file):
+    """`torch.save`, ended half way through the `count`-th file."""
+    buffer = io.BytesIO()
+    torch.serialization.save(state, buffer)
+    if killed_after.calls + 1 == count:
+        buffer.truncate(buffer.tell() // 2)
+    file.write(buffer.getvalue())
+    file.flush()
+
+
+def die_at(place, count):
+    """In the process that is to be killed: when `place` has been called `count` times."""
+    holder, name = PLACES[place]
+    real = getattr(holder, name)
+    if place == "half a checkpoint":
+        real = functools.partial(half_written, count)
+    if place == "before the manifest":
+        real = nothing
+    setattr(holder, name, functools.partialmethod(dies, real, count) if isinstance(holder, type)
+            else functools.partial(killed_after, real, count))
+
+
+def dies(self, real, count, *arguments):
+    """`killed_after` of a method."""
+    return killed_after(real, count, self, *arguments)
+
+
+PLACES = {"step": (FineTuning, "_one_step"), "half a checkpoint": (torch, "save"),
+          "before the manifest": (checkpoint, "write_json"), "checkpoint": (finetuning, "save_checkpoint"),
+          "classifier": (module, "save_classifier"), "shown": (module, "encoded"), "exported": (module.Run, "export"),
+          "baseline": (image_baselines, "measure"), "kept baseline": (kept_baselines, "write_json"),
+          "result": (output, "put_result")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, encoder, images, other_images):
+    """The command line, the same for all, and what it gives when nothing comes between: JSON and files of a run."""
+    root = tmp_path_factory.mktemp("undisturbed")
     arguments = ["finetune", images, other_images, "--encoder", encoder, "--labels", "4-per-class", "--seeds", 2,
                  "--epochs", 3, "--batch-size", 5, "--workers", 0, "--device", "cpu", "--checkpoint-every", 2,
-                 "--workspace", tmp_path / "ws", "--json"]
-    killed = Killed(tmp_path / "killed", *arguments, prepare=functools.partial(die_at, 12)).go()
-    assert killed.wait() == -signal.SIGKILL
-    again = Killed(tmp_path / "again", *arguments).go()
+                 "--json"]
+    run = Killed(root / "run", *arguments, "--workspace", root / "ws").go()
+    assert run.wait() == 0, run.stderr
+    return arguments, what_is_left(run, root / "ws")
+
+
+def what_is_left(run, workspace):
+    """The JSON but for the time and the paths, and all files of the workspace but its own record of the settings."""
+    found = json.loads((run.folder / "stdout").read_text())
+    del found["seconds"], found["command"], found["classifier"]["path"]
+    files = {str(path.relative_to(workspace)): path.read_bytes() for path in sorted(workspace.rglob("*"))
+             if path.is_file() and path.name not in ("config.json", ".lock")}
+    return found, files
+
+
+# Nine steps for each seed, checkpoints after 2, 4, 6 and 8. Each moment: which call ends the process, and how often it
+# returns before.
+@pytest.mark.parametrize("moment", [
+    ("step", 1), ("half a checkpoint", 1), ("before the manifest", 1), ("checkpoint", 1), ("step", 5),
+    ("half a checkpoint", 3), ("classifier", 1), ("step", 12), ("checkpoint", 8), ("classifier", 2), ("shown", 1),
+    ("shown", 2), ("exported", 1), ("baseline", 1), ("kept baseline", 2), ("baseline", 4), ("kept baseline", 4),
+    ("result", 1)], ids=lambda moment: f"{moment[0]} {moment[1]}")
+def test_killed_at_any_moment_the_same_command_ends_the_same(undisturbed, tmp_path, moment):
+    """To the bit: the JSON, the classifiers, the graph; and nothing half-written is left beside them."""
+    arguments, expected = undisturbed
+    workspace = tmp_path / "ws"
+    killed = Killed(tmp_path / "killed", *arguments, "--workspace", workspace,
+                    prepare=functools.partial(die_at, *moment)).go()
+    assert killed.wait() == -signal.SIGKILL, killed.stderr
+    again = Killed(tmp_path / "again", *arguments, "--workspace", workspace).go()
     assert again.wait() == 0, again.stderr
-    (run,) = (tmp_path / "ws" / "finetune").iterdir()
-    assert bytes_of(run) == bytes_of(done[1].run)
-    assert json.loads((tmp_path / "again" / "stdout").read_text())["results"] == done[1].as_json()["results"]
+    found, files = what_is_left(again, workspace)
+    assert found == expected[0]
+    assert sorted(files) == sorted(expected[1])
+    assert [name for name in files if files[name] != expected[1][name]] == []
 
 
 def test_a_finished_run_is_told_again_without_a_step(done, encoder, images, other_images, monkeypatch):

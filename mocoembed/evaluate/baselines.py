@@ -6,7 +6,9 @@ below a colour histogram's says little of an encoder.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -26,6 +28,27 @@ TOO_SLOW = "the untrained encoder is left out of the baselines, as it takes a wh
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
 
 Measure = Callable[[Side, Side], dict[str, Measured]]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """How the logistic regressions of a baseline ended."""
+
+    count: int
+    unconverged: int
+    """Those whose numbers are not to be trusted."""
+    gradient_norm: float
+    """The largest of the unconverged ones, or of all."""
+
+    @classmethod
+    def of(cls, fits: Iterable[dict]) -> "Fits":
+        """Of `converged` and `gradient_norm` of each fit."""
+        every = list(fits)
+        bad = [one for one in every if not one["converged"]]
+        return cls(len(every), len(bad), max(one["gradient_norm"] for one in bad or every))
+
+
+NO_FITS: Mapping[str, Fits] = MappingProxyType({})
 
 
 def majority_class(bank: Side, queries: Side) -> dict[str, Measured]:
@@ -78,16 +101,20 @@ def _sides(bank: Side, queries: Side, features: list[torch.Tensor]) -> tuple[Sid
     return made[0], made[-1]
 
 
-def as_json(found: dict[str, dict[str, Measured]]) -> list[dict]:
-    """A list of entries like those of `results`, each with its name."""
-    return [{"name": name, **{measure: one.as_json() for measure, one in values.items()}}
+def as_json(found: dict[str, dict[str, Measured]], fits: Mapping[str, Fits] = NO_FITS) -> list[dict]:
+    """A list of entries like those of `results`, each with its name and, if it was fitted, whether that converged."""
+    return [{"name": name, **{measure: one.as_json() for measure, one in values.items()},
+             **({"converged": not fits[name].unconverged} if name in fits else {})}
             for name, values in found.items()]
 
 
-def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float, what: str = "encoder") -> list[str]:
-    """A line when a baseline is as good as `what` was measured, whose measure `name` is `value`."""
+def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float, what: str = "encoder",
+             fits: Mapping[str, Fits] = NO_FITS) -> list[str]:
+    """A line when a baseline is as good as `what` was measured, whose measure `name` is `value`; one for each baseline
+    whose fit did not converge."""
     better = [f"{one} ({values[name].value:.2f})" for one, values in found.items()
               if name in values and values[name].value >= value]
-    if not better:
-        return []
-    return [f"the {what} ({value:.2f}) is no better than these baselines: {', '.join(better)}"]
+    notes = [f"the {what} ({value:.2f}) is no better than these baselines: {', '.join(better)}"] if better else []
+    return notes + [f"the baseline {one}: {ended.unconverged} of {ended.count} fits did not converge (gradient norm "
+                    f"{ended.gradient_norm:.1e}), so do not trust its numbers"
+                    for one, ended in fits.items() if ended.unconverged]

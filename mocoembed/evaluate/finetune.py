@@ -18,7 +18,7 @@ from mocoembed.evaluate.baselines import majority_class
 from mocoembed.evaluate.finetune_result import FinetuneResult, Repeat
 from mocoembed.evaluate.finetuning import FineTuning, require_stages
 from mocoembed.evaluate.frozen_backbone import require_finite
-from mocoembed.evaluate.image_baselines import image_baselines
+from mocoembed.evaluate.image_baselines import ImageBaselines
 from mocoembed.evaluate.labelled import LabelledImages, both_sides, encoded, with_few_labels
 from mocoembed.evaluate.sides import Overlap, shared_bytes
 from mocoembed.evaluate.untrained import random_encoder
@@ -58,22 +58,25 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     require_stages(config, frozen)
     train, test = both_sides(config, WHAT, note)
     run = Run(config, train, frozen, note)
-    run.count(len(test), progress)  # and see that the settings are possible, before anything is written
+    run.plan(len(test))  # and see that the settings are possible, before anything is written
+    others = ImageBaselines(train, test, frozen, config, len(run.seeds))
     with locked(run.folder / ".lock", f"The fine-tuning {run.folder.name!r}"), StopRequest() as stop:
         run.claim()
+        run.count_to(progress, others.read_kept(note))
         classifiers = [run.learned(seed, stop) for seed in run.seeds]
+        delete_checkpoints(run.folder)  # a kill may have left the last one
         test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
         path = run.export(classifiers[0])
+        others.measure(note, run.advance, stop)
     truth = test.classes(range(len(test)), run.labels).numpy()
     repeats = [Repeat(seed, one.frozen.provenance["images"], truth, found.softmax(dim=1).numpy(),
                       one.frozen.provenance["steps"]) for seed, one, found in zip(run.seeds, classifiers, logits)]
     started, none = run.start(run.seeds[0]), torch.zeros(1, frozen.dimension("backbone"))
     bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
-    found, without = image_baselines(train, test, frozen, config, len(run.seeds))
     return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
         int(shared_bytes(queries, bank, False).sum()), None, None, True),
-        {"majority class": majority_class(bank, queries), **found}, without, classifiers[0], path, run.folder,
-        str(run.device), time.perf_counter() - begun)
+        {"majority class": majority_class(bank, queries), **others.values}, others.fits, others.remarks, classifiers[0],
+        path, run.folder, str(run.device), time.perf_counter() - begun)
 
 
 class Run:
@@ -114,13 +117,17 @@ class Run:
                              "encoder. Give another --run, or --fresh to start this one over.")
         write_json(about, {**to_dict(self.config), "identity": self.identity})
 
-    def count(self, tested: int, progress: Progress):
-        """Report to `progress` from now on: images learned from, and those classified."""
+    def plan(self, tested: int):
+        """Count the images that are learned from, and those that are classified."""
         first = self.tuning(self.seeds[0])
         self._total = len(self.seeds) * (first.how.epochs * len(first.images) + tested)
-        self._progress = progress
 
-    def _advance(self, images: int):
+    def count_to(self, progress: Progress, more: int):
+        """Report to `progress` from now on; `more` images are counted beside those that were planned."""
+        self._progress, self._total = progress, self._total + more
+
+    def advance(self, images: int):
+        """So many images more are done."""
         self._done = min(self._done + images, self._total)
         self._progress(self._done, self._total)
 
@@ -130,7 +137,7 @@ class Run:
         if path.exists():
             try:
                 kept = load_classifier(path)
-                self._advance(kept.frozen.provenance["seen"])
+                self.advance(kept.frozen.provenance["seen"])
                 return kept
             except FormatError as error:
                 self.note(f"{error} It is made again.")
@@ -138,12 +145,12 @@ class Run:
         tuning.resume(self.folder)
         if tuning.step:
             self.note(f"resuming {self.folder} after step {tuning.step} of seed {seed}")
-            self._advance(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
+            self.advance(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
         elif place == 0:
             self.note(f"{len(tuning.images)} labelled images of {len(self.labels)} classes, {tuning.steps} steps in "
                       f"{tuning.how.epochs} epochs, seeds: {len(self.seeds)}; run {self.folder}")
         about = {"task": "finetune", "config": to_dict(self.config)}
-        tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self._advance)
+        tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self.advance)
         made = tuning.classifier({
             "encoder": tuning.frozen.fingerprint(), "source": self.source, "run": self.identity,
             "fine_tuned_on": pathlib.Path(self.config.train).name, "from_scratch": self.config.from_scratch,
@@ -165,7 +172,7 @@ class Run:
                                   "command again to continue.")
                 return classifier.logits(embed(pixels))
 
-            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self._advance)
+            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self.advance)
             logits.append(found.vectors[torch.from_numpy(found.readable)])
         for text in found.notes(test):
             self.note(text)

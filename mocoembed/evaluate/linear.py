@@ -15,9 +15,9 @@ from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import baselines, majority_class
+from mocoembed.evaluate.baselines import Fits, baselines, majority_class
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
-from mocoembed.evaluate.linear_result import LinearResult, Repeat
+from mocoembed.evaluate.linear_result import LinearResult, Repeat, fits_of
 from mocoembed.evaluate.logistic import PENALTIES
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import Rows, Search, learn
@@ -52,12 +52,18 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     require_learnable(train, test, config)
     repeats, classes = measure(train, test, config, progress)
     values = values_of(repeats, classes)
-    others, without = baselines(train, test, config.baselines,
-                                lambda bank, queries: values_of(*measure(bank, queries, config)))
+    ended: list[Fits] = []
+
+    def baseline(bank: Side, queries: Side) -> dict[str, Measured]:
+        found, names = measure(bank, queries, config)
+        ended.append(Fits.of(fits_of(found)))
+        return values_of(found, names)
+
+    others, without = baselines(train, test, config.baselines, baseline)
     nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
     return LinearResult(config, train, test, repeats, classes, values,
                         overlap(test, train, test is train, nearest.numpy()),
-                        {"majority class": majority_class(train, test), **others},
+                        {"majority class": majority_class(train, test), **others}, dict(zip(others, ended)),
                         [*without, *few_labels_notes(train.names, config.labels)], time.perf_counter() - begun)
 
 
@@ -96,7 +102,7 @@ def measure(train: Side, test: Side, config: LinearConfig,
     search = Search(config.metric, config.penalty or PENALTIES, config.steps)
     seeds = range(config.seed, config.seed + seeds_of(config))
     folds = 1 if test is not train else config.folds or FOLDS
-    done, total = 0, len(seeds) * folds * (1 + len(search.penalties) * (len(set(search.penalties)) > 1))
+    done, total = 0, len(seeds) * folds * fits_each(config)
 
     def one_more():
         nonlocal done
@@ -116,6 +122,12 @@ def measure(train: Side, test: Side, config: LinearConfig,
             repeats[-1].append(Repeat(seed, fold, len(learned), asked, truth[asked], in_columns(shares, places, known),
                                       classifier))
     return repeats, classes
+
+
+def fits_each(config: LinearConfig) -> int:
+    """Fits for every seed and fold: one for each penalty that is tried, and the last one."""
+    penalties = len(set(config.penalty or PENALTIES))
+    return 1 + penalties * (penalties > 1)
 
 
 def seeds_of(config: LinearConfig | ProbeConfig) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mocoembed.config import LinearConfig
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import as_json, notes_of
+from mocoembed.evaluate.baselines import Fits, as_json, notes_of
 from mocoembed.evaluate.logistic import FLOOR, PENALTIES, TOLERANCE
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.penalty import HELD_OUT, Classifier
@@ -45,6 +45,11 @@ class Repeat:
                 "tried": self.classifier.tried}
 
 
+def fits_of(repeats: list[list[Repeat]]) -> list[dict]:
+    """How every fit ended, of all seeds and folds."""
+    return [fit for folds in repeats for one in folds for fit in one.classifier.fits]
+
+
 @dataclass(frozen=True)
 class LinearResult:
     """What `linear_accuracy` measured, and all that the numbers depend on."""
@@ -61,6 +66,8 @@ class LinearResult:
     """top1, top5 (six classes or more), balanced, ap."""
     overlap: Overlap
     baselines: dict[str, dict[str, Measured]]
+    baseline_fits: dict[str, Fits]
+    """How the fits of all baselines but the majority class ended."""
     remarks: list[str]
     """What the work itself had to say."""
     seconds: float
@@ -73,7 +80,7 @@ class LinearResult:
     @property
     def fits(self) -> list[dict]:
         """How every fit ended."""
-        return [fit for folds in self.repeats for one in folds for fit in one.classifier.fits]
+        return fits_of(self.repeats)
 
     @property
     def unconverged(self) -> list[dict]:
@@ -126,7 +133,7 @@ class LinearResult:
             "linear", self.protocol, self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}],
             self.per_class, (self.classes, self.matrix), {"top1": self.outcomes()}, solver,
-            [one.as_json() for folds in self.repeats for one in folds], as_json(self.baselines),
+            [one.as_json() for folds in self.repeats for one in folds], as_json(self.baselines, self.baseline_fits),
             str(self.train.vectors.device), self.seconds).as_json()
 
     def outcomes(self) -> np.ndarray:
@@ -156,7 +163,8 @@ class LinearResult:
         notes += self._notes_on_copies()
         if self.protocol.at_edge:
             notes.append("a penalty at the edge of those tried was chosen; others may do better (--penalty)")
-        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value), *self.remarks]
+        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value, fits=self.baseline_fits),
+                *self.remarks]
 
     def _notes_on_copies(self) -> list[str]:
         """What to say about images on both sides."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 from mocoembed.config import ProbeConfig
 from mocoembed.evaluate.baselines import majority_class
 from mocoembed.evaluate.frozen_backbone import FrozenBackbone, require_finite
-from mocoembed.evaluate.image_baselines import image_baselines
+from mocoembed.evaluate.image_baselines import ImageBaselines
 from mocoembed.evaluate.labelled import Encoded, LabelledImages, both_sides, encoded
 from mocoembed.evaluate.linear import seeds_of
 from mocoembed.evaluate.probe_result import ProbeRepeat, ProbeResult
@@ -54,21 +54,23 @@ def probe_accuracy(config: ProbeConfig, progress: Progress = lambda done, total:
     backbone, encoder = FrozenBackbone(frozen, compute), frozen.fingerprint()
     seeds = range(config.seed, config.seed + seeds_of(config))
     run = Run(config, [Probe(config, backbone, train, encoder, seed) for seed in seeds], train, test, note)
+    others = ImageBaselines(train, test, frozen, config, len(seeds))
     with ExitStack() as locks:
         for probe in run.probes:
             locks.enter_context(locked(probe.folder / ".lock", f"The linear classification in {probe.folder}"))
-        run.count_to(progress)
+        run.count_to(progress, others.read_kept(note))
         with compute.keeping_memory():
             run.learn()
             repeats, (learned, of_train), (test, vectors) = run.measure()
+        with StopRequest() as stop:
+            others.measure(note, run.count, stop)
     known = len(of_train) == len(learned)
     one_side = learned.side(functional.normalize(of_train if known else torch.zeros(len(learned), 1), dim=1), frozen)
     other = test.side(functional.normalize(vectors, dim=1), frozen)
-    found, without = image_baselines(train, test, frozen, config, len(seeds))
     return ProbeResult(config, one_side, other, run.probes[0].known, repeats, run.probes[0].how, backbone,
                        backbone.require_unchanged(), found_overlap(one_side, other, known),
-                       {"majority class": majority_class(one_side, other), **found}, without,
-                       time.perf_counter() - begun)
+                       {"majority class": majority_class(one_side, other), **others.values}, others.fits,
+                       others.remarks, time.perf_counter() - begun)
 
 
 class Run:
@@ -92,13 +94,14 @@ class Run:
             wanted[probe.held_out_rows] = True
         return wanted
 
-    def count_to(self, progress: Progress):
-        """Report to `progress` from now on."""
+    def count_to(self, progress: Progress, more: int):
+        """Report to `progress` from now on; `more` images are counted beside those that are learned from and tested."""
         self._total = sum(probe.images_per_epoch * probe.how.epochs for probe in self.probes) \
-            + int(self.wanted.sum()) + len(self.test)
+            + int(self.wanted.sum()) + len(self.test) + more
         self._progress = progress
 
-    def _count(self, images: int):
+    def count(self, images: int):
+        """So many images more are done."""
         self._done = min(self._done + images, self._total)
         self._progress(self._done, self._total)
 
@@ -106,8 +109,8 @@ class Run:
         """All steps of all seeds that are not done yet."""
         for probe in self.probes:
             if done := probe.resume(self.note):
-                self._count(done)
-            probe.learn(self.note, self._count)
+                self.count(done)
+            probe.learn(self.note, self.count)
 
     def measure(self) -> tuple[list[ProbeRepeat], tuple[LabelledImages, torch.Tensor],
                                tuple[LabelledImages, torch.Tensor]]:
@@ -139,7 +142,7 @@ class Run:
                                   "command again to continue.")
                 return self.backbone.encode(pixels)
 
-            found = encoded(images, self.backbone.transform, encode, self.config.workers, self._count)
+            found = encoded(images, self.backbone.transform, encode, self.config.workers, self.count)
         for text in found.notes(images):
             self.note(text)
         return found
