@@ -173,3 +173,17 @@ def test_the_command_shows_a_table(files, run_cli):
     status, _, error = run_cli("linear", files[0], files[1], "--labels", "half")
     assert status == 2
     assert "--labels half" in error
+
+
+def test_a_baseline_that_did_not_converge_says_so(workspace, run_cli):
+    given = ["linear", "--workspace", workspace, "--device", "cpu"]
+    status, out, error = run_cli(*given, "--steps", 1)
+    assert status == 1
+    assert "colour histogram (not converged)" in out
+    assert "the baseline colour histogram: " in error
+    found = json.loads(run_cli(*given, "--steps", 1, "--json")[1])["baselines"]
+    assert [one.get("converged") for one in found] == [None, False, False, False, False]
+    status, out, error = run_cli(*given, "--json")
+    assert status == 0, error
+    assert [one.get("converged") for one in json.loads(out)["baselines"]] == [None, True, True, True, True]
+    assert "baseline colour histogram: " not in error

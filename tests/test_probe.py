@@ -12,11 +12,12 @@ import torch
 from killing import Run as Killed
 from torch import nn
 
+from mocoembed.cli import linear as output
 from mocoembed.config import ProbeConfig
 from mocoembed.data.augmentation import augmented
 from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
+from mocoembed.evaluate import image_baselines, probing
 from mocoembed.evaluate import probe as module
-from mocoembed.evaluate import probing
 from mocoembed.evaluate.frozen_backbone import FrozenBackbone
 from mocoembed.evaluate.labelled import labelled_images, training_batches
 from mocoembed.evaluate.probe import probe_accuracy
@@ -328,25 +329,27 @@ def die_at(place, count):
 
 
 PLACES = {"step": (probing.Probe, "learn_from"), "checkpoint": (probing, "save_checkpoint"),
-          "shown": (FrozenBackbone, "encode")}
+          "shown": (FrozenBackbone, "encode"), "baseline": (image_baselines, "measure"),
+          "result": (output, "put_result")}
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path, folders, make_encoder):
-    """Two seeds of 8 steps: within the first and the second, after their checkpoints, when images are shown."""
+    """Two seeds of 8 steps: within the first and the second, after their checkpoints, when images are shown, in the
+    baselines, and before the result is printed."""
     save_encoder(tmp_path / "encoder.safetensors", make_encoder())
     given = ["linear", *folders, "--encoder", tmp_path / "encoder.safetensors", "--protocol", "moco", "--epochs", 4,
              "--batch-size", 8, "--lr", "0.1,1,30", "--labels", "5-per-class", "--seeds", 2, "--workers", 0, "--device",
-             "cpu", "--no-baselines", "--json"]
+             "cpu", "--json"]
 
     def result_of(run):
         found = json.loads((run.folder / "stdout").read_text())
         return {name: found[name] for name in ("protocol", "data", "results", "repeats", "solver", "outcomes",
-                                               "confusion")}
+                                               "confusion", "baselines", "per_class")}
 
     whole = Killed(tmp_path / "whole", *given, "--workspace", tmp_path / "ws-whole").go()
     assert whole.wait() == 0, whole.stderr
     for number, moment in enumerate([("step", 1), ("step", 5), ("checkpoint", 8), ("step", 11), ("checkpoint", 16),
-                                     ("shown", 1), ("shown", 2)]):
+                                     ("shown", 1), ("shown", 2), ("baseline", 3), ("result", 1)]):
         workspace = tmp_path / f"ws-{number}"
         run = Killed(tmp_path / f"killed-{number}", *given, "--workspace", workspace,
                      prepare=functools.partial(die_at, *moment)).go()
@@ -356,6 +359,7 @@ def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path, folders, 
         assert result_of(again) == result_of(whole), moment
         said = (again.folder / "stderr").read_text()
         assert ("going on after step" in said) == (moment != ("step", 1)), moment
+        assert ("baselines kept from before" in said) == (moment[0] in ("baseline", "result")), moment
 
 
 def test_unreadable_images_are_named_and_do_not_count(measured, folders, tmp_path):
