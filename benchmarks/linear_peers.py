@@ -1,6 +1,7 @@
 """The published linear protocols beside their authors' own code: the same features, order and learning rate.
 
-    git clone https://github.com/facebookresearch/moco && git clone https://github.com/facebookresearch/dino
+    git clone --branch colab-notebook https://github.com/facebookresearch/moco
+    git clone https://github.com/facebookresearch/dino
     pip install lightly
     python -m benchmarks.linear_peers --moco moco --dino dino --lightly
 
@@ -197,7 +198,7 @@ def compare(protocol: str, folder: pathlib.Path):
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moco", type=pathlib.Path, help="a clone of facebookresearch/moco")
+    parser.add_argument("--moco", type=pathlib.Path, help="a checkout of facebookresearch/moco")
     parser.add_argument("--dino", type=pathlib.Path, help="a clone of facebookresearch/dino")
     parser.add_argument("--lightly", action="store_true", help="compare with lightly, which is installed")
     options = parser.parse_args()
