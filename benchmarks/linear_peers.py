@@ -104,13 +104,13 @@ def dino(folder: pathlib.Path, rate: float) -> list[torch.Tensor]:
     real_start, real_optimizer = module.LinearClassifier.__init__, torch.optim.SGD
     heads: list[nn.Module] = []
 
-    def start(self, *arguments, **options):
+    def start(self, dim, num_labels):
         torch.manual_seed(SEED)
-        real_start(self, *arguments, **options)
+        real_start(self, dim, num_labels)
         heads.append(self)
 
-    def optimizer(*arguments, **options):
-        made = real_optimizer(*arguments, **options)
+    def optimizer(parameters, lr, momentum, weight_decay):
+        made = real_optimizer(parameters, lr, momentum=momentum, weight_decay=weight_decay)
         made.register_step_post_hook(seen(weights, heads[-1].linear))
         return made
 

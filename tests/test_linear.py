@@ -187,3 +187,15 @@ def test_a_baseline_that_did_not_converge_says_so(workspace, run_cli):
     assert status == 0, error
     assert [one.get("converged") for one in json.loads(out)["baselines"]] == [None, True, True, True, True]
     assert "baseline colour histogram: " not in error
+
+
+def test_the_progress_counts_the_fits_of_the_baselines_too(workspace):
+    told = []
+    result = linear_accuracy(LinearConfig(workspace=str(workspace), device="cpu", penalty=GRID, folds=3),
+                             lambda done, total: told.append((done, total)))
+    assert len(result.baseline_fits) == 4
+    assert told == [(done, 5 * 3 * 4) for done in range(1, 5 * 3 * 4 + 1)]
+    told.clear()
+    linear_accuracy(LinearConfig(workspace=str(workspace), device="cpu", penalty=GRID, folds=3, baselines=False),
+                    lambda done, total: told.append((done, total)))
+    assert told == [(done, 3 * 4) for done in range(1, 3 * 4 + 1)]

@@ -24,6 +24,7 @@ from mocoembed.memory import within_memory
 CHEAP = 10**11  # multiplications that the untrained encoder may take unasked: a few seconds of two cores
 AUTOMATIC = 1000  # images that are read unasked: a few seconds
 FEATURES = {"raw pixels": raw_pixels, "colour histogram": colour_histogram, "HOG": gradients_histogram}
+UNTRAINED = "untrained encoder"
 TOO_SLOW = "the untrained encoder is left out of the baselines, as it takes a while; give --baselines"
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
 
@@ -64,34 +65,44 @@ def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -
     `measure(bank, queries)` measures two sides. asked: `None` reads up to `AUTOMATIC` images, and does without them
     where one cannot be read; `True` reads any number. Raises `CollectionError` for an image that cannot be read.
     """
-    count = len(bank.names) + (0 if queries is bank else len(queries.names))
-    if asked is False:
-        return {}, []
-    if asked is None and count > AUTOMATIC:
-        return {}, [f"no baselines: {count} images would have to be read; give --baselines"]
+    names, remarks = planned(bank, queries, asked)
+    if not names:
+        return {}, remarks
+    sides = (bank,) if queries is bank else (bank, queries)
     try:
-        with within_memory("The baselines", count * WIDEST * 9):  # pixels, and twice their float32 vectors
-            pixels = [read_pixels(side) for side in ((bank,) if queries is bank else (bank, queries))]
+        with within_memory("The baselines", _images(bank, queries) * WIDEST * 9):  # pixels, twice their float32 vectors
+            pixels = [read_pixels(side) for side in sides]
             found = {name: measure(*_sides(bank, queries, [torch.from_numpy(features(one)) for one in pixels]))
                      for name, features in FEATURES.items()}
-            return _with_untrained(found, bank, queries, asked, measure)
+            if UNTRAINED in names:
+                description = untrained.description(bank)
+                assert description is not None  # or it would not be planned
+                vectors = [untrained.untrained(description, side) for side in sides]
+                found[UNTRAINED] = measure(*_sides(bank, queries, vectors))
+            return found, remarks
     except CollectionError as error:
         if asked:
             raise CollectionError(f"--baselines: {error} Leave the option out, or bring the images back.") from error
         return {}, [f"no baselines: {error}"]
 
 
-def _with_untrained(found: dict, bank: Side, queries: Side, asked: bool | None,
-                    measure: Measure) -> tuple[dict, list[str]]:
-    """What was found, and the untrained encoder if it is cheap or asked for; and what to say about it."""
+def planned(bank: Side, queries: Side, asked: bool | None) -> tuple[list[str], list[str]]:
+    """The names of the baselines of pixels that are to be measured, in order, and what to say about those left out."""
+    count = _images(bank, queries)
+    if asked is False:
+        return [], []
+    if asked is None and count > AUTOMATIC:
+        return [], [f"no baselines: {count} images would have to be read; give --baselines"]
     description = untrained.description(bank)
     if description is None:
-        return found, []
-    sides = (bank,) if queries is bank else (bank, queries)
-    if asked is None and untrained.cost(description) * sum(len(side.names) for side in sides) > CHEAP:
-        return found, [TOO_SLOW]
-    vectors = [untrained.untrained(description, side) for side in sides]
-    return {**found, "untrained encoder": measure(*_sides(bank, queries, vectors))}, []
+        return [*FEATURES], []
+    if asked is None and untrained.cost(description) * count > CHEAP:
+        return [*FEATURES], [TOO_SLOW]
+    return [*FEATURES, UNTRAINED], []
+
+
+def _images(bank: Side, queries: Side) -> int:
+    return len(bank.names) + (0 if queries is bank else len(queries.names))
 
 
 def _sides(bank: Side, queries: Side, features: list[torch.Tensor]) -> tuple[Side, Side]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate.baselines import AUTOMATIC, CHEAP, FEATURES, TOO_SLOW, WIDEST, Fits
+from mocoembed.evaluate.baselines import AUTOMATIC, CHEAP, FEATURES, TOO_SLOW, UNTRAINED, WIDEST, Fits
 from mocoembed.evaluate.kept_baselines import Baseline, KeptBaselines
 from mocoembed.evaluate.labelled import Encoded, LabelledImages, encoded
 from mocoembed.evaluate.linear import fits_each, measure, values_of
@@ -36,7 +36,6 @@ from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 FOR_SINGLE_IMAGES = (1e-2,)  # the penalty, where no class has a second image to choose one on
-UNTRAINED = "untrained encoder"
 
 Count = Callable[[int], None]
 

@@ -15,7 +15,7 @@ from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import Fits, baselines, majority_class
+from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
 from mocoembed.evaluate.linear_result import LinearResult, Repeat, fits_of
 from mocoembed.evaluate.logistic import PENALTIES
@@ -42,20 +42,28 @@ Progress = Callable[[int, int], None]
 def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, total: None) -> LinearResult:
     """How many images a linear classifier of the features gets right.
 
-    `progress(done, total)` counts fits. Raises `UsageError` for a missing file, `MismatchError` when the files come
-    from different encoders or features, `CollectionError` when there are too few labelled rows or classes,
-    `FormatError` for a damaged file or rows that are not finite. A fit that did not converge is no error here: see
-    `LinearResult.unconverged`.
+    `progress(done, total)` counts fits, those of the baselines too. Raises `UsageError` for a missing file,
+    `MismatchError` when the files come from different encoders or features, `CollectionError` when there are too few
+    labelled rows or classes, `FormatError` for a damaged file or rows that are not finite. A fit that did not converge
+    is no error here: see `LinearResult.unconverged`.
     """
     begun = time.perf_counter()
     train, test = read_sides(config)
     require_learnable(train, test, config)
-    repeats, classes = measure(train, test, config, progress)
+    before = 0  # the encoder and the baselines that are done
+    parts = 1 + len(planned(train, test, config.baselines)[0])
+
+    def count(done: int, total: int):
+        progress(before * total + done, parts * total)
+
+    repeats, classes = measure(train, test, config, count)
     values = values_of(repeats, classes)
     ended: list[Fits] = []
 
     def baseline(bank: Side, queries: Side) -> dict[str, Measured]:
-        found, names = measure(bank, queries, config)
+        nonlocal before
+        before += 1
+        found, names = measure(bank, queries, config, count)
         ended.append(Fits.of(fits_of(found)))
         return values_of(found, names)
 
