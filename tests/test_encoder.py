@@ -1,6 +1,8 @@
 """Backbones against torchvision's, and the parameter counts of the paper."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mocoembed.model.encoder import (
     Backbone,
     Encoder,
     EncoderSpec,
+    Subsampled,
     build_backbone,
     check_backbone,
     count_parameters,
@@ -243,3 +246,42 @@ def test_the_first_convolution_starts_as_in_the_authors_code(stem, deviation):
     """torchvision's ResNet draws it by fan-out; the authors' notebook puts a new one there, as PyTorch draws it."""
     weights = torch.cat([Backbone("resnet18", 1.0, stem).conv1.weight.flatten() for _ in range(8)])
     assert weights.std().item() == pytest.approx(deviation, rel=0.03)
+
+
+def test_a_narrow_network_learns_with_several_threads():
+    """Where oneDNN's own strided gradient writes beyond its memory: in a process of its own, as that would end it."""
+    script = """
+import torch
+from mocoembed.model.encoder import Encoder, EncoderSpec
+torch.set_num_threads(2)
+torch.manual_seed(0)
+network = Encoder(EncoderSpec("resnet18", 0.125, "3x3s2", "mlp", 16)).to(memory_format=torch.channels_last)
+for images in (25, 17, 5):
+    x = torch.randn(images, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for _ in range(4):
+        network(x).square().sum().backward()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_taking_pixels_first_is_the_same_convolution():
+    torch.manual_seed(0)
+    mine, plain = Subsampled(8, 16, 1, 2, bias=False), torch.nn.Conv2d(8, 16, 1, 2, bias=False)
+    mine.load_state_dict(plain.state_dict())
+    for side in (15, 16):
+        x = torch.randn(4, 8, side, side, requires_grad=True)
+        grads = []
+        for layer in (mine, plain):
+            layer.zero_grad()
+            layer(x).square().sum().backward()
+            grads.append((layer.weight.grad.clone(), x.grad.clone()))
+            x.grad = None
+        torch.testing.assert_close(mine(x), plain(x))
+        torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+    kinds = {type(one) for width in (0.125, 0.25) for one in Backbone("resnet18", width).modules()
+             if isinstance(one, torch.nn.Conv2d) and one.in_channels < 16 and one.kernel_size == (1, 1)}
+    assert kinds == {Subsampled}
+    wide = Backbone("resnet18", 0.25).modules()
+    assert Subsampled not in {type(one) for one in wide}

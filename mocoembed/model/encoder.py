@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
@@ -44,6 +45,8 @@ UNFIT = {
 ARGUMENTS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # which are in the published weights of these two
+
+ONEDNN_BLOCK = 16  # channels
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,24 @@ class Backbone(ResNet):
     def _make_layer(self, block, planes, *arguments, **more):
         if planes == 64:  # the first stage: torchvision's constructor has just set the stem's 64 channels
             self.inplanes = scaled(64, self._width)
-        return super()._make_layer(block, scaled(planes, self._width), *arguments, **more)
+        layers = super()._make_layer(block, scaled(planes, self._width), *arguments, **more)
+        shortcut = layers[0].downsample
+        if shortcut is not None and shortcut[0].stride != (1, 1) and shortcut[0].in_channels < ONEDNN_BLOCK:
+            old = shortcut[0]
+            shortcut[0] = nn.utils.skip_init(Subsampled, old.in_channels, old.out_channels, 1, old.stride, bias=False)
+        return layers
+
+
+class Subsampled(nn.Conv2d):
+    """A convolution of kernel 1 that takes every `stride`-th pixel first, which is the same.
+
+    With a stride and fewer than 16 channels (8 without AVX-512), oneDNN's gradient of such weights writes beyond its
+    memory where the channels are last: the process dies, or the numbers are wrong (oneDNN issue 6035, torch 2.14.1).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.stride
+        return functional.conv2d(x[:, :, ::down, ::across], self.weight)  # N x C x H x W -> N x C' x H/s x W/s
 
 
 def scaled(channels: int, width: float) -> int:
