@@ -399,3 +399,13 @@ def test_labels_that_leave_nothing(make_embeddings):
         KnnConfig(path, labels="1%", seeds=0)
     with pytest.raises(CollectionError, match="has one class, 'a'; kNN accuracy needs two or more"):
         knn_accuracy(KnnConfig(make_embeddings("one", np.eye(3), "aaa")))
+
+
+def test_no_class_on_both_sides_is_refused_and_shares_that_are_rounded_up_are_told(make_embeddings):
+    bank, other = make_embeddings("bank", np.eye(4), "aabb"), make_embeddings("other", np.eye(4), "ccdd")
+    with pytest.raises(CollectionError, match=r"No class of .*other.* is in .*bank.*: 'c' there, 'a' here"):
+        knn_accuracy(KnnConfig(bank=bank, queries=other))
+    rounded = knn_accuracy(KnnConfig(bank=bank, labels="1%", baselines=False)).notes()
+    assert any("2 of 2 classes have less than one image by that share" in text for text in rounded)
+    assert not any("by that share" in text for text in
+                   knn_accuracy(KnnConfig(bank=bank, labels="50%", baselines=False)).notes())

@@ -15,7 +15,7 @@ from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate import baselines, measures
-from mocoembed.evaluate.folds import few_of_each, same_image
+from mocoembed.evaluate.folds import few_labels_notes, few_of_each, same_image
 from mocoembed.evaluate.measures import FEWEST_FOR_TOP5, Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import (
@@ -26,6 +26,7 @@ from mocoembed.evaluate.sides import (
     queries_beside,
     read_side,
     require_classes,
+    require_common_class,
     require_labelled,
 )
 from mocoembed.evaluate.suspects import Suspect, find_suspects
@@ -89,7 +90,7 @@ class KnnResult:
     baselines: dict[str, dict[str, Measured]]
     """Baseline -> its measures, for the first k and temperature."""
     without: list[str]
-    """Why there are no baselines of pixels."""
+    """Why there are no baselines of pixels, and that a share of the labels was rounded up."""
     classes: list[str]
     """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
     matrix: np.ndarray
@@ -185,7 +186,8 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
         results.append(measure(dataclasses.replace(config, baselines=False if seed else config.baselines),
                                bank.only(chosen), bank.only(rest) if config.queries is None else queries, False,
                                progress))
-    return averaged(results, config.labels)
+    found = averaged(results, config.labels)
+    return dataclasses.replace(found, without=[*found.without, *few_labels_notes(bank.names, config.labels)])
 
 
 def averaged(results: list[KnnResult], labels: str) -> KnnResult:
@@ -209,6 +211,7 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
     require_labelled(bank, 2 if leave_one_out else 1, "kNN accuracy")
     require_labelled(queries, 1, "kNN accuracy")
     require_classes(bank, queries, "kNN accuracy")
+    require_common_class(bank, queries)
     classes, bank_classes = classes_of(bank, queries), len(set(bank.names))
     number = {name: place for place, name in enumerate(classes)}
     device = bank.vectors.device

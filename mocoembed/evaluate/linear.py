@@ -13,7 +13,7 @@ import torch
 
 from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, UsageError
+from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
@@ -28,6 +28,7 @@ from mocoembed.evaluate.sides import (
     queries_beside,
     read_side,
     require_classes,
+    require_common_class,
     require_labelled,
 )
 from mocoembed.knn import neighbours
@@ -93,9 +94,7 @@ def require_learnable(train: Side, test: Side, config: LinearConfig):
     require_labelled(train, 2, "linear classification")
     require_labelled(test, 1, "linear classification")
     require_classes(train, train, "linear classification")
-    if not set(train.names) & set(test.names):
-        raise CollectionError(f"No class of {test.path} is in {train.path}: {sorted(set(test.names))[0]!r} there, "
-                              f"{sorted(set(train.names))[0]!r} here. Labels are compared by name.")
+    require_common_class(train, test)
 
 
 def measure(train: Side, test: Side, config: LinearConfig,

@@ -189,6 +189,13 @@ def require_classes(bank: Side, queries: Side, what: str):
                               "into one folder per class and embed them again.")
 
 
+def require_common_class(bank: Side, queries: Side):
+    """Raise `CollectionError` when no class of the queries is in the bank: all of them would be wrong."""
+    if not set(bank.names) & set(queries.names):
+        raise CollectionError(f"No class of {queries.path} is in {bank.path}: {min(queries.names)!r} there, "
+                              f"{min(bank.names)!r} here. Labels are compared by name.")
+
+
 def notes_on_classes(learned: set[str], asked: set[str], train: str, test: str) -> list[str]:
     """A line on the classes that only one side has; `train` and `test` are what the sides are called."""
     found = []
