@@ -35,6 +35,11 @@ def timm_network(name):
     return pytest.importorskip("timm").create_model(name, num_classes=0)
 
 
+def narrow(name):
+    """Whose shortcuts with a stride are convolutions of our own."""
+    return build_backbone("resnet18", 0.125, "3x3s2")
+
+
 def batchnorms(network):
     return sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
 
@@ -50,6 +55,7 @@ NETWORKS = {
     "densenet121": (backbone, 64, 62), "efficientnet_b0": (backbone, 64, 0), "googlenet": (backbone, 64, 0),
     "mobilenet_v2": (backbone, 64, 0), "mobilenet_v3_small": (backbone, 64, 0), "regnet_y_400mf": (backbone, 64, 0),
     "resnet18": (backbone, 64, 0), "resnet50": (backbone, 64, 0), "shufflenet_v2_x0_5": (backbone, 64, 0),
+    "resnet18 of width 0.125": (narrow, 64, 0),
     "vgg11_bn": (lambda name: torchvision.models.vgg11_bn().features, 32, 0),
     "vision transformer": (vision_transformer, 32, 0),
     "tf_efficientnet_lite0": (timm_network, 64, 0), "test_resnet": (timm_network, 64, 0),

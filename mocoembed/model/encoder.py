@@ -104,7 +104,7 @@ class Subsampled(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         down, across = self.stride
-        return functional.conv2d(x[:, :, ::down, ::across], self.weight)  # N x C x H x W -> N x C' x H/s x W/s
+        return functional.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)  # -> N x C' x H/s x W/s
 
 
 def scaled(channels: int, width: float) -> int:
