@@ -5,14 +5,16 @@ one line for each measure and peer: our value, theirs, the largest difference of
 
     pip install pytorch-metric-learning scikit-learn lightly
     git clone https://github.com/facebookresearch/dino && git clone https://github.com/filipradenovic/revisitop
-    python -m benchmarks.evaluation_peers flowers.h5 --dino dino --revisitop revisitop
+    git clone --branch colab-notebook https://github.com/facebookresearch/moco
+    python -m benchmarks.evaluation_peers train.h5 test.h5 --dino dino --revisitop revisitop --moco moco
 
-DINO's and revisitop's functions are taken from their own files, whose other imports are not needed. Peers that are not
-installed or not given are left out. Where a peer fails on the data, its error is the result.
+DINO's, revisitop's and the MoCo authors' functions are taken from their own files, whose other imports are not needed.
+Peers that are not installed or not given are left out. Where a peer fails on the data, its error is the result.
 """
 
 import argparse
 import ast
+import json
 import pathlib
 
 import numpy as np
@@ -29,7 +31,11 @@ KS, TEMPERATURE = (10, 20, 200), 0.07
 
 def function_of(path: pathlib.Path, *names: str) -> dict:
     """The functions of a peer's file, without what else it imports."""
-    tree = ast.parse(path.read_text())
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = ["".join(one["source"]) for one in json.loads(text)["cells"] if one["cell_type"] == "code"]
+        text = "\n".join(cell for cell in cells if any(f"def {name}" in cell for name in names))
+    tree = ast.parse(text)
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
     space = {"torch": torch, "np": np, "F": functional}
     if not hasattr(np, "in1d"):  # which NumPy 2.4 dropped
@@ -142,6 +148,10 @@ def run(peers: Peers, options):
         theirs = function_of(options.dino / "eval_knn.py", "knn_classifier")["knn_classifier"]
         peers.knn("DINO", lambda bank, labels, queries, truth, k: theirs(bank, labels, queries, truth, k, TEMPERATURE,
                                                                          int(labels.max()) + 1)[0])
+    if options.moco:
+        predict = function_of(options.moco / "colab" / "moco_cifar10_demo.ipynb", "knn_predict")["knn_predict"]
+        peers.knn("the MoCo authors' notebook", lambda bank, labels, queries, truth, k: 100 * (predict(
+            queries, bank.T, labels, int(labels.max()) + 1, k, TEMPERATURE)[:, 0] == truth).double().mean())
     try:
         from lightly.utils.benchmarking.knn import knn_predict
     except ImportError:
@@ -157,6 +167,7 @@ def main():
     parser.add_argument("queries", nargs="?")
     parser.add_argument("--dino", type=pathlib.Path, help="Checkout of facebookresearch/dino.")
     parser.add_argument("--revisitop", type=pathlib.Path, help="Checkout of filipradenovic/revisitop.")
+    parser.add_argument("--moco", type=pathlib.Path, help="Checkout of facebookresearch/moco, branch colab-notebook.")
     options = parser.parse_args()
     cpu = torch.device("cpu")
     with EmbeddingFile(options.bank) as file:
