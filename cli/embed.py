@@ -50,7 +50,7 @@ def embed(as_json, **values):
     if result is None:  # another rank's to tell
         return
     for one in result.failed[:SHOWN_FAILURES]:
-        note(f"failed: {os.fsdecode(one.path)!r}: {one.error}: {one.reason}")
+        note(f"failed: {os.fsdecode(one.path)!r}: {one.said}")
     if len(result.failed) > SHOWN_FAILURES:
         note(f"... and {len(result.failed) - SHOWN_FAILURES} more; `mocoembed info {result.path} --json` lists all")
     for folder in result.closed:

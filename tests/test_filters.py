@@ -266,7 +266,7 @@ def test_command_reads_standard_input(indexed_workspace, images, run_cli, monkey
         monkeypatch.setattr("sys.stdin", file)
         status, out, err = run_cli("search", "-", "--workspace", indexed_workspace)
     assert (status, out) == (1, "")
-    assert err == "mocoembed: The image on standard input cannot be read: UnreadableImage: the file is empty\n"
+    assert err == "mocoembed: The image on standard input cannot be read: the file is empty\n"
 
 
 def test_command_streams(indexed_workspace, images, run_cli, monkeypatch):

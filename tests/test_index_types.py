@@ -169,6 +169,21 @@ def test_factory_strings_of_faiss(rows_file, factory, keeps):
     assert recall_of(result.path) >= 0.75
 
 
+@pytest.mark.parametrize("factory", ["PQ4", "OPQ4_16,PQ4", "OPQ4_16,IVF16,PQ4", "IVF16,PQ4x4fs"])
+def test_product_codes_are_trained_without_warnings_and_renumbering(factory, capfd):
+    """FAISS has a line for every code and round of few vectors, and spends most of the time on what nothing uses."""
+    index = FaissIndex.empty(LENGTH, factory)
+    index.train(clustered(0))
+    assert capfd.readouterr() == ("", "")
+    inner = index._index
+    while hasattr(inner, "index"):
+        inner = faiss.downcast_index(inner.index)
+    assert not getattr(inner, "do_polysemous_training", False)
+    index.add(clustered(0), np.arange(COUNT))
+    nearest = index.search(clustered(0)[:100], 10, 16 if "IVF" in factory else 0)[1]
+    assert np.mean([row in its for row, its in enumerate(nearest)]) > 0.5
+
+
 @pytest.mark.parametrize("factory", ["IVFx,Flat", "IVF16,PQ7", "hnsw,Flat", ""])
 def test_a_factory_string_that_faiss_refuses(rows_file, run_cli, factory):
     status, out, err = run_cli("index", rows_file, "--type", factory)

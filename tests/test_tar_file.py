@@ -119,7 +119,7 @@ def test_members_outside_are_reported_as_failed(tmp_path, images, fresh_workspac
     write_tar(tmp_path / "a.tar", [("./1.jpg", image), ("../2.jpg", image), ("/3.jpg", image)])
     status, out, err = run_cli("embed", tmp_path / "a.tar", "--workspace", fresh_workspace, "--fresh", "--workers", 0)
     assert (status, "1 embedded, 2 failed" in out.replace(" (1 new)", "")) == (0, True)
-    assert "failed: 'a.tar/../2.jpg': UnreadableImage: its name, absolute or with '..', is that of a file out" in err
+    assert "failed: 'a.tar/../2.jpg': its name, absolute or with '..', is that of a file out" in err
 
 
 def test_hard_links_have_the_bytes_of_their_target(tmp_path):

@@ -28,6 +28,16 @@ class Failure(NamedTuple):
         reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", reason)  # an address differs from run to run
         return cls(row, type(error).__name__, " ".join(reason.split()) or type(error).__name__)
 
+    @property
+    def said(self) -> str:
+        """Why it cannot be read, for people."""
+        return reason_for_people(self.error, self.reason)
+
     def told(self, path: bytes, what: str) -> str:
         """A line for people: which image cannot be read, `what` is done without it, and why it cannot."""
-        return f"unreadable, {what}: {os.fsdecode(path)!r}: {self.error}: {self.reason}"
+        return f"unreadable, {what}: {os.fsdecode(path)!r}: {self.said}"
+
+
+def reason_for_people(error: str, reason: str) -> str:
+    """The reason of a failure; what says nothing by itself, such as the `0` of a KeyError, as the decoder's error."""
+    return reason if " " in reason else f"the decoder failed ({error if reason == error else f'{error}: {reason}'})"

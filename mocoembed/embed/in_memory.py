@@ -14,6 +14,7 @@ import numpy as np
 from mocoembed.config.commands import DEFAULT_WORKSPACE
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
+from mocoembed.data.facts import Failure
 from mocoembed.data.given import GivenImage
 from mocoembed.data.shards import read_path
 from mocoembed.errors import CollectionError, UsageError
@@ -74,7 +75,7 @@ class ImageEncoder:
             raise UsageError(f"Image {at}: {error}") from error
         except Exception as error:  # whatever a decoder raises
             name = f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
-            raise CollectionError(f"Image {at}{name} cannot be read: {type(error).__name__}: {error}") from error
+            raise CollectionError(f"Image {at}{name} cannot be read: {Failure.of(at, error).said}") from error
 
     def _opened(self, image) -> EncodedImage | GivenImage:
         if isinstance(image, str | os.PathLike):

@@ -175,6 +175,6 @@ def publish(output: pathlib.Path, rows: Rows, settings: Settings):
     """Write the embeddings file of all rows; `CollectionError` when no image can be read."""
     failed, listing = rows.failed(), rows.listing
     if len(failed) == len(listing):
-        raise CollectionError(f"None of the {len(listing)} images can be read; the first one said: "
-                              f"{failed[0].error}: {failed[0].reason}")
+        raise CollectionError(f"None of the {len(listing)} images can be read; the first one: "
+                              f"{failed[0].said}")
     write_embeddings(output, listing, settings, rows.status == EMBEDDED, rows.facts, rows.vectors(), failed)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from mocoembed.data.deep import shown_range
-from mocoembed.data.facts import FACTS
+from mocoembed.data.facts import FACTS, reason_for_people
 from mocoembed.embed.aside import HashAside
 from mocoembed.embed.column import column, digests, float32, in_place, texts
 from mocoembed.embed.seal import MARK, check_seal
@@ -34,6 +34,11 @@ class FailedImage(NamedTuple):
     path: bytes
     error: str
     reason: str
+
+    @property
+    def said(self) -> str:
+        """Why not, for people."""
+        return reason_for_people(self.error, self.reason)
 
 
 def rows_digest(file: h5py.File, see: Callable[[str, int, np.ndarray], None] = lambda name, first, rows: None) -> str:

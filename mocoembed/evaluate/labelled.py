@@ -223,7 +223,7 @@ def encoded(images: LabelledImages, transform: EvaluationTransform, encode: Call
         progress(len(batch.facts))
     if not readable.any():
         raise CollectionError(f"None of the {len(images)} images of {images.path} can be read. The first: "
-                              f"{failures[0].error}: {failures[0].reason}.")
+                              f"{failures[0].said}.")
     vectors = torch.cat(parts)
     vectors[torch.from_numpy(~readable)] = 0
     return Encoded(vectors, readable, failures)

@@ -96,13 +96,12 @@ class FaissIndex:
         if self._ivf is not None:
             self._ivf.cp.niter, self._ivf.cp.min_points_per_centroid = ITERATIONS, LEAST_POINTS
             if isinstance(self._ivf, faiss.IndexIVFPQ):  # by FAISS's own numbers this takes minutes
-                codes = self._ivf.pq.cp
-                codes.niter, codes.min_points_per_centroid = ITERATIONS, LEAST_POINTS
-                codes.max_points_per_centroid = POINTS_FOR_CODES
+                self._ivf.pq.cp.niter, self._ivf.pq.cp.max_points_per_centroid = ITERATIONS, POINTS_FOR_CODES
             if gpu:
                 flat = faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type)
                 self._ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
-        self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
+        with _plain_codes(self._index):
+            self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
 
     def reserve(self, count: int):
         """Take the memory of a flat index at once: growing it step by step would take twice as much."""
@@ -245,6 +244,31 @@ def _parts(index: Any) -> tuple[Any, Any]:
         return None, None  # neither passes the other's parameters on
     return (inner if isinstance(inner, faiss.IndexIVF) else None), (
         inner if isinstance(inner, faiss.IndexHNSW) and not isinstance(index, faiss.IndexPreTransform) else None)
+
+
+@contextlib.contextmanager
+def _plain_codes(index: Any):
+    """While the block runs, an index's product codes are trained without what is of no use here.
+
+    That is FAISS's warnings, one for each code and round, and its renumbering of the codes for Hamming distances, which
+    takes longer than all other training and which no search of ours looks at.
+    """
+    inner, rotations = index, []
+    while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
+        if isinstance(inner, faiss.IndexPreTransform):
+            chain = [faiss.downcast_VectorTransform(inner.chain.at(place)) for place in range(inner.chain.size())]
+            rotations += [one for one in chain if isinstance(one, faiss.OPQMatrix)]
+        inner = faiss.downcast_index(inner.index)
+    if hasattr(inner, "do_polysemous_training"):
+        inner.do_polysemous_training = False
+    codes = [faiss.ProductQuantizer(one.d_out, one.M, 8) for one in rotations]  # as FAISS makes them
+    for one in [*codes, *([inner.pq] if hasattr(inner, "pq") else [])]:
+        one.cp.min_points_per_centroid = LEAST_POINTS
+    for rotation, its in zip(rotations, codes):
+        rotation.pq = its
+    yield
+    for rotation in rotations:
+        rotation.pq = None  # `codes` go with this function
 
 
 class GpuIndex:

@@ -70,8 +70,7 @@ def readable(what: str):
     except UsageError:
         raise
     except Exception as error:  # whatever a decoder raises
-        failure = Failure.of(0, error)
-        raise CollectionError(f"The image {what} cannot be read: {failure.error}: {failure.reason}") from error
+        raise CollectionError(f"The image {what} cannot be read: {Failure.of(0, error).said}") from error
 
 
 class Pair:

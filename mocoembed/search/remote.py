@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from mocoembed.config import SearchConfig
+from mocoembed.data.facts import Failure
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.hits import Hit, QueryResult
@@ -83,7 +84,7 @@ class Server:
         try:
             data = read_bytes(name)
         except Exception as error:  # whatever the file system raises
-            raise CollectionError(f"The image {name!r} cannot be read: {type(error).__name__}: {error}") from error
+            raise CollectionError(f"The image {name!r} cannot be read: {Failure.of(0, error).said}") from error
         crop = {"crop": ",".join(map(str, config.crop))} if config.crop else {}
         path = f"/api/search?{urlencode(_wishes(config) | crop, doseq=True)}"
         return _result(name, self.ask("POST", path, data, "application/octet-stream", name))

@@ -9,7 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 
-from mocoembed.data.facts import UNKNOWN
+from mocoembed.data.facts import UNKNOWN, Failure
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.data.thumbnail import QUALITY, SIDE, jpeg
 from mocoembed.serve.answers import Refusal
@@ -52,7 +52,7 @@ def shown(collection: Collection, row: int, side: int = SIDE, quality: int = QUA
     try:
         return jpeg(data, side, quality, collection.file.value_range)
     except Exception as error:  # whatever a decoder raises
-        raise Refusal(422, f"The image cannot be decoded: {type(error).__name__}.", "undecodable") from error
+        raise Refusal(422, f"The image cannot be decoded: {Failure.of(row, error).said}.", "undecodable") from error
 
 
 class Thumbnails:
