@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.evaluate import ranked
+from mocoembed.evaluate.retrieval import ranked
 from mocoembed.evaluate.sides import Side, read_side, require_same_vectors
 from mocoembed.knn import accuracy, classify
 

@@ -13,7 +13,7 @@ import time
 
 from mocoembed.config import EmbedConfig, ExportConfig, KnnConfig, PretrainConfig
 from mocoembed.embed.extract import embed_images
-from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.train.export import export_encoder
 from mocoembed.train.loop import pretrain
 

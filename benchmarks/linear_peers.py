@@ -14,8 +14,8 @@ numbers, 6 classes, in batches of 64. What is theirs:
 - lightly: `LinearClassifier` in a `Trainer` of PyTorch Lightning with the epochs of linear_eval.py: first weights,
   optimizer, scaled rate, schedule, loop.
 
-All weights are compared after every step with those of `mocoembed.evaluate.heads`, which learn side by side for several
-learning rates.
+All weights are compared after every step with those of `mocoembed.evaluate.images.heads`, which learn side by side for
+several learning rates.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from torch import nn
 
 from mocoembed.config.probe import PROTOCOLS
 from mocoembed.data.augmentation import Augmentation
-from mocoembed.evaluate.heads import Heads, first_weights, set_rates
+from mocoembed.evaluate.images.heads import Heads, first_weights, set_rates
 
 IMAGES, FEATURES, CLASSES, BATCH, SEED = 300, 64, 6, 64, 0
 RATES = {"moco": (0.3, 3.0, 30.0), "dino": (0.001, 0.03, 0.3), "lightly": (0.01, 0.1, 3.0)}

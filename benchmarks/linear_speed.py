@@ -14,7 +14,7 @@ import time
 import torch
 from torch.nn import functional
 
-from mocoembed.evaluate.logistic import PENALTIES, Problem
+from mocoembed.evaluate.linear.logistic import PENALTIES, Problem
 
 
 def made_up(rows: int, dimension: int, classes: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:

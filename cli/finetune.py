@@ -27,7 +27,7 @@ def finetune(as_json, **values):
       mocoembed finetune photos --labels 5-per-class --from-scratch
       mocoembed finetune photos --encoder torchvision:resnet50 --freeze-stages 3
     """
-    from mocoembed.evaluate.finetune import finetune as run_finetune
+    from mocoembed.evaluate.images.finetune import finetune as run_finetune
 
     with counter("finetune", "images") as progress:
         result = run_finetune(FinetuneConfig(**values), progress, note)

@@ -31,7 +31,7 @@ def knn(as_json, sheet, **values):
       mocoembed knn train.h5 val.h5 --tune
       mocoembed knn -k 20 --suspects --sheet suspects.png
     """
-    from mocoembed.evaluate.accuracy import knn_accuracy
+    from mocoembed.evaluate.knn.accuracy import knn_accuracy
     from mocoembed.search.sheet import require_sheet
 
     require_sheet(sheet)
@@ -72,7 +72,7 @@ def _show(result, suspects: bool):
 
 def _draw(result, sheet):
     """The contact sheet of the suspects."""
-    from mocoembed.evaluate.suspects import suspects_sheet
+    from mocoembed.evaluate.knn.suspects import suspects_sheet
 
     if result.suspects:
         suspects_sheet(result.suspects, sheet)

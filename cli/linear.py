@@ -67,10 +67,10 @@ def config_of(values: dict) -> LinearConfig | ProbeConfig:
 def measured(config, progress):
     """What the library measured."""
     if isinstance(config, LinearConfig):
-        from mocoembed.evaluate.linear import linear_accuracy
+        from mocoembed.evaluate.linear.accuracy import linear_accuracy
 
         return linear_accuracy(config, progress)
-    from mocoembed.evaluate.probe import probe_accuracy
+    from mocoembed.evaluate.images.probe import probe_accuracy
 
     return probe_accuracy(config, progress, note)
 

@@ -29,7 +29,7 @@ def retrieval(as_json, **values):
       mocoembed retrieval gallery.h5 queries.h5 --at 1,10,100
       mocoembed retrieval products.h5 --pairs same-product.csv --exclude-identical --json
     """
-    from mocoembed.evaluate.retrieval import measure_retrieval
+    from mocoembed.evaluate.retrieval.measure import measure_retrieval
 
     with counter("retrieval", "queries") as progress:
         result = measure_retrieval(RetrievalConfig(**values), progress)

@@ -21,7 +21,7 @@ from mocoembed.data.loader import evaluation_batches
 from mocoembed.data.sample import write_collection
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import UsageError
-from mocoembed.evaluate.accuracy import KnnResult, knn_accuracy
+from mocoembed.evaluate.knn.accuracy import KnnResult, knn_accuracy
 from mocoembed.knn import accuracy, classify
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.precision import Compute

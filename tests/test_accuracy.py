@@ -10,8 +10,8 @@ from mocoembed.config import EmbedConfig, IndexConfig, KnnConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
-from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.evaluate.folds import few_of_each
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.search.build import build_index
 
@@ -212,7 +212,7 @@ def test_measures_of_uneven_classes_are_scikit_learns(make_embeddings):
 
 
 def test_shares_that_do_not_fit_are_left_out(make_embeddings, monkeypatch):
-    from mocoembed.evaluate import votes
+    from mocoembed.evaluate.knn import votes
 
     path = make_embeddings("bank", clouds("aabbb" * 4), "aabbb" * 4)
     config = KnnConfig(bank=path, k=(3, 5), temperature=(0.1,), suspects=True)

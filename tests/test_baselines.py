@@ -9,8 +9,8 @@ from mocoembed.config import EmbedConfig, KnnConfig, RetrievalConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate import baselines
-from mocoembed.evaluate.accuracy import knn_accuracy
-from mocoembed.evaluate.retrieval import measure_retrieval
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
+from mocoembed.evaluate.retrieval.measure import measure_retrieval
 
 NAMES = ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
 

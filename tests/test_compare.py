@@ -9,10 +9,10 @@ import pytest
 
 from mocoembed.config import CompareConfig, KnnConfig, RetrievalConfig
 from mocoembed.errors import FormatError, MismatchError, UsageError
-from mocoembed.evaluate.accuracy import knn_accuracy
 from mocoembed.evaluate.compare import compare_results, mcnemar, measures_in, setting_of
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.evaluate.result import text_of
-from mocoembed.evaluate.retrieval import measure_retrieval
+from mocoembed.evaluate.retrieval.measure import measure_retrieval
 
 CLASSES = "aabbbccc" * 5
 

@@ -24,7 +24,7 @@ from mocoembed.embed.convert import convert_embeddings
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import FormatError, Interrupted, MismatchError, UsageError
-from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import find_duplicates
 from mocoembed.search.query import search_images

@@ -19,12 +19,13 @@ from mocoembed.cli import finetune as output
 from mocoembed.config import CompareConfig, FinetuneConfig
 from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
-from mocoembed.evaluate import finetune as module
-from mocoembed.evaluate import finetuning, image_baselines, kept_baselines
 from mocoembed.evaluate.compare import compare_results
-from mocoembed.evaluate.finetune import finetune
-from mocoembed.evaluate.finetuning import FineTuning, epochs_of, share_of_rate
-from mocoembed.evaluate.labelled import labelled_images, training_batches
+from mocoembed.evaluate.images import baselines as image_baselines
+from mocoembed.evaluate.images import finetune as module
+from mocoembed.evaluate.images import finetuning, kept_baselines
+from mocoembed.evaluate.images.finetune import finetune
+from mocoembed.evaluate.images.finetuning import FineTuning, epochs_of, share_of_rate
+from mocoembed.evaluate.images.labelled import labelled_images, training_batches
 from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.model.classifier_file import load_classifier
 from mocoembed.model.encoder_file import save_encoder

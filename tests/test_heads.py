@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mocoembed.config.probe import PROTOCOLS
 from mocoembed.data.augmentation import Augmentation
-from mocoembed.evaluate.heads import Heads, factor, first_weights, set_rates
+from mocoembed.evaluate.images.heads import Heads, factor, first_weights, set_rates
 
 RATES = (0.1, 1.0, 30.0)
 HOW = Augmentation(32, (0.0,) * 3, (1.0,) * 3, seed=0, batch_size=20, epochs=10)

@@ -10,9 +10,9 @@ import pytest
 
 from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.errors import Interrupted
-from mocoembed.evaluate import image_baselines as module
-from mocoembed.evaluate.finetune import finetune
-from mocoembed.evaluate.probe import probe_accuracy
+from mocoembed.evaluate.images import baselines as module
+from mocoembed.evaluate.images.finetune import finetune
+from mocoembed.evaluate.images.probe import probe_accuracy
 from mocoembed.model.encoder_file import save_encoder
 
 FITTED = ["raw pixels", "colour histogram", "HOG", "untrained encoder"]

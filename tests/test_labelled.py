@@ -11,7 +11,7 @@ from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.views import crop_box, draw
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.evaluate import labelled as room
+from mocoembed.evaluate.images import labelled as room
 
 TRANSFORM = EvaluationTransform(32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

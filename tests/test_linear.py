@@ -9,9 +9,9 @@ from test_logistic import clusters
 
 from mocoembed.config import LinearConfig
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
-from mocoembed.evaluate.linear import linear_accuracy
-from mocoembed.evaluate.logistic import Problem
-from mocoembed.evaluate.penalty import Rows, Search, learn, score_of
+from mocoembed.evaluate.linear.accuracy import linear_accuracy
+from mocoembed.evaluate.linear.logistic import Problem
+from mocoembed.evaluate.linear.penalty import Rows, Search, learn, score_of
 
 GRID = (1e-1, 1e-2, 1e-3)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mocoembed.evaluate import logistic
-from mocoembed.evaluate.logistic import PENALTIES, Problem
+from mocoembed.evaluate.linear import logistic
+from mocoembed.evaluate.linear.logistic import PENALTIES, Problem
 
 
 @pytest.fixture(autouse=True, params=["lbfgs", "newton"])

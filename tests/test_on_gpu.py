@@ -18,7 +18,7 @@ from mocoembed.data.images import Listing, PathTable
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import MocoembedError, UsageError
-from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.search import on_gpu
 from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import find_duplicates
@@ -184,8 +184,8 @@ def test_an_index_that_cannot_go_to_the_gpu_is_refused(indexed, calls, monkeypat
 
 def test_knn_through_an_index_goes_to_the_gpu_that_is_asked_for(tmp_path, make_embeddings, monkeypatch):
     moved = []
-    monkeypatch.setattr("mocoembed.evaluate.through_index.move", lambda index, device: moved.append(device))
-    monkeypatch.setattr("mocoembed.evaluate.through_index.is_gpu", lambda device: device == "cpu")
+    monkeypatch.setattr("mocoembed.evaluate.knn.through_index.move", lambda index, device: moved.append(device))
+    monkeypatch.setattr("mocoembed.evaluate.knn.through_index.is_gpu", lambda device: device == "cpu")
     path = make_embeddings("e", clustered(200), "ab" * 100, normalized=True)
     built = build_index(IndexConfig(str(path), type="ivf-flat", allow_lower_recall=True))
     knn_accuracy(KnnConfig(str(path), index=str(built.path), device="cpu", k=(5,), baselines=False))

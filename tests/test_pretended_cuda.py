@@ -178,7 +178,7 @@ if __name__ == "__main__":
     from mocoembed.embed.extract import embed_images
     from mocoembed.embed.store import EmbeddingFile
     from mocoembed.errors import Interrupted
-    from mocoembed.evaluate.accuracy import knn_accuracy
+    from mocoembed.evaluate.knn.accuracy import knn_accuracy
     from mocoembed.model.precision import Compute, to_host
     from mocoembed.train.loop import pretrain
     from mocoembed.train.monitor import Watcher

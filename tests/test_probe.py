@@ -16,11 +16,12 @@ from mocoembed.cli import linear as output
 from mocoembed.config import ProbeConfig
 from mocoembed.data.augmentation import augmented
 from mocoembed.errors import CollectionError, FormatError, Interrupted, TrainingError, UsageError
-from mocoembed.evaluate import image_baselines, probing
-from mocoembed.evaluate import probe as module
-from mocoembed.evaluate.frozen_backbone import FrozenBackbone
-from mocoembed.evaluate.labelled import labelled_images, training_batches
-from mocoembed.evaluate.probe import probe_accuracy
+from mocoembed.evaluate.images import baselines as image_baselines
+from mocoembed.evaluate.images import probe as module
+from mocoembed.evaluate.images import probing
+from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone
+from mocoembed.evaluate.images.labelled import labelled_images, training_batches
+from mocoembed.evaluate.images.probe import probe_accuracy
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.model.precision import Compute

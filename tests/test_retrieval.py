@@ -14,8 +14,9 @@ from mocoembed.config import EmbedConfig, RetrievalConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
-from mocoembed.evaluate import ranked, retrieval
-from mocoembed.evaluate.retrieval import measure_retrieval
+from mocoembed.evaluate.retrieval import measure as retrieval
+from mocoembed.evaluate.retrieval import ranked
+from mocoembed.evaluate.retrieval.measure import measure_retrieval
 
 AT = (1, 3, 10)
 

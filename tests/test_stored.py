@@ -9,7 +9,7 @@ from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError
 from mocoembed.evaluate import sides, stored
-from mocoembed.evaluate.accuracy import knn_accuracy
+from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.evaluate.stored import StoredVectors, fits
 
 CLASSES = "aabbbcccc" * 6

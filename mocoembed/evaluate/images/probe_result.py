@@ -7,10 +7,10 @@ from typing import Any
 from mocoembed.config import ProbeConfig
 from mocoembed.data.augmentation import Augmentation
 from mocoembed.evaluate.baselines import Fits, as_json, notes_of
-from mocoembed.evaluate.frozen_backbone import Digests, FrozenBackbone
-from mocoembed.evaluate.heads import MOMENTUM
+from mocoembed.evaluate.images.frozen_backbone import Digests, FrozenBackbone
+from mocoembed.evaluate.images.heads import MOMENTUM
+from mocoembed.evaluate.linear.penalty import HELD_OUT
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.penalty import HELD_OUT
 from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.seeds import Shares, learned_from, mean_right, mean_values
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes

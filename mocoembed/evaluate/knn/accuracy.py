@@ -16,6 +16,10 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate import baselines, measures
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, same_image
+from mocoembed.evaluate.knn.suspects import Suspect, find_suspects
+from mocoembed.evaluate.knn.through_index import neighbours_of
+from mocoembed.evaluate.knn.tuning import HOW, K_GRID, T_GRID, Tuned, tune
+from mocoembed.evaluate.knn.votes import Votes, count_votes
 from mocoembed.evaluate.measures import FEWEST_FOR_TOP5, Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.sides import (
@@ -29,10 +33,6 @@ from mocoembed.evaluate.sides import (
     require_common_class,
     require_labelled,
 )
-from mocoembed.evaluate.suspects import Suspect, find_suspects
-from mocoembed.evaluate.through_index import neighbours_of
-from mocoembed.evaluate.tuning import HOW, K_GRID, T_GRID, Tuned, tune
-from mocoembed.evaluate.votes import Votes, count_votes
 from mocoembed.knn import bank_size, classify
 from mocoembed.model.precision import Compute
 from mocoembed.notes import counted

@@ -19,10 +19,10 @@ from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate.baselines import AUTOMATIC, CHEAP, FEATURES, TOO_SLOW, UNTRAINED, WIDEST, Fits
-from mocoembed.evaluate.kept_baselines import Baseline, KeptBaselines
-from mocoembed.evaluate.labelled import Encoded, LabelledImages, encoded
-from mocoembed.evaluate.linear import fits_each, measure, values_of
-from mocoembed.evaluate.linear_result import fits_of
+from mocoembed.evaluate.images.kept_baselines import Baseline, KeptBaselines
+from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, encoded
+from mocoembed.evaluate.linear.accuracy import fits_each, measure, values_of
+from mocoembed.evaluate.linear.result import fits_of
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.pixels import SIZE
 from mocoembed.evaluate.sides import Side

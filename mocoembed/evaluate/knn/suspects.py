@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.evaluate.knn.votes import Votes
 from mocoembed.evaluate.sides import Side
-from mocoembed.evaluate.votes import Votes
 
 MOST = 50  # that are told
 DOUBT = 0.5  # least share of the vote for another label

@@ -8,9 +8,9 @@ import numpy as np
 from mocoembed.config import LinearConfig
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import Fits, as_json, notes_of
-from mocoembed.evaluate.logistic import FLOOR, PENALTIES, TOLERANCE
+from mocoembed.evaluate.linear.logistic import FLOOR, PENALTIES, TOLERANCE
+from mocoembed.evaluate.linear.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.seeds import learned_from
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes

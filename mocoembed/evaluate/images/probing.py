@@ -20,11 +20,11 @@ from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.loader import ViewBatch, steps_per_epoch
 from mocoembed.errors import CollectionError, TrainingError
 from mocoembed.evaluate.folds import few_of_each, held_out
-from mocoembed.evaluate.frozen_backbone import FrozenBackbone
-from mocoembed.evaluate.heads import Heads, set_rates
-from mocoembed.evaluate.labelled import LabelledImages, require_readable, training_batches
-from mocoembed.evaluate.penalty import HELD_OUT, score_of
-from mocoembed.evaluate.probe_result import Chosen
+from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone
+from mocoembed.evaluate.images.heads import Heads, set_rates
+from mocoembed.evaluate.images.labelled import LabelledImages, require_readable, training_batches
+from mocoembed.evaluate.images.probe_result import Chosen
+from mocoembed.evaluate.linear.penalty import HELD_OUT, score_of
 from mocoembed.files import StopRequest, sha256_json
 from mocoembed.train.checkpoint import delete_checkpoints, load_newest, require_resumable, save_checkpoint
 from mocoembed.workspace import Workspace

@@ -19,7 +19,7 @@ from mocoembed.config import FinetuneConfig
 from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.data.loader import ViewBatch, steps_per_epoch
 from mocoembed.errors import Interrupted, TrainingError, UsageError
-from mocoembed.evaluate.labelled import LabelledImages, require_readable, training_batches
+from mocoembed.evaluate.images.labelled import LabelledImages, require_readable, training_batches
 from mocoembed.files import StopRequest
 from mocoembed.model.classifier_file import Classifier
 from mocoembed.model.encoder import Encoder

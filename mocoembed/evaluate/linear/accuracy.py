@@ -17,10 +17,10 @@ from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
-from mocoembed.evaluate.linear_result import LinearResult, Repeat, fits_of
-from mocoembed.evaluate.logistic import PENALTIES
+from mocoembed.evaluate.linear.logistic import PENALTIES
+from mocoembed.evaluate.linear.penalty import Rows, Search, learn
+from mocoembed.evaluate.linear.result import LinearResult, Repeat, fits_of
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.penalty import Rows, Search, learn
 from mocoembed.evaluate.sides import (
     Side,
     classes_of,

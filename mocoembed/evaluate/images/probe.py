@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from mocoembed.config import ProbeConfig
 from mocoembed.evaluate.baselines import majority_class
-from mocoembed.evaluate.frozen_backbone import FrozenBackbone, require_finite
-from mocoembed.evaluate.image_baselines import ImageBaselines
-from mocoembed.evaluate.labelled import Encoded, LabelledImages, both_sides, encoded
-from mocoembed.evaluate.linear import seeds_of
-from mocoembed.evaluate.probe_result import ProbeRepeat, ProbeResult
-from mocoembed.evaluate.probing import Probe
+from mocoembed.evaluate.images.baselines import ImageBaselines
+from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone, require_finite
+from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded
+from mocoembed.evaluate.images.probe_result import ProbeRepeat, ProbeResult
+from mocoembed.evaluate.images.probing import Probe
+from mocoembed.evaluate.linear.accuracy import seeds_of
 from mocoembed.evaluate.sides import Overlap, Side, overlap, shared_bytes
 from mocoembed.evaluate.stored import fits
 from mocoembed.files import StopRequest, locked

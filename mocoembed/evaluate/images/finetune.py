@@ -15,11 +15,11 @@ from mocoembed.checks import to_dict
 from mocoembed.config import FinetuneConfig
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.evaluate.baselines import majority_class
-from mocoembed.evaluate.finetune_result import FinetuneResult, Repeat
-from mocoembed.evaluate.finetuning import FineTuning, require_stages
-from mocoembed.evaluate.frozen_backbone import require_finite
-from mocoembed.evaluate.image_baselines import ImageBaselines
-from mocoembed.evaluate.labelled import LabelledImages, both_sides, encoded, with_few_labels
+from mocoembed.evaluate.images.baselines import ImageBaselines
+from mocoembed.evaluate.images.finetune_result import FinetuneResult, Repeat
+from mocoembed.evaluate.images.finetuning import FineTuning, require_stages
+from mocoembed.evaluate.images.frozen_backbone import require_finite
+from mocoembed.evaluate.images.labelled import LabelledImages, both_sides, encoded, with_few_labels
 from mocoembed.evaluate.sides import Overlap, shared_bytes
 from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json

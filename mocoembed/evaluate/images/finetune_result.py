@@ -7,7 +7,7 @@ from typing import Any
 
 from mocoembed.config import FinetuneConfig
 from mocoembed.evaluate.baselines import Fits, as_json, notes_of
-from mocoembed.evaluate.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
+from mocoembed.evaluate.images.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.seeds import Shares, learned_from, mean_right, mean_values

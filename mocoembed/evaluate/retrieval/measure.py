@@ -16,10 +16,11 @@ from mocoembed.config import RetrievalConfig
 from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.evaluate import baselines, measures, ranked
+from mocoembed.evaluate import baselines, measures
 from mocoembed.evaluate.measures import Measured
-from mocoembed.evaluate.pairs import Pairs, read_pairs
 from mocoembed.evaluate.result import Evaluation, Protocol
+from mocoembed.evaluate.retrieval import ranked
+from mocoembed.evaluate.retrieval.pairs import Pairs, read_pairs
 from mocoembed.evaluate.sides import (
     Overlap,
     Side,

@@ -1,0 +1,1 @@
+"""kNN accuracy: `accuracy.py` asks for neighbours and has their `votes.py` counted."""

@@ -1,0 +1,1 @@
+"""Linear accuracy of stored features: `accuracy.py` -> `penalty.py`, what is chosen -> `logistic.py`, the solver."""
