@@ -22,7 +22,8 @@ def _table(results, unique: bool) -> Iterator[str]:
         rows = [[str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"),
                  one_line(hit.path) + (f" (+{counted(hit.folded, 'near-duplicate')})" if hit.folded else "")]
                 for hit in result.hits]
-        yield before + one_line(result.query) + "\n" + table(["rank", "score", "label", "path"], rows, "rank score")
+        hits = table(["rank", "score", "label", "path"], rows, "rank score") if rows else "no hits"
+        yield f"{before}{one_line(result.query)}\n{hits}"
         before = "\n\n"
     if before:
         yield "\n"

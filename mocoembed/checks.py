@@ -70,6 +70,12 @@ def rising_pair(config, name: str):
     require(config, name, ok, "two numbers, the lower one first")
 
 
+def standard_input_once(*images: str):
+    """Raise `UsageError` when standard input, which is read to its end, is named more than once."""
+    if images.count("-") > 1:
+        raise UsageError("Standard input (-) holds one image and can be given once.")
+
+
 def device_name(config, name: str = "device"):
     """Raise `UsageError` unless field `name` has the form of a device; whether there is one takes torch to know."""
     value = getattr(config, name)

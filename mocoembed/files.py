@@ -17,10 +17,11 @@ import shutil
 import signal
 import time
 import warnings
-from typing import Any
+from typing import Any, TextIO
 
 from mocoembed.errors import FormatError, Interrupted, LockedError, MocoembedError, UsageError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of some network file systems
 CHUNK = 1 << 22  # bytes hashed or copied at a time
@@ -51,7 +52,8 @@ def replacing(path):
             raise write_error(path, OSError(errno.ENOSPC, "")) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed
+            temporary.unlink(missing_ok=True)
 
 
 def through_link(path) -> pathlib.Path:
@@ -72,7 +74,7 @@ def _remove_what_killed_writers_left(path: pathlib.Path):
 
 def write_error(path, error: OSError) -> MocoembedError:
     """The error to raise when writing `path` failed with `error`; it states the free space if that is it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_SPACE:
         free = shutil.disk_usage(pathlib.Path(path).parent).free
         return MocoembedError(f"No space left to write {path} ({free / 1e6:.1f} MB free). "
                               "Free some space and run the same command again.")
@@ -164,9 +166,8 @@ def locked(path, what: str):
     """
     path = pathlib.Path(path)
     made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with open(path, "a+") as file:
+        with _lock_file(path) as file:
             _lock(file, what)
             try:
                 if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -183,6 +184,18 @@ def locked(path, what: str):
                     with contextlib.suppress(OSError):
                         path.parent.rmdir()
             return
+
+
+def _lock_file(path: pathlib.Path) -> TextIO:
+    """The open lock file, made if it is not there; `MocoembedError` where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+")
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise write_error(path, error) from error
+        raise MocoembedError(f"Cannot write into the folder {path.parent}: {error.strerror}. Allow it, or give another "
+                             "folder by --output or --workspace.") from error
 
 
 def _lock(file, what: str):

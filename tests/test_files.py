@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import signal
 import stat
 import subprocess
@@ -159,6 +160,22 @@ def test_one_holder_of_a_lock_and_none_after_kill_9(tmp_path):
     with locked(tmp_path / "lock", "The file"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_the_folder_is_named(tmp_path, monkeypatch):
+    """A read-only file system also refuses to remove a file that is not there."""
+    def refuse(*arguments, **more):
+        raise OSError(errno.EROFS, "Read-only file system", "x")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    refused = "Read-only file system"
+    with pytest.raises(MocoembedError, match=rf"^Cannot write into the folder {tmp_path}: {refused}\. Allow"), \
+            locked(tmp_path / ".a.lock", "a"):
+        pass
+    with pytest.raises(MocoembedError, match=rf"^Cannot write {tmp_path}/a: {refused}\.$"), \
+            replacing(tmp_path / "a"):
+        refuse()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

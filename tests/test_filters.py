@@ -292,9 +292,11 @@ def test_command_streams(indexed_workspace, images, run_cli, monkeypatch):
     (("IMAGE", "--crop", "0,0,5"), 2, "--crop 0,0,5: must be four numbers X,Y,WIDTH,HEIGHT"),
     (("IMAGE", "--crop", "0,0,0,5"), 2, "--crop 0,0,0,5"), (("--row", "1", "--crop", "0,0,5,5"), 2, "of an IMAGE"),
     (("IMAGE", "--crop", "30,30,30,30"), 2, "and the region must lie inside it"),
-    (("IMAGE", "--unlike", "absent.png"), 2, "'absent.png' does not exist"),
-    (("IMAGE", "--unlike", "IMAGE"), 2, "Nothing is left of a query"),
-    (("-", "-"), 2, "can be given once"), (("IMAGE", "--index", "absent.faiss"), 2, "absent.faiss")])
+    (("IMAGE", "--unlike", "absent.png"), 2,
+     "'absent.png' does not exist. Give one or more: mocoembed search IMAGE --unlike FILE"),
+    (("IMAGE", "--unlike", "IMAGE"), 2, "Nothing is left of the query"),
+    (("-", "-"), 2, "can be given once"), (("-", "--unlike", "-"), 2, "can be given once"),
+    (("IMAGE", "--index", "absent.faiss"), 2, "absent.faiss")])
 def test_command_with_wrong_input(indexed_workspace, images, run_cli, arguments, status, message):
     arguments = [images / "red" / "000.png" if argument == "IMAGE" else argument for argument in arguments]
     found, out, err = run_cli("search", *arguments, "--workspace", indexed_workspace)
@@ -341,7 +343,7 @@ def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace,
                                       (pixels.astype(float), UsageError, "an array of float64 and shape")]:
             with pytest.raises(error, match=message):
                 searcher.search(query)
-        with pytest.raises(UsageError, match="k 0: must be 1 or more"):
+        with pytest.raises(UsageError, match="k 0: must be a whole number"):
             searcher.search(vector, 0)
 
 
@@ -373,3 +375,27 @@ def test_the_example_in_the_docs(indexed_workspace, images, capsys):
     assert lines[0] == f"1 1.0 red {images / 'red' / '001.jpg'}"
     assert lines[5] == str(images / "red" / "001.jpg")
     assert len(lines) == 9
+
+
+def test_no_hits_are_told_in_a_table(indexed_workspace, images, run_cli):
+    query = images / "red" / "000.png"
+    call = ("search", query, "--workspace", indexed_workspace, "--min-score", "1.5")
+    assert run_cli(*call) == (0, f"{query}\nno hits\n", "")
+    assert run_cli(*call, "--format", "paths") == (0, "", "")
+
+
+def test_no_cosine_is_above_one(indexed_workspace):
+    """Whatever rounding makes of a vector's product with itself."""
+    with Searcher.open(indexed_workspace, encoder=False) as searcher:
+        vectors = searcher.file.embeddings() * np.float32(1.00001)
+        scores = [hits[0].score for hits in searcher.search(vectors, 1)]
+    assert scores == [1.0] * len(vectors)
+
+
+@pytest.mark.parametrize(("wishes", "said"), [
+    ({"k": 0}, "k 0: must be a whole number"), ({"k": 2.5}, r"k 2\.5: must be"), ({"k": "3"}, "k '3': must be"),
+    ({"filter": "cats"}, r"filter 'cats': must be a mocoembed\.Filter"), ({"min_score": float("nan")}, "min_score nan"),
+    ({"min_score": "0.5"}, r"min_score '0\.5'")])
+def test_what_cannot_be_wished_for_is_refused(indexed_workspace, wishes, said):
+    with Searcher.open(indexed_workspace, encoder=False) as searcher, pytest.raises(UsageError, match=said):
+        searcher.search(searcher.file.embeddings[0], **wishes)

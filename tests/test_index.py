@@ -293,6 +293,14 @@ def test_only_an_index_is_replaced(built):
     assert len(SearchIndex.open(built[1])) == 60
 
 
+def test_an_index_given_as_embeddings_is_called_one(built):
+    """And not the index of itself, which could be replaced."""
+    before = built[1].read_bytes()
+    with pytest.raises(FormatError, match="is not an embeddings file"):
+        build_index(IndexConfig(str(built[1])))
+    assert built[1].read_bytes() == before
+
+
 def test_the_index_of_other_embeddings_is_replaced_only_when_that_is_said(built, tmp_path):
     before = built[1].read_bytes()
     other = tmp_path / "other.h5"

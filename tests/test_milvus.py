@@ -691,3 +691,19 @@ def test_queries_that_cannot_be_read_cost_nothing_else(pushed_workspace, images,
     assert f"mocoembed: 2 of 10 queries left out, the first of them: The image '{folder}" in err.splitlines()[-1]
     status, out, err = run_cli("search", folder / "000a.png", "--workspace", root, "--to", uri, "--json")
     assert (status, out) == (1, "")
+
+
+def test_what_is_unlike_itself_and_what_is_only_itself_cost_the_other_queries_nothing(
+        pushed_workspace, images, run_cli):
+    """As in the ordinary search: one is left out, the other has no hits."""
+    root, uri = pushed_workspace
+    one, other = (str(path) for path in sorted((images / "red").iterdir())[:2])
+    for where in ((), ("--to", uri)):
+        call = ("search", one, other, "--workspace", root, *where, "-k", 1, "--json")
+        status, out, err = run_cli(*call, "--unlike", one)
+        assert (status, [found["query"] for found in json.loads(out)]) == (1, [other])
+        assert f"The image '{one}': Nothing is left of the query" in err
+        status, out, _ = run_cli(*call, "--exclude-self", "--path", f"red/{pathlib.Path(one).name}")
+        assert (status, [len(found["hits"]) for found in json.loads(out)]) == (0, [0, 1])
+        status, out, _ = run_cli("search", one, *call[3:], "--exclude-self", "--path", f"red/{pathlib.Path(one).name}")
+        assert (status, [len(found["hits"]) for found in json.loads(out)]) == (0, [0])

@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+from PIL import Image
 from serving import Running
 
 from mocoembed.config import SearchConfig
@@ -70,7 +71,8 @@ def test_what_the_server_says_is_told(images, address, tmp_path):
         search_images(SearchConfig((), row=(99,), server=address))
     with pytest.raises(CollectionError, match=r"broken\.jpg"):
         search_images(SearchConfig((str(tmp_path / "broken.jpg"),), server=address))
-    for values in ({"index": "x"}, {"root": "x"}, {"unlike": (name,)}, {"together": True}, {"device": "cpu"}):
+    for values in ({"index": "x"}, {"root": "x"}, {"recall": 0.9}, {"unlike": (name,)}, {"together": True},
+                   {"device": "cpu"}):
         with pytest.raises(UsageError, match="--server"):
             search_images(SearchConfig((name,), server=address, **values))
 
@@ -122,3 +124,23 @@ def test_what_is_no_server_of_ours_is_told():
     server._once = lambda *arguments: (200, {"queries": []}, 1.0)
     with pytest.raises(MocoembedError, match="does not answer as"):
         server.image(__file__, SearchConfig((__file__,)))
+
+
+def test_a_region_outside_of_one_image_costs_the_others_nothing(images, address, tmp_path, run_cli):
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    status, out, notes = run_cli("search", tmp_path / "small.png", images / "red/000.png", "--server", address,
+                                 "--format", "paths", "-k", "1", "--crop", "3,4,20,21")
+    assert (status, out.count("\n")) == (1, 1)
+    assert f"the image '{tmp_path / 'small.png'}' has 9 x 9 pixels" in notes
+
+
+@pytest.mark.parametrize(("token", "said"), [("a\nb", "a character that"), ("\u00e9", "a character that"),
+                                             ("wrong-but-long-enough", "refuses the token given in")])
+def test_a_wrong_token_is_told(indexed_workspace, images, monkeypatch, token, said):
+    running = Running(workspace=str(indexed_workspace), token=TOKEN)
+    monkeypatch.setenv("MOCOEMBED_TOKEN", token)
+    try:
+        with pytest.raises(UsageError, match=said):
+            search_images(SearchConfig((str(images / "red/000.png"),), server=f"http://127.0.0.1:{running.port}"))
+    finally:
+        running.stop()

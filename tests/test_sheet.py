@@ -122,6 +122,14 @@ def test_only_a_sheet_is_replaced(colours, tmp_path):
         contact_sheet([], tmp_path / "s.png")
 
 
+def test_a_query_on_standard_input_has_no_image(colours, monkeypatch):
+    """Not the file of that name, nor one that is missing."""
+    said = []
+    monkeypatch.setattr(Sheet, "_blank", lambda self, left, top, reason: said.append(reason))
+    Sheet([QueryResult("-", colours("red"))], 1)
+    assert said == ["standard input"]
+
+
 def test_command_draws_a_sheet(indexed_workspace, images, run_cli, tmp_path):
     path = tmp_path / "deeper" / "hits.png"
     status, out, err = run_cli("search", images / "red" / "000.png", "--workspace", indexed_workspace, "-k", "4",

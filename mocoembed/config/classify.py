@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, device_name
+from mocoembed.checks import at_least, device_name, standard_input_once
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
 from mocoembed.errors import UsageError
 
@@ -30,3 +30,4 @@ class ClassifyConfig:
         at_least(self, 1, "k")
         if not self.images:
             raise UsageError("No image to classify. Give one or more: mocoembed classify IMAGE...")
+        standard_input_once(*self.images)

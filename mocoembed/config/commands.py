@@ -3,7 +3,16 @@
 import math
 from dataclasses import dataclass
 
-from mocoembed.checks import at_least, at_most, one_of, option_name, relative_globs, require, rising_pair
+from mocoembed.checks import (
+    at_least,
+    at_most,
+    one_of,
+    option_name,
+    relative_globs,
+    require,
+    rising_pair,
+    standard_input_once,
+)
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE, PRECISIONS
 from mocoembed.errors import UsageError
 
@@ -166,6 +175,7 @@ class SearchConfig:
         at_least(self, 1, "k")
         if not self.images and not self.row:
             raise UsageError("No query image. Give one or more: mocoembed search IMAGE...")
+        standard_input_once(*self.images, *self.unlike)
         relative_globs(self, "path")
         require(self, "row", min(self.row, default=0) >= 0, "0 or more")
         require(self, "recall", self.recall is None or 0 < self.recall <= 1, "above 0 and at most 1")

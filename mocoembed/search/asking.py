@@ -11,8 +11,10 @@ from mocoembed.notes import say_nothing
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import QueryResult
 from mocoembed.search.left_out import LeftOut
-from mocoembed.search.queries import Query, Selves, combined, query_names
+from mocoembed.search.queries import Query, Selves, combined, combined_each, query_names
 from mocoembed.search.ranking import Wishes
+
+UNLIKE = "mocoembed search IMAGE --unlike FILE"
 
 
 class Asking:
@@ -27,7 +29,7 @@ class Asking:
         if self.wishes.unique is not None:
             note(f"near-duplicates: cosine {self.wishes.unique:.4f} or more")
         self._selves = Selves(file) if config.exclude_self else None
-        unlike = query_names(config.unlike, say_nothing)
+        unlike = query_names(config.unlike, say_nothing, UNLIKE)
         self._unlike = pair.embed([pair.read(name) for name in unlike]) if unlike else None
 
     def vectors(self, queries: Sequence[Query],
@@ -60,34 +62,10 @@ class Asking:
         return names, found, selves
 
     def results(self, names: Sequence[str], vectors: np.ndarray, selves: Sequence[np.ndarray],
-                image: str | None = None, left_out: LeftOut | None = None) -> list[QueryResult]:
-        """The result of each of the queries' vectors (Q, D), or of all of them together.
-
-        A query of which `unlike` leaves nothing goes to `left_out`; without that, `UsageError` is raised.
-        """
-        file, together = self.pair.file, self.config.together
-        try:
-            asked = combined(vectors, self._unlike, together, file.normalized)
-        except UsageError:
-            if left_out is None or together or not file.normalized:
-                raise
-            left = [self._is_left(name, vector, left_out) for name, vector in zip(names, vectors)]
-            if not any(left):
-                return []
-            names = [name for name, keep in zip(names, left) if keep]
-            selves = [rows for rows, keep in zip(selves, left) if keep]
-            asked = combined(vectors[left], self._unlike, together, file.normalized)
-        return [QueryResult(name, hits, file.value_range, image)
-                for name, hits in zip(names, self.pair.chosen(asked, self.wishes, selves))]
-
-    def _is_left(self, name: str, vector: np.ndarray, left_out: LeftOut) -> bool:
-        """Whether `unlike` leaves something of a query; it goes to `left_out` otherwise."""
-        try:
-            combined(vector[None], self._unlike, False, True)
-        except UsageError as error:
-            left_out.add(UsageError(f"{name!r}: {error}"))
-            return False
-        return True
+                left_out: LeftOut) -> list[QueryResult]:
+        """The result of each of the queries' vectors (Q, D); of which `unlike` leaves nothing goes to `left_out`."""
+        places, asked = combined_each(names, vectors, self._unlike, self.pair.file.normalized, left_out)
+        return self._found([names[place] for place in places], asked, [selves[place] for place in places if selves])
 
     def together(self, queries: Sequence[Query], progress: Callable[[int, int], None],
                  batch: int) -> QueryResult:
@@ -100,4 +78,11 @@ class Asking:
             progress(min(first + batch, len(queries)), len(queries))
         first_name = queries[0].name
         name = first_name if len(queries) == 1 else f"{first_name} and {len(queries) - 1} more"
-        return self.results([name], np.concatenate(vectors), [np.concatenate(selves)], first_name)[0]
+        asked = combined(np.concatenate(vectors), self._unlike, True, self.pair.file.normalized)
+        return self._found([name], asked, [np.concatenate(selves)], first_name)[0]
+
+    def _found(self, names: Sequence[str], asked: np.ndarray, selves: Sequence[np.ndarray],
+               image: str | None = None) -> list[QueryResult]:
+        """The result of each of the vectors (Q, D) that are compared."""
+        return [QueryResult(name, hits, self.pair.file.value_range, image)
+                for name, hits in zip(names, self.pair.chosen(asked, self.wishes, selves))]

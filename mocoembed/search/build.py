@@ -4,6 +4,7 @@ The vectors are read in blocks, and nothing holds all of them but the index itse
 rows that are held out of it, which are added at the end.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -56,23 +57,25 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     """
     source = Workspace(config.workspace).embeddings_file(config.embeddings)
     output = pathlib.Path(config.output) if config.output else source.with_suffix(".faiss")
-    require_replaceable(output, source, config.fresh)
     if config.gpu:
         require_gpu()
-    with EmbeddingFile(source) as file, locked(output.with_name(f".{output.name}.lock"), str(output)):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(EmbeddingFile(source))
+        require_replaceable(output, source, config.fresh)
+        stack.enter_context(locked(output.with_name(f".{output.name}.lock"), str(output)))
         require_some(file)
         stamps, plans = verified_stamps(file), _plans(config, file)
-        with StopRequest() as stop:
-            if not config.fresh and (updated := update_index(output, file, stamps, config,
-                                                             _description(file, output), note, stop)):
-                return IndexResult(output, *updated)
-            for plan in plans:
-                if plan.kind.name != "flat" or len(plans) > 1:
-                    note(f"plan: {plan}")
-                manifest = _built(plan, file, stamps, config, output, progress, stop)
-                if manifest is not None:
-                    return IndexResult(output, manifest)
-                note(f"{plan.kind.name} does not reach a recall of {config.recall:g} on these vectors")
+        stop = stack.enter_context(StopRequest())
+        if not config.fresh and (updated := update_index(output, file, stamps, config,
+                                                         _description(file, output), note, stop)):
+            return IndexResult(output, *updated)
+        for plan in plans:
+            if plan.kind.name != "flat" or len(plans) > 1:
+                note(f"plan: {plan}")
+            manifest = _built(plan, file, stamps, config, output, progress, stop)
+            if manifest is not None:
+                return IndexResult(output, manifest)
+            note(f"{plan.kind.name} does not reach a recall of {config.recall:g} on these vectors")
     raise MocoembedError(f"No index was written: none of {', '.join(plan.kind.name for plan in plans)} reaches "
                          f"--recall {config.recall:g} within the memory. Lower it, add --allow-lower-recall to keep "
                          "the index, or use --type flat, which is exact.")

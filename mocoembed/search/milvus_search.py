@@ -20,15 +20,16 @@ from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
+from mocoembed.search.asking import UNLIKE
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.filters import Filter, nothing_matches
-from mocoembed.search.hits import Hit, QueryResult
+from mocoembed.search.hits import HIGHEST, Hit, QueryResult
 from mocoembed.search.left_out import LeftOut
 from mocoembed.search.milvus import INDEX, MOST_HITS, Milvus
 from mocoembed.search.milvus_expressions import PathCheck, expression, one_label
 from mocoembed.search.milvus_rows import Part, about, part_of, path_of, require_ours, require_same
 from mocoembed.search.pair import query_pixels, readable
-from mocoembed.search.queries import combined, query_names, read_bytes, shown
+from mocoembed.search.queries import combined, combined_each, query_names, read_bytes, shown
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query images embedded, and searched for, at a time
@@ -100,7 +101,7 @@ class MilvusSearch:
         if config.exclude_self and not any(part.digests for part in self.parts.values()):
             raise UsageError(f"--exclude-self: {self.described.path} does not know the bytes of its images. "
                              "Leave it out.")
-        unlike = [self._read(name, ())[0] for name in query_names(config.unlike, say_nothing)]
+        unlike = [self._read(name, ())[0] for name in query_names(config.unlike, say_nothing, UNLIKE)]
         self._unlike = self.encoder(np.stack(unlike)) if unlike else None
 
     def __len__(self):
@@ -164,9 +165,9 @@ class MilvusSearch:
             return []
         names = [name for name in names if name in read]
         vectors, digests = self._embedded([read[name] for name in names])
-        return [self._result(name, hits)
-                for name, hits in zip(names, self._hits(combined(vectors, self._unlike, False, self._normalized()),
-                                                        [[digest] for digest in digests]))]
+        places, asked = combined_each(names, vectors, self._unlike, self._normalized(), left_out)
+        return [self._result(names[place], hits)
+                for place, hits in zip(places, self._hits(asked, [[digests[place]] for place in places]))]
 
     def together(self, names: Sequence[str], progress: Callable[[int, int], None]) -> QueryResult:
         """The result of all query images as one."""
@@ -197,10 +198,14 @@ class MilvusSearch:
 
     def _hits(self, vectors: np.ndarray, digests: list[list[str]]) -> list[list[dict]]:
         """The rows that are hits of each of `vectors` (Q, D); `digests`: for each, bytes that are none."""
-        if not self.config.exclude_self:
-            return self._found(vectors, expression(self.filter))
-        return [self._found(vector[None], expression(self.filter, list(dict.fromkeys(its))))[0]
-                for vector, its in zip(vectors, digests)]
+        if self.config.exclude_self:
+            hits = [self._found(vector[None], expression(self.filter, list(dict.fromkeys(its))))[0]
+                    for vector, its in zip(vectors, digests)]
+        else:
+            hits = self._found(vectors, expression(self.filter))
+        if self.filter and len(hits) and not any(hits) and self.config.min_score is None:
+            self._require_some(vectors[:1])
+        return hits
 
     def _found(self, vectors: np.ndarray, only: str) -> list[list[dict]]:
         """Rows that the expression selects, the nearest first; more are asked for while globs leave fewer than k."""
@@ -221,18 +226,16 @@ class MilvusSearch:
                 self.note(f"--path: only the nearest {MOST_HITS} images that may match were compared")
                 break
             pending, count = again, min(MORE * count, MOST_HITS)
-        if (self.filter or self.config.exclude_self) and not any(hits) and least == -math.inf:
-            self._require_some(only)
         return hits
 
-    def _require_some(self, only: str):
-        """Raise `UsageError` when the filters select nothing."""
-        if self.filter.paths or not self.collection.any(only):
+    def _require_some(self, vector: np.ndarray):
+        """Raise `UsageError` when the filters select nothing, not even what is near to `vector` (1, D)."""
+        if not any(self._found(vector, expression(self.filter))):
             what = " ".join(f"--path {glob!r}" for glob in self.filter.paths) or "The filters together"
             raise UsageError(f"{what}: 0 of {len(self)} images match. Leave a filter out.")
 
     def _result(self, name: str, rows: list[dict], image: str | None = None) -> QueryResult:
-        hits = [Hit(rank, row["score"], self._full(row), row["label"], None, row["id"])
+        hits = [Hit(rank, min(row["score"], HIGHEST), self._full(row), row["label"], None, row["id"])
                 for rank, row in enumerate(rows, 1)]
         return QueryResult(name, hits, self.described.value_range, image)
 

@@ -30,7 +30,7 @@ from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.exact import ExactRows, NoIndex
 from mocoembed.search.filters import Filter
-from mocoembed.search.hits import Hit
+from mocoembed.search.hits import HIGHEST, Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both
 from mocoembed.search.on_gpu import GpuVectors, source_on
@@ -71,6 +71,16 @@ def readable(what: str):
         raise
     except Exception as error:  # whatever a decoder raises
         raise CollectionError(f"The image {what} cannot be read: {Failure.of(0, error).said}") from error
+
+
+def _require_wishes(k: Any, chosen: Any, min_score: Any):
+    """Raise `UsageError` for what cannot be wished for from Python; on the command line, the configuration does."""
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UsageError(f"k {k!r}: must be a whole number, 1 or more.")
+    if not isinstance(chosen, Filter | None):
+        raise UsageError(f"filter {chosen!r}: must be a mocoembed.Filter, such as Filter(labels=('cats',)).")
+    if not isinstance(min_score, int | float | np.number) or math.isnan(min_score):
+        raise UsageError(f"min_score {min_score!r}: must be a number.")
 
 
 class Pair:
@@ -140,8 +150,7 @@ class Pair:
     def search(self, images, k: int = 10, filter: Filter | None = None, min_score: float = -math.inf,
                unique: bool = False, diverse: bool = False) -> list:
         """What `Searcher.search` gives."""
-        if k < 1:
-            raise UsageError(f"k {k}: must be 1 or more.")
+        _require_wishes(k, filter, min_score)
         some = [images] if is_one(images) else list(images)
         if not some:
             return []
@@ -214,8 +223,8 @@ class Pair:
         found = Ranking(self.file, self._rows, wishes, self._exactly).hits(vectors, excluded)
         rows = sorted({one.row for some in found for one in some})
         facts = dict(zip(rows, self._facts(rows)))  # in blocks: one row at a time takes as long as the search
-        is_folding = wishes.unique is not None
-        return [[Hit(rank, one.score, *facts[one.row], len(one.folded) if is_folding else None, one.folded)
+        folds = wishes.unique is not None
+        return [[Hit(rank, min(one.score, HIGHEST), *facts[one.row], len(one.folded) if folds else None, one.folded)
                  for rank, one in enumerate(some, 1)] for some in found]
 
     def _facts(self, rows: list[int]) -> Iterator[tuple[str, str | None, int, int]]:

@@ -17,6 +17,7 @@ from mocoembed.data.images import scan
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UnreadableImage, UsageError
+from mocoembed.search.left_out import LeftOut
 
 STANDARD_INPUT = "-"
 NOTHING = 1e-6  # length of a vector of which nothing is left
@@ -67,8 +68,7 @@ def query_names(given: Sequence[str], note: Callable[[str], None],
                 usage: str = "mocoembed search IMAGE...") -> list[str]:
     """The images that are named, those of a folder (searched recursively) in the order of their paths.
 
-    Raises `UsageError` for what does not exist, and when standard input is named twice; `CollectionError` for a folder
-    without images.
+    Raises `UsageError` for what does not exist, with the `usage`; `CollectionError` for a folder without images.
     """
     names: list[str] = []
     for name in given:
@@ -79,8 +79,6 @@ def query_names(given: Sequence[str], note: Callable[[str], None],
             names.append(name)
         else:
             raise UsageError(f"The image {name!r} does not exist. Give one or more: {usage}")
-    if names.count(STANDARD_INPUT) > 1:
-        raise UsageError("Standard input (-) holds one image and can be given once.")
     return names
 
 
@@ -132,9 +130,27 @@ def combined(vectors: np.ndarray, unlike: np.ndarray | None, together: bool, nor
     if normalized:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if lengths.min() < NOTHING:
-            raise UsageError("Nothing is left of a query: its vector is that of the images it should be unlike.")
+            raise UsageError("Nothing is left of the query: its vector is that of the images it should be unlike.")
         vectors = vectors / lengths
     return vectors.astype(np.float32)
+
+
+def combined_each(names: Sequence[str], vectors: np.ndarray, unlike: np.ndarray | None, normalized: bool,
+                  left_out: LeftOut) -> tuple[list[int], np.ndarray]:
+    """Places of the queries of which `unlike` leaves something, and (n, D): what is compared for each of these.
+
+    The others go to `left_out`.
+    """
+    if unlike is None or not normalized:
+        return list(range(len(names))), combined(vectors, unlike, False, normalized)
+    places, asked = [], [np.empty((0, vectors.shape[1]), np.float32)]
+    for place, (name, vector) in enumerate(zip(names, vectors)):
+        try:
+            asked.append(combined(vector[None], unlike, False, normalized))
+            places.append(place)
+        except UsageError as error:
+            left_out.add(UsageError(f"The image {shown(name)}: {error}"))
+    return places, np.concatenate(asked)
 
 
 class Selves:

@@ -67,7 +67,7 @@ def iterate_search(config: SearchConfig,
             selves += some[2]
             progress(done, len(queries))
             if names and (len(names) >= at_once or done == len(queries)):
-                yield from ask.results(names, np.concatenate(vectors), selves, left_out=left_out)
+                yield from ask.results(names, np.concatenate(vectors), selves, left_out)
                 at_once, names, vectors, selves = min(2 * at_once, MOST_AT_ONCE), [], [], []
         left_out.raise_if_any()
 

@@ -19,12 +19,12 @@ from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.left_out import LeftOut
-from mocoembed.search.queries import query_names, read_bytes
+from mocoembed.search.queries import query_names, read_bytes, shown
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
 SECONDS = 60.0  # until an answer
 TRIES = 20  # of a request that a busy server refuses
-LOCAL = ("index", "embeddings", "encoder", "root", "unlike")  # options of a search on this machine
+LOCAL = ("index", "embeddings", "encoder", "root", "unlike", "recall")  # options of a search on this machine
 FLAGS = ("unique", "diverse", "exclude_self")
 
 
@@ -49,7 +49,7 @@ def iterate_remote(config: SearchConfig, progress: Callable[[int, int], None] = 
         for done, query in enumerate(queries, 1):
             try:
                 result = server.row(query, config) if isinstance(query, int) else server.image(query, config)
-            except CollectionError as error:
+            except (CollectionError, RegionError) as error:
                 left_out.add(error)
                 continue
             yield result
@@ -57,6 +57,10 @@ def iterate_remote(config: SearchConfig, progress: Callable[[int, int], None] = 
     finally:
         server.close()
     left_out.raise_if_any()
+
+
+class RegionError(UsageError):
+    """The region to search for is not within one of the images."""
 
 
 class Server:
@@ -100,6 +104,8 @@ class Server:
         """The JSON that is answered; a busy server is asked again. `name` is that of an image in the body."""
         headers = {"Content-Type": kind} if kind else {}
         if token := os.environ.get(TOKEN_VARIABLE):
+            if not (token.isascii() and token.isprintable()):
+                raise UsageError(f"{TOKEN_VARIABLE} holds a character that a server's token cannot have. Set it again.")
             headers["Authorization"] = f"Bearer {token}"
         for _ in range(TRIES):
             status, answer, wait = self._once(method, path, body, headers)
@@ -110,9 +116,10 @@ class Server:
             return answer
         said = answer.get("error", "") if isinstance(answer, dict) else ""
         if status == 401:
-            raise UsageError(f"{self.address} needs its token. Give it in the environment variable {TOKEN_VARIABLE}.")
-        if status == 422 and name:
-            raise CollectionError(said.replace("'query'", repr(name)))
+            what = "refuses the token given" if token else "needs its token. Give it"
+            raise UsageError(f"{self.address} {what} in the environment variable {TOKEN_VARIABLE}.")
+        if name and "'query'" in said:
+            raise (CollectionError if status == 422 else RegionError)(said.replace("'query'", shown(name)))
         if status in (400, 404) and said:
             raise UsageError(f"{self.address} refuses: {said}")
         raise MocoembedError(f"{self.address} answers with status {status}. {said}".rstrip())

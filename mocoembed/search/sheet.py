@@ -18,6 +18,7 @@ from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.files import replacing
 from mocoembed.notes import counted
 from mocoembed.search.duplicates import DuplicatesResult
+from mocoembed.search.queries import STANDARD_INPUT
 from mocoembed.search.query import Hit, QueryResult
 
 SHOWN_HITS, SHOWN_QUERIES = 12, 50
@@ -148,6 +149,9 @@ class Sheet:
     def _image(self, place: tuple[int, int], path: str, value_range: ValueRange):
         """The image within its tile, or a grey tile with the reason."""
         left, top = place
+        if path == STANDARD_INPUT:
+            self._blank(left, top, "standard input")
+            return
         try:
             image = EncodedImage(read_path(path), value_range=value_range)
             tile = ImageOps.contain(image.rgb(max(image.width, image.height) / TILE), (TILE, TILE))
