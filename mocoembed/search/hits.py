@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 HIGHEST = 1.0  # score; rounding would have cosines of 1.0000001
 
+
 @dataclass(frozen=True)
 class Hit:
     """An image of the collection that is near to a query."""
