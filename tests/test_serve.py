@@ -129,7 +129,9 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     ({"rows": ["1"]}, "no row"), ({"rows": [-1]}, "no row"), ({"rows": [24]}, "rows are 0 to 23"),
     ({"rows": [10**40]}, "no row"), ({"ids": [3]}, "texts of digits"), ({"ids": ["9" * 19]}, "no id"),
     ({"ids": ["1"]}, "no image"), ({"paths": ["../../etc/passwd"]}, "no image"), ({"paths": ["\ud800"]}, "no path"),
-    ({"paths": ["a\0b"]}, "no image"), ({"paths": [3]}, "no path"), ({"vectors": [[1.0]]}, "64 numbers"),
+    ({"paths": ["a\0b"]}, "no image"), ({"paths": [3]}, "no path"),
+    ({"paths": ["http://127.0.0.1/1.jpg"]}, "no image"), ({"paths": ["file:///etc/passwd"]}, "no image"),
+    ({"vectors": [[1.0]]}, "64 numbers"),
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
     ({"unlike": [1]}, "must have one of"), ({"like": [1], "unlike": [1]}, "Nothing is left"),
@@ -215,6 +217,12 @@ def test_rows_samples_and_labels(running):
     one, again, other = (running.get(f"/api/rows?sample=6&seed={seed}").json()["rows"] for seed in (1, 1, 2))
     assert one == again != other
     assert len({row["row"] for row in one}) == 6
+    ids = [row["id"] for row in one[:3]]
+    named = running.get(f"/api/rows?ids={','.join([ids[0], '1', ids[2], str(2**63)])}").json()
+    assert (named["total"], [row["id"] for row in named["rows"]]) == (2, [ids[0], ids[2]])
+    assert running.get("/api/rows?ids=1").json()["rows"] == []
+    assert running.get("/api/rows?ids=1,x").status_code == 400
+    assert "not both" in running.get("/api/rows?ids=1&rows=1").json()["error"]
     info = running.get("/api/info").json()
     assert (info["count"], info["dimension"], info["index"]["recall_at_10"]) == (24, 64, 1.0)
     assert info["labels"] == labels

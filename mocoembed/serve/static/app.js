@@ -26,8 +26,10 @@ function render(now, before, scroll) {
     if (name === view) tab(name).setAttribute('aria-current', 'page');
     else tab(name).removeAttribute('aria-current');
   }
-  document.title = view === 'search' ? 'mocoembed' : `${tab(view).textContent} – mocoembed`;
+  const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
+  document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
   Promise.resolve(modules[view].render(now, scroll)).then(() => {
+    if (view !== 'search') scrollTo(0, scroll); // the search does it by itself, before its images are there
     if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
   });
 }
@@ -91,16 +93,6 @@ function pressed(event) {
 /** What tells one state of the collection from another. */
 const identityOf = (facts) => String(facts.version ?? facts.count);
 
-/** The rows that images have now, by the rows that they had. */
-async function newRows(ids) {
-  const moved = new Map();
-  for (const [row, id] of ids) {
-    const record = await api.recordOfId(id);
-    if (record) moved.set(row, String(record.row));
-  }
-  return moved;
-}
-
 async function lookForChange() {
   looked = performance.now();
   try {
@@ -111,18 +103,18 @@ async function lookForChange() {
     }
     const { like, unlike, open } = state();
     const ids = api.idsOf([...like, ...unlike, open]);
+    const found = await api.recordsOfIds([...ids.values(), ...marks.all().map(({ id }) => id)], now.version);
     Object.assign(info, now);
     api.setVersion(info.version);
-    await marks.find(api.recordOfId);
-    const moved = await newRows(ids);
-    const row = (one) => (ids.has(one) ? moved.get(one) : one);
+    marks.renew(found, info.version);
+    const row = (one) => (ids.has(one) ? found.get(ids.get(one))?.row.toString() : one); // the row that an image has now
     rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
     for (const module of Object.values(modules)) module.forget?.();
     search.showLabels(await api.labels().catch(() => []));
     map.forget();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
-  } catch { /* the next request says so */ }
+  } catch { /* the next request says so, and the next look tries again */ }
 }
 
 /** Take up a map that has been made, or a better one. */
@@ -149,15 +141,17 @@ async function main() {
     $('empty').hidden = false;
     $('empty').querySelector('h2').textContent = 'No answer';
     $('empty').querySelector('p').textContent = error.message;
+    $('empty-again').hidden = false;
+    $('empty-again').onclick = () => location.reload();
     return;
   }
   api.setVersion(info.version);
   $('choose').hidden = info.searches_images === false;
   search.listen(info);
-  lightbox.listen(records, () => info);
+  lightbox.listen(records, () => info, (row) => { if (state().view === 'search') search.focusRow(row); });
   query.listen();
   listen();
-  marks.load(info.root ?? '');
+  await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept
   const looking = offer();
   if (state().view !== 'search') await looking;
   start(render);

@@ -43,6 +43,13 @@ export function toast(text, action) {
 /** `1 image`, `1,234 images`. */
 export const counted = (count, noun) => `${count.toLocaleString('en')} ${noun}${count === 1 ? '' : 's'}`;
 
+/** `1.2 MB` */
+export function bytesOf(count) {
+  const power = Math.min(3, Math.max(1, Math.floor(Math.log10(count) / 3)));
+  const value = count / 1000 ** power;
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${['', 'kB', 'MB', 'GB'][power]}`;
+}
+
 /** The last part of a path. */
 export const nameOf = (path) => path.slice(path.lastIndexOf('/') + 1);
 

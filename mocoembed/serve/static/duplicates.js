@@ -1,6 +1,6 @@
 // Groups of near-duplicates side by side, for a threshold that a slider moves; keep and remove marks, as a list to take away.
 
-import { $, counted, el, nameOf, toast } from './dom.js';
+import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
 import { exportAs } from './marks.js';
 import { ratio, showThumbnail } from './grid.js';
@@ -58,8 +58,8 @@ function build() {
     el('div', { className: 'panel-bar' },
       el('label', { className: 'slide' }, 'Alike from ', el('span', { className: 'ends', textContent: 'loose' }), slider,
         el('span', { className: 'ends', textContent: 'exact' }), value), exports),
-    status, el('p', { className: 'hint', textContent: 'Choose what to keep; the largest image of each group is '
-      + 'suggested. Nothing is ever deleted here: take the list away and remove the files yourself.' }), list, foot);
+    status, el('p', { className: 'hint', textContent: 'Click to keep an image or to put it on the '
+      + 'list; the largest of each group is kept at first. Nothing is ever deleted here: take the list away, and remove the files yourself.' }), list, foot);
   parts = { slider, value, status, list, foot, exports };
   new IntersectionObserver((seen) => { if (seen[0].isIntersecting) extend(); }, { rootMargin: '1500px' }).observe(foot);
 }
@@ -107,7 +107,7 @@ function tell() {
   const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
   const extra = found.extra + changed;
   parts.exports.hidden = !extra;
-  const why = !state().threshold && found.reason ? ` · ${found.reason}` : '';
+  const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} by itself: ${found.reason}` : '';
   parts.status.textContent = found.total
     ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
 }
@@ -135,14 +135,17 @@ function member(group, record) {
   link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
+  const alike = record === group.rows[0] ? '' : record.score.toFixed(3);
   const made = el('li', { className: 'member' }, link,
     el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
-    el('p', { className: 'member-facts', textContent: [size, record.score === undefined ? '' : record.score.toFixed(3),
-      record.label].filter(Boolean).join(' · ') }), button);
+    el('p', { className: 'member-facts', textContent: [size, record.size ? bytesOf(record.size) : '',
+      record.label].filter(Boolean).join(' · ') }),
+    el('p', { className: 'member-facts', textContent: alike ? `similarity ${alike}` : 'suggested to keep' }), button);
   const show = () => {
     const stay = stays(group, record);
-    button.textContent = stay ? 'Keep' : 'Remove';
-    button.setAttribute('aria-label', `${stay ? 'Keep' : 'Remove'}: ${nameOf(record.path)}`);
+    button.replaceChildren(icon(stay ? 'check' : 'close'), stay ? 'Kept' : 'To remove');
+    button.title = stay ? 'Put it on the list to remove' : 'Keep it';
+    button.setAttribute('aria-label', `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`);
     made.classList.toggle('leaves', !stay);
   };
   button.onclick = () => { kept.set(record.row, !stays(group, record)); show(); tell(); };
