@@ -571,6 +571,24 @@ def test_keyboard_only(watched):
     watched.until("document.querySelectorAll('#cards .card').length === 2")
     page.keyboard.press("3")
     page.wait_for_selector("#view-duplicates:not([hidden])")
+    page.wait_for_selector(".member-image")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    second = page.locator(".member").nth(1)
+    assert second.locator(".member-image").evaluate("one => one === document.activeElement")
+    page.keyboard.press("k")
+    assert second.locator(".keep").inner_text() == "Kept"
+    page.keyboard.press("m")
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    assert page.locator(".outlined").count() == 1
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    page.keyboard.press("Escape")
+    page.locator("#tray [data-do=clear]").click()
+    assert page.locator(".outlined").count() == 0
+    page.locator("#toast button", has_text="Undo").click()
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    assert page.locator("#toast").is_hidden()
 
 
 def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):

@@ -55,7 +55,7 @@ function listen() {
   $('help-close').onclick = () => $('help').close();
   $('tray').addEventListener('click', ({ target }) => {
     const what = target.dataset.do;
-    if (what === 'clear') marks.set(marks.all(), false);
+    if (what === 'clear') marks.clear();
     else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
     else if (what === 'like') go(fresh({ like: marks.all().map((record) => String(record.row)) }), { from: {} });
     else if (what) marks.exportAs(what, marks.all());
@@ -86,8 +86,31 @@ function pressed(event) {
   else if (event.key === 'u') $('choose').click();
   else if (arrow && state().view === 'search') search.focusGrid();
   else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();
-  else return;
+  else if (event.target.matches('input') || !['duplicates', 'health'].includes(state().view) || !along(event.key)) return;
   event.preventDefault();
+}
+
+const PICTURES = '.member-image, .near a'; // outside the grid
+
+/** Go through the images of the duplicates and of the health lists, mark them, decide about them; whether the key does so. */
+function along(key) {
+  const view = $(`view-${state().view}`);
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+  const now = document.activeElement;
+  if (step) {
+    const links = [...view.querySelectorAll(PICTURES)];
+    const to = links[Math.max(0, links.indexOf(now) + step)];
+    to?.focus({ preventScroll: true });
+    to?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    return Boolean(to);
+  }
+  const record = now.dataset.row && records().find(({ row }) => String(row) === now.dataset.row);
+  if (!record) return false;
+  if (key === 'm') marks.toggle(record);
+  else if (key === 'k') now.closest('.member')?.querySelector('.keep').click();
+  else if (key === ' ') now.click();
+  else return false;
+  return true;
 }
 
 /** What tells one state of the collection from another. */

@@ -34,7 +34,7 @@ let toastTimer;
 export function toast(text, action) {
   const place = $('toast');
   place.replaceChildren(text);
-  if (action) place.append(el('button', { type: 'button', textContent: action[0], onclick: action[1] }));
+  if (action) place.append(el('button', { type: 'button', textContent: action[0], onclick: () => { place.hidden = true; action[1](); } }));
   place.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { place.hidden = true; }, action ? 20000 : 3500);

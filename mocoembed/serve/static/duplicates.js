@@ -2,7 +2,7 @@
 
 import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
-import { exportAs } from './marks.js';
+import { exportAs, outline } from './marks.js';
 import { ratio, showThumbnail } from './grid.js';
 import { go, state } from './state.js';
 
@@ -107,7 +107,7 @@ function tell() {
   const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
   const extra = found.extra + changed;
   parts.exports.hidden = !extra;
-  const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} by itself: ${found.reason}` : '';
+  const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} was chosen: ${found.reason}` : '';
   parts.status.textContent = found.total
     ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
 }
@@ -133,6 +133,7 @@ function member(group, record) {
   link.style.setProperty('--ratio', ratio(record));
   showThumbnail(img, record, () => link.classList.add('gone'));
   link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+  outline(link, record);
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
   const alike = record === group.rows[0] ? '' : record.score.toFixed(3);

@@ -53,7 +53,7 @@ export async function render() {
     const rest = Object.entries(report).filter(([, value]) => !isPlain(value));
     place.replaceChildren(...[plain.length ? panel('Collection', facts(plain)) : null,
       ...['encoder', 'index'].filter((name) => about[name]).map((name) => panel(titleOf(name), facts(flat(about[name])))),
-      ...rest.map(([name, value]) => panel(titleOf(name), part(name, value, totalOf(report, name)), HINTS[name]))].filter(Boolean));
+      ...rest.map(([name, value]) => panel(titleOf(name), part(name, value, totalOf(report, name)), value.length ? HINTS[name] : null))].filter(Boolean));
   } catch (error) {
     shown = false;
     place.replaceChildren(el('p', { className: 'status error', role: 'alert', textContent: error.message }));
@@ -115,6 +115,7 @@ function images(list, total) {
     const link = el('a', { href: `?open=${record.row}` });
     const img = el('img', { loading: 'lazy', decoding: 'async' });
     showThumbnail(img, { path: '', ...record }, () => link.classList.add('gone'));
+    marks.outline(link, record);
     link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
     const suggested = record.suggested ?? record.neighbours_label ?? record.suggestion;
     const text = suggested ? `${record.label} → ${suggested}` : record.label ?? nameOf(record.path ?? '');

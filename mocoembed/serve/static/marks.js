@@ -33,7 +33,22 @@ function changed() {
   $('tray').hidden = marked.size === 0;
   document.body.classList.toggle('has-tray', marked.size > 0);
   $('tray-count').textContent = `${counted(marked.size, 'image')} marked`;
+  const rows = new Set(all().map(({ row }) => String(row)));
+  for (const link of document.querySelectorAll('[data-row]')) link.classList.toggle('outlined', rows.has(link.dataset.row));
   for (const listener of listeners) listener();
+}
+
+/** Let a link to an image outside the grid show whether it is marked. */
+export function outline(link, record) {
+  link.dataset.row = record.row;
+  link.classList.toggle('outlined', has(record));
+}
+
+/** Take all marks away; it can be undone for a while. */
+export function clear() {
+  const some = all();
+  set(some, false);
+  toast(`${counted(some.length, 'mark')} cleared`, ['Undo', () => set(some, true)]);
 }
 
 /** Mark records, or take their marks away. */
