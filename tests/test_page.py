@@ -480,6 +480,9 @@ def test_duplicates_tell_sizes_and_what_is_on_the_list(watched):
     second.locator(".keep").click()
     assert second.locator(".keep").inner_text() == "Kept"
     assert page.locator(".exports").is_hidden()
+    page.reload()
+    watched.settled()
+    assert page.locator(".keep").all_inner_texts() == ["Kept", "Kept"]  # what was decided is remembered
 
 
 def test_health_explains_its_lists_and_marks_them(watched):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import threading
@@ -23,6 +24,8 @@ from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
 from mocoembed.search.query import Searcher, search_images
 from mocoembed.serve import mapping
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -253,10 +256,17 @@ def test_pairs_are_joined_as_rows_are():
         assert [list(group) for group in quick.groups()] == [list(group) for group in slow.groups()]
 
 
-def test_health_and_metrics(running, first_image):
+def test_health_and_metrics(running, first_image, monkeypatch):
     search(running, first_image.read_bytes())
     assert running.get("/api/live").json() == {"status": "live"}
     assert running.get("/api/ready").json() == {"status": "ready"}
+    with monkeypatch.context() as before:
+        before.setattr(running.service, "ready", False)
+        answer = running.get("/api/ready")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "mocoembed_ready 0" in running.get("/metrics").text
+    described = set(re.findall(r"mocoembed_\w+", (DOCS / "serving.md").read_text(encoding="utf-8")))
+    assert described == set(re.findall(r"(?m)^# TYPE (\w+)", running.get("/metrics").text))
     text = running.get("/metrics").text
     assert 'mocoembed_requests_total{route="/api/search",method="POST",status="200"}' in text
     assert 'mocoembed_request_seconds_bucket{route="/api/search",le="+Inf"}' in text

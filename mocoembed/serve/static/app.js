@@ -16,6 +16,7 @@ const modules = { search, duplicates, health, map };
 const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collection or its map has changed
 let info = {};
 let looked = 0; // when, last
+let isLooking = false;
 
 const records = () => modules[state().view]?.records?.() ?? [];
 
@@ -117,6 +118,8 @@ function along(key) {
 const identityOf = (facts) => String(facts.version ?? facts.count);
 
 async function lookForChange() {
+  if (isLooking) return;
+  isLooking = true;
   looked = performance.now();
   try {
     const now = await api.info();
@@ -137,7 +140,9 @@ async function lookForChange() {
     map.forget();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
-  } catch { /* the next request says so, and the next look tries again */ }
+  } catch { /* the next request says so, and the next look tries again */ } finally {
+    isLooking = false;
+  }
 }
 
 /** Take up a map that has been made, or a better one. */

@@ -8,14 +8,29 @@ import { go, state } from './state.js';
 
 const AT_ONCE = 30;
 const PAGE = 50; // groups asked for at a time
-const kept = new Map(); // row -> true: keep, false: remove, as a person decided
+const [PLACE, MOST_KEPT] = ['mocoembed-kept', 10000];
+const kept = new Map(); // id -> true: keep, false: remove, as a person decided; this browser remembers it
 let asking = null;
 let shown = null;
 let groups = [];
 let found = null;
 let parts = null;
 
-const stays = (group, record) => kept.get(record.row) ?? record === group.rows[0];
+const stays = (group, record) => kept.get(record.id) ?? record === group.rows[0];
+
+function recall() {
+  try {
+    for (const [id, stay] of JSON.parse(localStorage.getItem(PLACE) ?? '[]')) kept.set(id, stay);
+  } catch { /* storage may be off; decisions then last as long as the page */ }
+}
+
+function decide(record, stay) {
+  kept.delete(record.id); // so that it becomes the latest one
+  kept.set(record.id, stay);
+  try {
+    localStorage.setItem(PLACE, JSON.stringify([...kept].slice(-MOST_KEPT)));
+  } catch { /* as above */ }
+}
 const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
 
 /** Export what a person would remove, of all groups: those that were not shown yet too. */
@@ -39,6 +54,7 @@ async function more() {
 const groupOf = ({ members }) => ({ rows: members.map(({ similarity, ...record }) => ({ ...record, score: similarity })) });
 
 function build() {
+  recall();
   const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
   const value = el('output', { id: 'threshold-shown', for: 'threshold' });
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
@@ -100,7 +116,6 @@ export async function render(now) {
 /** The collection is another by now. */
 export function forget() {
   shown = null;
-  kept.clear();
 }
 
 function tell() {
@@ -149,7 +164,7 @@ function member(group, record) {
     button.setAttribute('aria-label', `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`);
     made.classList.toggle('leaves', !stay);
   };
-  button.onclick = () => { kept.set(record.row, !stays(group, record)); show(); tell(); };
+  button.onclick = () => { decide(record, !stays(group, record)); show(); tell(); };
   show();
   return made;
 }
