@@ -453,6 +453,30 @@ def test_lightbox(watched):
     assert page.locator("#grid .tile").count() >= 1
 
 
+def test_a_finger_goes_through_the_images(browser, address):
+    one = Watched(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = one.open()
+    page.locator("#grid .view").first.tap()
+    page.wait_for_selector("#lightbox[open]")
+    first = page.locator("#lb-path").inner_text()
+    fingers = one.context.new_cdp_session(page)
+
+    def swipe(from_x, to_x):
+        for kind, points in (("touchStart", [{"x": from_x, "y": 200}]), ("touchMove", [{"x": to_x, "y": 205}]),
+                             ("touchEnd", [])):
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    swipe(300, 100)
+    one.until("first => document.querySelector('#lb-path').textContent !== first", arg=first)
+    swipe(100, 300)
+    one.until("first => document.querySelector('#lb-path').textContent === first", arg=first)
+    assert page.locator("#lb-close").bounding_box()["y"] < 100  # within reach, above the image
+    page.locator("#lb-close").click()
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    one.context.close()
+    assert one.wrong == []
+
+
 def test_duplicates_slider(watched):
     page = watched.open("?view=duplicates&threshold=1")
     assert page.locator(".group").count() == 1  # the copy to the byte
@@ -583,12 +607,12 @@ def test_keyboard_only(watched):
     assert second.locator(".keep").inner_text() == "Kept"
     page.keyboard.press("m")
     assert page.locator("#tray-count").inner_text() == "1 image marked"
-    assert page.locator(".outlined").count() == 1
+    assert page.locator(".ticked").count() == 1
     page.keyboard.press("Space")
     page.wait_for_selector("#lightbox[open]")
     page.keyboard.press("Escape")
     page.locator("#tray [data-do=clear]").click()
-    assert page.locator(".outlined").count() == 0
+    assert page.locator(".ticked").count() == 0
     page.locator("#toast button", has_text="Undo").click()
     assert page.locator("#tray-count").inner_text() == "1 image marked"
     assert page.locator("#toast").is_hidden()

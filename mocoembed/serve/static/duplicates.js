@@ -2,7 +2,7 @@
 
 import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
-import { exportAs, outline } from './marks.js';
+import { exportAs, tick } from './marks.js';
 import { ratio, showThumbnail } from './grid.js';
 import { go, state } from './state.js';
 
@@ -148,7 +148,7 @@ function member(group, record) {
   link.style.setProperty('--ratio', ratio(record));
   showThumbnail(img, record, () => link.classList.add('gone'));
   link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
-  outline(link, record);
+  tick(link, record);
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
   const alike = record === group.rows[0] ? '' : record.score.toFixed(3);

@@ -115,7 +115,7 @@ function images(list, total) {
     const link = el('a', { href: `?open=${record.row}` });
     const img = el('img', { loading: 'lazy', decoding: 'async' });
     showThumbnail(img, { path: '', ...record }, () => link.classList.add('gone'));
-    marks.outline(link, record);
+    marks.tick(link, record);
     link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
     const suggested = record.suggested ?? record.neighbours_label ?? record.suggestion;
     const text = suggested ? `${record.label} → ${suggested}` : record.label ?? nameOf(record.path ?? '');

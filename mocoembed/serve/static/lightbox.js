@@ -8,10 +8,11 @@ import { cropQuery, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const NEAR = 12;
-const SWIPE = 50; // pixels from which on a finger's way is one
+const [SWIPE, AFTER] = [50, 500]; // pixels from which on a finger's way is a swipe; ms in which its end is no click
 let asking = null;
 let shown = null;
 let around = () => []; // the records behind the lightbox
+let swiped = -Infinity; // when a finger did last
 let opened = null; // row that it was opened with
 let left = () => {}; // told the row that was looked at last
 
@@ -46,7 +47,7 @@ export function listen(records, info, closed) {
       go(id === 'lb-search' ? searchFrom(shown) : folderState(shown, info()), { from: {} });
     };
   }
-  dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage')) close(); });
+  dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage') && performance.now() - swiped > AFTER) close(); });
   dialog.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const does = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), m: () => marks.toggle(shown),
@@ -84,7 +85,10 @@ function swipes(stage) {
   stage.addEventListener('touchend', ({ changedTouches: [to] }) => {
     const [dx, dy] = from ? [to.clientX - from.clientX, to.clientY - from.clientY] : [0, 0];
     from = null;
-    if (Math.abs(dx) > SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) step(dx < 0 ? 1 : -1);
+    if (Math.abs(dx) > SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) {
+      swiped = performance.now();
+      step(dx < 0 ? 1 : -1);
+    }
   });
 }
 

@@ -34,14 +34,14 @@ function changed() {
   document.body.classList.toggle('has-tray', marked.size > 0);
   $('tray-count').textContent = `${counted(marked.size, 'image')} marked`;
   const rows = new Set(all().map(({ row }) => String(row)));
-  for (const link of document.querySelectorAll('[data-row]')) link.classList.toggle('outlined', rows.has(link.dataset.row));
+  for (const link of document.querySelectorAll('[data-row]')) link.classList.toggle('ticked', rows.has(link.dataset.row));
   for (const listener of listeners) listener();
 }
 
 /** Let a link to an image outside the grid show whether it is marked. */
-export function outline(link, record) {
+export function tick(link, record) {
   link.dataset.row = record.row;
-  link.classList.toggle('outlined', has(record));
+  link.classList.toggle('ticked', has(record));
 }
 
 /** Take all marks away; it can be undone for a while. */
