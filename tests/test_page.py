@@ -288,6 +288,9 @@ def test_crop(watched):
     page.mouse.down()
     page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2, steps=3)
     page.mouse.up()
+    drawn = page.locator("#crop-box").bounding_box()
+    page.mouse.click(stage["x"] + 5, stage["y"] + 5)
+    assert page.locator("#crop-box").bounding_box() == drawn  # a click is no rectangle
     page.locator("#crop-go").click()
     watched.changed(before)
     assert re.search(r"crop=\d+(%2C\d+){3}", page.url)
@@ -310,7 +313,31 @@ def test_filter_to_one_percent(watched):
     page.locator("#filter").fill("nothing-like-it")
     page.keyboard.press("Enter")
     page.wait_for_selector("#empty:not([hidden])")
-    assert "0 of" in page.locator("#empty p").inner_text()
+    assert page.locator("#empty p").inner_text() == "No image matches nothing-like-it."
+    page.reload()
+    page.wait_for_selector("#empty:not([hidden])")
+    assert page.locator("#filter").input_value() == "nothing-like-it"  # without the stars of the address
+    page.locator("#empty-clear").click()
+    page.wait_for_selector("#grid .tile")
+    assert (page.locator("#cards .card").count(), "path=" in page.url) == (1, False)
+
+
+def test_results_begin_at_the_top_and_back_is_where_one_was(watched):
+    page = watched.open()
+    page.evaluate("scrollTo(0, 900)")
+    watched.until("scrollY === 900")
+    before = watched.rows()
+    page.locator("#grid .tile").nth(30).locator("a").evaluate("one => one.click()")
+    watched.changed(before)
+    assert page.evaluate("scrollY") == 0
+    assert page.title().startswith("Similar images")
+    page.go_back()
+    watched.until("scrollY === 900")
+    page.locator("#grid .tile").nth(30).locator(".view").evaluate("one => one.click()")
+    page.wait_for_selector("#lightbox[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.evaluate("scrollY") == 900
 
 
 def test_options(watched):
@@ -319,6 +346,7 @@ def test_options(watched):
     page.locator("#options-button").click()
     page.locator("#k").select_option("20")
     watched.until("document.querySelectorAll('#grid .tile').length === 20")
+    assert page.locator("#options-button").get_attribute("title") == "Options (1 set)"
     page.locator("#min").evaluate("one => { one.value = 0.99; one.dispatchEvent(new Event('input')); }")
     watched.until("document.querySelectorAll('#grid .tile').length < 20")
     assert "min=0.99" in page.url
@@ -425,6 +453,30 @@ def test_lightbox(watched):
     assert page.locator("#grid .tile").count() >= 1
 
 
+def test_a_finger_goes_through_the_images(browser, address):
+    one = Watched(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = one.open()
+    page.locator("#grid .view").first.tap()
+    page.wait_for_selector("#lightbox[open]")
+    first = page.locator("#lb-path").inner_text()
+    fingers = one.context.new_cdp_session(page)
+
+    def swipe(from_x, to_x):
+        for kind, points in (("touchStart", [{"x": from_x, "y": 200}]), ("touchMove", [{"x": to_x, "y": 205}]),
+                             ("touchEnd", [])):
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    swipe(300, 100)
+    one.until("first => document.querySelector('#lb-path').textContent !== first", arg=first)
+    swipe(100, 300)
+    one.until("first => document.querySelector('#lb-path').textContent === first", arg=first)
+    assert page.locator("#lb-close").bounding_box()["y"] < 100  # within reach, above the image
+    page.locator("#lb-close").click()
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    one.context.close()
+    assert one.wrong == []
+
+
 def test_duplicates_slider(watched):
     page = watched.open("?view=duplicates&threshold=1")
     assert page.locator(".group").count() == 1  # the copy to the byte
@@ -435,12 +487,37 @@ def test_duplicates_slider(watched):
     with page.expect_download() as given:
         page.locator(".exports button", has_text="Text").click()
     before = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
-    page.locator(".keep", has_text="Remove").first.click()
+    page.locator(".keep", has_text="To remove").first.click()
     with page.expect_download() as given:
         page.locator(".exports button", has_text="Text").click()
     after = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
     assert len(after) == len(before) - 1
     assert all(os.path.exists(path) for path in before)
+
+
+def test_duplicates_tell_sizes_and_what_is_on_the_list(watched):
+    page = watched.open("?view=duplicates&threshold=1")
+    first, second = page.locator(".member").all()
+    assert re.search(r"^40 × 40 · \d\.\d kB · red$", first.locator(".member-facts").first.inner_text())
+    assert [one.locator(".keep").inner_text() for one in (first, second)] == ["Kept", "To remove"]
+    assert "similarity 1.000" in second.inner_text()
+    second.locator(".keep").click()
+    assert second.locator(".keep").inner_text() == "Kept"
+    assert page.locator(".exports").is_hidden()
+    page.reload()
+    watched.settled()
+    assert page.locator(".keep").all_inner_texts() == ["Kept", "Kept"]  # what was decided is remembered
+
+
+def test_health_explains_its_lists_and_marks_them(watched):
+    page = watched.open("?view=health")
+    outliers = page.locator(".card-panel", has=page.locator("h2", has_text="Outliers"))
+    assert "least like their neighbours" in outliers.inner_text()
+    count = outliers.locator(".near li").count()
+    outliers.locator("button", has_text=f"Mark {count} images").click()
+    assert page.locator("#tray-count").inner_text() == f"{count} images marked"
+    page.locator("#tray [data-do=show]").click()
+    watched.until(f"document.querySelectorAll('#grid .tile').length === {count}")
 
 
 def test_bad_upload(watched, tmp_path):
@@ -495,6 +572,7 @@ def test_keyboard_only(watched):
     page.keyboard.press("m")
     assert page.locator("#tray-count").inner_text() == "1 image marked"
     page.keyboard.press("m")
+    opened = page.evaluate(place)
     page.keyboard.press("Space")
     page.wait_for_selector("#lightbox[open]")
     name = page.locator("#lb-name").inner_text()
@@ -502,10 +580,17 @@ def test_keyboard_only(watched):
     watched.until("name => document.querySelector('#lb-name').textContent !== name", arg=name)
     page.keyboard.press("Escape")
     page.wait_for_selector("#lightbox:not([open])", state="attached")
-    assert page.evaluate(place) >= 0  # the focus is back on an image
+    watched.until(f"opened => {place} === opened + 1", arg=opened)  # the focus is on the image that was seen last
     before = watched.rows()
     page.keyboard.press("Enter")
     watched.until("location.search.includes('like=')")
+    watched.changed(before)
+    assert page.evaluate(place) == 0  # the hits are gone through from the first
+    hits = watched.rows()
+    page.go_back()
+    watched.changed(hits)
+    assert page.evaluate(place) == opened + 1
+    page.go_forward()
     watched.changed(before)
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -513,6 +598,24 @@ def test_keyboard_only(watched):
     watched.until("document.querySelectorAll('#cards .card').length === 2")
     page.keyboard.press("3")
     page.wait_for_selector("#view-duplicates:not([hidden])")
+    page.wait_for_selector(".member-image")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    second = page.locator(".member").nth(1)
+    assert second.locator(".member-image").evaluate("one => one === document.activeElement")
+    page.keyboard.press("k")
+    assert second.locator(".keep").inner_text() == "Kept"
+    page.keyboard.press("m")
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    assert page.locator(".ticked").count() == 1
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    page.keyboard.press("Escape")
+    page.locator("#tray [data-do=clear]").click()
+    assert page.locator(".ticked").count() == 0
+    page.locator("#toast button", has_text="Undo").click()
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    assert page.locator("#toast").is_hidden()
 
 
 def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):
@@ -553,6 +656,18 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         page = one.open("?label=blue")
         one.until("document.querySelectorAll('#grid .tile').length === 10")
         assert page.locator(".tile.gone").count() == 0
+        page.goto("about:blank")  # and those of a page that is opened after another replacement
+        for path in (folder / "blue").iterdir():
+            path.unlink()
+        embed(folder, root)
+        page.wait_for_timeout(1500)
+        page = one.open("?marked=1")
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert one.rows() == ["green, 003.jpg"]
+        assert page.locator(".tile.gone").count() == 0
+        page.locator("#grid .view").first.click(force=True)
+        page.wait_for_selector("#lightbox[open]")
+        assert page.locator("#lb-path").inner_text().endswith("green/003.jpg")
         one.context.close()
         assert one.wrong == []
 
@@ -603,6 +718,10 @@ def test_map(watched, places):
         const canvas = document.querySelector('.map-canvas');
         return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(one => one > 0);
     }""")
+    page.locator("#view-map select").select_option("agreement")
+    assert page.locator(".legend").inner_text().split("\n")[-1] == "100 % of the neighbours share the label"
+    page.locator("#view-map select").select_option("label")
+    assert page.locator(".legend .chip").count() == 5
     page.locator("#view-map button", has_text="Lasso").click()
     left, top = box["x"] + 20, box["y"] + 20  # the corners are round
     right, bottom = box["x"] + box["width"] / 2, box["y"] + box["height"] - 20
@@ -636,3 +755,6 @@ def test_an_empty_collection_and_a_server_that_ended(watched):
     page.reload()
     page.wait_for_selector("#empty:not([hidden])")
     assert "does not answer" in page.locator("#empty p").inner_text()
+    watched.context.unroute("**/api/rows*")
+    page.locator("#empty-again").click()
+    page.wait_for_selector("#grid .tile")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import threading
@@ -23,6 +24,8 @@ from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
 from mocoembed.search.query import Searcher, search_images
 from mocoembed.serve import mapping
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,9 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     ({"rows": ["1"]}, "no row"), ({"rows": [-1]}, "no row"), ({"rows": [24]}, "rows are 0 to 23"),
     ({"rows": [10**40]}, "no row"), ({"ids": [3]}, "texts of digits"), ({"ids": ["9" * 19]}, "no id"),
     ({"ids": ["1"]}, "no image"), ({"paths": ["../../etc/passwd"]}, "no image"), ({"paths": ["\ud800"]}, "no path"),
-    ({"paths": ["a\0b"]}, "no image"), ({"paths": [3]}, "no path"), ({"vectors": [[1.0]]}, "64 numbers"),
+    ({"paths": ["a\0b"]}, "no image"), ({"paths": [3]}, "no path"),
+    ({"paths": ["http://127.0.0.1/1.jpg"]}, "no image"), ({"paths": ["file:///etc/passwd"]}, "no image"),
+    ({"vectors": [[1.0]]}, "64 numbers"),
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
     ({"unlike": [1]}, "must have one of"), ({"like": [1], "unlike": [1]}, "Nothing is left"),
@@ -215,6 +220,12 @@ def test_rows_samples_and_labels(running):
     one, again, other = (running.get(f"/api/rows?sample=6&seed={seed}").json()["rows"] for seed in (1, 1, 2))
     assert one == again != other
     assert len({row["row"] for row in one}) == 6
+    ids = [row["id"] for row in one[:3]]
+    named = running.get(f"/api/rows?ids={','.join([ids[0], '1', ids[2], str(2**63)])}").json()
+    assert (named["total"], [row["id"] for row in named["rows"]]) == (2, [ids[0], ids[2]])
+    assert running.get("/api/rows?ids=1").json()["rows"] == []
+    assert running.get("/api/rows?ids=1,x").status_code == 400
+    assert "not both" in running.get("/api/rows?ids=1&rows=1").json()["error"]
     info = running.get("/api/info").json()
     assert (info["count"], info["dimension"], info["index"]["recall_at_10"]) == (24, 64, 1.0)
     assert info["labels"] == labels
@@ -245,10 +256,17 @@ def test_pairs_are_joined_as_rows_are():
         assert [list(group) for group in quick.groups()] == [list(group) for group in slow.groups()]
 
 
-def test_health_and_metrics(running, first_image):
+def test_health_and_metrics(running, first_image, monkeypatch):
     search(running, first_image.read_bytes())
     assert running.get("/api/live").json() == {"status": "live"}
     assert running.get("/api/ready").json() == {"status": "ready"}
+    with monkeypatch.context() as before:
+        before.setattr(running.service, "ready", False)
+        answer = running.get("/api/ready")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "mocoembed_ready 0" in running.get("/metrics").text
+    described = set(re.findall(r"mocoembed_\w+", (DOCS / "serving.md").read_text(encoding="utf-8")))
+    assert described == set(re.findall(r"(?m)^# TYPE (\w+)", running.get("/metrics").text))
     text = running.get("/metrics").text
     assert 'mocoembed_requests_total{route="/api/search",method="POST",status="200"}' in text
     assert 'mocoembed_request_seconds_bucket{route="/api/search",le="+Inf"}' in text

@@ -119,5 +119,8 @@ def test_the_log_of_refusals_is_limited():
     log({**scope, "path": "/\x1b[31m", "client": None}, Refusal(421, "", "host"))
     assert "30 more" in lines[-2]
     assert lines[-1].endswith("GET a path from unknown: 421 host")
-    log(scope, Refusal(404, "", "unknown row"))
+    for reason in ("gone", "nothing selected", "disconnected"):  # what happens to honest callers
+        log(scope, Refusal(404, "", reason))
     assert len(lines) == PER_MINUTE + 2
+    log(scope, Refusal(410, "", "outside"))
+    assert lines[-1].endswith("GET /api/info from 127.0.0.1: 410 outside")

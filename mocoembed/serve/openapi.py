@@ -5,6 +5,7 @@ from typing import Any
 from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
 from mocoembed.serve.parameters import (
     DEEPEST,
+    IDS,
     MOST_FILTERS,
     MOST_HITS,
     MOST_LETTERS,
@@ -139,6 +140,8 @@ def paths() -> Schema:
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
     sample = [parameter("rows", "These rows, with commas between them, and nothing else that is asked for.",
                         {**TEXT, "pattern": f"^{ROWS}$", "maxLength": MOST_LETTERS}),
+              parameter("ids", "The same of images by their ids; those that are not there are left out.",
+                        {**TEXT, "pattern": f"^{IDS}$", "maxLength": MOST_LETTERS}),
               parameter("sample", "So many at random instead.", bounded(0, MOST_ROWS, 0)),
               parameter("seed", "Of the sample.", bounded(0, 2**53, 0)),
               parameter("limit", "Number of rows.", bounded(1, MOST_ROWS, 100))]

@@ -20,7 +20,7 @@ MOST_ROWS, MOST_SIDE = 1_000, 1_000_000
 REPEATED = ("label", "not_label", "path")
 SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop")
 WORDS = {"true": True, "1": True, "false": False, "0": False}
-ROWS = "[0-9]{1,16}(,[0-9]{1,16})*"
+ROWS, IDS = "[0-9]{1,16}(,[0-9]{1,16})*", "-?[0-9]{1,19}(,-?[0-9]{1,19})*"
 KINDS = ("rows", "ids", "paths", "vectors")
 
 
@@ -92,12 +92,20 @@ def wanted_of(given: QueryParams) -> Wanted:
                   flag(given, "unique"), flag(given, "diverse"), flag(given, "exclude_self"))
 
 
-def rows_of(given: QueryParams, collection: Collection) -> list[int]:
-    """The rows that are named, 1,2,3; none if there are none."""
-    text = given.get("rows", "")
-    if text and not re.fullmatch(ROWS, text):
-        raise Refusal(400, f"rows {text!r}: must be whole numbers with commas between them.")
-    return [_row(int(one), collection) for one in text.split(",")] if text else []
+def rows_of(given: QueryParams, collection: Collection) -> list[int] | None:
+    """The rows that `rows` or `ids` name, 1,2,3; `None` if neither is given. Ids that are not there are left out."""
+    numbers = {}
+    for name, pattern in (("rows", ROWS), ("ids", IDS)):
+        text = given.get(name, "")
+        if text and not re.fullmatch(pattern, text):
+            raise Refusal(400, f"{name} {text!r}: must be whole numbers with commas between them.")
+        numbers[name] = [int(one) for one in text.split(",")] if text else []
+    if all(numbers.values()):
+        raise Refusal(400, "Give rows or ids, not both.")
+    if numbers["ids"]:
+        found = (collection.row_of_id(one) for one in numbers["ids"] if abs(one) < 2**63)
+        return [row for row in found if row is not None]
+    return [_row(one, collection) for one in numbers["rows"]] or None
 
 
 def require_version(given: QueryParams, collection: Collection):

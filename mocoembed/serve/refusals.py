@@ -12,7 +12,7 @@ from mocoembed.serve.answers import Refusal
 PER_MINUTE = 20  # lines; the rest are counted
 KNOWN = re.compile(r"/(api/[a-z-]{1,20}|metrics|login)?")  # paths that are told
 DISCONNECTED = "disconnected"  # the reason when a caller has gone
-QUIET = (404, 410, 503)  # statuses that say nothing about the caller
+QUIET = (DISCONNECTED, "gone", "nothing selected", "no map", "warming up")  # reasons that say nothing about the caller
 
 
 class RefusalLog:
@@ -24,7 +24,7 @@ class RefusalLog:
 
     def __call__(self, scope: Scope, refusal: Refusal):
         """Note one."""
-        if refusal.status in QUIET or refusal.reason == DISCONNECTED:
+        if refusal.reason in QUIET:
             return
         if (now := self._clock()) - self._begun >= 60:
             if self._left_out:

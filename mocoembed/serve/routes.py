@@ -41,6 +41,7 @@ from mocoembed.serve.static_files import StaticFiles
 from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
 
 MOST_GROUPS = 200
+ROWS_OF = ("rows", "ids", "sample", "seed", "offset", "limit", "min_side")  # beside REPEATED
 SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
 KEEP = "private, max-age=86400, immutable"  # of what is asked for with its version
@@ -146,14 +147,14 @@ class Api:
 
     async def rows(self, request: Request) -> Response:
         """What is known of images: a random sample, or those that a filter selects."""
-        collection, given = self._asked_of(request, "rows", "sample", "seed", "offset", "limit", "min_side", *REPEATED)
+        collection, given = self._asked_of(request, *ROWS_OF, *REPEATED)
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
         wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
 
         def found() -> dict[str, Any]:
-            if named := rows_of(given, collection):
+            if (named := rows_of(given, collection)) is not None:
                 return {"version": collection.version, "total": len(named), "rows": collection.facts(named)}
             mask = collection.mask(wanted)
             rows = np.arange(len(collection)) if mask is None else np.flatnonzero(mask)

@@ -33,7 +33,7 @@ async function reason(answer) {
   return text && text.length < 300 ? text : `The server answered ${answer.status}.`;
 }
 
-let version = '';
+export let version = '';
 let replaced = () => {};
 
 /** What to do when the server says that the collection is another by now. */
@@ -59,8 +59,8 @@ const raw = (blob, signal) => ({ method: 'POST', signal, body: blob,
 
 /** `k=10&label=a&label=b` of {k: 10, label: ['a', 'b']}; what is empty is left out. */
 function parameters(given) {
-  const made = new URLSearchParams(version ? { version } : {});
-  for (const [name, values] of Object.entries(given)) {
+  const made = new URLSearchParams();
+  for (const [name, values] of Object.entries({ version, ...given })) {
     const isList = Array.isArray(values); // of which '' is a member: the label of images without one
     for (const value of [values].flat()) {
       if ((isList || value !== '') && value !== null && value !== undefined) made.append(name, value);
@@ -77,7 +77,7 @@ export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { s
   keep(answer.rows);
   return answer;
 });
-const CHUNK = 100; // rows asked for at a time
+const [CHUNK, IDS] = [100, 45]; // rows and ids asked for at a time
 
 /** What is known of many rows. */
 export async function records(wanted, signal) {
@@ -110,13 +110,22 @@ export const embed = (body, signal) => ask(`/api/embed?${parameters({})}`,
 
 /** What is known of a row. */
 export async function recordOf(row) {
-  if (!known.has(row)) await search({ rows: [row] }, { k: 20 });
-  return known.get(row) ?? { row, path: '', label: null, width: 0, height: 0 };
+  if (!known.has(row)) await rows({ rows: row });
+  return known.get(row);
 }
 
-/** What is known of the image with an id: its row may be another after the collection has changed. */
-export const recordOfId = (id) => search({ ids: [id] }, { k: 20 }).then(
-  (hits) => hits.find((hit) => hit.id === id), () => undefined);
+/**
+ * What is known of images by their ids, in another version of the collection, where their rows may be others: {id: record}.
+ * Those that are no more are left out.
+ */
+export async function recordsOfIds(ids, ofVersion) {
+  const found = new Map();
+  for (let first = 0; first < ids.length; first += IDS) {
+    const given = { ids: ids.slice(first, first + IDS).join(','), version: ofVersion };
+    for (const record of (await ask(`/api/rows?${parameters(given)}`)).rows) found.set(record.id, record);
+  }
+  return found;
+}
 
 /** The ids of rows of the address, as far as they are known. */
 export const idsOf = (rows) => new Map(rows.filter((row) => known.has(Number(row))).map(

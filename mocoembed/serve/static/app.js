@@ -16,6 +16,7 @@ const modules = { search, duplicates, health, map };
 const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collection or its map has changed
 let info = {};
 let looked = 0; // when, last
+let isLooking = false;
 
 const records = () => modules[state().view]?.records?.() ?? [];
 
@@ -26,8 +27,10 @@ function render(now, before, scroll) {
     if (name === view) tab(name).setAttribute('aria-current', 'page');
     else tab(name).removeAttribute('aria-current');
   }
-  document.title = view === 'search' ? 'mocoembed' : `${tab(view).textContent} – mocoembed`;
+  const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
+  document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
   Promise.resolve(modules[view].render(now, scroll)).then(() => {
+    if (view !== 'search') scrollTo(0, scroll); // the search does it by itself, before its images are there
     if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
   });
 }
@@ -53,7 +56,7 @@ function listen() {
   $('help-close').onclick = () => $('help').close();
   $('tray').addEventListener('click', ({ target }) => {
     const what = target.dataset.do;
-    if (what === 'clear') marks.set(marks.all(), false);
+    if (what === 'clear') marks.clear();
     else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
     else if (what === 'like') go(fresh({ like: marks.all().map((record) => String(record.row)) }), { from: {} });
     else if (what) marks.exportAs(what, marks.all());
@@ -84,24 +87,39 @@ function pressed(event) {
   else if (event.key === 'u') $('choose').click();
   else if (arrow && state().view === 'search') search.focusGrid();
   else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();
-  else return;
+  else if (event.target.matches('input') || !['duplicates', 'health'].includes(state().view) || !along(event.key)) return;
   event.preventDefault();
+}
+
+const PICTURES = '.member-image, .near a'; // outside the grid
+
+/** Go through the images of the duplicates and of the health lists, mark them, decide about them; whether the key does so. */
+function along(key) {
+  const view = $(`view-${state().view}`);
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+  const now = document.activeElement;
+  if (step) {
+    const links = [...view.querySelectorAll(PICTURES)];
+    const to = links[Math.max(0, links.indexOf(now) + step)];
+    to?.focus({ preventScroll: true });
+    to?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    return Boolean(to);
+  }
+  const record = now.dataset.row && records().find(({ row }) => String(row) === now.dataset.row);
+  if (!record) return false;
+  if (key === 'm') marks.toggle(record);
+  else if (key === 'k') now.closest('.member')?.querySelector('.keep').click();
+  else if (key === ' ') now.click();
+  else return false;
+  return true;
 }
 
 /** What tells one state of the collection from another. */
 const identityOf = (facts) => String(facts.version ?? facts.count);
 
-/** The rows that images have now, by the rows that they had. */
-async function newRows(ids) {
-  const moved = new Map();
-  for (const [row, id] of ids) {
-    const record = await api.recordOfId(id);
-    if (record) moved.set(row, String(record.row));
-  }
-  return moved;
-}
-
 async function lookForChange() {
+  if (isLooking) return;
+  isLooking = true;
   looked = performance.now();
   try {
     const now = await api.info();
@@ -111,18 +129,20 @@ async function lookForChange() {
     }
     const { like, unlike, open } = state();
     const ids = api.idsOf([...like, ...unlike, open]);
+    const found = await api.recordsOfIds([...ids.values(), ...marks.all().map(({ id }) => id)], now.version);
     Object.assign(info, now);
     api.setVersion(info.version);
-    await marks.find(api.recordOfId);
-    const moved = await newRows(ids);
-    const row = (one) => (ids.has(one) ? moved.get(one) : one);
+    marks.renew(found, info.version);
+    const row = (one) => (ids.has(one) ? found.get(ids.get(one))?.row.toString() : one); // the row that an image has now
     rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
     for (const module of Object.values(modules)) module.forget?.();
     search.showLabels(await api.labels().catch(() => []));
     map.forget();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
-  } catch { /* the next request says so */ }
+  } catch { /* the next request says so, and the next look tries again */ } finally {
+    isLooking = false;
+  }
 }
 
 /** Take up a map that has been made, or a better one. */
@@ -149,15 +169,17 @@ async function main() {
     $('empty').hidden = false;
     $('empty').querySelector('h2').textContent = 'No answer';
     $('empty').querySelector('p').textContent = error.message;
+    $('empty-again').hidden = false;
+    $('empty-again').onclick = () => location.reload();
     return;
   }
   api.setVersion(info.version);
   $('choose').hidden = info.searches_images === false;
   search.listen(info);
-  lightbox.listen(records, () => info);
+  lightbox.listen(records, () => info, (row) => { if (state().view === 'search') search.focusRow(row); });
   query.listen();
   listen();
-  marks.load(info.root ?? '');
+  await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept
   const looking = offer();
   if (state().view !== 'search') await looking;
   start(render);

@@ -32,6 +32,7 @@ export function cropOf(bitmap, scale) {
     const [x, y] = at(event);
     stage.onpointermove = (moved) => {
       const [u, v] = at(moved);
+      if (Math.abs(u - x) < LEAST && Math.abs(v - y) < LEAST) return; // a click leaves the rectangle as it is
       region = { x: Math.min(x, u), y: Math.min(y, v), w: Math.abs(u - x), h: Math.abs(v - y) };
       show();
     };

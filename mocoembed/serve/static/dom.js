@@ -34,7 +34,7 @@ let toastTimer;
 export function toast(text, action) {
   const place = $('toast');
   place.replaceChildren(text);
-  if (action) place.append(el('button', { type: 'button', textContent: action[0], onclick: action[1] }));
+  if (action) place.append(el('button', { type: 'button', textContent: action[0], onclick: () => { place.hidden = true; action[1](); } }));
   place.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { place.hidden = true; }, action ? 20000 : 3500);
@@ -42,6 +42,13 @@ export function toast(text, action) {
 
 /** `1 image`, `1,234 images`. */
 export const counted = (count, noun) => `${count.toLocaleString('en')} ${noun}${count === 1 ? '' : 's'}`;
+
+/** `1.2 MB` */
+export function bytesOf(count) {
+  const power = Math.min(3, Math.max(1, Math.floor(Math.log10(count) / 3)));
+  const value = count / 1000 ** power;
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${['', 'kB', 'MB', 'GB'][power]}`;
+}
 
 /** The last part of a path. */
 export const nameOf = (path) => path.slice(path.lastIndexOf('/') + 1);

@@ -1,21 +1,36 @@
 // Groups of near-duplicates side by side, for a threshold that a slider moves; keep and remove marks, as a list to take away.
 
-import { $, counted, el, nameOf, toast } from './dom.js';
+import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
-import { exportAs } from './marks.js';
+import { exportAs, tick } from './marks.js';
 import { ratio, showThumbnail } from './grid.js';
 import { go, state } from './state.js';
 
 const AT_ONCE = 30;
 const PAGE = 50; // groups asked for at a time
-const kept = new Map(); // row -> true: keep, false: remove, as a person decided
+const [PLACE, MOST_KEPT] = ['mocoembed-kept', 10000];
+const kept = new Map(); // id -> true: keep, false: remove, as a person decided; this browser remembers it
 let asking = null;
 let shown = null;
 let groups = [];
 let found = null;
 let parts = null;
 
-const stays = (group, record) => kept.get(record.row) ?? record === group.rows[0];
+const stays = (group, record) => kept.get(record.id) ?? record === group.rows[0];
+
+function recall() {
+  try {
+    for (const [id, stay] of JSON.parse(localStorage.getItem(PLACE) ?? '[]')) kept.set(id, stay);
+  } catch { /* storage may be off; decisions then last as long as the page */ }
+}
+
+function decide(record, stay) {
+  kept.delete(record.id); // so that it becomes the latest one
+  kept.set(record.id, stay);
+  try {
+    localStorage.setItem(PLACE, JSON.stringify([...kept].slice(-MOST_KEPT)));
+  } catch { /* as above */ }
+}
 const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
 
 /** Export what a person would remove, of all groups: those that were not shown yet too. */
@@ -39,6 +54,7 @@ async function more() {
 const groupOf = ({ members }) => ({ rows: members.map(({ similarity, ...record }) => ({ ...record, score: similarity })) });
 
 function build() {
+  recall();
   const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
   const value = el('output', { id: 'threshold-shown', for: 'threshold' });
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
@@ -58,8 +74,8 @@ function build() {
     el('div', { className: 'panel-bar' },
       el('label', { className: 'slide' }, 'Alike from ', el('span', { className: 'ends', textContent: 'loose' }), slider,
         el('span', { className: 'ends', textContent: 'exact' }), value), exports),
-    status, el('p', { className: 'hint', textContent: 'Choose what to keep; the largest image of each group is '
-      + 'suggested. Nothing is ever deleted here: take the list away and remove the files yourself.' }), list, foot);
+    status, el('p', { className: 'hint', textContent: 'Click to keep an image or to put it on the '
+      + 'list; the largest of each group is kept at first. Nothing is ever deleted here: take the list away, and remove the files yourself.' }), list, foot);
   parts = { slider, value, status, list, foot, exports };
   new IntersectionObserver((seen) => { if (seen[0].isIntersecting) extend(); }, { rootMargin: '1500px' }).observe(foot);
 }
@@ -100,14 +116,13 @@ export async function render(now) {
 /** The collection is another by now. */
 export function forget() {
   shown = null;
-  kept.clear();
 }
 
 function tell() {
   const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
   const extra = found.extra + changed;
   parts.exports.hidden = !extra;
-  const why = !state().threshold && found.reason ? ` · ${found.reason}` : '';
+  const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} was chosen: ${found.reason}` : '';
   parts.status.textContent = found.total
     ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
 }
@@ -133,19 +148,23 @@ function member(group, record) {
   link.style.setProperty('--ratio', ratio(record));
   showThumbnail(img, record, () => link.classList.add('gone'));
   link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+  tick(link, record);
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
+  const alike = record === group.rows[0] ? '' : record.score.toFixed(3);
   const made = el('li', { className: 'member' }, link,
     el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
-    el('p', { className: 'member-facts', textContent: [size, record.score === undefined ? '' : record.score.toFixed(3),
-      record.label].filter(Boolean).join(' · ') }), button);
+    el('p', { className: 'member-facts', textContent: [size, record.size ? bytesOf(record.size) : '',
+      record.label].filter(Boolean).join(' · ') }),
+    el('p', { className: 'member-facts', textContent: alike ? `similarity ${alike}` : 'suggested to keep' }), button);
   const show = () => {
     const stay = stays(group, record);
-    button.textContent = stay ? 'Keep' : 'Remove';
-    button.setAttribute('aria-label', `${stay ? 'Keep' : 'Remove'}: ${nameOf(record.path)}`);
+    button.replaceChildren(icon(stay ? 'check' : 'close'), stay ? 'Kept' : 'To remove');
+    button.title = stay ? 'Put it on the list to remove' : 'Keep it';
+    button.setAttribute('aria-label', `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`);
     made.classList.toggle('leaves', !stay);
   };
-  button.onclick = () => { kept.set(record.row, !stays(group, record)); show(); tell(); };
+  button.onclick = () => { decide(record, !stays(group, record)); show(); tell(); };
   show();
   return made;
 }

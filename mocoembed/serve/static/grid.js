@@ -42,10 +42,15 @@ export class Grid {
     marks.onChange(() => this.refreshMarks());
   }
 
-  /** Show `records`; `next(count)` gives those after the first `count`, or none. */
-  show(records, { next = async () => [], kept = 0 } = {}) {
+  /**
+   * Show `records`; `next(count)` gives those after the first `count`, or none. Whoever uses the keyboard goes on from the
+   * image at `place`.
+   */
+  show(records, { next = async () => [], kept = 0, place = 0 } = {}) {
+    const isByKeyboard = this.list.querySelector(':focus-visible') !== null;
     this.watcher.unobserve(this.foot);
     this.list.replaceChildren();
+    this.current = this.last = undefined;
     this.records = [];
     this.next = next;
     this.pending = [...records];
@@ -54,6 +59,18 @@ export class Grid {
     this.ended = false;
     this.#render(Math.max(AT_ONCE, kept));
     if (records.length) this.watcher.observe(this.foot);
+    if (isByKeyboard) this.list.children[place]?.querySelector('a').focus({ preventScroll: true });
+  }
+
+  /** The place of the image that has, or had, the focus. */
+  get place() {
+    return Number(this.current?.dataset.place ?? 0);
+  }
+
+  /** Focus the image of a row, if it is among the records. */
+  focusRow(row) {
+    const place = this.all().findIndex((record) => record.row === row);
+    if (place >= 0) this.focus(place);
   }
 
   /** The records that are there, also those that are not rendered yet. */
@@ -212,7 +229,8 @@ export class Grid {
 
   /** Focus the tile at a place, rendering up to it. */
   focus(place = 0) {
-    if (place >= this.list.children.length && this.pending.length) this.#render(AT_ONCE);
+    const missing = place + 1 - this.list.children.length;
+    if (missing > 0 && this.pending.length) this.#render(Math.max(AT_ONCE, missing));
     const tile = this.list.children[Math.max(0, Math.min(place, this.list.children.length - 1))];
     tile?.querySelector('a').focus({ preventScroll: true });
     tile?.scrollIntoView({ block: 'nearest' });

@@ -8,9 +8,13 @@ import { cropQuery, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const NEAR = 12;
+const [SWIPE, AFTER] = [50, 500]; // pixels from which on a finger's way is a swipe; ms in which its end is no click
 let asking = null;
 let shown = null;
 let around = () => []; // the records behind the lightbox
+let swiped = -Infinity; // when a finger did last
+let opened = null; // row that it was opened with
+let left = () => {}; // told the row that was looked at last
 
 /** The folder of a record's image, as a path filter: relative to the collection's root, with `/*`. */
 export function folderOf(record, root) {
@@ -20,9 +24,13 @@ export function folderOf(record, root) {
   return end < 0 ? '' : `${path.slice(0, end).replace(/[*?[]/g, '[$&]')}/*`; // a name's own stars are no wildcards
 }
 
-/** Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. */
-export function listen(records, info) {
+/**
+ * Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. `closed(row)` is called when
+ * another image was looked at last than it was opened with.
+ */
+export function listen(records, info, closed) {
   around = records;
+  left = closed;
   const dialog = $('lightbox');
   dialog.addEventListener('close', () => { if (state().open) go({ open: '' }); });
   dialog.addEventListener('cancel', (event) => { event.preventDefault(); close(); });
@@ -39,7 +47,7 @@ export function listen(records, info) {
       go(id === 'lb-search' ? searchFrom(shown) : folderState(shown, info()), { from: {} });
     };
   }
-  dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage')) close(); });
+  dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage') && performance.now() - swiped > AFTER) close(); });
   dialog.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const does = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), m: () => marks.toggle(shown),
@@ -51,6 +59,7 @@ export function listen(records, info) {
     if (does) does();
     else $('lb-search').click();
   });
+  swipes(dialog.querySelector('.stage'));
   marks.onChange(() => { if (shown) showMark(); });
   listen.info = info;
 }
@@ -69,6 +78,20 @@ function step(by) {
   if (place >= 0 && next) go({ open: String(next.row) }, { replace: true });
 }
 
+/** A finger that moves sideways goes to the next image or the one before. */
+function swipes(stage) {
+  let from = null;
+  stage.addEventListener('touchstart', ({ touches }) => { from = touches.length === 1 ? touches[0] : null; }, { passive: true });
+  stage.addEventListener('touchend', ({ changedTouches: [to] }) => {
+    const [dx, dy] = from ? [to.clientX - from.clientX, to.clientY - from.clientY] : [0, 0];
+    from = null;
+    if (Math.abs(dx) > SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) {
+      swiped = performance.now();
+      step(dx < 0 ? 1 : -1);
+    }
+  });
+}
+
 function showMark() {
   const on = marks.has(shown);
   $('lb-mark').setAttribute('aria-pressed', on);
@@ -80,8 +103,10 @@ export async function show(open) {
   const dialog = $('lightbox');
   asking?.abort();
   if (!open) {
+    const last = shown?.row;
     shown = null;
     if (dialog.open) dialog.close();
+    if (last !== undefined && last !== opened) left(last);
     $('lb-image').removeAttribute('src');
     return;
   }
@@ -92,6 +117,7 @@ export async function show(open) {
   shown = known ?? { row, path: '', label: null };
   fill(shown);
   if (!dialog.open) {
+    opened = row;
     dialog.showModal();
     dialog.focus();
   }

@@ -1,20 +1,24 @@
 // Marked images: kept by stable id for this collection, and exported as paths, CSV, JSON or a contact sheet.
 
 import { $, copyText, counted, download, nameOf, toast } from './dom.js';
-import { thumbnail } from './api.js';
+import { recordsOfIds, thumbnail } from './api.js';
 
 const marked = new Map(); // id -> {row, id, path, label, width, height}
 const listeners = [];
-let place = null;
+let [place, version] = [null, null];
 const keyOf = (record) => record.id ?? `row-${record.row}`;
 
-/** Take up the marks of a collection; `name` tells it from others. */
-export function load(name) {
-  place = `mocoembed-marks-${name}`;
+/** Take up the marks of a collection; `name` tells it from others. In another version, their rows are looked up anew. */
+export async function load(name, now) {
+  let kept = {};
   try {
-    for (const record of JSON.parse(localStorage.getItem(place) ?? '[]')) marked.set(keyOf(record), record);
+    kept = JSON.parse(localStorage.getItem(`mocoembed-marks-${name}`) ?? '{}');
   } catch { /* storage may be off; marks then last as long as the page */ }
-  changed();
+  const some = kept.marked ?? [];
+  const found = kept.version === now ? null : await recordsOfIds(some.map(({ id }) => id), now);
+  place = `mocoembed-marks-${name}`;
+  version = now;
+  set(found ? some.map(({ id }) => found.get(id)).filter(Boolean) : some, true);
 }
 
 /** Call `listener()` after each change. */
@@ -24,12 +28,27 @@ export const all = () => [...marked.values()];
 
 function changed() {
   try {
-    if (place) localStorage.setItem(place, JSON.stringify(all()));
+    if (place) localStorage.setItem(place, JSON.stringify({ version, marked: all() }));
   } catch { /* as above */ }
   $('tray').hidden = marked.size === 0;
   document.body.classList.toggle('has-tray', marked.size > 0);
   $('tray-count').textContent = `${counted(marked.size, 'image')} marked`;
+  const rows = new Set(all().map(({ row }) => String(row)));
+  for (const link of document.querySelectorAll('[data-row]')) link.classList.toggle('ticked', rows.has(link.dataset.row));
   for (const listener of listeners) listener();
+}
+
+/** Let a link to an image outside the grid show whether it is marked. */
+export function tick(link, record) {
+  link.dataset.row = record.row;
+  link.classList.toggle('ticked', has(record));
+}
+
+/** Take all marks away; it can be undone for a while. */
+export function clear() {
+  const some = all();
+  set(some, false);
+  toast(`${counted(some.length, 'mark')} cleared`, ['Undo', () => set(some, true)]);
 }
 
 /** Mark records, or take their marks away. */
@@ -42,11 +61,12 @@ export function set(records, on) {
   changed();
 }
 
-/** The rows may be others by now: look each marked image up by its id; those that are no more lose their mark. */
-export async function find(recordOfId) {
-  const found = await Promise.all(all().map((record) => recordOfId(record.id)));
+/** The collection is another by now, where images may have other rows: those that are not `found` ({id: record}) lose their mark. */
+export function renew(found, now) {
+  const some = all().map(({ id }) => found.get(id)).filter(Boolean);
+  version = now;
   marked.clear();
-  set(found.filter(Boolean), true);
+  set(some, true);
 }
 
 export const toggle = (record) => set([record], !has(record));

@@ -13,6 +13,7 @@ const PAGE = 200; // hits or rows asked for at a time
 const MOST = 10000; // hits that can be scrolled through
 const MOST_LABELS = 60;
 const REMEMBERED = 30; // answers, for going back without asking again
+const PATIENCE = 300; // ms until the page says that it is searching
 const ANY = -0.01; // the slider's left end
 
 const answers = new Map();
@@ -23,13 +24,16 @@ let shownKey = null;
 
 const hasQuery = (now) => now.like.length + now.unlike.length > 0;
 const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
+const isFiltered = (now) => isBrowsing(now) || (hasQuery(now) && now.min !== '');
 const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search' });
 const NO_LABEL = 'no label'; // what stands for the label ''
 const toggled = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
 
 /** The records that the view shows. */
 export const records = () => grid.all();
-export const focusGrid = () => grid.focus(grid.current ? Number(grid.current.dataset.place) : 0);
+export const focusGrid = () => grid.focus(grid.place);
+/** Focus the image of a row: the one that was looked at last. */
+export const focusRow = (row) => grid.focusRow(row);
 
 /** Wire the view up; `info`: the collection's facts. */
 export function listen(info) {
@@ -73,6 +77,8 @@ export function listen(info) {
     waiting = setTimeout(() => go({ min: Number($('min').value) > ANY ? $('min').value : '' }, { replace: true }), 120);
   };
   $('min').closest('label').hidden = facts.normalized === false;
+  $('empty-clear').onclick = () => go({ label: [], path: '', side: '', min: '' });
+  $('empty-again').onclick = refresh;
   $('another').onclick = () => go({ ...fresh(), seed: String(1 + Math.floor(Math.random() * 1e6)) }, { from: {} });
   $('mark-all').onclick = () => marks.set(grid.all(), !grid.all().every(marks.has));
   grid.grown = showMarkAll;
@@ -85,7 +91,15 @@ const showMin = () => {
 };
 
 /** What stands in the filter field for a state. */
-const filterText = ({ path }) => path;
+const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
+
+/** The filters in words. */
+const whereOf = (now) => [...now.label.map((label) => label || NO_LABEL), filterText(now),
+  now.side && `${now.side} pixels and more`].filter(Boolean).join(', ');
+
+/** What the window's title says of a state. */
+export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ? 'Marked images' : '', whereOf(now)]
+  .filter(Boolean).join(' in ');
 
 /** A label's name, a glob, or a piece of a path. */
 function filterBy(text) {
@@ -142,7 +156,7 @@ function chips(now) {
 function remember() {
   if (shownKey === null) return;
   const kept = answers.get(shownKey);
-  if (kept) Object.assign(kept, { records: grid.given(), rendered: grid.records.length });
+  if (kept) Object.assign(kept, { records: grid.given(), rendered: grid.records.length, place: grid.place });
 }
 
 /** Forget every answer: the collection is another by now. */
@@ -170,6 +184,9 @@ export async function render(now, scroll) {
   $('fold').checked = now.fold !== '';
   $('min').value = now.min === '' ? ANY : now.min;
   showMin();
+  const set = ['k', 'side', 'min', 'fold'].filter((name) => now[name] !== '').length;
+  $('options-button').classList.toggle('set', set > 0);
+  $('options-button').title = set ? `Options (${set} set)` : 'Options';
   const key = keyOf(now);
   if (key === shownKey) {
     grid.unfold(now.unfold);
@@ -186,6 +203,7 @@ export async function render(now, scroll) {
     return;
   }
   $('grid').classList.add('waiting');
+  const slow = setTimeout(() => { $('status').textContent = 'Searching …'; }, PATIENCE);
   const begun = performance.now();
   try {
     const answer = await ask(now, signal);
@@ -197,6 +215,8 @@ export async function render(now, scroll) {
   } catch (error) {
     if (error.name === 'AbortError' || signal.aborted) return;
     refuse(now, error);
+  } finally {
+    clearTimeout(slow);
   }
 }
 
@@ -237,15 +257,14 @@ async function ask(now, signal) {
 function show(now, answer, scroll) {
   $('grid').classList.remove('waiting');
   grid.unfolded = now.unfold;
-  grid.show(answer.records, { next: answer.next, kept: answer.rendered });
+  grid.show(answer.records, { next: answer.next, kept: answer.rendered, place: answer.place });
   scrollTo(0, scroll);
   const { records: some, total } = answer;
   const noImages = total === 0 || facts.count === 0;
-  setEmpty(some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now)
+  setEmpty(now, some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now) && !now.marked
     ? ['There are no images here', 'Embed some: mocoembed embed FOLDER. This page takes them up by itself.']
-    : ['Nothing found', hasQuery(now) && now.min
-      ? 'No image reaches the least score. Lower it, or take a filter away.' : 'Take a filter away.']);
-  $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || !some.length || total < 2;
+    : nothingOf(now));
+  $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || now.rows !== '' || !some.length || total < 2;
   $('mark-all').hidden = !some.length || now.marked !== '';
   showMarkAll();
   $('status').classList.remove('error');
@@ -253,12 +272,10 @@ function show(now, answer, scroll) {
 }
 
 function statusOf(now, { records: some, total, seconds, more }) {
-  const side = now.side && `${now.side} pixels and more`;
-  const where = [...now.label.map((label) => label || NO_LABEL), now.path, side].filter(Boolean).join(', ');
+  const where = whereOf(now);
   const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
   if (hasQuery(now)) {
-    const best = now.like.length + now.unlike.length > 1 ? 'images like these' : 'most similar images';
-    return `${more ? 'The' : some.length.toLocaleString('en')} ${best}${where ? ` in ${where}` : ''}${time}`;
+    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${where ? ` in ${where}` : ''}${time}`;
   }
   if (now.marked) return `${counted(total, 'marked image')}`;
   if (now.rows) return `${counted(total, 'image')} chosen on the map`;
@@ -271,9 +288,21 @@ function showMarkAll() {
   $('mark-all').textContent = `Mark ${counted(grid.all().length, 'image')}`;
 }
 
-function setEmpty(texts) {
+/** What is said when there is nothing to show. */
+function nothingOf(now) {
+  if (now.marked) return ['No image is marked', 'Mark images by their tick, or with m.'];
+  const where = whereOf(now);
+  const score = hasQuery(now) && now.min ? `has a score of ${now.min} or more` : '';
+  const both = score && where ? `${score} in ${where}` : score || (where ? `matches ${where}` : 'is like this');
+  return ['Nothing found', `No image ${both}.`];
+}
+
+/** Say why nothing is shown, and offer what may help: `canRetry` where asking again may. */
+function setEmpty(now, texts, canRetry = false) {
   $('empty').hidden = !texts;
   if (!texts) return;
+  $('empty-clear').hidden = !isFiltered(now);
+  $('empty-again').hidden = !canRetry;
   $('empty').querySelector('h2').textContent = texts[0];
   $('empty').querySelector('p').textContent = texts[1];
 }
@@ -284,7 +313,8 @@ function refuse(now, error) {
   grid.show([]);
   $('another').hidden = $('mark-all').hidden = true;
   $('status').textContent = '';
-  const title = error.status === 0 ? 'No answer' : /\b0 of \d+ images/.test(error.message) ? 'Nothing found'
-    : 'That did not work';
-  setEmpty([title, error.message]);
+  const isNothing = error.status === 404 && /\b0 of \d+ images/.test(error.message);
+  const title = error.status === 0 ? 'No answer' : 'That did not work';
+  setEmpty(now, isNothing ? nothingOf(now) : [title, error.message], error.status === 0 || error.status === 429
+    || error.status >= 500);
 }

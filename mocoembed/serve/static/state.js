@@ -58,5 +58,6 @@ export function go(patch, { replace = false, from = current } = {}) {
   const link = write(current);
   if (replace) history.replaceState({ scroll: scrollY }, '', link);
   else if (link !== write(before)) history.pushState({ scroll: 0 }, '', link);
-  listener(current, before, patch.open === undefined ? 0 : scrollY);
+  const staysThere = write({ ...current, open: '' }) === write({ ...before, open: '' }); // only an image opens or closes
+  listener(current, before, staysThere ? scrollY : 0);
 }

@@ -8,7 +8,10 @@ const MOST_CHOSEN = 5000;
 
 /** Rows chosen on the map, by a key of the address -> their records. */
 export async function chosen(key, signal) {
-  const rows = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? 'null');
+  const { rows, version } = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? '{}');
+  if (rows && version !== api.version) {
+    throw new api.Refused('The embeddings have been replaced since these images were chosen. Choose them on the map again.', 409);
+  }
   if (!rows) throw new api.Refused('The images of this link were chosen in another window. Choose them on the map again.', 404);
   return api.records(rows, signal);
 }
@@ -18,6 +21,6 @@ export function choose(rows) {
   if (!rows.length) return;
   if (rows.length > MOST_CHOSEN) toast(`The first ${MOST_CHOSEN.toLocaleString('en')} of ${counted(rows.length, 'image')}.`);
   const key = String(Date.now());
-  sessionStorage.setItem(`mocoembed-rows-${key}`, JSON.stringify(rows.slice(0, MOST_CHOSEN)));
+  sessionStorage.setItem(`mocoembed-rows-${key}`, JSON.stringify({ version: api.version, rows: rows.slice(0, MOST_CHOSEN) }));
   go(fresh({ rows: key }), { from: {} });
 }

@@ -19,6 +19,15 @@ function colourOf(hue, saturation = 0.68, light = dark() ? 0.66 : 0.52) {
 export const labelColour = (number) => (number < 0 ? UNLABELLED : colourOf((number * 137.508 + 225) % 360,
   [0.7, 0.5, 0.85][Math.floor(number / 12) % 3]));
 
+const SCALE = [[194, 62, 36], [214, 168, 62], [52, 112, 214]]; // none of the neighbours, half, all of them; also for the colour-blind
+
+/** [red, green, blue] of a percentage. */
+export function agreementColour(percent) {
+  const [from, to] = percent < 50 ? [SCALE[0], SCALE[1]] : [SCALE[1], SCALE[2]];
+  const share = (percent % 50) / 50 + (percent === 100 ? 1 : 0);
+  return from.map((one, i) => Math.round(one + (to[i] - one) * share));
+}
+
 const pixel = ([red, green, blue], alpha = 255) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 
 /** The colour of every point. */
@@ -31,7 +40,7 @@ export function paint() {
   for (let i = 0; i < count; i++) {
     const label = labels[i] ?? -1;
     if (only !== null && label !== only) colours[i] = faint;
-    else if (byAgreement) colours[i] = pixel(colourOf(1.3 * agreement[i], 0.75));
+    else if (byAgreement) colours[i] = pixel(agreementColour(agreement[i]));
     else {
       if (!palette.has(label)) palette.set(label, pixel(labelColour(label)));
       colours[i] = palette.get(label);

@@ -2,7 +2,7 @@
 
 import { $, el, icon } from '../dom.js';
 import { choose } from './chosen.js';
-import { labelColour, paint } from './colours.js';
+import { agreementColour, labelColour, paint } from './colours.js';
 import { fit } from './drawing.js';
 import { reset } from './moving.js';
 import { listen } from './pointing.js';
@@ -30,7 +30,7 @@ export function build() {
     canvas, pen: canvas.getContext('2d'), by, lasso: lassoButton, inView, tip, status, legend, bar, stage, empty,
   };
   $('view-map').append(bar, stage, legend, empty);
-  by.onchange = () => { paint(); plan(); };
+  by.onchange = () => { scene.only = null; keys(); paint(); plan(); };
   lassoButton.onclick = () => {
     const on = lassoButton.getAttribute('aria-pressed') !== 'true';
     lassoButton.setAttribute('aria-pressed', on);
@@ -46,6 +46,12 @@ export function build() {
 
 /** The labels with their colours; one that is chosen is alone in colour. */
 export function keys() {
+  if (scene.parts.by.value === 'agreement') {
+    const scale = el('span', { className: 'scale', role: 'img', 'aria-label': 'red to yellow to blue' });
+    scale.style.background = `linear-gradient(90deg, ${[0, 50, 100].map((one) => `rgb(${agreementColour(one)})`).join(', ')})`;
+    scene.parts.legend.replaceChildren(el('li', { className: 'hint' }, '0 %', scale, '100 % of the neighbours share the label'));
+    return;
+  }
   const named = scene.points.names.slice(0, MOST_KEYS).map((name, number) => [name, number]);
   if (named.length && scene.points.labels.includes(-1)) named.push(['no label', -1]);
   scene.parts.legend.replaceChildren(...named.map(([name, number]) => {
