@@ -252,9 +252,10 @@ def write_rows(tmp_path, names, vectors) -> pathlib.Path:
 
 @pytest.mark.parametrize(("case", "said"), [
     ("graph", "type hnsw cannot be updated"), ("third", "more than a third"), ("recall", "the recall has fallen"),
-    ("target", "made for a recall of 0.8")])
+    ("target", "made for a recall of 0.8"), ("type", "the index is of type rabitq"),
+    ("encoder", "the embeddings are of another encoder")])
 def test_an_index_is_built_anew_where_it_must(make_embeddings, case, said, monkeypatch):
-    name = "hnsw" if case == "graph" else "rabitq"
+    name, describe = "hnsw" if case == "graph" else "rabitq", build._description
     build_index(IndexConfig(str(changed_file(make_embeddings, clustered(0))), type=name, recall=0.8))
     vectors = clustered(0)
     vectors[:900 if case == "third" else 100] = clustered(4, 900 if case == "third" else 100)
@@ -262,8 +263,10 @@ def test_an_index_is_built_anew_where_it_must(make_embeddings, case, said, monke
     if case == "recall":
         original = update.measure
         monkeypatch.setattr(update, "measure", lambda *rest: {**original(*rest), "recall_at_10": 0.5})
+    if case == "encoder":
+        monkeypatch.setattr(build, "_description", lambda *rest: {**describe(*rest), "encoder": "e" * 64})
     notes: list[str] = []
-    target = 0.9 if case == "target" else 0.8
+    target, name = 0.9 if case == "target" else 0.8, "ivf-flat" if case == "type" else name
     result = build_index(IndexConfig(str(path), type=name, recall=target), note=notes.append)
     assert result.done == "built"
     assert said in notes[0]

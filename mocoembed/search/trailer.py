@@ -85,7 +85,7 @@ def sha256_start(file: BinaryIO, length: int) -> str:
 
 def damaged(path, how: str) -> FormatError:
     """The error for an index file that is not what it was when it was written."""
-    return FormatError(f"{path} is damaged: {how}. Build it again with: mocoembed index")
+    return FormatError(f"{path} is damaged: {how}. Build it again with: mocoembed index --fresh")
 
 
 def not_an_index(file: BinaryIO, path) -> FormatError:

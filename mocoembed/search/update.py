@@ -22,7 +22,8 @@ from mocoembed.search.trailer import read_manifest
 from mocoembed.search.tuning import Sample, measure
 
 MOST_CHANGED = 1 / 3  # of the vectors, since the lists were made
-SAME = ("dimension", "metric", "normalized", "features", "encoder")
+SAME = {"encoder": "encoder", "features": "features", "dimension": "dimension", "normalized": "normalization",
+        "metric": "metric"}
 ROWS_AT_ONCE = 8192
 STOPPED = "Stopped while updating; the index is as it was. Run the same command again."
 
@@ -63,10 +64,10 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, 
         return None
     old = read_manifest(output)
     kind = old.get("type", "flat")
-    if kind == "flat" or config.type not in ("auto", kind) or any(old[name] != description[name] for name in SAME):
+    if why := _why_anew(old, kind, config, description):
+        note(f"building anew: {why}")
         return None
-    if old.get("recall_target", 0) < config.recall and not config.allow_lower_recall:
-        note(f"building anew: the index was made for a recall of {old.get('recall_target', 0):g}")
+    if kind == "flat":
         return None
     if old["embeddings"]["rows_sha256"] == file.identity:
         SearchIndex.open(output)  # whole?
@@ -77,6 +78,17 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, 
     plan = Plan(kind_of(kind), len(file), file.dimension)
     with within_memory("Updating the index", plan.peak):
         return _updated(output, file, stamps, old, description, note, stop)
+
+
+def _why_anew(old: dict, kind: str, config: IndexConfig, description: dict) -> str:
+    """Why an index of that kind is of no use for what is asked for; empty where it may be."""
+    if config.type not in ("auto", kind):
+        return f"the index is of type {kind}"
+    if others := [word for name, word in SAME.items() if old[name] != description[name]]:
+        return f"the embeddings are of another {', '.join(others)}"
+    if kind != "flat" and old.get("recall_target", 0) < config.recall and not config.allow_lower_recall:
+        return f"the index was made for a recall of {old.get('recall_target', 0):g}"
+    return ""
 
 
 def _updated(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, old: dict, description: dict,
