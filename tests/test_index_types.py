@@ -357,6 +357,9 @@ def test_flipped_bits_are_refused_in_every_part(rows_file, tmp_path):
     copy.write_bytes(changed)
     with pytest.raises(FormatError, match="stamps"):
         read_stamps(copy, manifest)
+    SearchIndex.open(copy)
+    with pytest.raises(FormatError, match="stamps"):
+        SearchIndex.open(copy, verify=True)
     copy.write_bytes(data[:manifest["index_bytes"]] + data[manifest["index_bytes"] + 8:])
     with pytest.raises(FormatError, match="bytes instead of"):
         SearchIndex.open(copy)

@@ -62,8 +62,12 @@ def write_index(output: pathlib.Path, index: FaissIndex, size: int, stamps: np.n
 def read_stamps(path: pathlib.Path, manifest: dict) -> np.ndarray:
     """(N,) uint64: the stamps in an index file, of its ids in rising order; `FormatError` when they are damaged."""
     with open(path, "rb") as file:
-        file.seek(manifest["index_bytes"])
-        data = file.read(manifest.get("stamps_bytes", 0))
+        return _stamps(file, path, manifest)
+
+
+def _stamps(file: io.BufferedReader, path, manifest: dict) -> np.ndarray:
+    file.seek(manifest["index_bytes"])
+    data = file.read(manifest.get("stamps_bytes", 0))
     if hashlib.sha256(data).hexdigest() != manifest.get("stamps_sha256"):
         raise damaged(path, "its stamps do not match their SHA-256")
     return np.frombuffer(data, "<u8")
@@ -93,6 +97,8 @@ class SearchIndex:
                 with within_memory(f"The index {path}", (0 if mapped else length) + ID_BYTES * manifest["count"]):
                     if not has_digest(file, digest, lambda: sha256_start(file, length), verify):
                         raise damaged(path, "its bytes do not match their SHA-256")
+                    if verify and "stamps_bytes" in manifest:  # which a search does not look at
+                        _stamps(file, path, manifest)
                     index = FaissIndex.read(file, length, path, mapped)
         except OSError as error:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
