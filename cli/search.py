@@ -73,8 +73,6 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
       mocoembed search cat.jpg --server http://127.0.0.1:8765
       mocoembed search cat.jpg --to http://host:19530 --collection photos
     """
-    from mocoembed.search.sheet import contact_sheet, require_sheet
-
     config, where = SearchConfig(images=images, **values), MilvusConfig(to, collection, search_param)
     if to is None:
         from mocoembed.search.query import iterate_search as iterate
@@ -82,7 +80,10 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
         from mocoembed.search.milvus_search import iterate_milvus_search
 
         iterate = functools.partial(iterate_milvus_search, where=where)
-    require_sheet(sheet)
+    if sheet is not None:
+        from mocoembed.search.sheet import contact_sheet, require_sheet  # with what else can be drawn: 17 ms
+
+        require_sheet(sheet)
     drawn, failed = [], []
 
     def kept(results):

@@ -11,7 +11,7 @@ from mocoembed.notes import say_nothing
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import QueryResult
 from mocoembed.search.left_out import LeftOut
-from mocoembed.search.queries import Query, Selves, combined, combined_each, query_names
+from mocoembed.search.queries import Query, Selves, combined, combined_each, name_together, query_names
 from mocoembed.search.ranking import Wishes
 
 UNLIKE = "mocoembed search IMAGE --unlike FILE"
@@ -76,10 +76,9 @@ class Asking:
             vectors.append(some[1])
             selves += some[2]
             progress(min(first + batch, len(queries)), len(queries))
-        first_name = queries[0].name
-        name = first_name if len(queries) == 1 else f"{first_name} and {len(queries) - 1} more"
+        names = [query.name for query in queries]
         asked = combined(np.concatenate(vectors), self._unlike, True, self.pair.file.normalized)
-        return self._found([name], asked, [np.concatenate(selves)], first_name)[0]
+        return self._found([name_together(names)], asked, [np.concatenate(selves)], names[0])[0]
 
     def _found(self, names: Sequence[str], asked: np.ndarray, selves: Sequence[np.ndarray],
                image: str | None = None) -> list[QueryResult]:

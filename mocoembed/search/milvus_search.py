@@ -29,7 +29,7 @@ from mocoembed.search.milvus import INDEX, MOST_HITS, Milvus
 from mocoembed.search.milvus_expressions import PathCheck, expression, one_label
 from mocoembed.search.milvus_rows import Part, about, part_of, path_of, require_ours, require_same
 from mocoembed.search.pair import query_pixels, readable
-from mocoembed.search.queries import combined, combined_each, query_names, read_bytes, shown
+from mocoembed.search.queries import combined, combined_each, name_together, query_names, read_bytes, shown
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query images embedded, and searched for, at a time
@@ -178,8 +178,7 @@ class MilvusSearch:
             digests += some[1]
             progress(min(first + BATCH, len(names)), len(names))
         asked = combined(np.concatenate(vectors), self._unlike, True, self._normalized())
-        name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        return self._result(name, self._hits(asked, [digests])[0], names[0])
+        return self._result(name_together(names), self._hits(asked, [digests])[0], names[0])
 
     def _normalized(self) -> bool:
         return bool(self.described.manifest["normalized"])

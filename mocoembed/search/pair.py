@@ -26,10 +26,10 @@ from mocoembed.data.images import NO_LABEL, require_root
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import say_nothing
-from mocoembed.search.duplicates import unit
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.exact import ExactRows, NoIndex
 from mocoembed.search.filters import Filter
+from mocoembed.search.groups import unit
 from mocoembed.search.hits import HIGHEST, Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both

@@ -82,6 +82,11 @@ def query_names(given: Sequence[str], note: Callable[[str], None],
     return names
 
 
+def name_together(names: Sequence[str]) -> str:
+    """What several queries that are searched for as one are called."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 def shown(name: str) -> str:
     """A query image in a message."""
     return "on standard input" if name == STANDARD_INPUT else repr(name)

@@ -15,8 +15,8 @@ import numpy as np
 
 from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.search.duplicates import unit
 from mocoembed.search.exact import ExactRows
+from mocoembed.search.groups import unit
 
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
 LEAST_SHARE = 0.1  # of the images that a filter must select for the index to be asked for more candidates
