@@ -12,8 +12,10 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.evaluate.folds import few_of_each
 from mocoembed.evaluate.knn.accuracy import knn_accuracy
+from mocoembed.evaluate.knn.suspects import suspects_sheet
 from mocoembed.model.encoder_file import save_encoder
 from mocoembed.search.build import build_index
+from mocoembed.search.sheet import Sheet
 
 
 def clouds(classes: str, seed: int = 0) -> np.ndarray:
@@ -228,7 +230,7 @@ def test_shares_that_do_not_fit_are_left_out(make_embeddings, monkeypatch):
     assert "ap" not in none.by_class["a"]
 
 
-def test_wrong_labels_are_suspected(make_embeddings, run_cli, tmp_path):
+def test_wrong_labels_are_suspected(make_embeddings, run_cli, tmp_path, monkeypatch):
     """Two of thirty images have the label of another class, and are the two suspects, with those that say so."""
     classes = list("aaaaaaaaaabbbbbbbbbbcccccccccc")
     vectors = np.eye(3)[["abc".index(one) for one in classes]]
@@ -251,6 +253,10 @@ def test_wrong_labels_are_suspected(make_embeddings, run_cli, tmp_path):
     assert out.count("0003.png") == out.count("0017.png") == 1
     assert "sheet:" in err
     assert (tmp_path / "s.png").stat().st_size > 1000
+    written = []
+    monkeypatch.setattr(Sheet, "_caption", lambda sheet, left, top, heading, text: written.append(heading[0]))
+    suspects_sheet(result.suspects, tmp_path / "s.png")
+    assert written.count("c") == written.count("a") == 1  # the label that each suspect has
     assert "suspects" not in json.loads(run_cli("knn", path, "-k", "5", "--json")[1])
     assert len(json.loads(run_cli("knn", path, "-k", "5", "--suspects", "--json")[1])["suspects"]) == 2
 

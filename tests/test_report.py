@@ -226,6 +226,7 @@ def test_a_real_run_has_what_the_report_asks_for(tmp_path, images):
     assert all(charts.chart(one) is not None for one in charts_of(run))
     text = parsed(make_report(ReportConfig((str(tmp_path),), str(tmp_path / "r.html"))).path).text  # as a workspace
     assert f"Pretraining: {run.path.name}" in text
+    assert run.command.endswith(f" --val {images} --val-every 1")
 
 
 # ------------------------------------------------------------------------------------------------------- results

@@ -81,6 +81,7 @@ def test_a_config_survives_its_command(run_cli, monkeypatch):
     assert arrived == [config]
     started = PretrainConfig.of("small", "images", init="moco-v2-800ep", epochs=3)
     assert command_of(started) == "mocoembed pretrain images --recipe small --init moco-v2-800ep --epochs 3"
+    assert command_of(dataclasses.replace(config, val="v"), ("val",)).endswith(" --val v")
     run_cli(*shlex.split(command_of(dataclasses.replace(config, device="cpu", workers=3, val="v")))[1:])
     assert arrived[1] == config  # what changes nothing of the result is left out
 

@@ -1,16 +1,21 @@
 """Vectors that stay in their file give the same neighbours as a tensor, in memory that does not grow with the file."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from own_process import found_by
 
 from mocoembed import knn
 from mocoembed.config import KnnConfig
+from mocoembed.embed import store
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError
 from mocoembed.evaluate import sides, stored
 from mocoembed.evaluate.knn.accuracy import knn_accuracy
 from mocoembed.evaluate.stored import StoredVectors, fits
+from mocoembed.search import threshold
 
 CLASSES = "aabbbcccc" * 6
 
@@ -92,3 +97,31 @@ def test_vectors_that_are_not_finite_are_found_when_they_are_read(make_embedding
     monkeypatch.setattr(sides, "fits", lambda size, device: False)
     with pytest.raises(FormatError, match="not finite"):
         knn_accuracy(KnnConfig(make_embeddings("nan", [[1, np.nan], [0, 1], [1, 1]], "aba")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_file(make_embeddings):
+    """What a kNN accuracy takes at its peak: the vectors' 64 MiB in memory, little of it from the file."""
+    random = np.random.default_rng(0)
+    bank = make_embeddings("bank", random.standard_normal((2048, 8192), np.float32), "ab" * 1024)
+    few = make_embeddings("few", random.standard_normal((256, 8192), np.float32), "ab" * 128)
+    queries = make_embeddings("queries", random.standard_normal((16, 8192), np.float32), "ab" * 8)
+    in_memory, in_file = (found_by(__file__, way, few, bank, queries) for way in ("memory", "file"))
+    assert in_memory > 50 * 1024
+    assert in_file < 16 * 1024
+
+
+def main(way: str, few: str, bank: str, queries: str):
+    """Print by how many KiB the peak of a kNN accuracy with all of the bank is above that with an eighth of it."""
+    knn.BANK_BLOCK = stored.AT_A_TIME = sides.BLOCK = threshold.ROWS = store.PIECE = 64
+    sides.fits = lambda size, device: way == "memory"
+    peaks = []
+    for path in (few, bank):
+        knn_accuracy(KnnConfig(path, queries, k=(5,), baselines=False))
+        with open("/proc/self/status") as file:
+            peaks += [int(line.split()[1]) for line in file if line.startswith("VmHWM")]
+    print(peaks[1] - peaks[0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ from typing import Any
 from mocoembed.evaluate.compare import setting_of
 from mocoembed.evaluate.result import value_of
 from mocoembed.evaluate.words import TASKS, words
+from mocoembed.notes import counted
 from mocoembed.report.charts import bar, mark
 from mocoembed.report.html import Child, Element, command, element, facts, percent, section, table
 
@@ -91,7 +92,9 @@ def result_section(place: int, path: str, result: dict) -> Element:
 
 def _about(result: dict):
     encoder, data = result["encoder"], result["data"]
-    yield "encoder", element("code", str(encoder.get("fingerprint"))[:12])
+    named = (encoder.get("provenance") or {}).get("name")
+    yield "encoder", element("span", f"{named}, " if named else None,
+                             element("code", str(encoder.get("fingerprint"))[:12]))
     yield "features", f"{encoder.get('features')}, dimension {encoder.get('dimension')}"
     sides = [("bank", data["bank"])]
     if data["queries"] != data["bank"]:
@@ -159,15 +162,16 @@ def _choice(result: dict) -> Element | None:
     protocol = result["protocol"]
     if not protocol.get("chosen"):
         return None
-    chosen = facts((name, str(value)) for name, value in protocol["chosen"].items())
+    chosen = facts((words(name), _short(value)) for name, value in protocol["chosen"].items())
     scores = [one for one in protocol.get("scores") or [] if isinstance(one, dict)]
     names = list(scores[0]) if scores else []
-    tried = table(names, [[f"{one.get(name):g}" if isinstance(one.get(name), int | float) else str(one.get(name))
-                           for name in names] for one in scores], "Tried on the held-out part", range(len(names)))
+    tried = table([words(name) for name in names], [[_short(one.get(name)) for name in names] for one in scores],
+                  "Tried on the held-out part", range(len(names)))
     edge = element("p", "The choice stands at the edge of the grid; a wider one may do better.", class_="warning") \
         if protocol.get("at_edge") else None
-    return section("What was chosen", chosen, edge, element(
-        "details", element("summary", f"{len(scores)} settings tried"), tried) if scores else None, level=3)
+    told = element("summary", f"{counted(len(scores), 'setting')} tried")
+    return section("What was chosen", chosen, edge,
+                   element("details", told, tried, class_="printed") if scores else None, level=3)
 
 
 def _per_class(result: dict) -> Element | None:
@@ -248,12 +252,14 @@ def _short(value) -> str:
     if isinstance(value, list):
         texts = [_short(one) for one in value]
         return ", ".join(texts) if len(texts) <= SHOWN_VALUES else f"{texts[0]} ... {texts[-1]} ({len(texts)} values)"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _settings(result: dict) -> Element:
     protocol = result["protocol"]
-    told = [("digest", str(protocol.get("digest"))[:16]), *((name.replace("_", " "), str(value))
+    told = [("digest", str(protocol.get("digest"))[:16]), *((name.replace("_", " "), _short(value))
                                                             for name, value in protocol["settings"].items()
                                                             if value is not None)]
-    return element("details", element("summary", f"Protocol: {protocol['name']}"), facts(told))
+    return element("details", element("summary", f"Protocol: {protocol['name']}"), facts(told), class_="printed")

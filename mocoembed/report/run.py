@@ -50,11 +50,11 @@ class Run:
 
     @property
     def command(self) -> str | None:
-        """The command to repeat it; `None` where the settings are of another version."""
+        """The command to repeat it and its evaluations; `None` where the settings are of another version."""
         names = {field.name for field in dataclasses.fields(PretrainConfig)}
         with contextlib.suppress(MocoembedError, TypeError, ValueError):
             return command_of(from_dict(PretrainConfig, {name: value for name, value in self.config.items()
-                                                         if name in names}))
+                                                         if name in names}), ("val", "val_every"))
         return None
 
 
@@ -121,7 +121,7 @@ def _every_setting(run: Run) -> Element | None:
     if not run.config:
         return None
     told = [(name, json.dumps(value, ensure_ascii=False)) for name, value in run.config.items() if value is not None]
-    return element("details", element("summary", "All settings"), facts(told))
+    return element("details", element("summary", "All settings"), facts(told), class_="printed")
 
 
 def charts_of(run: Run) -> list[Chart]:
@@ -142,8 +142,7 @@ def charts_of(run: Run) -> list[Chart]:
         Chart("kNN accuracy", [Curve("kNN top-1", at, evaluated("knn_top1"))], " %",
               detail=f"k {last.get('knn_k')}, {number(last.get('images')):,.0f} images"),
         Chart("Learning rate", [Curve("learning rate", epochs, steps["lr"])], from_zero=True, digits=4),
-        Chart("Speed", [Curve("speed", epochs, steps["images_per_second"])], from_zero=True, digits=0,
-              unit=" /s"),
+        Chart("Images per second", [Curve("speed", epochs, steps["images_per_second"])], from_zero=True, digits=0),
         Chart("Waiting for images", [Curve("waiting", epochs, 100 * steps["waiting"])], " %", from_zero=True, digits=1),
         Chart("Spread of the queries", [Curve("spread", epochs, steps["spread"])], from_zero=True,
               detail="1 even, 0 collapsed"),

@@ -37,8 +37,8 @@ class Words:
 
     title: str = "Search by image"
     unit: str = "query"
-    first: str = "query"
-    """Over the framed image of a row."""
+    first: Callable[[QueryResult], str] = lambda result: "query"
+    """Under the framed image of a row, above its file's name."""
     legend: str = "same label as the query"
     marks: Callable[[QueryResult, Hit], bool] = lambda result, hit: hit.label == folder_of(result.query)
     count: str = "nearest image"
@@ -93,7 +93,7 @@ def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
     rows = [QueryResult(group.keeper.path, [
         Hit(rank, one.similarity, one.path, f"{one.pixels}  {os.path.basename(one.path)}".lstrip(), one.row)
         for rank, one in enumerate(group.members[1:], 1)], result.value_range) for group in result.groups]
-    return contact_sheet(rows, path, Words("Duplicates", "group", "keep", "same bytes as the framed one",
+    return contact_sheet(rows, path, Words("Duplicates", "group", lambda row: "keep", "same bytes as the framed one",
                                            lambda row, hit: hit.row in identical, ""))
 
 
@@ -132,7 +132,8 @@ class Sheet:
         """Draw a query and its hits; whether a hit was marked."""
         self._image((MARGIN, top), result.image or result.query, result.value_range)
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
-        self._caption(MARGIN, top, (self.words.first, ACCENT), readable(os.path.basename(result.query)))
+        heading = self._fit(readable(self.words.first(result)), TILE, self.large)
+        self._caption(MARGIN, top, (heading, ACCENT), readable(os.path.basename(result.query)))
         marked, shown = False, result.hits[:self.columns]
         if not self.words.count and len(result.hits) > self.columns:
             shown = shown[:-1]

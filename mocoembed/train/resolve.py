@@ -93,14 +93,17 @@ def _fits_the_cache(config: PretrainConfig, listing: Listing, machine: Machine, 
     return filling.estimated(filling.sample(SAMPLE)) <= min(CACHE_SHARE * available, left)
 
 
-def command_of(config: PretrainConfig) -> str:
-    """The command line that gives this run: the recipe, and all that differs from it and changes the result."""
+def command_of(config: PretrainConfig, also: tuple[str, ...] = ()) -> str:
+    """The command line that gives this run: the recipe, and all that differs from it and changes the result.
+
+    `also` are fields that change only what is reported of it.
+    """
     source = {} if config.init is None else {"init": config.init}
     preset = PretrainConfig.of(config.recipe, config.images, **source)
     words = ["mocoembed", "pretrain", os.fspath(config.images), "--recipe", config.recipe]
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), option_name(field.name)
-        told = field.name in ("cache", "workspace", "run") or field.name not in (*EXECUTION, "images", "recipe")
+        told = field.name in ("cache", "workspace", "run", *also) or field.name not in (*EXECUTION, "images", "recipe")
         if not told or (value == getattr(preset, field.name) and field.name not in source):
             continue
         if isinstance(value, bool):

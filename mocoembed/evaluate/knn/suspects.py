@@ -80,12 +80,13 @@ def _paths(path: pathlib.Path, rows: np.ndarray) -> list[str]:
 
 
 def suspects_sheet(suspects: list[Suspect], path, value_range: tuple[float, ...] = ()) -> pathlib.Path:
-    """Draw the suspects and their neighbours into the PNG file `path`, as `contact_sheet` does; the path."""
+    """Draw the suspects, each over its own label, and their neighbours into the PNG file `path`; the path."""
     from mocoembed.search.hits import Hit, QueryResult
     from mocoembed.search.sheet import Words, contact_sheet
 
     own = {one.path: one.label for one in suspects}
     rows = [QueryResult(one.path, [Hit(rank, near.score, near.path, near.label, near.row)
                                    for rank, near in enumerate(one.neighbours, 1)], value_range) for one in suspects]
-    return contact_sheet(rows, path, Words("Suspected wrong labels", "image", "suspect", "same label as the suspect",
-                                           lambda row, hit: hit.label == own[row.query], "nearest image"))
+    return contact_sheet(rows, path, Words(
+        "Suspected wrong labels", "image", lambda row: own[row.query], "same label as the framed image",
+        lambda row, hit: hit.label == own[row.query], "nearest image"))
