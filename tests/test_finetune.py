@@ -297,7 +297,9 @@ def test_killed_at_any_moment_the_same_command_ends_the_same(undisturbed, tmp_pa
 def test_a_finished_run_is_told_again_without_a_step(done, encoder, images, other_images, monkeypatch):
     root, result = done
     monkeypatch.setattr(FineTuning, "_one_step", pytest.fail)
-    assert finetune(config_of(root, encoder, images, other_images)).values == result.values
+    said = []
+    assert finetune(config_of(root, encoder, images, other_images), note=said.append).values == result.values
+    assert [text[:26] for text in said[:2]] == ["seed 0 was learned before ", "seed 1 was learned before "]
 
 
 def test_damaged_classifiers_of_a_run_are_made_again(done, tmp_path, encoder, images, other_images):

@@ -28,7 +28,7 @@ from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.graph_export import keep_classifier_graph
 from mocoembed.model.precision import Compute
-from mocoembed.notes import say_nothing
+from mocoembed.notes import counted, say_nothing
 from mocoembed.train.checkpoint import delete_checkpoints
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
@@ -138,6 +138,7 @@ class Run:
             try:
                 kept = load_classifier(path)
                 self.advance(kept.frozen.provenance["seen"])
+                self.note(f"seed {seed} was learned before ({path}); --fresh learns again")
                 return kept
             except FormatError as error:
                 self.note(f"{error} It is made again.")
@@ -147,8 +148,9 @@ class Run:
             self.note(f"resuming {self.folder} after step {tuning.step} of seed {seed}")
             self.advance(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
         elif place == 0:
-            self.note(f"{len(tuning.images)} labelled images of {len(self.labels)} classes, {tuning.steps} steps in "
-                      f"{tuning.how.epochs} epochs, seeds: {len(self.seeds)}; run {self.folder}")
+            self.note(f"{len(tuning.images)} labelled images of {len(self.labels)} classes, "
+                      f"{counted(tuning.steps, 'step')} in {counted(tuning.how.epochs, 'epoch')}, seeds: "
+                      f"{len(self.seeds)}; run {self.folder}")
         about = {"task": "finetune", "config": to_dict(self.config)}
         tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self.advance)
         made = tuning.classifier({

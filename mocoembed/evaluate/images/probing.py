@@ -26,6 +26,7 @@ from mocoembed.evaluate.images.labelled import LabelledImages, require_readable,
 from mocoembed.evaluate.images.probe_result import Chosen
 from mocoembed.evaluate.linear.penalty import HELD_OUT, score_of
 from mocoembed.files import StopRequest, sha256_json
+from mocoembed.notes import counted
 from mocoembed.train.checkpoint import delete_checkpoints, load_newest, require_resumable, save_checkpoint
 from mocoembed.workspace import Workspace
 
@@ -93,7 +94,9 @@ class Probe:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self.sums = state["step"], state["losses"], state["sums"]
         self.unreadable = set(state["unreadable"])
-        note(f"going on after step {self.step} of {self.steps_per_epoch * self.how.epochs} ({self.folder})")
+        last = self.steps_per_epoch * self.how.epochs
+        note(f"going on after step {self.step} of {last} ({self.folder})" if self.step < last else
+             f"learned before, in {counted(last, 'step')} ({self.folder}); --fresh learns again")
         return self.images_per_epoch * self.step // self.steps_per_epoch
 
     def save(self):
