@@ -12,7 +12,10 @@ from mocoembed.evaluate.linear.logistic import PENALTIES, Problem
 @pytest.fixture(autouse=True, params=["lbfgs", "newton"])
 def method(request, monkeypatch) -> str:
     """Every test by either way to the minimum; 1,000 classes are too many for a whole Hessian."""
-    monkeypatch.setattr(logistic, "NEWTON_NUMBERS", 0 if request.param == "lbfgs" else logistic.NEWTON_NUMBERS)
+    if request.param == "lbfgs":
+        monkeypatch.setattr(logistic, "NEWTON_NUMBERS", 0)
+    else:
+        monkeypatch.setattr(logistic, "PATIENCE", 0)
     return request.param
 
 
@@ -71,7 +74,7 @@ def test_more_dimensions_than_rows_are_rotated_to_the_same_answer():
 def test_pieces_change_nothing(monkeypatch):
     rows, labels = clusters(100, 12, 3)
     whole = Problem(rows, labels, 3).fit(1e-2)
-    monkeypatch.setattr(logistic, "PIECE", 7 * 12)
+    monkeypatch.setattr("mocoembed.evaluate.linear.fit.PIECE", 7 * 12)
     assert torch.allclose(Problem(rows, labels, 3).fit(1e-2).weights, whole.weights)
 
 
@@ -113,7 +116,17 @@ def test_few_rows_and_hardly_any_penalty_converge_in_a_few_steps(method):
         pytest.skip("only the whole Hessian promises that")
     rows, labels = clusters(50, 200, 10)
     fits = list(Problem(rows, labels, 10).path())
-    assert all(fit.converged and fit.iterations <= 20 for fit in fits)
+    assert all(fit.converged and fit.iterations <= logistic.PATIENCE + 20 for fit in fits)
+
+
+def test_newtons_method_takes_over_where_lbfgs_does_not_get_there(monkeypatch):
+    monkeypatch.undo()
+    rows, labels = clusters(50, 200, 10)
+    alone = Problem(rows, labels, 10).fit(1e-7).iterations
+    monkeypatch.setattr(logistic, "PATIENCE", 10)
+    fit = Problem(rows, labels, 10).fit(1e-7)
+    assert fit.converged
+    assert 10 < fit.iterations < alone
 
 
 def test_too_few_steps_are_told():

@@ -11,65 +11,42 @@ As f is strongly convex in W, f - f* <= ||gradient||^2 / (2 penalty): a fit has 
 and hardly any penalty; for the bias, the mean curvature stands in place of the penalty. LBFGS moves in coordinates that
 are divided by the root of the curvature (of the rows as they are told apart at the moment, the mean over the classes),
 in which it takes tens of steps instead of thousands; the objective is the same. With few labels and hardly any penalty
-even that is slow, and the problem is small: there Newton's method with the whole Hessian takes the steps. Where there
-are more dimensions than rows, the rows are rotated to their rank first, which is exact, as the rotation keeps ||W||.
+even that does not get there, and the problem is small: after `PATIENCE` steps, Newton's method with the whole Hessian
+takes over, whose steps cost a hundred times as much. Where there are more dimensions than rows, the rows are rotated to
+their rank first, which is exact, as the rotation keeps ||W||.
 
 Features are read in pieces and never copied whole, unless there are fewer rows than dimensions.
 """
 
 import abc
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
+from mocoembed.evaluate.linear.fit import Fit, slices
+
 TOLERANCE, FLOOR = 1e-7, 1e-12
-PIECE = 1 << 21  # numbers in a piece of features or of scores: 16 MB in float64
 HISTORY = 20
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 STEPS = 1000
-NEWTON_NUMBERS, NEWTON_ROWS = 2500, 10_000  # of W and b, and of rows, up to which the whole Hessian is cheap
+PATIENCE = 100  # steps of LBFGS after which Newton's method takes over, if the problem is small
+NEWTON_NUMBERS, NEWTON_ROWS = 2500, 10_000  # of W and b, and of rows, up to which the whole Hessian can be afforded
 REFRESH = 30  # steps after which the curvature is computed again
 RANK = 1e-12  # axes whose variance is a smaller share of the largest one are rounding errors
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Weights for one penalty, and how near they are to the best ones."""
-
-    penalty: float
-    weights: torch.Tensor
-    """(D, C) float64: of features as they are stored, centring and scale included."""
-    bias: torch.Tensor
-    """(C,) float64."""
-    start: torch.Tensor
-    """(r + 1, C) float64: W as it is fitted, then b; another fit of the same rows can start from it."""
-    objective: float
-    iterations: int
-    gradient_norm: float
-    """Of f, by W and b."""
-    converged: bool
-    """Whether the objective is known to be within `TOLERANCE` (relative) or `FLOOR` of its minimum."""
-
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, C) float32 logits of features (n, D)."""
-        found = torch.empty(len(features), len(self.bias), device=features.device)
-        for piece in _slices(len(features), max(self.weights.shape)):
-            found[piece] = torch.addmm(self.bias, features[piece].double(), self.weights).float()
-        return found
-
-    def as_json(self) -> dict:
-        """What is stamped on a result."""
-        return {"penalty": self.penalty, "objective": self.objective, "iterations": self.iterations,
-                "gradient_norm": self.gradient_norm, "converged": self.converged}
-
-
-def _slices(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows, of about `PIECE` numbers each when a row has `width`."""
-    size = max(1, PIECE // max(1, width))
-    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small matrices take less time than waiting for other threads does: a tenth of it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Value(NamedTuple):
@@ -108,7 +85,7 @@ class Problem:
 
     def _pieces(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Features (m, D) float64 as they are stored, or as rotated, and their places among the rows."""
-        for piece in _slices(self.count, max(self.dimension, self.classes)):
+        for piece in slices(self.count, max(self.dimension, self.classes)):
             yield self.features[self.rows[piece]].double() if self.rotated is None else self.rotated[piece], piece
 
     def _rotate(self):
@@ -184,11 +161,14 @@ class Problem:
         point = self.mean.new_zeros(self.rank + 1, self.classes) if start is None else start
         iterations, moving = 0, True
         small = point.numel() <= NEWTON_NUMBERS and self.count <= NEWTON_ROWS
-        descent = _Newton(self, penalty, point) if small else _Descent(self, penalty, point)
-        while moving and iterations < steps and not descent.converged():
-            moving = descent.step()
-            iterations += 1
-        value, point = descent.value(), descent.point()
+        with _one_thread() if small else contextlib.nullcontext():
+            descent: _Minimum = _Descent(self, penalty, point)
+            while moving and iterations < steps and not descent.converged():
+                if small and iterations == PATIENCE:
+                    descent = _Newton(self, penalty, descent.point())
+                moving = descent.step()
+                iterations += 1
+            value, point = descent.value(), descent.point()
         weights = (point[:-1] if self.axes is None else self.axes @ point[:-1]) / self.scale
         return Fit(penalty, weights, point[-1] - self.mean @ weights, point, value.loss, iterations,
                    value.gradient.norm().item(), descent.converged())

@@ -13,7 +13,8 @@ import torch
 
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate.folds import held_out
-from mocoembed.evaluate.linear.logistic import PENALTIES, STEPS, Fit, Problem
+from mocoembed.evaluate.linear.fit import Fit
+from mocoembed.evaluate.linear.logistic import PENALTIES, STEPS, Problem
 from mocoembed.evaluate.measures import average_precision, confusion, recalls
 
 HELD_OUT = 0.2
