@@ -57,8 +57,7 @@ def put_measures(name: str, result):
     """Print what a classifier called `name` gets right: measures beside the baselines, a summary, a table by class."""
     names = [one for one in CLASSIFIED if one in result.values]
     rows = [[name, *(value_text(result.values[one]) for one in names)]]
-    fits = getattr(result, "baseline_fits", {})
-    doubtful = {one for one, ended in fits.items() if ended.unconverged}
+    doubtful = {one for one, ended in result.baseline_fits.items() if ended.unconverged}
     rows += [[baseline + " (not converged)" * (baseline in doubtful),
               *(value_text(values.get(one), False) for one in names)]
              for baseline, values in result.baselines.items()]

@@ -10,6 +10,7 @@ import pytest
 
 from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.errors import Interrupted
+from mocoembed.evaluate import baselines
 from mocoembed.evaluate.images import baselines as module
 from mocoembed.evaluate.images.finetune import finetune
 from mocoembed.evaluate.images.probe import probe_accuracy
@@ -181,13 +182,13 @@ def test_few_images_of_a_class_that_can_be_read_cost_the_baselines_alone(probed,
 
 
 def test_many_images_are_read_only_when_asked(probed, monkeypatch):
-    monkeypatch.setattr(module, "AUTOMATIC", 10)
+    monkeypatch.setattr(baselines, "AUTOMATIC", 10)
     result = probed()
     assert list(result.baselines) == ["majority class"]
     assert "no baselines: 36 images would have to be read; give --baselines" in result.notes()
-    monkeypatch.setattr(module, "CHEAP", 10)
+    monkeypatch.setattr(baselines, "CHEAP", 10)
     assert list(probed(baselines=True).baselines)[1:] == FITTED
-    monkeypatch.setattr(module, "AUTOMATIC", 1000)
+    monkeypatch.setattr(baselines, "AUTOMATIC", 1000)
     result = probed(labels="2-per-class")
     assert list(result.baselines)[1:] == FITTED[:3]
     assert any("untrained encoder is left out" in text for text in result.notes())

@@ -65,7 +65,7 @@ def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -
     `measure(bank, queries)` measures two sides. asked: `None` reads up to `AUTOMATIC` images, and does without them
     where one cannot be read; `True` reads any number. Raises `CollectionError` for an image that cannot be read.
     """
-    names, remarks = planned(bank, queries, asked)
+    names, remarks = planned_of(bank, queries, asked)
     if not names:
         return {}, remarks
     sides = (bank,) if queries is bank else (bank, queries)
@@ -86,19 +86,26 @@ def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -
         return {}, [f"no baselines: {error}"]
 
 
-def planned(bank: Side, queries: Side, asked: bool | None) -> tuple[list[str], list[str]]:
-    """The names of the baselines of pixels that are to be measured, in order, and what to say about those left out."""
-    count = _images(bank, queries)
+def planned(images: int, asked: bool | None, cost: Callable[[], int] | None) -> tuple[list[str], list[str]]:
+    """The names of the baselines of pixels that are to be measured, in order, and what to say about those left out.
+
+    `cost()`: multiplications of the untrained encoder for an image; `None`: there is no such encoder.
+    """
     if asked is False:
         return [], []
-    if asked is None and count > AUTOMATIC:
-        return [], [f"no baselines: {count} images would have to be read; give --baselines"]
-    description = untrained.description(bank)
-    if description is None:
+    if asked is None and images > AUTOMATIC:
+        return [], [f"no baselines: {images} images would have to be read; give --baselines"]
+    if cost is None:
         return [*FEATURES], []
-    if asked is None and untrained.cost(description) * count > CHEAP:
+    if asked is None and cost() * images > CHEAP:
         return [*FEATURES], [TOO_SLOW]
     return [*FEATURES, UNTRAINED], []
+
+
+def planned_of(bank: Side, queries: Side, asked: bool | None) -> tuple[list[str], list[str]]:
+    """The same for embeddings files."""
+    found = None if asked is False else untrained.description(bank)
+    return planned(_images(bank, queries), asked, None if found is None else lambda: untrained.cost(found))
 
 
 def _images(bank: Side, queries: Side) -> int:

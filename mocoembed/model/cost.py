@@ -1,5 +1,7 @@
 """What an encoder costs: a network and a size of image -> multiplications, without computing any of them."""
 
+import functools
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +31,7 @@ def work(spec: EncoderSpec, image_size: int) -> int:
     return count if spec.arch in ARCHITECTURES else count + WRITING * written
 
 
+@functools.cache  # a second for the larger networks, and asked for more than once
 def _counted(spec: EncoderSpec, image_size: int) -> tuple[int, int]:
     """Multiplications of one forward pass of an image, and numbers that its layers write."""
     written = 0

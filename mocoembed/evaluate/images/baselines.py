@@ -18,7 +18,7 @@ from torch.nn import functional
 from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate.baselines import AUTOMATIC, CHEAP, FEATURES, TOO_SLOW, UNTRAINED, WIDEST, Fits
+from mocoembed.evaluate.baselines import FEATURES, UNTRAINED, WIDEST, Fits, planned
 from mocoembed.evaluate.images.kept_baselines import Baseline, KeptBaselines
 from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, encoded
 from mocoembed.evaluate.linear.accuracy import fits_each, measure, values_of
@@ -43,15 +43,16 @@ Count = Callable[[int], None]
 class ImageBaselines:
     """Raw pixels, colour histogram, HOG and the same architecture untrained, for the images of both sides.
 
-    `config.baselines`: `None` reads up to `AUTOMATIC` images, and encodes them if that takes seconds. Images that
-    cannot be read are left out.
+    `config.baselines`: `None` reads up to `baselines.AUTOMATIC` images, and encodes them if that takes seconds. Images
+    that cannot be read are left out.
     """
 
     def __init__(self, train: LabelledImages, test: LabelledImages, frozen: FrozenEncoder,
                  config: ProbeConfig | FinetuneConfig, seeds: int):
         self.train, self.test, self.frozen, self.config = train, test, frozen, config
         self.images = len(train) + len(test)
-        self.names, self.remarks = self._planned()
+        self.names, self.remarks = planned(self.images, config.baselines, lambda: multiplications(
+            frozen.encoder.spec, frozen.transform.crop))
         """Those that are to be measured, and why there are no others."""
         self.found: dict[str, Baseline] = {}
         self.asked = LinearConfig(labels=config.labels, seeds=seeds, seed=config.seed,
@@ -59,16 +60,6 @@ class ImageBaselines:
         self.kept = KeptBaselines(Workspace(config.workspace).baselines, {
             "train": train.identity, "test": test.identity, "encoder": frozen.fingerprint(), "labels": config.labels,
             "seeds": seeds, "seed": config.seed, "metric": self.asked.metric})
-
-    def _planned(self) -> tuple[list[str], list[str]]:
-        asked, spec = self.config.baselines, self.frozen.encoder.spec
-        if asked is False:
-            return [], []
-        if asked is None and self.images > AUTOMATIC:
-            return [], [f"no baselines: {self.images} images would have to be read; give --baselines"]
-        if asked is None and multiplications(spec, self.frozen.transform.crop) * self.images > CHEAP:
-            return [*FEATURES], [TOO_SLOW]
-        return [*FEATURES, UNTRAINED], []
 
     @property
     def values(self) -> dict[str, dict[str, Measured]]:

@@ -20,6 +20,7 @@ from mocoembed.evaluate.images.finetune_result import FinetuneResult, Repeat
 from mocoembed.evaluate.images.finetuning import FineTuning, require_stages
 from mocoembed.evaluate.images.frozen_backbone import require_finite
 from mocoembed.evaluate.images.labelled import LabelledImages, both_sides, encoded, with_few_labels
+from mocoembed.evaluate.images.tally import Tally
 from mocoembed.evaluate.sides import Overlap, shared_bytes
 from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json
@@ -62,12 +63,13 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     others = ImageBaselines(train, test, frozen, config, len(run.seeds))
     with locked(run.folder / ".lock", f"The fine-tuning {run.folder.name!r}"), StopRequest() as stop:
         run.claim()
-        run.count_to(progress, others.read_kept(note))
+        run.tally.expect(others.read_kept(note))
+        run.tally.report_to(progress)
         classifiers = [run.learned(seed, stop) for seed in run.seeds]
         delete_checkpoints(run.folder)  # a kill may have left the last one
         test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
         path = run.export(classifiers[0])
-        others.measure(note, run.advance, stop)
+        others.measure(note, run.tally.add, stop)
     truth = test.classes(range(len(test)), run.labels).numpy()
     repeats = [Repeat(seed, one.frozen.provenance["images"], truth, found.softmax(dim=1).numpy(),
                       one.frozen.provenance["steps"]) for seed, one, found in zip(run.seeds, classifiers, logits)]
@@ -92,7 +94,7 @@ class Run:
         self.folder = Workspace(config.workspace).finetunings / (config.run or f"finetune-{self.identity[:8]}")
         self.source = {name: frozen.provenance[name] for name in ("name", "file", "recipe", "epochs", "licence")
                        if name in frozen.provenance}
-        self._done, self._total, self._progress = 0, 0, lambda done, total: None
+        self.tally = Tally()
 
     def start(self, seed: int) -> FrozenEncoder:
         """What a seed starts from."""
@@ -120,16 +122,7 @@ class Run:
     def plan(self, tested: int):
         """Count the images that are learned from, and those that are classified."""
         first = self.tuning(self.seeds[0])
-        self._total = len(self.seeds) * (first.how.epochs * len(first.images) + tested)
-
-    def count_to(self, progress: Progress, more: int):
-        """Report to `progress` from now on; `more` images are counted beside those that were planned."""
-        self._progress, self._total = progress, self._total + more
-
-    def advance(self, images: int):
-        """So many images more are done."""
-        self._done = min(self._done + images, self._total)
-        self._progress(self._done, self._total)
+        self.tally.expect(len(self.seeds) * (first.how.epochs * len(first.images) + tested))
 
     def learned(self, seed: int, stop: StopRequest) -> Classifier:
         """The classifier of a seed: as it was kept, else learned from where its checkpoint is."""
@@ -137,7 +130,7 @@ class Run:
         if path.exists():
             try:
                 kept = load_classifier(path)
-                self.advance(kept.frozen.provenance["seen"])
+                self.tally.add(kept.frozen.provenance["seen"])
                 self.note(f"seed {seed} was learned before ({path}); --fresh learns again")
                 return kept
             except FormatError as error:
@@ -146,13 +139,13 @@ class Run:
         tuning.resume(self.folder)
         if tuning.step:
             self.note(f"resuming {self.folder} after step {tuning.step} of seed {seed}")
-            self.advance(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
+            self.tally.add(tuning.step * tuning.how.epochs * len(tuning.images) // tuning.steps)
         elif place == 0:
             self.note(f"{len(tuning.images)} labelled images of {len(self.labels)} classes, "
                       f"{counted(tuning.steps, 'step')} in {counted(tuning.how.epochs, 'epoch')}, seeds: "
                       f"{len(self.seeds)}; run {self.folder}")
         about = {"task": "finetune", "config": to_dict(self.config)}
-        tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self.advance)
+        tuning.learn(stop, self.note, lambda: tuning.save(self.folder, place * tuning.steps, about), self.tally.add)
         made = tuning.classifier({
             "encoder": tuning.frozen.fingerprint(), "source": self.source, "run": self.identity,
             "fine_tuned_on": pathlib.Path(self.config.train).name, "from_scratch": self.config.from_scratch,
@@ -174,7 +167,7 @@ class Run:
                                   "command again to continue.")
                 return classifier.logits(embed(pixels))
 
-            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self.advance)
+            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self.tally.add)
             logits.append(found.vectors[torch.from_numpy(found.readable)])
         for text in found.notes(test):
             self.note(text)

@@ -20,6 +20,7 @@ from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone, require_fi
 from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded
 from mocoembed.evaluate.images.probe_result import ProbeRepeat, ProbeResult
 from mocoembed.evaluate.images.probing import Probe
+from mocoembed.evaluate.images.tally import Tally
 from mocoembed.evaluate.linear.accuracy import seeds_of
 from mocoembed.evaluate.sides import Overlap, Side, overlap, shared_bytes
 from mocoembed.evaluate.stored import fits
@@ -58,12 +59,13 @@ def probe_accuracy(config: ProbeConfig, progress: Progress = lambda done, total:
     with ExitStack() as locks:
         for probe in run.probes:
             locks.enter_context(locked(probe.folder / ".lock", f"The linear classification in {probe.folder}"))
-        run.count_to(progress, others.read_kept(note))
+        run.tally.expect(others.read_kept(note))
+        run.tally.report_to(progress)
         with compute.keeping_memory():
             run.learn()
             repeats, (learned, of_train), (test, vectors) = run.measure()
         with StopRequest() as stop:
-            others.measure(note, run.count, stop)
+            others.measure(note, run.tally.add, stop)
     known = len(of_train) == len(learned)
     one_side = learned.side(functional.normalize(of_train if known else torch.zeros(len(learned), 1), dim=1), frozen)
     other = test.side(functional.normalize(vectors, dim=1), frozen)
@@ -82,7 +84,9 @@ class Run:
         self.backbone = probes[0].backbone
         self.wanted = self._wanted()
         """(N,) bool: training images that are shown as they are tested."""
-        self._done, self._total, self._progress = 0, 0, lambda done, total: None
+        self.tally = Tally()
+        self.tally.expect(sum(probe.images_per_epoch * probe.how.epochs for probe in probes) + int(self.wanted.sum())
+                          + len(test))
 
     def _wanted(self) -> np.ndarray:
         """All that are learned from, so that copies of test images are found; if they do not fit, those held out."""
@@ -94,23 +98,12 @@ class Run:
             wanted[probe.held_out_rows] = True
         return wanted
 
-    def count_to(self, progress: Progress, more: int):
-        """Report to `progress` from now on; `more` images are counted beside those that are learned from and tested."""
-        self._total = sum(probe.images_per_epoch * probe.how.epochs for probe in self.probes) \
-            + int(self.wanted.sum()) + len(self.test) + more
-        self._progress = progress
-
-    def count(self, images: int):
-        """So many images more are done."""
-        self._done = min(self._done + images, self._total)
-        self._progress(self._done, self._total)
-
     def learn(self):
         """All steps of all seeds that are not done yet."""
         for probe in self.probes:
             if done := probe.resume(self.note):
-                self.count(done)
-            probe.learn(self.note, self.count)
+                self.tally.add(done)
+            probe.learn(self.note, self.tally.add)
 
     def measure(self) -> tuple[list[ProbeRepeat], tuple[LabelledImages, torch.Tensor],
                                tuple[LabelledImages, torch.Tensor]]:
@@ -142,7 +135,7 @@ class Run:
                                   "command again to continue.")
                 return self.backbone.encode(pixels)
 
-            found = encoded(images, self.backbone.transform, encode, self.config.workers, self.count)
+            found = encoded(images, self.backbone.transform, encode, self.config.workers, self.tally.add)
         for text in found.notes(images):
             self.note(text)
         return found

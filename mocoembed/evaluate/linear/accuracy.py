@@ -15,7 +15,7 @@ from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned
+from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned_of
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
 from mocoembed.evaluate.linear.logistic import PENALTIES
 from mocoembed.evaluate.linear.penalty import Rows, Search, learn
@@ -51,20 +51,17 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     begun = time.perf_counter()
     train, test = read_sides(config)
     require_learnable(train, test, config)
-    before = 0  # the encoder and the baselines that are done
-    parts = 1 + len(planned(train, test, config.baselines)[0])
+    parts = 1 + len(planned_of(train, test, config.baselines)[0])  # the encoder, and as many fits for each baseline
 
-    def count(done: int, total: int):
-        progress(before * total + done, parts * total)
+    def counting(before: int) -> Progress:
+        return lambda done, total: progress(before * total + done, parts * total)
 
-    repeats, classes = measure(train, test, config, count)
+    repeats, classes = measure(train, test, config, counting(0))
     values = values_of(repeats, classes)
     ended: list[Fits] = []
 
     def baseline(bank: Side, queries: Side) -> dict[str, Measured]:
-        nonlocal before
-        before += 1
-        found, names = measure(bank, queries, config, count)
+        found, names = measure(bank, queries, config, counting(1 + len(ended)))
         ended.append(Fits.of(fits_of(found)))
         return values_of(found, names)
 
