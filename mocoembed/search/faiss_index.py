@@ -100,8 +100,8 @@ class FaissIndex:
             if gpu:
                 flat = faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type)
                 self._ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
-        with _plain_codes(self._index):
-            self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
+        self._codes = _plain_codes(self._index)
+        self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
 
     def reserve(self, count: int):
         """Take the memory of a flat index at once: growing it step by step would take twice as much."""
@@ -233,32 +233,34 @@ def _keeps_ids(index: Any) -> bool:
     return isinstance(inner, faiss.IndexIVF | faiss.IndexIDMap)
 
 
+def _layers(index: Any) -> list[Any]:
+    """An index and those within it, the innermost last."""
+    layers = [index]
+    while isinstance(layers[-1], faiss.IndexIDMap | faiss.IndexPreTransform):
+        layers.append(faiss.downcast_index(layers[-1].index))
+    return layers
+
+
 def _parts(index: Any) -> tuple[Any, Any]:
     """The inverted file and the graph of an index, each `None` where there is none that can be told how to search."""
-    inner = index
-    while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
-        inner = faiss.downcast_index(inner.index)
-    behind_map = isinstance(index, faiss.IndexIDMap) and isinstance(faiss.downcast_index(index.index),
-                                                                    faiss.IndexPreTransform)
-    if behind_map:
+    *outer, inner = _layers(index)
+    kinds = [isinstance(one, faiss.IndexPreTransform) for one in outer]  # the others are maps of ids
+    if kinds[:2] == [False, True]:
         return None, None  # neither passes the other's parameters on
     return (inner if isinstance(inner, faiss.IndexIVF) else None), (
-        inner if isinstance(inner, faiss.IndexHNSW) and not isinstance(index, faiss.IndexPreTransform) else None)
+        inner if isinstance(inner, faiss.IndexHNSW) and kinds[:1] != [True] else None)
 
 
-@contextlib.contextmanager
-def _plain_codes(index: Any):
-    """While the block runs, an index's product codes are trained without what is of no use here.
+def _plain_codes(index: Any) -> list[Any]:
+    """Have an index's product codes trained without what is of no use here; what must live as long as the index.
 
     That is FAISS's warnings, one for each code and round, and its renumbering of the codes for Hamming distances, which
     takes longer than all other training and which no search of ours looks at.
     """
-    inner, rotations = index, []
-    while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
-        if isinstance(inner, faiss.IndexPreTransform):
-            chain = [faiss.downcast_VectorTransform(inner.chain.at(place)) for place in range(inner.chain.size())]
-            rotations += [one for one in chain if isinstance(one, faiss.OPQMatrix)]
-        inner = faiss.downcast_index(inner.index)
+    *outer, inner = _layers(index)
+    chain = [faiss.downcast_VectorTransform(one.chain.at(place)) for one in outer
+             if isinstance(one, faiss.IndexPreTransform) for place in range(one.chain.size())]
+    rotations = [one for one in chain if isinstance(one, faiss.OPQMatrix)]
     if hasattr(inner, "do_polysemous_training"):
         inner.do_polysemous_training = False
     codes = [faiss.ProductQuantizer(one.d_out, one.M, 8) for one in rotations]  # as FAISS makes them
@@ -266,9 +268,7 @@ def _plain_codes(index: Any):
         one.cp.min_points_per_centroid = LEAST_POINTS
     for rotation, its in zip(rotations, codes):
         rotation.pq = its
-    yield
-    for rotation in rotations:
-        rotation.pq = None  # `codes` go with this function
+    return codes
 
 
 class GpuIndex:
