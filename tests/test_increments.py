@@ -285,7 +285,7 @@ def test_a_number_too_large_for_float16_is_a_failure(embed, folder, monkeypatch)
     monkeypatch.setattr(Embedder, "begin", lambda embedder, pixels: lambda: begin(embedder, pixels)() * 1e6)
     result = embed(folder, output=str(folder.parent / "whole.h5"))
     assert not result.failed
-    with pytest.raises(CollectionError, match="the vector is not finite in float16"):
+    with pytest.raises(CollectionError, match="the first one: the vector is not finite in float16"):
         embed(folder, dtype="float16")
 
 

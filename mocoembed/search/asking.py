@@ -11,10 +11,8 @@ from mocoembed.notes import say_nothing
 from mocoembed.search.filters import Filter
 from mocoembed.search.hits import QueryResult
 from mocoembed.search.left_out import LeftOut
-from mocoembed.search.queries import Query, Selves, combined, combined_each, name_together, query_names
+from mocoembed.search.queries import UNLIKE, Query, Selves, combined, combined_each, name_together, query_names
 from mocoembed.search.ranking import Wishes
-
-UNLIKE = "mocoembed search IMAGE --unlike FILE"
 
 
 class Asking:

@@ -20,7 +20,6 @@ from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
-from mocoembed.search.asking import UNLIKE
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
 from mocoembed.search.filters import Filter, nothing_matches
 from mocoembed.search.hits import HIGHEST, Hit, QueryResult
@@ -29,7 +28,7 @@ from mocoembed.search.milvus import INDEX, MOST_HITS, Milvus
 from mocoembed.search.milvus_expressions import PathCheck, expression, one_label
 from mocoembed.search.milvus_rows import Part, about, part_of, path_of, require_ours, require_same
 from mocoembed.search.pair import query_pixels, readable
-from mocoembed.search.queries import combined, combined_each, name_together, query_names, read_bytes, shown
+from mocoembed.search.queries import UNLIKE, combined, combined_each, name_together, query_names, read_bytes, shown
 from mocoembed.workspace import Workspace
 
 BATCH = 64  # query images embedded, and searched for, at a time

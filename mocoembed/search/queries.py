@@ -20,6 +20,7 @@ from mocoembed.errors import UnreadableImage, UsageError
 from mocoembed.search.left_out import LeftOut
 
 STANDARD_INPUT = "-"
+UNLIKE = "mocoembed search IMAGE --unlike FILE"  # how images that a query should be unlike are given
 NOTHING = 1e-6  # length of a vector of which nothing is left
 
 

@@ -20,7 +20,9 @@ MOST_ROWS, MOST_SIDE = 1_000, 1_000_000
 REPEATED = ("label", "not_label", "path")
 SEARCH = ("k", "offset", *REPEATED, "min_side", "min_score", "unique", "diverse", "exclude_self", "crop")
 WORDS = {"true": True, "1": True, "false": False, "0": False}
-ROWS, IDS = "[0-9]{1,16}(,[0-9]{1,16})*", "-?[0-9]{1,19}(,-?[0-9]{1,19})*"
+ROW, ID = "[0-9]{1,16}", "-?[0-9]{1,19}"
+ROWS, IDS = f"{ROW}(,{ROW})*", f"{ID}(,{ID})*"
+IDS_END = 2**63  # which no id and no negative one reaches
 KINDS = ("rows", "ids", "paths", "vectors")
 
 
@@ -103,7 +105,7 @@ def rows_of(given: QueryParams, collection: Collection) -> list[int] | None:
     if all(numbers.values()):
         raise Refusal(400, "Give rows or ids, not both.")
     if numbers["ids"]:
-        found = (collection.row_of_id(one) for one in numbers["ids"] if abs(one) < 2**63)
+        found = (collection.row_of_id(one) for one in numbers["ids"] if abs(one) < IDS_END)
         return [row for row in found if row is not None]
     return [_row(one, collection) for one in numbers["rows"]] or None
 
@@ -193,7 +195,7 @@ def _row(value: Any, collection: Collection) -> int:
 
 
 def _id(value: Any, collection: Collection) -> int:
-    if not isinstance(value, str) or not re.fullmatch(r"-?[0-9]{1,19}", value) or abs(int(value)) >= 2**63:
+    if not isinstance(value, str) or not re.fullmatch(ID, value) or abs(int(value)) >= IDS_END:
         raise Refusal(400, f"{_shown(value)} is no id: ids are texts of digits.")
     if (row := collection.row_of_id(int(value))) is None:
         raise Refusal(404, f"There is no image with the id {value}.")
