@@ -7,9 +7,10 @@ import warnings
 
 import click
 
+from mocoembed.checks import size_of_variable
 from mocoembed.cli.output import note
 from mocoembed.errors import MocoembedError
-from mocoembed.memory import is_out_of_memory
+from mocoembed.memory import IMAGE_MEMORY, is_out_of_memory
 from mocoembed.version import __version__
 
 # Before torch is loaded: its threads must sleep, not spin, while they wait for each other. Beside one busy process
@@ -60,6 +61,7 @@ def cli(debug):
 
     Start with `mocoembed demo`: the whole pipeline on generated images, in minutes on two CPU cores.
     """
+    size_of_variable(IMAGE_MEMORY)  # what is no size fails here, and not at every image
 
 
 def main(arguments: list[str] | None = None):

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import os
 import re
 
 from mocoembed.errors import FormatError, UsageError
+
+SIZES = "a size such as 4GB, 500MB or 2.5GiB"
 
 
 def option_name(field_name: str) -> str:
@@ -57,9 +60,25 @@ def size_in_bytes(config, name: str) -> int | None:
     value = getattr(config, name)
     if value is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?\s*", value, re.IGNORECASE)
-    require(config, name, found is not None and float(found[1]) > 0, "a size such as 4GB, 500MB or 2.5GiB")
-    assert found is not None
+    size = parse_size(value)
+    require(config, name, size is not None, SIZES)
+    return size
+
+
+def size_of_variable(name: str) -> int | None:
+    """The bytes that environment variable `name` asks for, `None` where it is not set; `UsageError` for no size."""
+    if not (value := os.environ.get(name)):
+        return None
+    if (size := parse_size(value)) is None:
+        raise UsageError(f"{name}={value}: must be {SIZES}.")
+    return size
+
+
+def parse_size(text: str) -> int | None:
+    """The bytes that `text` names, such as `4GB` or `500MiB`; `None` if it is no size."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        return None
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "KMGT".index(found[2].upper())))
 
 

@@ -9,6 +9,7 @@ import resource
 from mocoembed.errors import MocoembedError
 
 GIB, MIB = 1 << 30, 1 << 20
+IMAGE_MEMORY = "MOCOEMBED_IMAGE_MEMORY"  # the variable with the most that decoding one image may take
 LARGEST_KEPT = 32 * MIB  # that glibc comes to keep by itself, of what a program frees
 # In messages of errors that are no MemoryError: of torch on a CPU, of its DataLoader, and of a GPU's libraries, which
 # allocate for themselves. A thread's stack is memory too.

@@ -1,8 +1,10 @@
 """Four loading processes on the largest images that are decoded: the whole process group stays below 2 GiB."""
 
+import io
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -70,6 +72,30 @@ def test_what_decoding_takes_is_known_before(tmp_path, monkeypatch, kind):
     with pytest.raises(UnreadableImage, match=rf"{int(1.1 * side)} x {int(1.1 * side)} pixels \({KINDS[kind][1]}, "
                                                 r".* take 1 MiB to decode; at most 1 MiB are spent"):
         EncodedImage((tmp_path / "larger").read_bytes()).reduce(1.0)
+
+
+def test_the_limit_can_be_raised_by_what_the_refusal_says(monkeypatch):
+    """For images from a source that is trusted; a bomb is refused without this advice."""
+    monkeypatch.setattr("mocoembed.data.decode.MOST_MEMORY", 1 << 20)
+    large = io.BytesIO()
+    Image.new("RGB", (1000, 600)).save(large, "WEBP")
+    with pytest.raises(UnreadableImage, match=r"at most 1 MiB are spent on an image \(.*\)$") as refused:
+        EncodedImage(large.getvalue()).rgb()
+    advice = re.search(r"\((MOCOEMBED_IMAGE_MEMORY)=(\d+MiB) allows it\)", str(refused.value))
+    monkeypatch.setenv(*advice.groups())
+    assert EncodedImage(large.getvalue()).rgb().size == (1000, 600)
+    monkeypatch.setattr("mocoembed.data.decode.ADVISED", 1 << 20)
+    monkeypatch.setenv("MOCOEMBED_IMAGE_MEMORY", "1MB")
+    with pytest.raises(UnreadableImage, match=r"at most 0 MiB are spent on an image$"):
+        EncodedImage(large.getvalue()).rgb()
+
+
+@pytest.mark.parametrize("size", ["12", "much", "0GB"])
+def test_a_limit_that_is_no_size_ends_the_command(size):
+    run = subprocess.run([sys.executable, "-m", "mocoembed", "embed", "nowhere"], capture_output=True, text=True,
+                         env={**os.environ, "MOCOEMBED_IMAGE_MEMORY": size}, timeout=60)
+    assert (run.returncode, run.stderr) == (
+        2, f"mocoembed: MOCOEMBED_IMAGE_MEMORY={size}: must be a size such as 4GB, 500MB or 2.5GiB.\n")
 
 
 def proportional_set_size(group: int) -> int:

@@ -3,7 +3,7 @@
 `read_file` reads a regular file or a part of one; `EncodedImage` checks the bytes before decoding them, and gives
 upright 8-bit RGB at the smallest scale that the caller can use.
 
-Rules: only the formats of `FORMATS`; at most `MOST_MEMORY` is spent on an image; a truncated file is an error; EXIF
+Rules: only the formats of `FORMATS`; at most `most_memory()` is spent on an image; a truncated file is an error; EXIF
 orientation is applied; deep pixels are scaled (not clipped), see `data/deep.py`; transparency is laid over white; of an
 animation the first frame is taken; an ICC profile is ignored, as torchvision's loaders do; metadata that cannot be read
 costs no image. What is special to a format is in `data/jpeg.py`, `data/png.py`, `data/gif.py` and `data/tiff.py`.
@@ -17,6 +17,7 @@ import warnings
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
+from mocoembed.checks import size_of_variable
 from mocoembed.data.deep import Seen, ValueRange
 from mocoembed.data.formats import bounded, bytes_beside, kind_of, open_modern
 from mocoembed.data.gif import START as GIF
@@ -26,9 +27,11 @@ from mocoembed.data.jpeg import is_one_scan, open_jpeg
 from mocoembed.data.png import NAMES, SIGNATURE, DeepPng, PngFile
 from mocoembed.data.tiff import EXTRA, ORIENTATION, Tags, TiffImage, is_tiff, left_to_pillow
 from mocoembed.errors import UnreadableImage
+from mocoembed.memory import IMAGE_MEMORY
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_MEMORY = 272 << 20  # four processes with an image that needs as much each, and the program, stay below 2 GiB
+ADVISED = 4 << 30  # up to so much, the message about an image names what would allow it; beyond, it may be a bomb
 MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
 STRIP = 1 << 18  # pixels converted at a time
@@ -50,6 +53,11 @@ def read_file(path, offset: int = 0, size: int | None = None) -> tuple[bytes, os
             raise UnreadableImage(f"{wanted} bytes; at most {MAX_BYTES} are read")
         file.seek(offset)
         return file.read() if size is None else file.read(size), status
+
+
+def most_memory() -> int:
+    """Bytes that decoding one image may take: $MOCOEMBED_IMAGE_MEMORY, or 272 MiB; `UsageError` for no size."""
+    return size_of_variable(IMAGE_MEMORY) or MOST_MEMORY
 
 
 class EncodedImage:
@@ -84,10 +92,11 @@ class EncodedImage:
             image.draft(None, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
         each = self._bytes_a_pixel()
         needed = len(self._data) + int(image.width * image.height * each + pixels * self._bytes_of_scans())
-        if needed > MOST_MEMORY:
+        if needed > (most := most_memory()):
+            advice = f" ({IMAGE_MEMORY}={-(-needed >> 20)}MiB allows it)" if needed <= ADVISED else ""
             raise UnreadableImage(
                 f"{self.width} x {self.height} pixels ({image.format}, {image.mode}) take {needed >> 20:,} MiB to "
-                f"decode; at most {MOST_MEMORY >> 20} MiB are spent on an image")
+                f"decode; at most {most >> 20} MiB are spent on an image{advice}")
         return self._upright(image.size)
 
     def rgb(self, shrink: float = 1.0) -> Image.Image:
@@ -99,7 +108,7 @@ class EncodedImage:
                 decoded = self._image.rgb()
                 self.seen, self._image = self._image.seen, decoded  # which lets go of all else
             else:
-                with bounded(self._image, MOST_MEMORY):
+                with bounded(self._image, most_memory()):
                     self._image.load()
                 if _has_false_opacity(self._image):
                     self._image = self._image.convert("RGB")
