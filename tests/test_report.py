@@ -23,7 +23,7 @@ from mocoembed.report import charts, html
 from mocoembed.report.html import element
 from mocoembed.report.make import make_report
 from mocoembed.report.results import matrix, measures_of, overview
-from mocoembed.report.run import charts_of, read_run
+from mocoembed.report.run import _shown, charts_of, read_run
 from mocoembed.search.map_file import ImageMap, write_map
 from mocoembed.train.resolve import command_of
 
@@ -95,6 +95,13 @@ def made(tmp_path_factory, make_images, make_encoder, workspace):
     return folder, places
 
 
+@pytest.mark.parametrize(("value", "shown"), [
+    (True, "yes"), (False, "no"), (0.2, "0.2"), ("cifar10", "cifar10"), ([0.2, 1.0], "0.2, 1.0"), ([], ""),
+    ({"images": 24, "value_range": [0, 4095]}, "images: 24; value range: 0, 4095")])
+def test_settings_are_written_as_people_write_them(value, shown):
+    assert _shown(value) == shown
+
+
 @pytest.fixture
 def results(made, run_cli, tmp_path):
     """Paths of a result of each command."""
@@ -105,6 +112,15 @@ def results(made, run_cli, tmp_path):
         (tmp_path / f"{name}.json").write_text(out)
         found.append(str(tmp_path / f"{name}.json"))
     return found
+
+
+def test_each_measure_without_a_common_unit_has_its_own(results):
+    value = json.loads(pathlib.Path(results[-1]).read_text())
+    assert value["unit"] is None
+    assert value["baselines"]
+    for entry in (*value["results"], *value["baselines"]):
+        assert {name: entry[name]["unit"] for name in ("rankme", "uniformity")} == {"rankme": "directions",
+                                                                                    "uniformity": "log"}
 
 
 # ------------------------------------------------------------------------------------------------ HTML and drawings

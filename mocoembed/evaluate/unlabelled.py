@@ -24,6 +24,7 @@ from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 WHAT = "RankMe"
+UNITS = {"rankme": "directions", "uniformity": "log"}
 QUANTILE = 1.959964  # of the normal distribution, 97.5 %
 FEWEST_FOR_INTERVAL = 10  # images
 
@@ -55,10 +56,12 @@ class RankmeResult:
 
     def as_json(self) -> dict:
         """The schema of all evaluations, as plain JSON types."""
-        units = {"rankme": "directions", "uniformity": "log"}
-        entry = {name: {**one.as_json(), "unit": units[name]} for name, one in self.values.items()}
-        return Evaluation("rankme", self.protocol, self.side, self.side, None, [entry],
-                          baselines=baselines.as_json(self.baselines), device=str(self.side.vectors.device),
+        def measures(values: dict[str, Measured]) -> dict:
+            return {name: {**one.as_json(), "unit": UNITS[name]} for name, one in values.items()}
+
+        others = [{"name": name, **measures(values)} for name, values in self.baselines.items()]
+        return Evaluation("rankme", self.protocol, self.side, self.side, None, [measures(self.values)],
+                          baselines=others, device=str(self.side.vectors.device),
                           seconds=self.seconds, unit=None).as_json()
 
     def summary(self) -> str:

@@ -120,8 +120,17 @@ def _settings(run: Run):
 def _every_setting(run: Run) -> Element | None:
     if not run.config:
         return None
-    told = [(name, json.dumps(value, ensure_ascii=False)) for name, value in run.config.items() if value is not None]
+    told = [(name.replace("_", " "), _shown(value)) for name, value in run.config.items() if value is not None]
     return element("details", element("summary", "All settings"), facts(told), class_="printed")
+
+
+def _shown(value: Any) -> str:
+    """A value of a config as people write it; nothing for an empty one."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')}: {_shown(one)}" for name, one in value.items())
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
 
 
 def charts_of(run: Run) -> list[Chart]:
