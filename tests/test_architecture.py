@@ -18,7 +18,7 @@ ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "
          "data", "model", "knn", "geometry", "train", "embed", "search", "serve", "evaluate", "report", "info", "demo",
          "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
-          "faiss": {"mocoembed/search/faiss_index.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
+          "faiss": {"mocoembed/search/faiss_parts.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},
           "openTSNE": {"mocoembed/search/map.py"},
           "pyarrow": {"mocoembed/embed/parquet.py"}, "pillow_heif": {"mocoembed/data/formats.py"},

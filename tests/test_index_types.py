@@ -22,7 +22,7 @@ from mocoembed.search.exact import ExactRows
 from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.index import SearchIndex, read_stamps
 from mocoembed.search.index_rows import Effort, IndexRows
-from mocoembed.search.kinds import KINDS, Plan, lists_for
+from mocoembed.search.kinds import KINDS, Plan, kind_of, lists_for
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.stamps import stamps_of, verified_stamps
 from mocoembed.search.trailer import FOOTER, read_manifest
@@ -172,16 +172,51 @@ def test_factory_strings_of_faiss(rows_file, factory, keeps):
 @pytest.mark.parametrize("factory", ["PQ4", "OPQ4_16,PQ4", "OPQ4_16,IVF16,PQ4", "IVF16,PQ4x4fs"])
 def test_product_codes_are_trained_without_warnings_and_renumbering(factory, capfd):
     """FAISS has a line for every code and round of few vectors, and spends most of the time on what nothing uses."""
-    index = FaissIndex.empty(LENGTH, factory)
+    index, before = FaissIndex.empty(LENGTH, factory), faiss.cvar.distance_compute_blas_threshold
     index.train(clustered(0))
     assert capfd.readouterr() == ("", "")
     inner = index._index
     while hasattr(inner, "index"):
         inner = faiss.downcast_index(inner.index)
     assert not getattr(inner, "do_polysemous_training", False)
+    assert faiss.cvar.distance_compute_blas_threshold == before  # by which few numbers would be compared slowly
     index.add(clustered(0), np.arange(COUNT))
     nearest = index.search(clustered(0)[:100], 10, 16 if "IVF" in factory else 0)[1]
     assert np.mean([row in its for row, its in enumerate(nearest)]) > 0.5
+
+
+@pytest.mark.parametrize("name", ["flat", *PARTIAL, "IVF64,PQ8", "PQ16", "HNSW16,SQ8", "PCA16,IVF32,SQ8", "OPQ4_16,PQ4",
+                                  "IVF32,RaBitQ4", "IVF32,PQ16x4fs"])
+def test_a_plan_knows_the_size_of_what_faiss_makes(name):
+    """Of types that are ours and of factory strings alike."""
+    plan, written = Plan(kind_of(name), 4000, LENGTH), []
+    index = FaissIndex.empty(LENGTH, plan.factory)
+    index.train(clustered(0))
+    index.add(clustered(0, 4000), np.arange(4000))
+    index.write(lambda data: written.append(len(data)) or len(data))
+    assert plan.size - (1 << 16) == pytest.approx(sum(written) + 8 * 4000, rel=0.25)  # with stamps
+    assert plan.size < plan.peak
+
+
+def test_a_plan_counts_the_training_of_lists_and_codes(monkeypatch):
+    monkeypatch.setattr(kinds, "_rate", lambda: 1e11)
+
+    def seconds(name: str) -> float:
+        return Plan(kind_of(name), 1_000_000, 256).seconds
+
+    assert seconds("IVF4096,Flat") == pytest.approx(seconds("ivf-flat"))
+    assert seconds("IVF65536,Flat") > 20 * seconds("IVF1024,Flat")
+    assert seconds("IVF4096,PQ64") == pytest.approx(seconds("ivf-pq"))
+    assert seconds("ivf-pq") > seconds("ivf-flat")
+    assert seconds("OPQ64,IVF4096,PQ64") > 1.5 * seconds("ivf-pq")
+    assert seconds("HNSW64,Flat") > seconds("hnsw") > 10 * seconds("flat")
+    assert ", more than" in str(Plan(kind_of("LSQ8x8"), 1000, 256))  # how long that trains is not known
+
+
+def test_a_factory_string_that_ranks_again_by_itself(rows_file, run_cli):
+    status, out, err = run_cli("index", rows_file, "--type", "IVF16,PQ4,RFlat")
+    assert (status, out) == (2, "")
+    assert "Leave RFlat out" in err
 
 
 @pytest.mark.parametrize("factory", ["IVFx,Flat", "IVF16,PQ7", "hnsw,Flat", ""])

@@ -86,7 +86,6 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     cap = size_in_bytes(config, "memory")
     if config.type != "auto":
         plan = Plan(kind_of(config.type), len(file), file.dimension)
-        FaissIndex.empty(file.dimension, plan.factory)  # or FAISS says why not
         require_cap(plan, cap)
         return [plan]
     small = 4 * len(file) * file.dimension <= FLAT_BYTES

@@ -1,4 +1,4 @@
-"""FAISS, as much of it as we use: vectors and ids -> an index -> scores and ids. The only module that imports faiss.
+"""FAISS, as much of it as we use: vectors and ids -> an index -> scores and ids.
 
 An index is named by FAISS's factory string. Inverted files keep our ids themselves; all others stand behind an
 `IDMap`, without the table for looking ids up, which is not needed and takes 40 bytes for each.
@@ -7,7 +7,6 @@ An index is named by FAISS's factory string. Inverted files keep our ids themsel
 import contextlib
 import io
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable
@@ -17,26 +16,21 @@ import numpy as np
 
 from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.memory import is_out_of_memory
+from mocoembed.search.faiss_parts import (
+    ITERATIONS,
+    LEAST_POINTS,
+    Anatomy,
+    faiss,
+    keeps_ids,
+    lists_and_graph,
+    multiplying,
+    quick_codes,
+    reason,
+)
 
 __all__ = ["METRICS", "FaissIndex", "faiss_version"]
 
-
-class _Faiss:
-    """faiss, loaded when it is first used: a collection without an index needs none of it, and saves 25 to 170 MB."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            import faiss
-        except (RuntimeError, OSError) as error:  # its own word for a library that cannot be loaded
-            raise MocoembedError(f"FAISS cannot be loaded: {reason(error)}.") from error
-        return getattr(faiss, name)
-
-
-faiss: Any = _Faiss()
-
 METRICS = {"inner_product": 0, "l2": 1}  # FAISS's own numbers
-ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
-POINTS_FOR_CODES = 64  # that k-means sees for each of the 256 values of a product code
 ROUNDING = 1e-3  # of distances between vectors of length 1, in float32
 EXAMPLES = "'IVF1024,SQ8', 'HNSW48,Flat' or 'OPQ32_128,IVF4096,PQ32'"
 
@@ -53,14 +47,17 @@ class FaissIndex:
 
     def __init__(self, index: Any):
         self._index = index
-        self._ivf, self._graph = _parts(index)
+        self._ivf, self._graph = lists_and_graph(index)
 
     @classmethod
     def empty(cls, dimension: int, factory: str, metric: str = "inner_product") -> "FaissIndex":
         """A new index of vectors of that dimension; `UsageError` with FAISS's reason for a wrong factory string."""
         try:
             index: Any = faiss.index_factory(dimension, factory, METRICS[metric])
-            if not _keeps_ids(index):
+            if isinstance(index, faiss.IndexRefine):
+                raise UsageError(f"--type {factory}: candidates are ranked again by the vectors in the embeddings file "
+                                 f"anyway. Leave {factory.rpartition(',')[2]} out.")
+            if not keeps_ids(index):
                 index = faiss.index_factory(dimension, f"IDMap,{factory}", METRICS[metric])
         except RuntimeError as error:
             raise UsageError(f"--type {factory}: not one of ours, and as a factory string FAISS refuses it for vectors "
@@ -91,17 +88,20 @@ class FaissIndex:
         """Inverted lists; 0 where there are none."""
         return self._ivf.nlist if self._ivf is not None else 0
 
+    def anatomy(self) -> Anatomy:
+        """What it takes, by its parts."""
+        return Anatomy.of(self._index)
+
     def train(self, sample: np.ndarray, gpu: bool = False):
         """Learn centres and codes from vectors (n, D); on the GPUs with `gpu`: the lists' centres alone."""
         if self._ivf is not None:
             self._ivf.cp.niter, self._ivf.cp.min_points_per_centroid = ITERATIONS, LEAST_POINTS
-            if isinstance(self._ivf, faiss.IndexIVFPQ):  # by FAISS's own numbers this takes minutes
-                self._ivf.pq.cp.niter, self._ivf.pq.cp.max_points_per_centroid = ITERATIONS, POINTS_FOR_CODES
             if gpu:
                 flat = faiss.IndexFlat(self._ivf.d, self._ivf.quantizer.metric_type)
                 self._ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
-        self._codes = _plain_codes(self._index)
-        self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
+        self._codes = quick_codes(self._index)
+        with multiplying():
+            self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
 
     def reserve(self, count: int):
         """Take the memory of a flat index at once: growing it step by step would take twice as much."""
@@ -227,50 +227,6 @@ class FaissIndex:
             raise MocoembedError(f"FAISS cannot build this index: {reason(error)}. Choose another --type.") from error
 
 
-def _keeps_ids(index: Any) -> bool:
-    """Whether it keeps ids: an inverted file, also behind a transformation of the vectors, or a map of them."""
-    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    return isinstance(inner, faiss.IndexIVF | faiss.IndexIDMap)
-
-
-def _layers(index: Any) -> list[Any]:
-    """An index and those within it, the innermost last."""
-    layers = [index]
-    while isinstance(layers[-1], faiss.IndexIDMap | faiss.IndexPreTransform):
-        layers.append(faiss.downcast_index(layers[-1].index))
-    return layers
-
-
-def _parts(index: Any) -> tuple[Any, Any]:
-    """The inverted file and the graph of an index, each `None` where there is none that can be told how to search."""
-    *outer, inner = _layers(index)
-    kinds = [isinstance(one, faiss.IndexPreTransform) for one in outer]  # the others are maps of ids
-    if kinds[:2] == [False, True]:
-        return None, None  # neither passes the other's parameters on
-    return (inner if isinstance(inner, faiss.IndexIVF) else None), (
-        inner if isinstance(inner, faiss.IndexHNSW) and kinds[:1] != [True] else None)
-
-
-def _plain_codes(index: Any) -> list[Any]:
-    """Have an index's product codes trained without what is of no use here; what must live as long as the index.
-
-    That is FAISS's warnings, one for each code and round, and its renumbering of the codes for Hamming distances, which
-    takes longer than all other training and which no search of ours looks at.
-    """
-    *outer, inner = _layers(index)
-    chain = [faiss.downcast_VectorTransform(one.chain.at(place)) for one in outer
-             if isinstance(one, faiss.IndexPreTransform) for place in range(one.chain.size())]
-    rotations = [one for one in chain if isinstance(one, faiss.OPQMatrix)]
-    if hasattr(inner, "do_polysemous_training"):
-        inner.do_polysemous_training = False
-    codes = [faiss.ProductQuantizer(one.d_out, one.M, 8) for one in rotations]  # as FAISS makes them
-    for one in [*codes, *([inner.pq] if hasattr(inner, "pq") else [])]:
-        one.cp.min_points_per_centroid = LEAST_POINTS
-    for rotation, its in zip(rotations, codes):
-        rotation.pq = its
-    return codes
-
-
 class GpuIndex:
     """A copy of an inverted file in the memory of a GPU, searched there by one thread at a time."""
 
@@ -279,7 +235,7 @@ class GpuIndex:
         self._searching, self._resources = threading.Lock(), faiss.StandardGpuResources()  # used as long as the copy
         self._inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         self._transformed = isinstance(index, faiss.IndexPreTransform)
-        self._lists = _parts(index)[0].nlist
+        self._lists = lists_and_graph(index)[0].nlist
         with _refusing(number):
             self._index = faiss.index_cpu_to_gpu(self._resources, number, index)
         self._number = number
@@ -312,9 +268,3 @@ def require_gpu():
     """Raise `UsageError` where FAISS sees no GPU."""
     if gpus() == 0:
         raise UsageError("--gpu: FAISS sees no GPU here. Leave it out, or install faiss-gpu on a machine with one.")
-
-
-def reason(error: Exception) -> str:
-    """What FAISS says, without where in its source."""
-    text = re.sub(r"^.*?\.(cpp|h):\d+: ", "", " ".join(str(error).split()))
-    return re.sub(r"^Error: '.*' failed:? ?", "", text) or text

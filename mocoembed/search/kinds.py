@@ -12,6 +12,7 @@
 Re-ranking compares the query with the vectors in the embeddings file, so it costs the index no memory.
 """
 
+import functools
 import math
 import os
 import time
@@ -23,16 +24,21 @@ import numpy as np
 from mocoembed.errors import MocoembedError
 from mocoembed.memory import MIB, shown
 from mocoembed.notes import duration
+from mocoembed.search.faiss_index import FaissIndex
+from mocoembed.search.faiss_parts import ITERATIONS, Anatomy
 
 FLAT_BYTES = 64 * MIB  # of vectors, up to which `auto` is flat: about 5 ms a query
 POINTS = 40  # that k-means sees for each list
 LEAST_IN_LIST, MOST_LISTS = 4, 1 << 16
-LINKS = 32  # of a graph's node to others; on the ground level twice as many
-GRAPH_BYTES = 300  # of links for each vector
+LINKS = 32  # of a graph's node to others
 ID_BYTES = 24  # for each id in the index, and while ids are looked up
 WORKING_BYTES = 160 << 20  # what building takes beside vectors and ids: blocks, truth, scores
 THREAD_BYTES = 24 << 20  # for each thread; where there are none for its stack, OpenMP ends the process
-GRAPH_SECONDS = 2.2e-4  # of one core for a vector of 256 numbers in a graph of a million
+GRAPH_SECONDS = 2.2e-4  # of one core for a vector of 256 numbers in a graph of a million with 32 links
+CODE_SECONDS = 1e-9  # of one core to compare a point with a centre of a product code
+LOOK_SECONDS, LOOKS = 2e-8, 1100  # of one core to look at a code; how often tuning looks at each, if a query does
+LOOKS_IN_LISTS = 400  # the same for lists, most of which are looked at while codes are rough
+EXACT = 1500  # products of a vector with others that take as long as finding exact neighbours of 500 rows
 READ_RATE = 5e8  # bytes a second, hashed and copied
 
 
@@ -43,9 +49,6 @@ class Kind:
     name: str
     factory: Callable[[int, int], str]
     """Dimension and number of lists -> FAISS's factory string."""
-    code_bytes: Callable[[int], int]
-    """Dimension -> bytes for each vector in the index."""
-    has_lists: bool = True
     reranks: bool = True
 
 
@@ -55,20 +58,17 @@ def _products(dimension: int) -> int:
 
 
 KINDS = {kind.name: kind for kind in (
-    Kind("flat", lambda d, lists: "IDMap,Flat", lambda d: 4 * d, has_lists=False, reranks=False),
-    Kind("rabitq", lambda d, lists: f"RR{d},IVF{lists},RaBitQ", lambda d: -(-d // 8) + 8),
-    Kind("ivf-sq8", lambda d, lists: f"IVF{lists},SQ8", lambda d: d),
-    Kind("ivf-pq", lambda d, lists: f"IVF{lists},PQ{_products(d)}", _products),
-    Kind("ivf-flat", lambda d, lists: f"IVF{lists},Flat", lambda d: 4 * d, reranks=False),
-    Kind("hnsw", lambda d, lists: f"IDMap,HNSW{LINKS},Flat", lambda d: 4 * d + GRAPH_BYTES, has_lists=False,
-         reranks=False))}
+    Kind("flat", lambda d, lists: "IDMap,Flat", reranks=False),
+    Kind("rabitq", lambda d, lists: f"RR{d},IVF{lists},RaBitQ"),
+    Kind("ivf-sq8", lambda d, lists: f"IVF{lists},SQ8"),
+    Kind("ivf-pq", lambda d, lists: f"IVF{lists},PQ{_products(d)}"),
+    Kind("ivf-flat", lambda d, lists: f"IVF{lists},Flat", reranks=False),
+    Kind("hnsw", lambda d, lists: f"IDMap,HNSW{LINKS},Flat", reranks=False))}
 
 
 def kind_of(name: str) -> Kind:
-    """The type of that name; a FAISS factory string is a type of its own, taken to hold whole vectors."""
-    plain = name.endswith("Flat") and not name.endswith("RFlat")
-    return KINDS.get(name) or Kind(name, lambda d, lists: name, lambda d: 4 * d + GRAPH_BYTES, has_lists=False,
-                                   reranks=not plain)
+    """The type of that name; a FAISS factory string is a type of its own."""
+    return KINDS.get(name) or Kind(name, lambda d, lists: name, reranks=not name.endswith("Flat"))
 
 
 def lists_for(count: int) -> int:
@@ -86,43 +86,57 @@ class Plan:
     dimension: int
 
     @property
-    def lists(self) -> int:
-        """Inverted lists; 0 without."""
-        return lists_for(self.count) if self.kind.has_lists else 0
-
-    @property
     def factory(self) -> str:
         """FAISS's factory string."""
-        return self.kind.factory(self.dimension, self.lists)
+        return self.kind.factory(self.dimension, lists_for(self.count))
+
+    @functools.cached_property
+    def parts(self) -> Anatomy:
+        """What FAISS makes of that; `UsageError` with its reason for what it refuses."""
+        return FaissIndex.empty(self.dimension, self.factory).anatomy()
 
     @property
     def size(self) -> int:
         """Bytes of the file, and of memory while it is searched."""
-        rotation = 4 * self.dimension**2 if self.kind.name == "rabitq" else 0
-        return (self.count * (self.kind.code_bytes(self.dimension) + 16) + 4 * self.lists * self.dimension + rotation
-                + (1 << 16))
+        return (self.count * (self.parts.vector_bytes + 16) + 4 * self.parts.lists * self.dimension
+                + self.parts.fixed_bytes + (1 << 16))
+
+    @property
+    def sample(self) -> int:
+        """Vectors that centres and codes are learned from; 0 where there is nothing to learn."""
+        return 0 if self.kind.name == "flat" else min(self.count, POINTS * max(self.parts.lists, 256))
 
     @property
     def peak(self) -> int:
         """Bytes of memory while it is built."""
-        sample = 4 * self.dimension * POINTS * self.lists
-        growing = 1.5 if self.kind.has_lists else 1.0  # lists are copied when they grow
-        return int(self.count * (growing * self.kind.code_bytes(self.dimension) + ID_BYTES) + 2.5 * sample
-                   + 12 * self.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
+        growing = 1.5 if self.parts.lists else 1.0  # lists are copied when they grow
+        return int(self.count * (growing * self.parts.vector_bytes + ID_BYTES) + 10 * self.dimension * self.sample
+                   + 12 * self.parts.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
 
     @property
     def seconds(self) -> float:
         """About how long it takes on this machine."""
-        cores, products = os.cpu_count() or 1, POINTS * self.lists**2 * 10 + self.count * self.lists
-        links = self.count * GRAPH_SECONDS * (self.dimension / 256) ** 0.7 / cores if self.kind.name == "hnsw" else 0.0
-        truth = 500 * self.count if self.kind.name != "flat" else 100 * self.count
-        return (links + 2 * self.dimension * (products + truth) / _rate()
+        cores, parts = os.cpu_count() or 1, self.parts
+        links = self.count * GRAPH_SECONDS * (self.dimension / 256) ** 0.7 * math.sqrt(parts.links / LINKS)
+        codes = min(self.sample, parts.code_points) * parts.code_rounds * CODE_SECONDS
+        centres = self.sample * parts.lists * ITERATIONS + self.count * parts.lists
+        rotating = self.count * parts.fixed_bytes // (4 * self.dimension)
+        exact = EXACT // 5 if self.kind.name == "flat" else EXACT
+        looks = self.count * self._looks() * LOOK_SECONDS
+        products = centres + rotating + exact * self.count
+        return ((links + codes + looks) / cores + 2 * self.dimension * products / _rate()
                 + 4 * self.count * self.dimension * 4 / READ_RATE)
 
+    def _looks(self) -> int:
+        if self.kind.name == "flat" or self.parts.links:
+            return 0
+        return LOOKS_IN_LISTS if self.parts.lists else LOOKS
+
     def __str__(self):
-        lists = f", {self.lists:,} lists" if self.lists else ""
+        lists = f", {self.parts.lists:,} lists" if self.parts.lists else ""
+        least = "" if self.parts.is_known else "more than "
         return (f"{self.kind.name}{lists}: about {shown(self.peak)} of memory while building, "
-                f"{shown(self.size)} on disk and while searching, {duration(self.seconds)}")
+                f"{shown(self.size)} on disk and while searching, {least}{duration(self.seconds)}")
 
 
 def _rate() -> float:
@@ -137,12 +151,16 @@ def _rate() -> float:
 
 
 def require_cap(plan: Plan, cap: int | None):
-    """Raise `MocoembedError` when a plan takes more memory than `cap`, naming the types that would do."""
-    if cap is None or plan.peak <= cap:
+    """Raise `MocoembedError` when a plan takes more memory than `cap`, naming the types that would do.
+
+    `UsageError` for a factory string that FAISS refuses.
+    """
+    needed = plan.peak  # or FAISS says why not
+    if cap is None or needed <= cap:
         return
     others = [Plan(kind, plan.count, plan.dimension) for kind in KINDS.values()]
     fitting = [other.kind.name for other in others if other.peak <= cap]
     hint = f"use --type {' or '.join(fitting)}" if fitting else (
         f"no type needs less than {shown(min(other.peak for other in others))}")
     raise MocoembedError(f"An index of type {plan.kind.name} of {plan.count} vectors of dimension {plan.dimension} "
-                         f"needs {shown(plan.peak)} of memory, the cap is {shown(cap)}: {hint}.")
+                         f"needs {shown(needed)} of memory, the cap is {shown(cap)}: {hint}.")
