@@ -44,7 +44,7 @@ def compare(as_json, **values):
 
 def _show(comparison):
     from mocoembed.evaluate.compare import measures_in, name_of, setting_of
-    from mocoembed.evaluate.result import value_of
+    from mocoembed.evaluate.result_file import value_of
 
     names = measures_in(comparison)[:MOST_MEASURES]
     header = ["result", "task", "encoder", "features", "setting", *(WORDS.get(name, name) for name in names)]

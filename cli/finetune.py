@@ -27,13 +27,15 @@ def finetune(as_json, **values):
       mocoembed finetune photos --labels 5-per-class --from-scratch
       mocoembed finetune photos --encoder torchvision:resnet50 --freeze-stages 3
     """
+    config = FinetuneConfig(**values)
     from mocoembed.evaluate.images.finetune import finetune as run_finetune
 
     with counter("finetune", "images") as progress:
-        result = run_finetune(FinetuneConfig(**values), progress, note)
+        result = run_finetune(config, progress, note)
     for line in result.notes():
         note(line)
-    note(f"classifier: {result.path}")
+    note(f"classifier: {result.path}" + (", used by `mocoembed classify` only if given as --classifier"
+                                         if config.from_scratch else ""))
     if as_json:
         put_result(result.as_json())
     else:

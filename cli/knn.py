@@ -31,12 +31,13 @@ def knn(as_json, sheet, **values):
       mocoembed knn train.h5 val.h5 --tune
       mocoembed knn -k 20 --suspects --sheet suspects.png
     """
+    config = KnnConfig(**{**values, "suspects": values["suspects"] or bool(sheet)})
     from mocoembed.evaluate.knn.accuracy import knn_accuracy
     from mocoembed.search.sheet import require_sheet
 
     require_sheet(sheet)
     with counter("knn", "images") as progress:
-        result = knn_accuracy(KnnConfig(**{**values, "suspects": values["suspects"] or bool(sheet)}), progress)
+        result = knn_accuracy(config, progress)
     for line in result.notes():
         note(line)
     if as_json:
@@ -58,8 +59,8 @@ def _show(result, suspects: bool):
     if result.tuned:
         put(f"k and T: the best of {len(result.tuned.scores)} settings on {result.tuned.held_out} held-out images of "
             "the bank")
-    put("\n" + table(["baseline", "top-1"], [[name, value_text(values["top1"])]
-                                             for name, values in result.baselines.items()], "top-1"))
+    put("\n" + table(["baseline", "top-1"], [[name, value_text(one.values["top1"])]
+                                             for name, one in result.baselines.found.items()], "top-1"))
     put_classes(result.by_class, {"top1": "top-1", "precision": "precision"})
     if suspects and result.suspects:
         rows = [[one_line(one.label), f"{one.own_share:.0f}", one_line(one.suggested), f"{one.share:.0f}",

@@ -57,10 +57,9 @@ def put_measures(name: str, result):
     """Print what a classifier called `name` gets right: measures beside the baselines, a summary, a table by class."""
     names = [one for one in CLASSIFIED if one in result.values]
     rows = [[name, *(value_text(result.values[one]) for one in names)]]
-    doubtful = {one for one, ended in result.baseline_fits.items() if ended.unconverged}
-    rows += [[baseline + " (not converged)" * (baseline in doubtful),
-              *(value_text(values.get(one), False) for one in names)]
-             for baseline, values in result.baselines.items()]
+    rows += [[who + " (not converged)" * (not baseline.converged),
+              *(value_text(baseline.values.get(one), False) for one in names)]
+             for who, baseline in result.baselines.found.items()]
     put(table(["", *map(words, names)], rows))
     put(result.summary())
     put_classes(result.per_class, {"top1": "top-1", "precision": "precision"})

@@ -27,16 +27,17 @@ def rankme(as_json, **values):
       mocoembed rankme
       mocoembed rankme photos.h5 --images 5000 --json
     """
+    config = RankmeConfig(**values)
     from mocoembed.evaluate.unlabelled import measure_unlabelled
 
     with counter("rankme", "images") as progress:
-        result = measure_unlabelled(RankmeConfig(**values), progress)
+        result = measure_unlabelled(config, progress)
     for line in result.notes():
         note(line)
     if as_json:
         put_result(result.as_json())
         return
-    rows = [("the encoder", result.values), *result.baselines.items()]
+    rows = [("the encoder", result.values), *((name, one.values) for name, one in result.baselines.found.items())]
     put(table(["vectors", *map(words, MEASURES)],
               [[name, f"{one['rankme'].value:.1f}", _uniformity(one["uniformity"])] for name, one in rows],
               "RankMe uniformity"))

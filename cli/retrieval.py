@@ -29,10 +29,11 @@ def retrieval(as_json, **values):
       mocoembed retrieval gallery.h5 queries.h5 --at 1,10,100
       mocoembed retrieval products.h5 --pairs same-product.csv --exclude-identical --json
     """
+    config = RetrievalConfig(**values)
     from mocoembed.evaluate.retrieval.measure import measure_retrieval
 
     with counter("retrieval", "queries") as progress:
-        result = measure_retrieval(RetrievalConfig(**values), progress)
+        result = measure_retrieval(config, progress)
     for line in result.notes():
         note(line)
     if as_json:
@@ -42,8 +43,8 @@ def retrieval(as_json, **values):
             for name, one in result.values.items()]
     put(table(["measure", "percent", "chance"], rows, "percent chance"))
     put(result.summary())
-    if result.baselines:
-        rows = [[name, *(value_text(one, False) for one in values.values())]
-                for name, values in result.baselines.items()]
+    if result.baselines.found:
+        rows = [[name, *(value_text(one, False) for one in baseline.values.values())]
+                for name, baseline in result.baselines.found.items()]
         put("\n" + table(["baseline", *map(words, SHOWN)], rows, " ".join(map(words, SHOWN))))
     put_classes(result.per_class, {"map": "mAP"})

@@ -54,11 +54,12 @@ def test_baselines_are_learned_from_the_same_images(tmp_path, encoder, images, o
     config = config_of(tmp_path, encoder, images, other_images, baselines=None, seeds=1, labels="3-per-class", epochs=1,
                        lr=1e-4, backbone_lr=0.0)
     result = finetune(config)
-    assert list(result.baselines) == ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
-    assert result.baselines["colour histogram"]["top1"].value == 100
+    found = result.baselines.found
+    assert list(found) == ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
+    assert found["colour histogram"].values["top1"].value == 100
     assert any(note.startswith("the fine-tuned classifier (") and "no better than these baselines" in note
                for note in result.notes())
-    assert list(finetune(dataclasses.replace(config, baselines=False)).baselines) == ["majority class"]
+    assert list(finetune(dataclasses.replace(config, baselines=False)).baselines.found) == ["majority class"]
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +341,10 @@ def test_results_are_compared_and_protocols_told_apart(done, tmp_path, encoder, 
         (tmp_path / f"{name}.json").write_text(json.dumps(result.as_json()))
     same = compare_results(CompareConfig((paths[0], paths[1])))
     assert same.differences[0].value.value == 0
+    scratch = Workspace(tmp_path / "c")
+    assert result.path.parent == scratch.newest_classifier.parent / "classifiers"
+    assert result.path.with_suffix(".onnx").is_file()
+    assert not scratch.newest_classifier.exists()  # it is there for comparison
     with pytest.raises(Exception, match="from_scratch is false"):
         compare_results(CompareConfig((paths[0], paths[2])))
     assert compare_results(CompareConfig((paths[0], paths[2]), anyway=True)).differs

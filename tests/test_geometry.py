@@ -168,7 +168,10 @@ def test_what_cannot_be_measured(make_embeddings):
 
 def test_the_baselines_are_measured_alike(workspace):
     result = measure_unlabelled(RankmeConfig(workspace=str(workspace)))
-    assert set(result.baselines) == {"raw pixels", "colour histogram", "HOG", "untrained encoder"}
-    assert all(1 <= one["rankme"].value <= 24 for one in result.baselines.values())
-    assert result.without == []
+    assert set(result.baselines.found) == {"raw pixels", "colour histogram", "HOG", "untrained encoder"}
+    assert all(1 <= one.values["rankme"].value <= 24 for one in result.baselines.found.values())
+    assert result.baselines.without == []
+    made = result.as_json()
+    assert [{name: one[name]["unit"] for name in ("rankme", "uniformity")} for one in (
+        *made["results"], *made["baselines"])] == [{"rankme": "directions", "uniformity": "log"}] * 5
     assert values_of(result.side.vectors) == result.values

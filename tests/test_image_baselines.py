@@ -14,6 +14,7 @@ from mocoembed.evaluate import baselines
 from mocoembed.evaluate.images import baselines as module
 from mocoembed.evaluate.images.finetune import finetune
 from mocoembed.evaluate.images.probe import probe_accuracy
+from mocoembed.evaluate.measures import Measured
 from mocoembed.model.encoder_file import save_encoder
 
 FITTED = ["raw pixels", "colour histogram", "HOG", "untrained encoder"]
@@ -48,8 +49,10 @@ def files_of(root):
 
 def test_what_was_measured_is_not_measured_again_by_either_command(probed, folders, tmp_path, monkeypatch):
     first = probed()
-    assert list(first.baseline_fits) == FITTED
-    assert all(ended.unconverged == 0 and ended.count == 2 * 8 for ended in first.baseline_fits.values())
+    fits = {name: one.fits for name, one in first.baselines.found.items()}
+    assert list(fits) == ["majority class", *FITTED]
+    assert fits.pop("majority class") is None
+    assert all(ended.unconverged == 0 and ended.count == 2 * 8 for ended in fits.values())
     monkeypatch.setattr(module, "measure", pytest.fail)
     monkeypatch.setattr(module, "encoded", pytest.fail)
     notes = []
@@ -60,7 +63,7 @@ def test_what_was_measured_is_not_measured_again_by_either_command(probed, folde
                for text in notes) == 1
     tuned = finetune(FinetuneConfig(folders[0], folders[1], str(tmp_path / "ws"), folders[2], **GIVEN))
     assert tuned.baselines == first.baselines
-    assert list(probed(baselines=False).baselines) == ["majority class"]
+    assert list(probed(baselines=False).baselines.found) == ["majority class"]
 
 
 def test_they_are_of_these_images_labels_seeds_metric_and_encoder(probed, folders, tmp_path, make_images, make_encoder):
@@ -152,7 +155,7 @@ def test_a_fit_that_did_not_converge_is_said_in_the_json_and_in_the_text(probed,
     result = probed(labels=None, seeds=1)
     told = {one["name"]: one.get("converged") for one in json.loads(json.dumps(result.as_json()))["baselines"]}
     assert told == {"majority class": None, **dict.fromkeys(FITTED, False)}
-    assert result.baseline_fits["HOG"].unconverged > 0
+    assert result.baselines.found["HOG"].fits.unconverged > 0
     notes = [text for text in result.notes() if text.startswith("the baseline HOG: ")]
     assert len(notes) == 1
     assert "did not converge (gradient norm" in notes[0]
@@ -176,7 +179,7 @@ def test_few_images_of_a_class_that_can_be_read_cost_the_baselines_alone(probed,
 
     monkeypatch.setattr(module, "measure", fails)
     result = probed()
-    assert list(result.baselines) == ["majority class"]
+    assert list(result.baselines.found) == ["majority class"]
     assert "no baselines: too few" in result.notes()
     assert not (tmp_path / "ws" / "baselines").exists()
 
@@ -184,13 +187,13 @@ def test_few_images_of_a_class_that_can_be_read_cost_the_baselines_alone(probed,
 def test_many_images_are_read_only_when_asked(probed, monkeypatch):
     monkeypatch.setattr(baselines, "AUTOMATIC", 10)
     result = probed()
-    assert list(result.baselines) == ["majority class"]
+    assert list(result.baselines.found) == ["majority class"]
     assert "no baselines: 36 images would have to be read; give --baselines" in result.notes()
     monkeypatch.setattr(baselines, "CHEAP", 10)
-    assert list(probed(baselines=True).baselines)[1:] == FITTED
+    assert list(probed(baselines=True).baselines.found)[1:] == FITTED
     monkeypatch.setattr(baselines, "AUTOMATIC", 1000)
     result = probed(labels="2-per-class")
-    assert list(result.baselines)[1:] == FITTED[:3]
+    assert list(result.baselines.found)[1:] == FITTED[:3]
     assert any("untrained encoder is left out" in text for text in result.notes())
 
 
@@ -199,6 +202,6 @@ def test_the_kept_file_holds_what_is_told_of_a_baseline(probed, tmp_path):
     (path,) = (tmp_path / "ws" / "baselines").iterdir()
     content = json.loads(path.read_text())
     assert content["kind"] == "mocoembed baselines"
-    assert content["baselines"]["HOG"]["fits"] == dataclasses.asdict(result.baseline_fits["HOG"])
-    assert content["baselines"]["HOG"]["values"]["ap"] == result.baselines["HOG"]["ap"].as_json()
+    assert content["baselines"]["HOG"]["fits"] == dataclasses.asdict(result.baselines.found["HOG"].fits)
+    assert Measured.of(content["baselines"]["HOG"]["values"]["ap"]) == result.baselines.found["HOG"].values["ap"]
     assert content["of"]["labels"] == "4-per-class"

@@ -193,7 +193,7 @@ def test_the_progress_counts_the_fits_of_the_baselines_too(workspace):
     told = []
     result = linear_accuracy(LinearConfig(workspace=str(workspace), device="cpu", penalty=GRID, folds=3),
                              lambda done, total: told.append((done, total)))
-    assert len(result.baseline_fits) == 4
+    assert len(result.baselines.found) == 5
     assert told == [(done, 5 * 3 * 4) for done in range(1, 5 * 3 * 4 + 1)]
     told.clear()
     linear_accuracy(LinearConfig(workspace=str(workspace), device="cpu", penalty=GRID, folds=3, baselines=False),

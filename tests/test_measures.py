@@ -8,7 +8,8 @@ from sklearn import metrics
 
 from mocoembed.errors import FormatError
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.result import Protocol, plain, require_result, text_of, value_of
+from mocoembed.evaluate.result import Protocol, plain, text_of
+from mocoembed.evaluate.result_file import require_result, value_of
 
 
 @pytest.fixture

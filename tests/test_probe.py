@@ -279,13 +279,14 @@ def test_another_metric_learns_nothing_again(measured, monkeypatch):
 
 def test_baselines_are_learned_from_the_same_images(measured):
     result = measured(baselines=None)
-    assert list(result.baselines) == ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
-    assert result.baselines["colour histogram"]["top1"].value == 100  # of three plain colours
-    assert result.baselines["majority class"]["top1"].value == pytest.approx(100 / 3)
-    assert [one["name"] for one in facts(result)["baselines"]] == list(result.baselines)
+    found = result.baselines.found
+    assert list(found) == ["majority class", "raw pixels", "colour histogram", "HOG", "untrained encoder"]
+    assert found["colour histogram"].values["top1"].value == 100  # of three plain colours
+    assert found["majority class"].values["top1"].value == pytest.approx(100 / 3)
+    assert [one["name"] for one in facts(result)["baselines"]] == list(found)
     few = measured(labels="1-per-class", lr=(30.0,), seeds=2, baselines=True)  # no second image to choose a penalty on
-    assert few.baselines["raw pixels"]["top1"].n == 2
-    assert list(measured().baselines) == ["majority class"]
+    assert few.baselines.found["raw pixels"].values["top1"].n == 2
+    assert list(measured().baselines.found) == ["majority class"]
 
 
 def test_features_that_are_not_finite_are_said_to_be_the_encoders(measured, make_encoder, monkeypatch):

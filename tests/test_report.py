@@ -22,8 +22,8 @@ from mocoembed.errors import FormatError, UsageError
 from mocoembed.report import charts, html
 from mocoembed.report.html import element
 from mocoembed.report.make import make_report
-from mocoembed.report.results import matrix, measures_of, overview
-from mocoembed.report.run import _shown, charts_of, read_run
+from mocoembed.report.results import matrix, measures_of, overview, result_section
+from mocoembed.report.run import charts_of, read_run, run_section
 from mocoembed.search.map_file import ImageMap, write_map
 from mocoembed.train.resolve import command_of
 
@@ -93,13 +93,6 @@ def made(tmp_path_factory, make_images, make_encoder, workspace):
     places = pathlib.Path(shutil.copytree(workspace, root / "ws"))
     embed_images(EmbedConfig(str(folder), workspace=str(places), workers=0, device="cpu", fresh=True))
     return folder, places
-
-
-@pytest.mark.parametrize(("value", "shown"), [
-    (True, "yes"), (False, "no"), (0.2, "0.2"), ("cifar10", "cifar10"), ([0.2, 1.0], "0.2, 1.0"), ([], ""),
-    ({"images": 24, "value_range": [0, 4095]}, "images: 24; value range: 0, 4095")])
-def test_settings_are_written_as_people_write_them(value, shown):
-    assert _shown(value) == shown
 
 
 @pytest.fixture
@@ -226,6 +219,15 @@ def test_the_page_of_a_run(tmp_path):
         assert text in page.text, text
     assert page.all("img") == []
     assert "NaN" not in page.text
+    assert "never learned from" not in page.text  # nobody keeps the images of --val apart
+    (details,) = [one for one in run_section(read_run(tmp_path / "mine")).iter("details")]
+    told = {name.text: value.text for name, value in zip(details.iter("dt"), details.iter("dd"))}
+    assert told["queue size"] == str(config.queue_size)
+    assert told["crop scale"] == ", ".join(f"{one:g}" for one in config.crop_scale)
+    assert told["mask same image"] == ("yes" if config.mask_same_image else "no")
+    assert told["collection images"] == "24"
+    assert {"given", "init", "exclude"}.isdisjoint(told)  # empty
+    assert not any(set('[]{}"') & set(value) for value in told.values())
     assert (result.runs, result.results, result.size) == (1, 0, result.path.stat().st_size)
 
 
@@ -278,6 +280,25 @@ def test_the_overview_and_the_matrix():
     assert told[-7:] == ["kNN accuracy: one", "top-1", "50.00", "40.00 to 60.00", "30.00 high", "k 3, T 0.1", "10"]
     cells = [(one.text, one.get("class")) for one in matrix(["a", "b"], [[8, 2], [0, 0]]).iter("td")]
     assert cells == [("8", "cell h8 right"), ("2", "cell h2"), ("·", "cell h0"), ("·", "cell h0 right")]
+
+
+def test_sides_are_named_by_the_task_and_few_labels_by_seed(made, tmp_path, run_cli):
+    split = [shutil.copy(made[1] / "embeddings.h5", tmp_path / f"{name}.h5") for name in ("one", "two")]
+    found = {}
+    for name, *more in (("linear", "--penalty", "1e-2"), ("knn", "--labels", "2-per-class", "-k", 2, "--seeds", 3)):
+        status, out, err = run_cli(name, *split, *more, "--no-baselines", "--json")
+        assert status == 0, err
+        found[name] = json.loads(out)
+    sections = {name: result_section(0, name, result) for name, result in found.items()}
+    texts = {name: set(words_of(one)) for name, one in sections.items()}
+    assert {"training images", "test images", "Fits", "Seeds and folds"} < texts["linear"]
+    assert {"bank", "queries"}.isdisjoint(texts["linear"])
+    assert {"bank", "queries", "Repeats", "Seeds"} < texts["knn"]
+    (table,) = [one for one in sections["knn"].iter("table") if one.find("caption").text == "Seeds"]
+    header, *rows = map(words_of, table.iter("tr"))
+    assert header == ["seed", "bank", "queries", "k", "T", "top-1"]
+    assert [float(row[-1]) for row in rows] == pytest.approx(
+        [one["results"][0]["top1"] for one in found["knn"]["repeats"]], abs=0.01)
 
 
 def test_comparisons(made, results, tmp_path, run_cli):

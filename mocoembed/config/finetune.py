@@ -21,7 +21,8 @@ class FinetuneConfig:
     encoder: str | None = None
     """Encoder to start from, as for embed; by default, the workspace's newest."""
     from_scratch: bool = False
-    """Start from random weights of the same architecture, for comparison; all layers learn at the rate of --lr."""
+    """Start from random weights of the same architecture, for comparison; all layers learn at the rate of --lr, and the
+    workspace's classifier stays as it is."""
     labels: str | None = None
     """Use only a few labels: a share of every class such as 1% or 10%, or a number for each class such as
     5-per-class."""

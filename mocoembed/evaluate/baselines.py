@@ -1,14 +1,13 @@
 """Baselines: what needs no training, by the same protocol, to stand beside every number.
 
-In: the two sides of an evaluation and the function that measures them. Out: for each baseline its measures. A number
-below a colour histogram's says little of an encoder.
+In: the two sides of an evaluation and the function that measures them. Out: for each baseline its measures, and why
+others are left out. A number below a colour histogram's says little of an encoder.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,9 +27,6 @@ UNTRAINED = "untrained encoder"
 TOO_SLOW = "the untrained encoder is left out of the baselines, as it takes a while; give --baselines"
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
 
-Measure = Callable[[Side, Side], dict[str, Measured]]
-
-
 @dataclass(frozen=True)
 class Fits:
     """How the logistic regressions of a baseline ended."""
@@ -49,25 +45,65 @@ class Fits:
         return cls(len(every), len(bad), max(one["gradient_norm"] for one in bad or every))
 
 
-NO_FITS: Mapping[str, Fits] = MappingProxyType({})
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline gets right."""
+
+    values: dict[str, Measured]
+    fits: Fits | None = None
+    """How its fits ended; `None`: nothing was fitted."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether its numbers are to be trusted."""
+        return self.fits is None or not self.fits.unconverged
+
+    def as_json(self, name: str) -> dict:
+        """An entry like those of `results`, with its name and, if it was fitted, whether that converged."""
+        return {"name": name, **{measure: one.as_json() for measure, one in self.values.items()},
+                **({} if self.fits is None else {"converged": self.converged})}
 
 
-def majority_class(bank: Side, queries: Side) -> dict[str, Measured]:
-    """Always the most frequent label of the bank; among equals the first by name."""
-    counts = Counter(bank.names)
-    label = min(counts, key=lambda name: (-counts[name], name))
-    return {"top1": share(np.array([name == label for name in queries.names]))}
+@dataclass(frozen=True)
+class Baselines:
+    """What stands beside the numbers of an encoder."""
+
+    found: dict[str, Baseline]
+    without: list[str]
+    """Why others are left out."""
+
+    def with_majority(self, bank: Side, queries: Side) -> "Baselines":
+        """The most frequent label of the bank, among equals the first by name, before all others."""
+        counts = Counter(bank.names)
+        label = min(counts, key=lambda name: (-counts[name], name))
+        right = np.array([name == label for name in queries.names])
+        return Baselines({"majority class": Baseline({"top1": share(right)}), **self.found}, self.without)
+
+    def as_json(self) -> list[dict]:
+        """An entry for each."""
+        return [one.as_json(name) for name, one in self.found.items()]
+
+    def notes(self, name: str, value: float, what: str = "encoder") -> list[str]:
+        """A line when a baseline is as good as `what` was measured, whose measure `name` is `value`; one for each that
+        did not converge; and why others are left out."""
+        better = [f"{who} ({one.values[name].value:.2f})" for who, one in self.found.items()
+                  if name in one.values and one.values[name].value >= value]
+        notes = [f"the {what} ({value:.2f}) is no better than these baselines: {', '.join(better)}"] if better else []
+        notes += [f"the baseline {who}: {one.fits.unconverged} of {one.fits.count} fits did not converge (gradient "
+                  f"norm {one.fits.gradient_norm:.1e}), so do not trust its numbers"
+                  for who, one in self.found.items() if one.fits and not one.converged]
+        return notes + self.without
 
 
-def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -> tuple[dict, list[str]]:
-    """Name -> measures of every baseline of pixels, and what to say about those that were left out.
+def baselines(bank: Side, queries: Side, asked: bool | None, measure: Callable[[Side, Side], Baseline]) -> Baselines:
+    """Every baseline of pixels, and the untrained encoder.
 
     `measure(bank, queries)` measures two sides. asked: `None` reads up to `AUTOMATIC` images, and does without them
     where one cannot be read; `True` reads any number. Raises `CollectionError` for an image that cannot be read.
     """
-    names, remarks = planned_of(bank, queries, asked)
+    names, without = planned_of(bank, queries, asked)
     if not names:
-        return {}, remarks
+        return Baselines({}, without)
     sides = (bank,) if queries is bank else (bank, queries)
     try:
         with within_memory("The baselines", _images(bank, queries) * WIDEST * 9):  # pixels, twice their float32 vectors
@@ -79,11 +115,11 @@ def baselines(bank: Side, queries: Side, asked: bool | None, measure: Measure) -
                 assert description is not None  # or it would not be planned
                 vectors = [untrained.untrained(description, side) for side in sides]
                 found[UNTRAINED] = measure(*_sides(bank, queries, vectors))
-            return found, remarks
+            return Baselines(found, without)
     except CollectionError as error:
         if asked:
             raise CollectionError(f"--baselines: {error} Leave the option out, or bring the images back.") from error
-        return {}, [f"no baselines: {error}"]
+        return Baselines({}, [f"no baselines: {error}"])
 
 
 def planned(images: int, asked: bool | None, cost: Callable[[], int] | None) -> tuple[list[str], list[str]]:
@@ -117,22 +153,3 @@ def _sides(bank: Side, queries: Side, features: list[torch.Tensor]) -> tuple[Sid
     made = [dataclasses.replace(side, vectors=functional.normalize(vectors, dim=1).to(side.vectors.device))
             for side, vectors in zip((bank, queries), features)]
     return made[0], made[-1]
-
-
-def as_json(found: dict[str, dict[str, Measured]], fits: Mapping[str, Fits] = NO_FITS) -> list[dict]:
-    """A list of entries like those of `results`, each with its name and, if it was fitted, whether that converged."""
-    return [{"name": name, **{measure: one.as_json() for measure, one in values.items()},
-             **({"converged": not fits[name].unconverged} if name in fits else {})}
-            for name, values in found.items()]
-
-
-def notes_of(found: dict[str, dict[str, Measured]], name: str, value: float, what: str = "encoder",
-             fits: Mapping[str, Fits] = NO_FITS) -> list[str]:
-    """A line when a baseline is as good as `what` was measured, whose measure `name` is `value`; one for each baseline
-    whose fit did not converge."""
-    better = [f"{one} ({values[name].value:.2f})" for one, values in found.items()
-              if name in values and values[name].value >= value]
-    notes = [f"the {what} ({value:.2f}) is no better than these baselines: {', '.join(better)}"] if better else []
-    return notes + [f"the baseline {one}: {ended.unconverged} of {ended.count} fits did not converge (gradient norm "
-                    f"{ended.gradient_norm:.1e}), so do not trust its numbers"
-                    for one, ended in fits.items() if ended.unconverged]

@@ -17,7 +17,7 @@ import numpy as np
 from mocoembed.config import CompareConfig
 from mocoembed.errors import FormatError, MismatchError
 from mocoembed.evaluate.measures import Measured, means
-from mocoembed.evaluate.result import require_result, value_of
+from mocoembed.evaluate.result_file import require_result, value_of
 from mocoembed.files import require_file
 
 LEARNING = ("linear", "finetune")  # tasks with training and test images

@@ -22,7 +22,7 @@ FEWEST_FOR_TOP5 = 6  # classes; with five, every answer is among the first five
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, in percent unless its name says otherwise, and how sure it is."""
+    """A number, in percent unless it has another unit, and how sure it is."""
 
     value: float
     ci95: tuple[float, float] | None
@@ -31,11 +31,19 @@ class Measured:
     """How the interval was made; empty without one."""
     n: int
     """Queries (or folds, or seeds) that the value and its interval are over."""
+    unit: str | None = None
+    """Of a number that is not in percent."""
 
     def as_json(self) -> dict:
         """Plain JSON types."""
         return {"value": self.value, "ci95": list(self.ci95) if self.ci95 else None, "method": self.method,
-                "n": self.n}
+                "n": self.n, **({"unit": self.unit} if self.unit else {})}
+
+    @classmethod
+    def of(cls, value: dict) -> "Measured":
+        """What `as_json` wrote."""
+        return cls(value["value"], tuple(value["ci95"]) if value["ci95"] else None, value["method"], value["n"],
+                   value.get("unit"))
 
 
 def method_of(resamples: int = RESAMPLES) -> str:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mocoembed.errors import FormatError
 from mocoembed.evaluate.measures import precisions, recalls
+from mocoembed.evaluate.result_file import KIND, SCHEMA
 from mocoembed.evaluate.sides import Overlap, Side
 from mocoembed.files import sha256_json
 from mocoembed.version import __version__
 
-KIND, SCHEMA = "mocoembed evaluation", 1
 MOST_CLASSES = 200  # whose confusion matrix is written
 MARK = "\0list"  # stands for a long list while the rest is written with one value a line
 
@@ -155,22 +154,3 @@ def text_of(result: dict) -> str:
         number, rest = piece.split('"', 1)
         text.append(lists[int(number)] + rest)
     return "".join(text)
-
-
-def value_of(entry: dict, name: str) -> dict | None:
-    """The measure `name` of an entry of `results`: value, ci95, method, n; `None` where it has none.
-
-    In results of `knn`, the keys of earlier versions hold bare numbers, and `values` the same with their intervals.
-    """
-    values = entry.get("values", entry)
-    return values.get(name) if isinstance(values.get(name), dict) else None
-
-
-def require_result(value, path) -> dict:
-    """The value, a result of an evaluation; `FormatError` for anything else or for a newer schema."""
-    if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise FormatError(f"{path} is not a result of an evaluation. Make one with: mocoembed knn --json > result.json")
-    if (schema := value.get("schema")) != SCHEMA:
-        raise FormatError(f"{path} has schema {schema} of evaluations; this version reads {SCHEMA}. "
-                          "Install a newer mocoembed.")
-    return value

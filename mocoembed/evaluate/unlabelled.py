@@ -16,7 +16,7 @@ from mocoembed import geometry
 from mocoembed.config import RankmeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate import baselines
+from mocoembed.evaluate.baselines import Baseline, Baselines, baselines
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.sides import Side, read_side
@@ -24,7 +24,6 @@ from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 WHAT = "RankMe"
-UNITS = {"rankme": "directions", "uniformity": "log"}
 QUANTILE = 1.959964  # of the normal distribution, 97.5 %
 FEWEST_FOR_INTERVAL = 10  # images
 
@@ -40,9 +39,7 @@ class RankmeResult:
     """Images of the file."""
     values: dict[str, Measured]
     """rankme, in directions, and uniformity, a logarithm."""
-    baselines: dict[str, dict[str, Measured]]
-    without: list[str]
-    """Why there are no baselines."""
+    baselines: Baselines
     seconds: float
 
     @property
@@ -56,12 +53,9 @@ class RankmeResult:
 
     def as_json(self) -> dict:
         """The schema of all evaluations, as plain JSON types."""
-        def measures(values: dict[str, Measured]) -> dict:
-            return {name: {**one.as_json(), "unit": UNITS[name]} for name, one in values.items()}
-
-        others = [{"name": name, **measures(values)} for name, values in self.baselines.items()]
-        return Evaluation("rankme", self.protocol, self.side, self.side, None, [measures(self.values)],
-                          baselines=others, device=str(self.side.vectors.device),
+        entry = {name: one.as_json() for name, one in self.values.items()}
+        return Evaluation("rankme", self.protocol, self.side, self.side, None, [entry],
+                          baselines=self.baselines.as_json(), device=str(self.side.vectors.device),
                           seconds=self.seconds, unit=None).as_json()
 
     def summary(self) -> str:
@@ -79,7 +73,7 @@ class RankmeResult:
                          "and limit RankMe; compare it for the same images only")
         if self.values["uniformity"].value > -1e-6:
             notes.append("all vectors are the same (collapse)")
-        return [*notes, *self.without]
+        return [*notes, *self.baselines.without]
 
 
 def measure_unlabelled(config: RankmeConfig,
@@ -97,8 +91,8 @@ def measure_unlabelled(config: RankmeConfig,
     wanted = np.zeros(listed, bool)
     wanted[geometry.sample(listed, config.images, config.seed)] = True
     side = side.only(wanted)
-    found, without = baselines.baselines(side, side, config.baselines, lambda one, _: values_of(one.vectors[:]))
-    return RankmeResult(config, side, listed, values_of(side.vectors[:], progress), found, without,
+    others = baselines(side, side, config.baselines, lambda one, _: Baseline(values_of(one.vectors[:])))
+    return RankmeResult(config, side, listed, values_of(side.vectors[:], progress), others,
                         time.perf_counter() - begun)
 
 
@@ -106,7 +100,8 @@ def values_of(vectors: torch.Tensor,
               progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Measured]:
     """RankMe and uniformity of vectors (N, D); RankMe has no interval, as drawing with repetition lowers it."""
     means = geometry.kernel_means(vectors, progress).numpy()
-    return {"rankme": Measured(geometry.rankme(vectors), None, "", len(vectors)), "uniformity": log_mean(means)}
+    return {"rankme": Measured(geometry.rankme(vectors), None, "", len(vectors), "directions"),
+            "uniformity": log_mean(means)}
 
 
 def log_mean(means: np.ndarray) -> Measured:
@@ -116,7 +111,7 @@ def log_mean(means: np.ndarray) -> Measured:
     """
     count, value = len(means), math.log(means.mean())
     if count < FEWEST_FOR_INTERVAL:
-        return Measured(value, None, "", count)
+        return Measured(value, None, "", count, "log")
     left_out = np.log(np.maximum(count * means.mean() - 2 * means, np.finfo(float).tiny) / (count - 2))
     half = QUANTILE * math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
-    return Measured(value, (value - half, value + half), "jackknife over the images, normal", count)
+    return Measured(value, (value - half, value + half), "jackknife over the images, normal", count, "log")

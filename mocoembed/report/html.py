@@ -8,12 +8,14 @@ import base64
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from mocoembed.search.sheet import readable
 
+SHOWN_VALUES = 8  # of a list
 GENERATOR = "mocoembed report"  # in the page, so that a report may replace a report and nothing else
 STYLE = pathlib.Path(__file__).parent / "style.css"
 Child = Element | str | None
@@ -79,6 +81,29 @@ def jpeg_uri(data: bytes) -> str:
 def percent(value: float | None, digits: int = 2) -> str:
     """A number with two decimals; a dash where there is none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def settings(told: dict[str, Any]) -> Element:
+    """All settings that have a value."""
+    return facts((name.replace("_", " "), short(value)) for name, value in flat(told)
+                 if value is not None and value != [])
+
+
+def flat(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of a part under its name and theirs."""
+    for name, value in told.items():
+        yield from ((f"{name} {inner}", one) for inner, one in value.items()) if isinstance(value, dict) \
+            else [(name, value)]
+
+
+def short(value) -> str:
+    """A value as text; of a list of many, such as the loss of every epoch, the first and the last."""
+    if isinstance(value, list):
+        texts = [short(one) for one in value]
+        return ", ".join(texts) if len(texts) <= SHOWN_VALUES else f"{texts[0]} ... {texts[-1]} ({len(texts)} values)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def page(title: str, *body: Child) -> bytes:

@@ -13,7 +13,7 @@ from mocoembed.errors import FormatError, UsageError
 from mocoembed.evaluate.compare import KIND as COMPARISON
 from mocoembed.evaluate.compare import SCHEMA as COMPARISON_SCHEMA
 from mocoembed.evaluate.compare import name_of
-from mocoembed.evaluate.result import require_result
+from mocoembed.evaluate.result_file import require_result
 from mocoembed.evaluate.words import words
 from mocoembed.files import write_bytes
 from mocoembed.notes import counted, say_nothing

@@ -6,21 +6,18 @@ table of all of them, and a section for each.
 
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Any
 
-from mocoembed.evaluate.compare import setting_of
-from mocoembed.evaluate.result import value_of
+from mocoembed.evaluate.compare import LEARNING, setting_of
+from mocoembed.evaluate.result_file import value_of
 from mocoembed.evaluate.words import TASKS, words
 from mocoembed.notes import counted
 from mocoembed.report.charts import bar, mark
-from mocoembed.report.html import Child, Element, command, element, facts, percent, section, table
+from mocoembed.report.html import Child, Element, command, element, facts, percent, section, settings, short, table
 
 SHOWN_CLASSES = 60  # in the table by class
 MATRIX_CLASSES = 30  # whose confusion matrix is drawn
 SHOWN_CONFUSIONS = 20
 SHOWN_REPEATS = 40
-SHOWN_VALUES = 8  # of a list
 SHADES = 10  # of the confusion matrix
 
 
@@ -96,12 +93,13 @@ def _about(result: dict):
     yield "encoder", element("span", f"{named}, " if named else None,
                              element("code", str(encoder.get("fingerprint"))[:12]))
     yield "features", f"{encoder.get('features')}, dimension {encoder.get('dimension')}"
-    sides = [("bank", data["bank"])]
-    if data["queries"] != data["bank"]:
-        sides.append(("queries", data["queries"]))
+    names = ("training images", "test images") if result["task"] in LEARNING else ("bank", "queries")
+    sides = [(name, data[side]) for name, side in zip(names, ("bank", "queries"))]
+    if data["queries"] == data["bank"]:
+        del sides[1]
     for name, side in sides:
         yield (name if len(sides) > 1 else "images"), element(
-            "span", f"{side['count']:,} of {side['path']}, rows ", element("code", str(side.get("identity"))[:12]))
+            "span", f"{side['count']:,} of {side['path']}, identity ", element("code", str(side.get("identity"))[:12]))
         yield ("unlabelled" if len(sides) == 1 else f"unlabelled in {name}"), side.get("unlabelled") or None
     yield "classes", str(data.get("classes")) if result.get("per_class") else None
     yield "copies", _overlap(data.get("overlap"))
@@ -162,10 +160,10 @@ def _choice(result: dict) -> Element | None:
     protocol = result["protocol"]
     if not protocol.get("chosen"):
         return None
-    chosen = facts((words(name), _short(value)) for name, value in protocol["chosen"].items())
+    chosen = facts((words(name), short(value)) for name, value in protocol["chosen"].items())
     scores = [one for one in protocol.get("scores") or [] if isinstance(one, dict)]
     names = list(scores[0]) if scores else []
-    tried = table([words(name) for name in names], [[_short(one.get(name)) for name in names] for one in scores],
+    tried = table([words(name) for name in names], [[short(one.get(name)) for name in names] for one in scores],
                   "Tried on the held-out part", range(len(names)))
     edge = element("p", "The choice stands at the edge of the grid; a wider one may do better.", class_="warning") \
         if protocol.get("at_edge") else None
@@ -205,7 +203,7 @@ def _confusion(result: dict) -> Element | None:
                   for count, true, taken in wrong], "The most frequent confusions", (2, 3)) if wrong else None
     return section("Confusion matrix", matrix(names, counts) if len(names) <= MATRIX_CLASSES else None,
                    most if len(names) > MATRIX_CLASSES or most is None else element(
-                       "details", element("summary", "The most frequent confusions"), most), level=3)
+                       "details", element("summary", "As a list"), most), level=3)
 
 
 def matrix(names: list[str], counts: list[list[int]]) -> Element:
@@ -225,41 +223,29 @@ def matrix(names: list[str], counts: list[list[int]]) -> Element:
 
 
 def _repeats(result: dict) -> Element | None:
-    solver, repeats = result.get("solver"), [one for one in result.get("repeats") or [] if isinstance(one, dict)]
-    names = [name for name, value in (repeats[0] if repeats else {}).items()
-             if isinstance(value, int | float) and not isinstance(value, bool)]
-    rows: list[list[Child]] = [[f"{one.get(name):.5g}" if isinstance(one.get(name), int | float) else "–"
-                                for name in names] for one in repeats[:SHOWN_REPEATS]]
+    solver, repeats = result.get("solver"), [_numbers(one) for one in result.get("repeats") or []
+                                             if isinstance(one, dict)]
+    names = list(repeats[0]) if repeats else []
+    rows: list[list[Child]] = [[f"{one[name]:.5g}" if name in one else "–" for name in names]
+                               for one in repeats[:SHOWN_REPEATS]]
     unconverged = element("p", f"{solver.get('unconverged')} fits did not converge.", class_="warning") \
         if solver and solver.get("converged") is False else None
     if not rows and not solver:
         return None
-    fits = facts((name.replace("_", " "), _short(value)) for name, value in _flat(solver or {}))
-    return section("Fits", unconverged, fits if solver else None,
-                   table([words(name) for name in names], rows, "Seeds and folds", range(len(names))) if rows else None,
-                   level=3)
+    told = {"solver" if name == "name" else name: value for name, value in (solver or {}).items()}
+    return section("Fits" if solver else "Repeats", unconverged, settings(told) if solver else None,
+                   table([words(name) for name in names], rows, "Seeds and folds" if solver else "Seeds",
+                         range(len(names))) if rows else None, level=3)
 
 
-def _flat(solver: dict) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of a part under its name and theirs."""
-    for name, value in solver.items():
-        yield from ((f"{name} {inner}", one) for inner, one in value.items()) if isinstance(value, dict) \
-            else [(name, value)]
-
-
-def _short(value) -> str:
-    """A value as text; of a list of many, such as the loss of every epoch, the first and the last."""
-    if isinstance(value, list):
-        texts = [_short(one) for one in value]
-        return ", ".join(texts) if len(texts) <= SHOWN_VALUES else f"{texts[0]} ... {texts[-1]} ({len(texts)} values)"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def _numbers(repeat: dict) -> dict[str, float]:
+    """The numbers of a seed, with those of its first setting where it has several, as in kNN."""
+    first = (repeat.get("results") or [{}])[0]
+    return {name: value for name, value in {**repeat, **first}.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def _settings(result: dict) -> Element:
     protocol = result["protocol"]
-    told = [("digest", str(protocol.get("digest"))[:16]), *((name.replace("_", " "), _short(value))
-                                                            for name, value in protocol["settings"].items()
-                                                            if value is not None)]
-    return element("details", element("summary", f"Protocol: {protocol['name']}"), facts(told), class_="printed")
+    return element("details", element("summary", f"Protocol: {protocol['name']}"),
+                   settings({"digest": str(protocol.get("digest"))[:16], **protocol["settings"]}), class_="printed")

@@ -18,7 +18,7 @@ from mocoembed.config import PretrainConfig
 from mocoembed.errors import FormatError, MocoembedError
 from mocoembed.files import read_json
 from mocoembed.report.charts import Chart, Curve, chart
-from mocoembed.report.html import Element, command, element, facts, section
+from mocoembed.report.html import Element, command, element, facts, section, settings
 from mocoembed.train.resolve import command_of
 
 FIELDS = ("step", "epoch", "lr", "chance", "queue_filled", "loss", "top1", "top5", "spread", "images_per_second",
@@ -114,23 +114,13 @@ def _settings(run: Run):
     yield "views", config and f"{config.get('image_size')} pixels"
     done, epochs = int(last["step"][-1]), config.get("epochs")
     yield "done", f"{done:,} steps, {run.epochs[-1]:.4g}" + (f" of {epochs} epochs" if epochs else " epochs")
-    yield "kNN on", config.get("val") and f"{config.get('val')}, never learned from"
+    yield "kNN on", config.get("val")
 
 
 def _every_setting(run: Run) -> Element | None:
     if not run.config:
         return None
-    told = [(name.replace("_", " "), _shown(value)) for name, value in run.config.items() if value is not None]
-    return element("details", element("summary", "All settings"), facts(told), class_="printed")
-
-
-def _shown(value: Any) -> str:
-    """A value of a config as people write it; nothing for an empty one."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return "; ".join(f"{name.replace('_', ' ')}: {_shown(one)}" for name, one in value.items())
-    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+    return element("details", element("summary", "All settings"), settings(run.config), class_="printed")
 
 
 def charts_of(run: Run) -> list[Chart]:

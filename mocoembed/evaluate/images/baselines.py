@@ -18,12 +18,10 @@ from torch.nn import functional
 from mocoembed.config import FinetuneConfig, LinearConfig, ProbeConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.errors import CollectionError
-from mocoembed.evaluate.baselines import FEATURES, UNTRAINED, WIDEST, Fits, planned
-from mocoembed.evaluate.images.kept_baselines import Baseline, KeptBaselines
+from mocoembed.evaluate.baselines import FEATURES, UNTRAINED, WIDEST, Baseline, Baselines, planned
+from mocoembed.evaluate.images.kept_baselines import KeptBaselines
 from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, encoded
-from mocoembed.evaluate.linear.accuracy import fits_each, measure, values_of
-from mocoembed.evaluate.linear.result import fits_of
-from mocoembed.evaluate.measures import Measured
+from mocoembed.evaluate.linear.accuracy import baseline_of, fits_each, measure
 from mocoembed.evaluate.pixels import SIZE
 from mocoembed.evaluate.sides import Side
 from mocoembed.evaluate.untrained import SEED, random_encoder
@@ -51,7 +49,7 @@ class ImageBaselines:
                  config: ProbeConfig | FinetuneConfig, seeds: int):
         self.train, self.test, self.frozen, self.config = train, test, frozen, config
         self.images = len(train) + len(test)
-        self.names, self.remarks = planned(self.images, config.baselines, lambda: multiplications(
+        self.names, self.without = planned(self.images, config.baselines, lambda: multiplications(
             frozen.encoder.spec, frozen.transform.crop))
         """Those that are to be measured, and why there are no others."""
         self.found: dict[str, Baseline] = {}
@@ -60,16 +58,6 @@ class ImageBaselines:
         self.kept = KeptBaselines(Workspace(config.workspace).baselines, {
             "train": train.identity, "test": test.identity, "encoder": frozen.fingerprint(), "labels": config.labels,
             "seeds": seeds, "seed": config.seed, "metric": self.asked.metric})
-
-    @property
-    def values(self) -> dict[str, dict[str, Measured]]:
-        """Name -> measures, of those that were measured."""
-        return {name: one.values for name, one in self.found.items()}
-
-    @property
-    def fits(self) -> dict[str, Fits]:
-        """Name -> how the fits ended."""
-        return {name: one.fits for name, one in self.found.items()}
 
     def read_kept(self, note: Callable[[str], None]) -> int:
         """Take what was measured before, unless all starts over; how many images are still to be counted."""
@@ -82,9 +70,12 @@ class ImageBaselines:
         passes = (1 if set(missing) & set(FEATURES) else 0) + (UNTRAINED in missing) + len(missing)
         return passes * self.images
 
-    def measure(self, note: Callable[[str], None], count: Count, stop: StopRequest):
-        """Measure those that are not kept. `note(text)` is told what is being done; `count(n)` counts images that were
-        read, encoded or, fit by fit, classified. A signal ends it between two fits, and what was measured is kept."""
+    def measure(self, note: Callable[[str], None], count: Count, stop: StopRequest) -> Baselines:
+        """All of them, of which those that are not kept are measured.
+
+        `note(text)` is told what is being done; `count(n)` counts images that were read, encoded or, fit by fit,
+        classified. A signal ends it between two fits, and what was measured is kept.
+        """
         if self.found:
             note(f"baselines kept from before: {', '.join(self.found)} ({self.kept.path})")
 
@@ -96,7 +87,8 @@ class ImageBaselines:
         try:
             self._measure(note, counted)
         except CollectionError as error:  # too few images of a class can be read
-            self.found, self.remarks = {}, [f"no baselines: {error}"]
+            return Baselines({}, [f"no baselines: {error}"])
+        return Baselines({name: self.found[name] for name in self.names}, self.without)
 
     def _measure(self, note: Callable[[str], None], count: Count):
         if missing := [name for name in FEATURES if name in self.names and name not in self.found]:
@@ -114,7 +106,6 @@ class ImageBaselines:
             embed = Embedder(random, Compute.of(self.config.device, "fp32"), "backbone", normalized=True)
             shown = self._shown(random.transform, embed, count)
             self._add(UNTRAINED, shown, [one.vectors for one in shown], note, count)
-        self.found = {name: self.found[name] for name in self.names}
 
     def _shown(self, transform: EvaluationTransform, encode: Callable[[torch.Tensor], torch.Tensor],
                count: Count) -> list[Encoded]:
@@ -137,8 +128,7 @@ class ImageBaselines:
     def _learned(self, bank: Side, queries: Side, asked: LinearConfig, count: Count) -> Baseline:
         """Logistic regression; over all its fits, as many images are counted as there are."""
         share = functools.partial(_part, self.images, fits_each(asked) * (asked.seeds or 1))
-        repeats, classes = measure(bank, queries, asked, lambda done, total: count(share(done)))
-        return Baseline(values_of(repeats, classes), Fits.of(fits_of(repeats)))
+        return baseline_of(*measure(bank, queries, asked, lambda done, total: count(share(done))))
 
 
 def _part(images: int, fits: int, done: int) -> int:

@@ -14,7 +14,6 @@ import torch
 from mocoembed.checks import to_dict
 from mocoembed.config import FinetuneConfig
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.evaluate.baselines import majority_class
 from mocoembed.evaluate.images.baselines import ImageBaselines
 from mocoembed.evaluate.images.finetune_result import FinetuneResult, Repeat
 from mocoembed.evaluate.images.finetuning import FineTuning, require_stages
@@ -69,7 +68,7 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
         delete_checkpoints(run.folder)  # a kill may have left the last one
         test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
         path = run.export(classifiers[0])
-        others.measure(note, run.tally.add, stop)
+        beside = others.measure(note, run.tally.add, stop)
     truth = test.classes(range(len(test)), run.labels).numpy()
     repeats = [Repeat(seed, one.frozen.provenance["images"], truth, found.softmax(dim=1).numpy(),
                       one.frozen.provenance["steps"]) for seed, one, found in zip(run.seeds, classifiers, logits)]
@@ -77,8 +76,8 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
     bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
     return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
         int(shared_bytes(queries, bank, False).sum()), None, None, True),
-        {"majority class": majority_class(bank, queries), **others.values}, others.fits, others.remarks, classifiers[0],
-        path, run.folder, str(run.device), time.perf_counter() - begun)
+        beside.with_majority(bank, queries), classifiers[0], path, run.folder, str(run.device),
+        time.perf_counter() - begun)
 
 
 class Run:
@@ -174,11 +173,15 @@ class Run:
         return test.only(found.readable), logits
 
     def export(self, classifier: Classifier) -> pathlib.Path:
-        """Keep the classifier under its fingerprint, its graph beside it, and make it the newest of the workspace."""
+        """Keep the classifier under its fingerprint, its graph beside it, and make it the newest of the workspace.
+
+        One that learned from scratch is there for comparison, and leaves the newest as it is.
+        """
         workspace = Workspace(self.config.workspace)
         path = workspace.classifier_of(classifier.fingerprint)
         if not path.exists():
             save_classifier(path, classifier)
         keep_classifier_graph(path.with_suffix(".onnx"), classifier, self.note)
-        write_bytes(workspace.newest_classifier, path.read_bytes())
+        if not self.config.from_scratch:
+            write_bytes(workspace.newest_classifier, path.read_bytes())
         return path

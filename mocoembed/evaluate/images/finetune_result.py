@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from mocoembed.config import FinetuneConfig
-from mocoembed.evaluate.baselines import Fits, as_json, notes_of
+from mocoembed.evaluate.baselines import Baselines
 from mocoembed.evaluate.images.finetuning import BATCH_OF_RATES, SGD_MOMENTUM
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol
@@ -38,11 +38,7 @@ class FinetuneResult:
     """One for each seed."""
     classes: list[str]
     overlap: Overlap
-    baselines: dict[str, dict[str, Measured]]
-    baseline_fits: dict[str, Fits]
-    """How the fits of all baselines but the majority class ended."""
-    remarks: list[str]
-    """Why there are no other baselines."""
+    baselines: Baselines
     classifier: Classifier
     """Of the first seed."""
     path: pathlib.Path
@@ -89,8 +85,7 @@ class FinetuneResult:
             "finetune", Protocol("finetune", self.settings), self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}], self.per_class,
             (self.classes, first.matrix), {"top1": mean_right(self.repeats)}, solver,
-            [one.as_json() for one in self.repeats], as_json(self.baselines, self.baseline_fits), self.device,
-            self.seconds).as_json()
+            [one.as_json() for one in self.repeats], self.baselines.as_json(), self.device, self.seconds).as_json()
         return {**made, "classifier": {"path": str(self.path), "fingerprint": self.classifier.fingerprint,
                                        "start": "random weights" if self.config.from_scratch else "encoder"}}
 
@@ -105,5 +100,4 @@ class FinetuneResult:
         """What a reader of the numbers should know."""
         notes = [*self.overlap.notes("a training image", "test images"),
                  *notes_on_classes(set(self.classes), set(self.test.names), "training images", "test images")]
-        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value, "fine-tuned classifier",
-                                   self.baseline_fits), *self.remarks]
+        return [*notes, *self.baselines.notes("top1", self.values["top1"].value, "fine-tuned classifier")]

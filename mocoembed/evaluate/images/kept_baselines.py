@@ -6,33 +6,15 @@ there is one more; its name is a digest of what it is of, and it holds the SHA-2
 
 import pathlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from mocoembed.errors import FormatError
-from mocoembed.evaluate.baselines import Fits
+from mocoembed.evaluate.baselines import Baseline, Fits
 from mocoembed.evaluate.measures import Measured
 from mocoembed.files import read_json, sha256_json, write_json
 from mocoembed.version import __version__
 
 KIND, FORMAT = "mocoembed baselines", 1
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What a baseline gets right, and how its fits ended."""
-
-    values: dict[str, Measured]
-    fits: Fits
-
-    def as_json(self) -> dict:
-        """Plain JSON types."""
-        return {"values": {name: one.as_json() for name, one in self.values.items()}, "fits": asdict(self.fits)}
-
-    @classmethod
-    def of(cls, value: dict) -> "Baseline":
-        """What `as_json` wrote."""
-        return cls({name: Measured(one["value"], tuple(one["ci95"]) if one["ci95"] else None, one["method"], one["n"])
-                    for name, one in value["values"].items()}, Fits(**value["fits"]))
 
 
 class KeptBaselines:
@@ -54,12 +36,13 @@ class KeptBaselines:
         except FormatError as error:
             note(f"{error} The baselines are measured again.")
             return {}
-        return {name: Baseline.of(one) for name, one in content["baselines"].items()}
+        return {name: Baseline({measure: Measured.of(value) for measure, value in one["values"].items()},
+                               Fits(**one["fits"])) for name, one in content["baselines"].items()}
 
     def write(self, found: dict[str, Baseline]):
         """Replace the file."""
         content = {"kind": KIND, "format": FORMAT, "of": self.of,
-                   "baselines": {name: one.as_json() for name, one in found.items()}}
+                   "baselines": {name: asdict(one) for name, one in found.items()}}
         write_json(self.path, {**content, "sha256": sha256_json(content)})
 
     def delete(self):

@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional
 
 from mocoembed.config import ProbeConfig
-from mocoembed.evaluate.baselines import majority_class
 from mocoembed.evaluate.images.baselines import ImageBaselines
 from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone, require_finite
 from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded
@@ -65,14 +64,13 @@ def probe_accuracy(config: ProbeConfig, progress: Progress = lambda done, total:
             run.learn()
             repeats, (learned, of_train), (test, vectors) = run.measure()
         with StopRequest() as stop:
-            others.measure(note, run.tally.add, stop)
+            beside = others.measure(note, run.tally.add, stop)
     known = len(of_train) == len(learned)
     one_side = learned.side(functional.normalize(of_train if known else torch.zeros(len(learned), 1), dim=1), frozen)
     other = test.side(functional.normalize(vectors, dim=1), frozen)
     return ProbeResult(config, one_side, other, run.probes[0].known, repeats, run.probes[0].how, backbone,
                        backbone.require_unchanged(), found_overlap(one_side, other, known),
-                       {"majority class": majority_class(one_side, other), **others.values}, others.fits,
-                       others.remarks, time.perf_counter() - begun)
+                       beside.with_majority(one_side, other), time.perf_counter() - begun)
 
 
 class Run:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mocoembed.config import ProbeConfig
 from mocoembed.data.augmentation import Augmentation
-from mocoembed.evaluate.baselines import Fits, as_json, notes_of
+from mocoembed.evaluate.baselines import Baselines
 from mocoembed.evaluate.images.frozen_backbone import Digests, FrozenBackbone
 from mocoembed.evaluate.images.heads import MOMENTUM
 from mocoembed.evaluate.linear.penalty import HELD_OUT
@@ -71,11 +71,7 @@ class ProbeResult:
     after: Digests
     """What the backbone was when all was measured."""
     overlap: Overlap
-    baselines: dict[str, dict[str, Measured]]
-    baseline_fits: dict[str, Fits]
-    """How the fits of all baselines but the majority class ended."""
-    remarks: list[str]
-    """Why there are no other baselines."""
+    baselines: Baselines
     seconds: float
 
     @cached_property
@@ -137,7 +133,7 @@ class ProbeResult:
             "linear", protocol, self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}],
             self.per_class, (self.classes, first.matrix), {"top1": mean_right(self.repeats)}, self.solver(),
-            [one.as_json() for one in self.repeats], as_json(self.baselines, self.baseline_fits),
+            [one.as_json() for one in self.repeats], self.baselines.as_json(),
             str(self.backbone.compute.device), self.seconds).as_json()
 
     def summary(self) -> str:
@@ -157,5 +153,4 @@ class ProbeResult:
             rates = sorted({one.lr for one in self.repeats if one.chosen.at_edge})
             notes.append(f"lr {', '.join(f'{one:g}' for one in rates)} at the edge of those tried was chosen; others "
                          "may do better (--lr)")
-        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value, fits=self.baseline_fits),
-                *self.remarks]
+        return [*notes, *self.baselines.notes("top1", self.values["top1"].value)]

@@ -14,7 +14,8 @@ import torch
 from mocoembed.config import KnnConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError
-from mocoembed.evaluate import baselines, measures
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import Baseline, Baselines, baselines
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, same_image
 from mocoembed.evaluate.knn.suspects import Suspect, find_suspects
 from mocoembed.evaluate.knn.through_index import neighbours_of
@@ -87,10 +88,8 @@ class KnnResult:
     """How k and T were chosen; `None`: they were given."""
     suspects: list[Suspect]
     """Suspected wrong labels; empty unless they were asked for."""
-    baselines: dict[str, dict[str, Measured]]
-    """Baseline -> its measures, for the first k and temperature."""
-    without: list[str]
-    """Why there are no baselines of pixels, and that a share of the labels was rounded up."""
+    baselines: Baselines
+    """For the first k and temperature."""
     classes: list[str]
     """Names of the rows and columns of `matrix`: those of the bank, then those that only queries have."""
     matrix: np.ndarray
@@ -107,6 +106,8 @@ class KnnResult:
     """What the bank was cut to; then all but the scores is of the first seed."""
     repeats: tuple[dict, ...] = ()
     """With few labels, seed, images of the bank, queries and the values of every setting, for each seed."""
+    remarks: tuple[str, ...] = ()
+    """That a share of the labels was rounded up."""
 
     @property
     def protocol(self) -> Protocol:
@@ -130,7 +131,7 @@ class KnnResult:
         shared = Evaluation(
             "knn", self.protocol, self.bank, self.queries, self.overlap, [one.as_json() for one in self.scores],
             self.by_class, (self.classes, self.matrix), self.outcomes, repeats=list(self.repeats),
-            baselines=baselines.as_json(self.baselines), device=self.device, seconds=self.seconds)
+            baselines=self.baselines.as_json(), device=self.device, seconds=self.seconds)
         return {"preset": self.preset, "features": self.features, "leave_one_out": self.leave_one_out,
                 "bank": self.bank.as_json(), "queries": self.queries.as_json(), **shared.as_json(),
                 **({"suspects": [one.as_json() for one in self.suspects]} if self.suspects else {})}
@@ -164,7 +165,7 @@ class KnnResult:
                          f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
         if not same:
             notes += self.overlap.notes("another image here" if self.leave_one_out else "an image of the bank")
-        return [*notes, *baselines.notes_of(self.baselines, "top1", self.scores[0].top1), *self.without]
+        return [*notes, *self.baselines.notes("top1", self.scores[0].top1), *self.remarks]
 
 
 def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> KnnResult:
@@ -186,8 +187,8 @@ def knn_accuracy(config: KnnConfig, progress: Callable[[int, int], None] = lambd
         results.append(measure(dataclasses.replace(config, baselines=False if seed else config.baselines),
                                bank.only(chosen), bank.only(rest) if config.queries is None else queries, False,
                                progress))
-    found = averaged(results, config.labels)
-    return dataclasses.replace(found, without=[*found.without, *few_labels_notes(bank.names, config.labels)])
+    return dataclasses.replace(averaged(results, config.labels),
+                               remarks=tuple(few_labels_notes(bank.names, config.labels)))
 
 
 def averaged(results: list[KnnResult], labels: str) -> KnnResult:
@@ -230,16 +231,15 @@ def measure(config: KnnConfig, bank: Side, queries: Side, leave_one_out: bool,
         scores.append(KnnScore(min(k, most), k, temperature, values["top1"].value,
                                values["top5"].value if "top5" in values else None, values))
     first = votes.predicted[0][:, 0].cpu().numpy()
-    found, without = baselines.baselines(
-        bank, queries, config.baselines, lambda *both: top1_of(both[0], both[1], number, settings[0], leave_one_out))
+    others = baselines(bank, queries, config.baselines, lambda *both: Baseline(
+        top1_of(both[0], both[1], number, settings[0], leave_one_out)))
     matrix = measures.confusion(truth, first, len(classes))
     by_class = dict(sorted(per_class_json(classes, matrix, per_class_ap).items()))
     return KnnResult(config.preset, bank.features, bank, queries, leave_one_out, scores,
                      {name: (one["count"], one["top1"]) for name, one in by_class.items()}, bank.encoder,
                      overlap(queries, bank, leave_one_out, votes.nearest.numpy()), tuned,
                      find_suspects(votes, truth, classes, queries, bank) if config.suspects else [],
-                     {"majority class": baselines.majority_class(bank, queries), **found}, without, classes, matrix,
-                     by_class,
+                     others.with_majority(bank, queries), classes, matrix, by_class,
                      {"top1": first == truth}, str(device), time.perf_counter() - begun, index)
 
 

@@ -4,6 +4,7 @@ Logistic regression on vectors of length 1, centred by the training rows (`logis
 of the training rows (`penalty`). With one file, folds: each is classified by what was learned from the others.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from mocoembed.config import LinearConfig, ProbeConfig
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import Fits, baselines, majority_class, planned_of
-from mocoembed.evaluate.folds import few_labels_notes, few_of_each, folds_of, same_image
+from mocoembed.evaluate.baselines import Baseline, Fits, baselines, planned_of
+from mocoembed.evaluate.folds import few_of_each, folds_of, same_image
 from mocoembed.evaluate.linear.logistic import PENALTIES
 from mocoembed.evaluate.linear.penalty import Rows, Search, learn
 from mocoembed.evaluate.linear.result import LinearResult, Repeat, fits_of
@@ -58,19 +59,13 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
 
     repeats, classes = measure(train, test, config, counting(0))
     values = values_of(repeats, classes)
-    ended: list[Fits] = []
-
-    def baseline(bank: Side, queries: Side) -> dict[str, Measured]:
-        found, names = measure(bank, queries, config, counting(1 + len(ended)))
-        ended.append(Fits.of(fits_of(found)))
-        return values_of(found, names)
-
-    others, without = baselines(train, test, config.baselines, baseline)
+    before = itertools.count(1)
+    others = baselines(train, test, config.baselines, lambda bank, queries: baseline_of(
+        *measure(bank, queries, config, counting(next(before)))))
     nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
     return LinearResult(config, train, test, repeats, classes, values,
                         overlap(test, train, test is train, nearest.numpy()),
-                        {"majority class": majority_class(train, test), **others}, dict(zip(others, ended)),
-                        [*without, *few_labels_notes(train.names, config.labels)], time.perf_counter() - begun)
+                        others.with_majority(train, test), time.perf_counter() - begun)
 
 
 def read_sides(config: LinearConfig) -> tuple[Side, Side]:
@@ -126,6 +121,11 @@ def measure(train: Side, test: Side, config: LinearConfig,
             repeats[-1].append(Repeat(seed, fold, len(learned), asked, truth[asked], in_columns(shares, places, known),
                                       classifier))
     return repeats, classes
+
+
+def baseline_of(repeats: list[list[Repeat]], classes: list[str]) -> Baseline:
+    """What `measure` found of a baseline's vectors."""
+    return Baseline(values_of(repeats, classes), Fits.of(fits_of(repeats)))
 
 
 def fits_each(config: LinearConfig) -> int:

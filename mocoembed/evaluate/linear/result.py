@@ -7,7 +7,8 @@ import numpy as np
 
 from mocoembed.config import LinearConfig
 from mocoembed.evaluate import measures
-from mocoembed.evaluate.baselines import Fits, as_json, notes_of
+from mocoembed.evaluate.baselines import Baselines
+from mocoembed.evaluate.folds import few_labels_notes
 from mocoembed.evaluate.linear.logistic import FLOOR, PENALTIES, TOLERANCE
 from mocoembed.evaluate.linear.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.measures import Measured
@@ -65,11 +66,7 @@ class LinearResult:
     values: dict[str, Measured]
     """top1, top5 (six classes or more), balanced, ap."""
     overlap: Overlap
-    baselines: dict[str, dict[str, Measured]]
-    baseline_fits: dict[str, Fits]
-    """How the fits of all baselines but the majority class ended."""
-    remarks: list[str]
-    """What the work itself had to say."""
+    baselines: Baselines
     seconds: float
 
     @property
@@ -133,7 +130,7 @@ class LinearResult:
             "linear", self.protocol, self.train, self.test, self.overlap,
             [{name: one.as_json() for name, one in self.values.items()}],
             self.per_class, (self.classes, self.matrix), {"top1": self.outcomes()}, solver,
-            [one.as_json() for folds in self.repeats for one in folds], as_json(self.baselines, self.baseline_fits),
+            [one.as_json() for folds in self.repeats for one in folds], self.baselines.as_json(),
             str(self.train.vectors.device), self.seconds).as_json()
 
     def outcomes(self) -> np.ndarray:
@@ -163,8 +160,8 @@ class LinearResult:
         notes += self._notes_on_copies()
         if self.protocol.at_edge:
             notes.append("a penalty at the edge of those tried was chosen; others may do better (--penalty)")
-        return [*notes, *notes_of(self.baselines, "top1", self.values["top1"].value, fits=self.baseline_fits),
-                *self.remarks]
+        return [*notes, *self.baselines.notes("top1", self.values["top1"].value),
+                *few_labels_notes(self.train.names, self.config.labels)]
 
     def _notes_on_copies(self) -> list[str]:
         """What to say about images on both sides."""

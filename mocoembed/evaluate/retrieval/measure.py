@@ -16,7 +16,8 @@ from mocoembed.config import RetrievalConfig
 from mocoembed.data.facts import UNKNOWN
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.evaluate import baselines, measures
+from mocoembed.evaluate import measures
+from mocoembed.evaluate.baselines import Baseline, Baselines, baselines
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.retrieval import ranked
@@ -60,19 +61,16 @@ class RetrievalResult:
     """map, map_at_r and r_precision of each query (Q,), in percent."""
     nothing_to_find: int
     """Queries left out because nothing in the bank is relevant to them."""
-    baselines: dict[str, dict[str, Measured]]
-    """Baseline -> map, map_at_r, r_precision."""
-    without: list[str]
-    """Why there are no baselines."""
+    baselines: Baselines
+    """Their map, map_at_r and r_precision."""
     seconds: float
 
     def as_json(self) -> dict:
         """The schema of all evaluations, as plain JSON types; `chance` stands beside each value."""
         entry = {name: {**one.as_json(), "chance": self.chance.get(name)} for name, one in self.values.items()}
         shared = Evaluation("retrieval", self.protocol, self.bank, self.queries, self.overlap, [entry],
-                            self.per_class, outcomes=self.outcomes, baselines=baselines.as_json(self.baselines),
-                            device=str(self.bank.vectors.device),
-                            seconds=self.seconds).as_json()
+                            self.per_class, outcomes=self.outcomes, baselines=self.baselines.as_json(),
+                            device=str(self.bank.vectors.device), seconds=self.seconds).as_json()
         shared["data"]["nothing_to_find"] = self.nothing_to_find
         return shared
 
@@ -95,7 +93,7 @@ class RetrievalResult:
                             f"give {self.bank.path} alone for leave-one-out"]
         if not self.config.exclude_identical:
             notes += self.overlap.notes("another image here" if self.leave_one_out else "an image of the bank")
-        return [*notes, *baselines.notes_of(self.baselines, "map", self.values["map"].value), *self.without]
+        return [*notes, *self.baselines.notes("map", self.values["map"].value)]
 
 
 def measure_retrieval(config: RetrievalConfig,
@@ -114,14 +112,14 @@ def measure_retrieval(config: RetrievalConfig,
     if not some.any():
         raise CollectionError(nothing_found(bank, queries, pairs))
     kept = queries.only(some)
-    found, without = baselines.baselines(bank, queries, config.baselines, lambda *both: first_of(
+    others = baselines(bank, queries, config.baselines, lambda *both: first_of(
         rank_all(dataclasses.replace(task, bank=both[0], queries=both[1]), config)[0]))
     return RetrievalResult(
         config, protocol_of(config, pairs), bank, kept, leave_one_out, measures.means(each),
         ranked.chance(relevant_count[some], ranked_count[some], config.at, config.definition),
         {} if pairs else by_class(kept.names, each["map"]), overlap(kept, bank, leave_one_out, nearest[some]),
         {name: 100 * each[name] for name in OUTCOMES}, int((~some).sum()),
-        found, without, time.perf_counter() - begun)
+        others, time.perf_counter() - begun)
 
 
 def rank_all(task: "Task", config: RetrievalConfig, progress: Callable[[int, int], None] = lambda done, total: None,
@@ -144,9 +142,9 @@ def rank_all(task: "Task", config: RetrievalConfig, progress: Callable[[int, int
             np.concatenate(counts, axis=1), nearest)
 
 
-def first_of(each: dict[str, np.ndarray]) -> dict[str, Measured]:
-    """The measures that a baseline is told by."""
-    return measures.means({name: each[name] for name in OUTCOMES})
+def first_of(each: dict[str, np.ndarray]) -> Baseline:
+    """A baseline, which is told by the first measures."""
+    return Baseline(measures.means({name: each[name] for name in OUTCOMES}))
 
 
 def protocol_of(config: RetrievalConfig, pairs: Pairs | None) -> Protocol:
