@@ -8,6 +8,7 @@ import re
 from mocoembed.errors import FormatError, UsageError
 
 SIZES = "a size such as 4GB, 500MB or 2.5GiB"
+PER_CLASS = "-per-class"  # of --labels 5-per-class
 
 
 def option_name(field_name: str) -> str:
@@ -103,17 +104,16 @@ def device_name(config, name: str = "device"):
 
 
 def parse_labels(labels: str) -> tuple[float | None, int]:
-    """(share, 0) of `10%`, or (None, n) of `n` or `n-per-class`; `UsageError` for another text."""
-    text = labels.removesuffix("-per-class")
+    """(share, 0) of `10%`, or (None, n) of `n-per-class`; `UsageError` for another text."""
     try:
-        if text.endswith("%") and 0 < (percent := float(text[:-1])) <= 100:
+        if labels.endswith("%") and 0 < (percent := float(labels[:-1])) <= 100:
             return percent / 100, 0
-        if int(text) >= 1:
-            return None, int(text)
+        if labels.endswith(PER_CLASS) and (number := int(labels.removesuffix(PER_CLASS))) >= 1:
+            return None, number
     except ValueError:
         pass
     raise UsageError(f"--labels {labels}: must be a share such as 1% or 10%, or a number of images for each class such "
-                     "as 5.")
+                     f"as 5{PER_CLASS}.")
 
 
 def few_labels(config, name: str = "labels"):

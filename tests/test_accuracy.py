@@ -395,8 +395,8 @@ def test_labels_that_leave_nothing(make_embeddings):
     path = make_embeddings("bank", clouds("aaabbb"), "aaabbb")
     with pytest.raises(CollectionError, match="no image is left to classify"):
         knn_accuracy(KnnConfig(path, labels="100%"))
-    with pytest.raises(CollectionError, match="--labels 9: class 'a' has 3 different images"):
-        knn_accuracy(KnnConfig(path, labels="9"))
+    with pytest.raises(CollectionError, match="--labels 9-per-class: class 'a' has 3 different images"):
+        knn_accuracy(KnnConfig(path, labels="9-per-class"))
     with pytest.raises(UsageError, match="must be a share such as 1%"):
         knn_accuracy(KnnConfig(path, labels="few"))
     with pytest.raises(UsageError, match="--tune: not with --labels"):

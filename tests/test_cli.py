@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from torchless import WITHOUT_TORCH
 
 TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16", "--queue-size", "20", "--batch-size",
         "8", "--bn-groups", "2", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -124,6 +125,17 @@ WRONG_CALLS = [
     ("demo --images 3", 2, "--images 3: must be 160 or more"),
     ("nonsense", 2, "No such command"),
 ]
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    ("knn --tune", "--tune: without QUERIES"), ("linear --folds 1", "--folds 1"), ("retrieval --at 0", "--at 0"),
+    ("rankme --images 1", "--images 1"), ("finetune photos --lr 0", "--lr 0"),
+    ("linear photos --protocol moco --lr 0", "--lr 0")])
+def test_wrong_options_of_evaluations_are_told_without_waiting_for_torch(call, message):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *call.split()], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(("call", "status", "message"), WRONG_CALLS)

@@ -3,9 +3,12 @@
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from torchless import WITHOUT_TORCH
 
 from mocoembed.config import CompareConfig, KnnConfig, RetrievalConfig
 from mocoembed.errors import FormatError, MismatchError, UsageError
@@ -191,3 +194,11 @@ def test_command(made, run_cli):
     status, out, err = run_cli("compare", weak)
     assert (status, out) == (2, "")
     assert "two or more" in err
+
+
+def test_it_needs_no_torch(made):
+    weak, strong = made("weak", 1.0), made("strong", 0.5, seed=1)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "compare", weak, strong], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "to weak" in done.stdout

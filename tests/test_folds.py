@@ -72,17 +72,18 @@ def test_few_of_each_is_balanced_and_larger_numbers_take_more_of_the_same():
     names = ["a"] * 40 + ["b"] * 20
     groups = alone(names)
     groups[1] = 0
-    few, more = (few_of_each(names, groups, labels, seed=1) for labels in ("5", "12-per-class"))
+    few, more = (few_of_each(names, groups, labels, seed=1) for labels in ("5-per-class", "12-per-class"))
     assert Counter(np.array(names)[few].tolist()) == {"a": 5, "b": 5}
     assert Counter(np.array(names)[more].tolist()) == {"a": 12, "b": 12}
     assert (few <= more).all()
     assert Counter(np.array(names)[few_of_each(names, groups, "10%", seed=1)].tolist()) == {"a": 4, "b": 2}
     assert Counter(np.array(names)[few_of_each(names, groups, "1%", seed=1)].tolist()) == {"a": 1, "b": 1}
     assert few_of_each(names, groups, "100%", seed=1).sum() == 59  # of the two copies one
-    assert not np.array_equal(few, few_of_each(names, groups, "5", seed=2))
+    assert not np.array_equal(few, few_of_each(names, groups, "5-per-class", seed=2))
 
 
-@pytest.mark.parametrize("labels", ["0", "-1", "0%", "101%", "many", "", "nan%", "1.5", "%"])
+@pytest.mark.parametrize("labels", ["0-per-class", "-1-per-class", "5", "5-per", "0%", "101%", "many", "", "nan%",
+                                    "1.5-per-class", "%"])
 def test_labels_that_are_no_number(labels):
     with pytest.raises(UsageError, match=r"must be a share such as 1%"):
         parse_labels(labels)
@@ -97,5 +98,5 @@ def test_what_cannot_be_split():
         folds_of(list("ab"), np.arange(2), 1, 0)
     with pytest.raises(CollectionError, match="single image"):
         held_out(list("abc"), np.arange(3), 0.2, 0)
-    with pytest.raises(CollectionError, match="--labels 3: class 'b' has 2"):
-        few_of_each(list("aaabb"), np.arange(5), "3", 0)
+    with pytest.raises(CollectionError, match="--labels 3-per-class: class 'b' has 2 .* Give --labels 2-per-class"):
+        few_of_each(list("aaabb"), np.arange(5), "3-per-class", 0)

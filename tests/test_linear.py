@@ -124,7 +124,7 @@ def test_wrong_input_is_a_clear_line(files, make_embeddings):
     with pytest.raises(CollectionError, match="too few for 5 folds"):
         measured(make_embeddings("few", vectors[:9], "aaabbbccc"))
     with pytest.raises(CollectionError, match="--labels 90"):
-        measured(train, test, labels="90")
+        measured(train, test, labels="90-per-class")
     with pytest.raises(MismatchError, match="Different encoders"):
         measured(train, make_embeddings("encoder", vectors[:9], "aaabbbccc", fingerprint="e" * 64))
     broken = vectors[:9].copy()

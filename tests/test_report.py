@@ -224,7 +224,8 @@ def test_the_page_of_a_run(tmp_path):
     told = {name.text: value.text for name, value in zip(details.iter("dt"), details.iter("dd"))}
     assert told["queue size"] == str(config.queue_size)
     assert told["crop scale"] == ", ".join(f"{one:g}" for one in config.crop_scale)
-    assert told["mask same image"] == ("yes" if config.mask_same_image else "no")
+    assert told["symmetric"] == "no"
+    assert told["drop last"] == "yes"
     assert told["collection images"] == "24"
     assert {"given", "init", "exclude"}.isdisjoint(told)  # empty
     assert not any(set('[]{}"') & set(value) for value in told.values())

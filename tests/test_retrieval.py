@@ -191,7 +191,7 @@ def test_pairs_say_what_should_be_found(make_embeddings, tmp_path):
     for name, value in result.values.items():
         assert value.value == pytest.approx(100 * np.mean([one[name] for one in expected]), abs=1e-10), name
     assert result.nothing_to_find == 0
-    assert result.summary().startswith("2 images")
+    assert result.summary().startswith("2 of 8 images, each among all the others; the pairs of a file")
     assert len(result.as_json()["outcomes"]["map"]) == 2
 
 

@@ -68,7 +68,7 @@ def held_out(names: list[str], groups: np.ndarray, share: float, seed: int) -> n
 
 
 def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) -> np.ndarray:
-    """(N,) bool: the images whose labels are used; `labels` is `1%`, `10%`, or a number for each class such as `5`.
+    """(N,) bool: the images whose labels are used; `labels` is `1%`, `10%`, or a number for each class, `5-per-class`.
 
     Balanced by seed: of every class the same number, or the same share (rounded, one at least); of images with equal
     bytes only one is taken. A larger number takes what a smaller one takes, and more. Raises `UsageError` for another
@@ -83,7 +83,7 @@ def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) ->
             wanted = min(wanted, len(ordered))
         if wanted > len(ordered):
             raise CollectionError(f"--labels {labels}: class {name!r} has {len(ordered)} different images. Give "
-                                  f"--labels {len(ordered)}, or fewer.")
+                                  f"--labels {len(ordered)}-per-class, or fewer.")
         chosen[[rows[0] for rows in ordered[:wanted]]] = True
     return chosen
 

@@ -76,7 +76,8 @@ class RetrievalResult:
 
     def summary(self) -> str:
         """One line on what was compared with what."""
-        sides = (f"{len(self.queries.names)} images, each among all the others" if self.leave_one_out else
+        of_all = f" of {len(self.bank.names)}" if len(self.queries.names) < len(self.bank.names) else ""
+        sides = (f"{len(self.queries.names)}{of_all} images, each among all the others" if self.leave_one_out else
                  f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}")
         relevant = "the pairs of a file" if self.config.pairs else f"{len(self.per_class)} classes"
         return f"{sides}; {relevant}, {self.bank.features} features"
