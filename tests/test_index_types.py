@@ -483,3 +483,41 @@ def test_the_memory_that_is_planned_is_enough_and_less_is_said(rows_file, name):
         assert done.returncode == status, done.stderr
         assert (name in done.stdout) == (status == 0)
         assert status == 0 or "GiB of memory and" in done.stderr
+
+
+@pytest.mark.parametrize("normalized", [True, False], ids=["cosine", "distance"])
+def test_a_small_exact_index_is_compared_by_numpy_with_the_same_hits(make_embeddings, normalized, monkeypatch):
+    """As FAISS finds them; of copies, which are equal, the lower rows first. A larger index is FAISS's."""
+    vectors = clustered(0, 300, normalized)
+    vectors[[7, 120, 299]] = vectors[40]
+    path = make_embeddings("small", vectors, "abc" * 100, normalized=normalized)
+    index = build_index(IndexConfig(path, type="flat")).path
+    queries = np.concatenate([vectors[40:41], clustered(5, 20, normalized)])
+    with EmbeddingFile(path) as file:
+        copies = np.flatnonzero((file.embeddings() == vectors[40]).all(axis=1)).tolist()
+        scores, rows = SearchIndex.open(index, for_rows=True).rows(file).nearest(queries, 12)
+        by_faiss = SearchIndex.open(index).rows(file)
+        assert isinstance(by_faiss, IndexRows)
+        theirs, their_rows = by_faiss.nearest(queries, 12)
+        assert rows[0, :4].tolist() == copies
+        assert set(their_rows[0, :4]) == set(copies)
+        np.testing.assert_array_equal(rows[1:], their_rows[1:])
+        np.testing.assert_allclose(scores, theirs, atol=1e-4)
+        monkeypatch.setattr(index_module, "PAYS", 4 * vectors.size - 1)
+        assert isinstance(SearchIndex.open(index, for_rows=True).rows(file), IndexRows)
+
+
+def test_a_small_exact_index_loads_no_faiss_and_is_checked_anyway(indexed_workspace, tmp_path):
+    script = ("import sys\nfrom mocoembed import Searcher\n"
+              "with Searcher.open(sys.argv[1], 'cpu', encoder=False) as searcher:\n"
+              "    assert searcher.index.manifest['type'] == 'flat'\n"
+              "    print(searcher.search(searcher.file.embeddings[3], k=1)[0].row)\n"
+              "assert 'faiss' not in sys.modules\n")
+    done = subprocess.run([sys.executable, "-c", script, str(indexed_workspace)], check=True, capture_output=True)
+    assert done.stdout.split() == [b"3"]
+    copy = tmp_path / "copy.faiss"
+    data = bytearray((indexed_workspace / "embeddings.faiss").read_bytes())
+    data[100] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(FormatError, match="do not match their SHA-256"):
+        SearchIndex.open(copy, for_rows=True)

@@ -596,8 +596,8 @@ def test_hits_are_those_of_the_ordinary_search(pushed_workspace, images, more):
     for ours, theirs in zip(expected, found):
         assert len(ours.hits) == len(theirs.hits) > 0
         np.testing.assert_allclose([hit.score for hit in theirs.hits], [hit.score for hit in ours.hits], atol=1e-5)
-        assert [dataclasses.replace(hit, score=0, row=None) for hit in ours.hits] == [
-            dataclasses.replace(hit, score=0) for hit in theirs.hits]
+        assert [hit._replace(score=0, row=None) for hit in ours.hits] == [
+            hit._replace(score=0) for hit in theirs.hits]
 
 
 def test_output_formats(pushed_workspace, images, run_cli, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mocoembed.errors import FormatError
+from mocoembed.serve import batches as batches_module
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.batches import MOST, Batches
 from mocoembed.serve.jobs import Job
@@ -59,6 +60,38 @@ def test_batches_keep_what_belongs_together():
         assert sum(sizes) == 100
         assert max(sizes) == MOST
         assert batches._task is None
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_waits_for_images_that_are_on_their_way_and_for_no_others(monkeypatch):
+    """The last one that is expected, decoded or not, ends the waiting at once: here a minute would be waited for it."""
+    monkeypatch.setattr(batches_module, "SECONDS", 60)
+
+    async def scenario():
+        sizes: list[int] = []
+        with ThreadPoolExecutor(1) as pool:
+            batches = Batches(pool, sizes.append)
+            decoded = [asyncio.Event() for _ in range(4)]
+
+            async def ask(number: int):
+                with batches.expecting():
+                    await decoded[number].wait()
+                    if number == 3:
+                        raise ValueError("no image")
+                return await batches.embed(np.stack, np.array([number]))
+
+            tasks = [asyncio.create_task(ask(number)) for number in range(4)]
+            for number, event in enumerate(decoded):
+                for _ in range(9):
+                    await asyncio.sleep(0)
+                assert sizes == [], number
+                event.set()
+            found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+            assert [one.tolist() for one in found[:3]] == [[0], [1], [2]]
+            assert isinstance(found[3], ValueError)
+            assert await asyncio.wait_for(batches.embed(np.stack, np.array([9])), 30) == [9]  # alone: waits for nobody
+        assert sizes == [3, 1]
 
     asyncio.run(scenario())
 

@@ -173,12 +173,12 @@ class EmbeddingFile:
         """Arithmetic of the encoder: `fp64`, `fp32`, `bf16` or `fp16`."""
         return str(self._file.attrs["precision"])
 
-    @property
+    @functools.cached_property
     def full_decode(self) -> bool:
         """Whether JPEG files were decoded at full size."""
         return bool(self._file.attrs.get("full_decode", False))
 
-    @property
+    @functools.cached_property
     def value_range(self) -> tuple[float, ...]:
         """(LOW, HIGH) that deep pixels were scaled from; empty: all that they can hold."""
         return tuple(map(float, self._file.attrs.get("value_range", ())))
@@ -255,6 +255,11 @@ class EmbeddingFile:
         """`paths` of rows in any order, read where they lie in the file."""
         mapped = self._in_place("paths")
         return self.paths[rows] if mapped is None else texts(mapped[rows])
+
+    def digests_at(self, rows: list[int] | np.ndarray) -> list[bytes]:
+        """`digest` of rows in any order, read where they lie in the file."""
+        mapped = self._in_place("digest")
+        return self.digest[rows] if mapped is None else digests(mapped[rows])
 
     def _in_place(self, name: str) -> np.ndarray | None:
         key = os.getpid(), name

@@ -145,7 +145,7 @@ def _attention_in_parts():
 @torch.inference_mode()
 def _require_equal(path: pathlib.Path, network: nn.Module, outputs: list[str], side: int):
     """Raise `MocoembedError` unless the graph gives what the network gives, for one image and for several."""
-    session = session_of(path)
+    session = session_of(path, side**2)
     pixels = torch.randn(IMAGES_COMPARED, 3, side, side, generator=torch.Generator().manual_seed(0))
     for x in (pixels, pixels[:1]):
         expected = network(x)

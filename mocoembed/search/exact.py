@@ -15,6 +15,7 @@ from mocoembed.memory import shown
 
 BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read at a time
 QUERIES = 512  # compared at a time
+RANKED_BYTES = 1 << 18  # of vectors in float64 at a time, which the processor's cache holds
 SCORES = 1 << 22  # of queries and rows that are computed at a time
 BETWEEN = 1.1  # so many times the rows that are wanted are read where they lie close together
 SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
@@ -51,7 +52,7 @@ class ExactRows:
 
     def _nearest(self, queries: np.ndarray, k: int, watch: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
         kept = min(k + SPARE, len(self))
-        scores, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self._file.dimension), SCORES // len(queries)))
         for first in range(0, len(self), step):
             watch()
@@ -115,7 +116,7 @@ def scores_of(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray) -> np.
 
     They are added up in float64. Of a row -1, which is none, the score is minus infinity.
     """
-    scores, step = np.empty(rows.shape, np.float32), max(1, BLOCK_BYTES // (8 * file.dimension))
+    scores, step = np.empty(rows.shape, np.float32), max(1, RANKED_BYTES // (8 * file.dimension))
     for line, (query, its) in enumerate(zip(queries.astype(np.float64), rows)):
         for first in range(0, len(its), step):
             vectors = file.vectors_at(its[first:first + step]).astype(np.float64)
@@ -136,7 +137,8 @@ def _better(compared: np.ndarray, block: np.ndarray, before: np.ndarray, kept: i
         counts = np.bincount(lines, minlength=len(compared))
         if 4 * (most := int(counts.max(initial=0))) < compared.shape[1]:
             at = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
-            scores, rows = np.full((len(compared), most), -np.inf), np.full((len(compared), most), -1)
+            scores = np.full((len(compared), most), -np.inf, compared.dtype)
+            rows = np.full((len(compared), most), -1)
             scores[lines, at], rows[lines, at] = compared[lines, places], block[places]
             return scores, rows
     return compared, np.broadcast_to(block, compared.shape)

@@ -1,12 +1,12 @@
 """What a search finds: hits and the results that they belong to, as objects and as plain JSON types."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HIGHEST = 1.0  # score; rounding would have cosines of 1.0000001
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """An image of the collection that is near to a query."""
 
     rank: int

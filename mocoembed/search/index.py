@@ -15,6 +15,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, replacing, require_file, require_space
 from mocoembed.memory import MIB, within_memory
+from mocoembed.search.exact import PAYS, ExactRows
 from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import ID_BYTES
@@ -73,20 +74,27 @@ def _stamps(file: io.BufferedReader, path, manifest: dict) -> np.ndarray:
     return np.frombuffer(data, "<u8")
 
 
+def _is_small(manifest: dict) -> bool:
+    """Whether NumPy compares its vectors one and all as quickly as FAISS does."""
+    return manifest.get("type", "flat") == "flat" and 4 * manifest["count"] * manifest["dimension"] <= PAYS
+
+
 class SearchIndex:
     """An index, ready to be searched. `open` makes one; `manifest` is what the file says about it."""
 
-    def __init__(self, path: pathlib.Path, manifest: dict, index: FaissIndex):
+    def __init__(self, path: pathlib.Path, manifest: dict, index: FaissIndex | None):
         self.path, self.manifest = path, manifest
         self.index: Any = index
 
     @classmethod
-    def open(cls, path, verify: bool = False, to_change: bool = False) -> "SearchIndex":
+    def open(cls, path, verify: bool = False, to_change: bool = False, for_rows: bool = False) -> "SearchIndex":
         """Load the index file at `path`; a large one stays in its file, unless it is opened `to_change` it.
 
         Manifest and SHA-256 are checked before FAISS sees a byte, dimension and count after. A file that was checked
-        before and has not changed since is not hashed again, except with `verify`. Raises `FormatError` for
-        any other or damaged file, `MocoembedError` when the memory is too small. The file may be replaced meanwhile.
+        before and has not changed since is not hashed again, except with `verify`. `for_rows`: only `rows` will be
+        asked for, to which a small exact index adds nothing: it is checked, and FAISS is not loaded. Raises
+        `FormatError` for any other or damaged file, `MocoembedError` when the memory is too small. The file may be
+        replaced meanwhile.
         """
         path = require_file(path, "The index", "mocoembed index")
         try:
@@ -99,6 +107,8 @@ class SearchIndex:
                         raise damaged(path, "its bytes do not match their SHA-256")
                     if verify and "stamps_bytes" in manifest:  # which a search does not look at
                         _stamps(file, path, manifest)
+                    if for_rows and _is_small(manifest):
+                        return cls(path, manifest, None)
                     index = FaissIndex.read(file, length, path, mapped)
         except OSError as error:
             raise MocoembedError(f"Cannot read {path}: {error.strerror}.") from error
@@ -135,9 +145,10 @@ class SearchIndex:
                              f"--recall {recall:g}, or with --type flat, which is exact.")
         return Effort.of(point)
 
-    def rows(self, file: EmbeddingFile, recall: float | None = None, ids: np.ndarray | None = None) -> IndexRows:
+    def rows(self, file: EmbeddingFile, recall: float | None = None,
+             ids: np.ndarray | None = None) -> IndexRows | ExactRows:
         """The index as a source of rows of `file`, which it was built from, at that recall@10; `ids`: of all rows."""
-        return IndexRows(self, file, self.effort(recall), self.exact, ids)
+        return ExactRows(file) if self.index is None else IndexRows(self, file, self.effort(recall), self.exact, ids)
 
     def search(self, vectors: np.ndarray, k: int, breadth: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n, k) float32 and ids (n, k) int64 of the k nearest to `vectors` (n, D), the nearest first.

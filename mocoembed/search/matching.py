@@ -35,19 +35,22 @@ def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
 
 
 def open_both(index: pathlib.Path, embeddings: pathlib.Path) -> tuple[SearchIndex, EmbeddingFile]:
-    """An index and the embeddings file that it was built from; `MismatchError` when that holds other rows by now."""
+    """An index, for its `rows`, and the embeddings file that it was built from.
+
+    Raises `MismatchError` when that holds other rows by now.
+    """
     file = EmbeddingFile(embeddings)
     try:
-        return index_of(index, file), file
+        return index_of(index, file, for_rows=True), file
     except BaseException:
         file.close()
         raise
 
 
-def index_of(path: pathlib.Path, file: EmbeddingFile) -> SearchIndex:
+def index_of(path: pathlib.Path, file: EmbeddingFile, for_rows: bool = False) -> SearchIndex:
     """The index at `path`; `MismatchError` when it was built from other rows than those of `file`."""
     _require_same_rows(path, read_manifest(path), file)  # before the index, which may be large, is loaded
-    index = SearchIndex.open(path)
+    index = SearchIndex.open(path, for_rows=for_rows)
     _require_same_rows(path, index.manifest, file)  # it may have been replaced meanwhile
     return index
 

@@ -160,7 +160,7 @@ class GpuIndexRows:
         return self._rows.nearest(vectors, k)
 
 
-def source_on(vectors: GpuVectors, index: SearchIndex | NoIndex, rows: IndexRows | None,
+def source_on(vectors: GpuVectors, index: SearchIndex | NoIndex, rows: Any,
               note: Callable[[str], None] = say_nothing) -> GpuRows | GpuIndexRows:
     """The rows of an index on the GPU of `vectors`; `note` is told where all images are compared in its place."""
     if rows is None or isinstance(index, NoIndex) or index.exact:

@@ -166,8 +166,8 @@ class Ranking:
         """Row, score, vector of length 1 and digest of each candidate, read in blocks."""
         for first in range(0, len(rows), BLOCK):
             some = rows[first:first + BLOCK]
-            yield from zip(some.tolist(), scores[first:first + BLOCK].tolist(), unit(self.file.embeddings[some]),
-                           self.file.digest[some])
+            yield from zip(some.tolist(), scores[first:first + BLOCK].tolist(), unit(self.file.vectors_at(some)),
+                           self.file.digests_at(some))
 
     def _diverse(self, vector: np.ndarray, pool: list[Found]) -> list[Found]:
         """k of the candidates by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
@@ -177,7 +177,7 @@ class Ranking:
         """
         if not pool:
             return pool
-        vectors = unit(self.file.embeddings[np.array([one.row for one in pool])])  # n x D
+        vectors = unit(self.file.vectors_at(np.array([one.row for one in pool])))  # n x D
         near = vectors @ unit(vector[None])[0]
         alike, chosen = np.full(len(pool), -np.inf), [int(near.argmax())]
         while len(chosen) < min(self.wishes.k, len(pool)):

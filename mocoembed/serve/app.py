@@ -86,7 +86,7 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
         await service.stop()
 
     login = Route("/login", login_of(tokens, files, service.bodies), methods=["GET", "POST"])
-    app = Starlette(routes=[login, *routes_of(service, files)], lifespan=lifespan,
+    app = Starlette(routes=[*routes_of(service, files), login], lifespan=lifespan,
                     exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError, Exception)})
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # tracebacks; nothing of what others send
     app.router.redirect_slashes = False  # a redirection's address would come from the Host header

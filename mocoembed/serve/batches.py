@@ -5,7 +5,8 @@ are embedded together. Only where several are on their way is waited for more, `
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
 import numpy as np
@@ -22,14 +23,27 @@ class Batches:
     def __init__(self, pool: Executor, tell: Callable[[int], None] = lambda size: None):
         self._pool, self._tell = pool, tell
         self._waiting: list[Waiting] = []
+        self._all_there = asyncio.Event()
         self._task: asyncio.Task | None = None
-        self.expected = 0
-        """Images that are on their way: being received or decoded."""
+        self._expected = 0
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """An image is on its way while the block runs: being received or decoded."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            if not self._expected:
+                self._all_there.set()
 
     async def embed(self, encode: Callable[[list[np.ndarray]], np.ndarray], pixels: np.ndarray) -> np.ndarray:
         """(D,) float32: the vector of pixels (S, S, 3) by `encode`, which takes several."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((encode, pixels, future))
+        if len(self._waiting) >= MOST:
+            self._all_there.set()
         if self._task is None:
             self._task = asyncio.create_task(self._work())
         return await future
@@ -49,10 +63,10 @@ class Batches:
             self._task = None
 
     async def _gather(self):
-        loop = asyncio.get_running_loop()
-        end = loop.time() + SECONDS
-        while self.expected > len(self._waiting) < MOST and loop.time() < end:
-            await asyncio.sleep(0.001)
+        if self._expected and len(self._waiting) < MOST:
+            self._all_there.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._all_there.wait(), SECONDS)
 
     async def _run(self, encode: Callable, some: list[tuple]):
         futures = [future for _, _, future in some]

@@ -72,7 +72,7 @@ class Collection:
 
     def digest(self, row: int) -> str:
         """SHA-256 of a row's image in hexadecimal digits; empty where unknown."""
-        digest = self.file.digest[row]
+        (digest,) = self.file.digests_at([row])
         return "" if digest == UNKNOWN else digest.hex()
 
     def path(self, row: int) -> bytes:
@@ -148,11 +148,13 @@ class Collection:
         """For each of `vectors` (Q, D), its hits as plain JSON types."""
         wishes = Wishes(wanted.offset + wanted.k, self.mask(wanted), wanted.min_score,
                         self.duplicates_from() if wanted.unique else None, wanted.diverse)
-        return [[self._hit(hit) for hit in hits[wanted.offset:]]
-                for hits in self.pair.chosen(vectors, wishes, excluded)]
+        return [self._as_json(hits[wanted.offset:]) for hits in self.pair.chosen(vectors, wishes, excluded)]
 
-    def _hit(self, hit: Hit) -> dict:
-        return {**hit.as_json(), "width": self.width.item(hit.row), "height": self.height.item(hit.row)}
+    def _as_json(self, hits: list[Hit]) -> list[dict]:
+        found, rows = [hit.as_json() for hit in hits], [hit.row for hit in hits]
+        for values, width, height in zip(found, self.width[rows].tolist(), self.height[rows].tolist()):
+            values["width"], values["height"] = width, height
+        return found
 
     def duplicates_from(self) -> float:
         """The cosine from which on two images are near-duplicates."""

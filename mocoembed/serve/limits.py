@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.refusals import DISCONNECTED
@@ -59,16 +59,15 @@ class Bodies:
         loop = asyncio.get_running_loop()
         end = loop.time() + self.seconds
         try:
-            stream = request.stream()
-            while True:
+            is_more = True
+            while is_more:
                 try:
-                    part = await asyncio.wait_for(anext(stream), min(self.seconds_for_part, end - loop.time()))
-                except StopAsyncIteration:
-                    break
+                    message = await asyncio.wait_for(request.receive(), min(self.seconds_for_part, end - loop.time()))
                 except (asyncio.TimeoutError, TimeoutError) as error:
                     raise Refusal(408, "The body came too slowly.", "slow") from error
-                except ClientDisconnect as error:
-                    raise Refusal(400, "The connection was closed.", DISCONNECTED) from error
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "The connection was closed.", DISCONNECTED)
+                part, is_more = message.get("body", b""), message.get("more_body", False)
                 taken += len(part)
                 self.held += len(part)
                 if taken > limit:

@@ -50,10 +50,9 @@ KEEP = "private, max-age=86400, immutable"  # of what is asked for with its vers
 def routes_of(service: Service, files: StaticFiles) -> list[Route]:
     """All routes; GET is also HEAD."""
     api = Api(service)
-    return [
-        Route("/api/search", api.search, methods=["POST"]),
-        Route("/api/embed", api.embed, methods=["POST"]),
-        Route("/api/images/{row:int}", api.image), Route("/api/thumbnails/{row:int}", api.thumbnail),
+    return [  # those that are asked for most come first: they are looked through in this order
+        Route("/api/thumbnails/{row:int}", api.thumbnail), Route("/api/search", api.search, methods=["POST"]),
+        Route("/api/images/{row:int}", api.image), Route("/api/embed", api.embed, methods=["POST"]),
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
         Route("/api/duplicates", api.duplicates), Route("/api/health-report", api.health_report),
         Route("/api/openapi.json", api.openapi), Route("/api/map", api.map),

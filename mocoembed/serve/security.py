@@ -5,6 +5,7 @@ Cross-site requests: what is no plain read must come from our own page or from n
 tell. A request is refused before its body is read.
 """
 
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,8 +29,11 @@ CONTENT_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-
 HEADERS = {"Content-Security-Policy": CONTENT_POLICY, "X-Content-Type-Options": "nosniff",
            "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin",
            "Cross-Origin-Resource-Policy": "same-origin"}
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+NO_STORE = (b"cache-control", b"no-store")
 
 
+@functools.lru_cache(maxsize=256)
 def name_of(authority: str) -> str | None:
     """The host's name in lower case in `name:port`, `[::1]:port` or without a port; `None` for anything else."""
     try:
@@ -115,10 +119,9 @@ class Security:
 
         async def send_with_headers(message: Message):
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
+                own = message["headers"]
+                kept = [] if any(name == NO_STORE[0] for name, _ in own) else [NO_STORE]
+                message["headers"] = [*own, *RAW_HEADERS, *kept]
             await send(message)
 
         headers = Headers(scope=scope)

@@ -103,10 +103,7 @@ class Service:
         if not collection.encodes:
             raise Refusal(409, "There is no encoder here to embed an image with. Search for images of the collection.",
                           "no encoder")
-        self.batches.expected += 1
-        try:
+        with self.batches.expecting():
             async with self.uploads.turn():
                 pixels = await self.decode(collection.pixels, data, crop)
-            return await self.batches.embed(collection.pair.embed, pixels)
-        finally:
-            self.batches.expected -= 1
+        return await self.batches.embed(collection.pair.embed, pixels)

@@ -25,7 +25,7 @@ GONE = "The image of row {row} is gone: its file has been removed or changed sin
 
 def original(collection: Collection, row: int) -> bytes:
     """The bytes of a row's image; a `Refusal` (410) when they are not those that were embedded."""
-    path, digest = collection.path(row), collection.file.digest[row]
+    path, (digest,) = collection.path(row), collection.file.digests_at([row])
     try:
         if digest == UNKNOWN and not _is_inside(path, collection.root):
             raise Refusal(410, GONE.format(row=row), "outside")
