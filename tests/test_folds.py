@@ -98,5 +98,5 @@ def test_what_cannot_be_split():
         folds_of(list("ab"), np.arange(2), 1, 0)
     with pytest.raises(CollectionError, match="single image"):
         held_out(list("abc"), np.arange(3), 0.2, 0)
-    with pytest.raises(CollectionError, match="--labels 3-per-class: class 'b' has 2 .* Give --labels 2-per-class"):
+    with pytest.raises(CollectionError, match=r"--labels 3-per-class: class 'b' has 2 .* Give --labels 2-per-class"):
         few_of_each(list("aaabb"), np.arange(5), "3-per-class", 0)
