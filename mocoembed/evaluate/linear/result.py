@@ -122,7 +122,7 @@ class LinearResult:
 
     def as_json(self) -> dict:
         """The schema of all evaluations; per class and confusion are of the first seed."""
-        solver = {"name": "Newton where W is small, else torch LBFGS, strong Wolfe; float64", "fits": len(self.fits),
+        solver = {"name": "torch LBFGS, strong Wolfe, then Newton where W is small; float64", "fits": len(self.fits),
                   "iterations": sum(one["iterations"] for one in self.fits),
                   "gradient_norm": max(one["gradient_norm"] for one in self.fits),
                   "converged": not self.unconverged, "unconverged": len(self.unconverged)}
