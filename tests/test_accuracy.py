@@ -375,7 +375,7 @@ def test_few_labels_are_balanced_and_repeated(make_embeddings):
     path = make_embeddings("bank", vectors, classes)
     result = knn_accuracy(KnnConfig(path, k=(1, 3), labels="2-per-class", seeds=3))
     assert [(one["seed"], one["bank"], one["queries"]) for one in result.repeats] == [(0, 6, 9), (1, 6, 9), (2, 6, 9)]
-    chosen = [few_of_each(list(classes), np.arange(15), "2", seed) for seed in range(3)]
+    chosen = [few_of_each(list(classes), np.arange(15), "2-per-class", seed) for seed in range(3)]
     for place, k in enumerate((1, 3)):
         expected = [top1_by_loops(vectors[~one], np.array(list(classes))[~one], vectors[one],
                                   np.array(list(classes))[one].tolist(), k, 0.1) for one in chosen]
