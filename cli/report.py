@@ -23,8 +23,9 @@ def report(**values):
       mocoembed report
       mocoembed report mocoembed-workspace knn.json linear.json --html report.html
     """
+    config = ReportConfig(**values)
     from mocoembed.report.make import make_report
 
-    result = make_report(ReportConfig(**values), note)
+    result = make_report(config, note)
     put(f"{result.path}: {counted(result.runs, 'run')}, {counted(result.results, 'result')}, "
         f"{result.size / 1e6:.1f} MB")

@@ -8,12 +8,15 @@ import math
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchless import WITHOUT_TORCH
 
 from mocoembed.checks import to_dict
 from mocoembed.config import EmbedConfig, PretrainConfig, ReportConfig
@@ -327,6 +330,13 @@ def test_many_classes_have_no_drawn_matrix(made, results, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ images and the map
+
+
+def test_a_report_of_results_needs_no_torch(results, tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "report", *results, "--html", str(tmp_path / "r.html")],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Nearest neighbours" in parsed(tmp_path / "r.html").text
 
 
 def test_images_that_have_changed_or_are_gone_are_not_shown(make_images, workspace, tmp_path, run_cli):

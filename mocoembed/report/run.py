@@ -19,7 +19,6 @@ from mocoembed.errors import FormatError, MocoembedError
 from mocoembed.files import read_json
 from mocoembed.report.charts import Chart, Curve, chart
 from mocoembed.report.html import Element, command, element, facts, section, settings
-from mocoembed.train.resolve import command_of
 
 FIELDS = ("step", "epoch", "lr", "chance", "queue_filled", "loss", "top1", "top5", "spread", "images_per_second",
           "waiting")
@@ -51,6 +50,8 @@ class Run:
     @property
     def command(self) -> str | None:
         """The command to repeat it and its evaluations; `None` where the settings are of another version."""
+        from mocoembed.train.resolve import command_of  # loads torch, which a report of results does without
+
         names = {field.name for field in dataclasses.fields(PretrainConfig)}
         with contextlib.suppress(MocoembedError, TypeError, ValueError):
             return command_of(from_dict(PretrainConfig, {name: value for name, value in self.config.items()
