@@ -4,12 +4,13 @@ import functools
 from collections.abc import Iterator
 
 import click
+from click.core import ParameterSource
 
 from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import csv_pieces, json_pieces, note, one_line, put, table
 from mocoembed.cli.progress import counter
 from mocoembed.config import MilvusConfig, SearchConfig
-from mocoembed.errors import CollectionError
+from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import counted
 
 COLUMNS = ("rank", "score", "path", "label", "row")
@@ -47,6 +48,14 @@ def _paths(results, unique: bool) -> Iterator[str]:
 FORMATS = {"table": _table, "json": _json, "csv": _csv, "paths": _paths}
 
 
+def _form(form: str, as_json: bool) -> str:
+    """The format that is asked for; `UsageError` when --json and --format ask for two."""
+    source = click.get_current_context().get_parameter_source("form")
+    if as_json and form != "json" and source is not ParameterSource.DEFAULT:
+        raise UsageError(f"--json and --format {form} exclude each other. Leave one of them out.")
+    return "json" if as_json else form
+
+
 @click.command()
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @options_of(SearchConfig, leave_out=("images",), repeated=REPEATED)
@@ -73,6 +82,7 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
       mocoembed search cat.jpg --server http://127.0.0.1:8765
       mocoembed search cat.jpg --to http://host:19530 --collection photos
     """
+    form = _form(form, as_json)
     config, where = SearchConfig(images=images, **values), MilvusConfig(to, collection, search_param)
     if to is None:
         from mocoembed.search.query import iterate_search as iterate
@@ -97,7 +107,7 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
 
     with counter("search", "images") as progress:
         results = iterate(config, progress=progress, note=note)
-        texts = FORMATS["json" if as_json else form](kept(results), values["unique"])
+        texts = FORMATS[form](kept(results), values["unique"])
         for text in texts:
             put(text, newline=False)
     if drawn:

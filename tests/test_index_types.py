@@ -253,7 +253,12 @@ def test_an_index_is_updated_in_place(make_embeddings, name, monkeypatch, tmp_pa
     assert notes == ["updating: 100 added, 20 dropped, 50 changed"]
     assert result.manifest["count"] == COUNT - 20
     assert result.manifest["moved"] == 170
-    assert first.manifest["curve"] == result.manifest["curve"]
+    assert result.manifest["measured_on"] == 100  # stored rows, on which the curve is measured anew
+    curve = result.manifest["curve"]
+    assert curve != first.manifest["curve"]
+    assert {**result.manifest["parameters"]}.items() <= next(
+        point for point in curve if point["recall_at_10"] == result.manifest["recall_at_10"]).items()
+    assert curve[-1]["recall_at_10"] > 0.95
     assert recall_of(result.path) >= 0.88
     with EmbeddingFile(path) as file:
         search = SearchIndex.open(result.path, verify=True)
@@ -296,8 +301,8 @@ def test_an_index_is_built_anew_where_it_must(make_embeddings, case, said, monke
     vectors[:900 if case == "third" else 100] = clustered(4, 900 if case == "third" else 100)
     path = changed_file(make_embeddings, vectors)
     if case == "recall":
-        original = update.measure
-        monkeypatch.setattr(update, "measure", lambda *rest: {**original(*rest), "recall_at_10": 0.5})
+        original = update.curve
+        monkeypatch.setattr(update, "curve", lambda *rest: [{**one, "recall_at_10": 0.5} for one in original(*rest)])
     if case == "encoder":
         monkeypatch.setattr(build, "_description", lambda *rest: {**describe(*rest), "encoder": "e" * 64})
     notes: list[str] = []
@@ -306,6 +311,26 @@ def test_an_index_is_built_anew_where_it_must(make_embeddings, case, said, monke
     assert result.done == "built"
     assert said in notes[0]
     assert recall_of(result.path) >= 0.8
+
+
+def test_an_update_searches_more_thoroughly_before_it_builds_anew(make_embeddings, monkeypatch):
+    """The first breadth, from the old one on, whose new recall is not below the target; the target does not drift."""
+    first = build_index(IndexConfig(str(changed_file(make_embeddings, clustered(0))), type="ivf-flat", recall=0.9))
+    breadth, original, lost = first.manifest["parameters"]["nprobe"], update.curve, [0.03]
+
+    def poorer(*rest):
+        for point in original(*rest):
+            found = 0.9 - lost[0] if point["nprobe"] == breadth else point["recall_at_10"]
+            yield {**point, "recall_at_10": found, "recall_error": 0.02}
+
+    monkeypatch.setattr(update, "curve", poorer)
+    for seed, (lost[0], expected) in enumerate([(0.01, breadth), (0.03, 2 * breadth)], 7):
+        vectors = clustered(0)
+        vectors[:50] = clustered(seed, 50)
+        result = build_index(IndexConfig(str(changed_file(make_embeddings, vectors)), type="ivf-flat", recall=0.9))
+        assert (result.done, result.manifest["parameters"]["nprobe"]) == ("updated", expected)
+        assert result.manifest["recall_floor"] == 0.9
+    assert update._kept([{"nprobe": 1, "recall_at_10": 1.0, "recall_error": 0.0}], 8, 0.9)["nprobe"] == 1
 
 
 def test_a_signal_while_updating_leaves_the_old_index(make_embeddings, monkeypatch):

@@ -397,6 +397,12 @@ def test_wrong_places(tmp_path, push, uri, run_cli):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(LockedError, match="is in use by another process"):
             push(path)
+    (tmp_path / "m.db" / "LOCK").unlink()
+    (tmp_path / "m.db" / "LOCK").mkdir()  # as little of a file to write as on a disk that is read-only
+    status, out, err = run_cli("push", path, "--to", uri)
+    assert (status, out) == (1, "")
+    assert err == (f"mocoembed: Milvus Lite cannot open {uri}: Is a directory. It writes there even for a search: use "
+                   "a copy where files can be written.\n")
     assert run_cli("push", tmp_path / "nothing.h5")[0] == 2
     with pytest.raises(UsageError, match="--collection and --search-param belong to"):
         MilvusConfig(None, "photos")
@@ -620,6 +626,10 @@ def test_output_formats(pushed_workspace, images, run_cli, tmp_path):
 @pytest.mark.parametrize(("more", "message"), [
     ({"label": ("redd",)}, "--label 'redd': 0 of 24 images match. The nearest labels: 'red'."),
     ({"path": ("nothing*",)}, "--path 'nothing*': 0 of 24 images match."),
+    ({"path": ("rde",)}, "--path 'rde': 0 of 24 images match. The nearest names: 'red"),
+    ({"path": ("red/00[x].png",)}, "--path 'red/00[x].png': 0 of 24 images match. The nearest names: 'red/00"),
+    ({"path": ("red", "gren")}, "--path 'gren': 0 of 24 images match. The nearest names: 'green"),
+    ({"path": ("red",), "label": ("green",), "min_score": 0.1}, "The filters together: 0 of 24 images match."),
     ({"label": ("red",), "not_label": ("red",)}, "The filters together: 0 of 24 images match."),
     ({"row": (1,)}, "--row does not go with --to"), ({"unique": True}, "--unique does not go with --to"),
     ({"diverse": True}, "--diverse does not go"), ({"index": "x"}, "--index does not go"),
@@ -630,6 +640,13 @@ def test_what_selects_nothing_or_does_not_map_is_refused(pushed_workspace, image
     config = SearchConfig((str(sorted(images.rglob("*.jpg"))[0]),), str(root), device="cpu", **more)
     with pytest.raises(UsageError, match=re.escape(message)):
         list(iterate_milvus_search(config, MilvusConfig(uri)))
+
+
+def test_a_score_that_nothing_reaches_is_no_error(pushed_workspace, images):
+    root, uri = pushed_workspace
+    config = SearchConfig((str(sorted(images.rglob("*.jpg"))[0]),), str(root), device="cpu", path=("red",), min_score=2)
+    (result,) = iterate_milvus_search(config, MilvusConfig(uri))
+    assert result.hits == []
 
 
 def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, images):

@@ -176,6 +176,11 @@ def test_command_formats(indexed_workspace, images, run_cli):
     status, out, err = run_cli(*arguments, "json")
     assert (status, err) == (0, "")
     assert run_cli(*arguments[:-1], "--json")[1] == out
+    assert run_cli(*arguments, "json", "--json")[1] == out
+    for form in ("csv", "table", "paths"):
+        status, said, err = run_cli(*arguments, form, "--json")
+        assert (status, said) == (2, "")
+        assert err == f"mocoembed: --json and --format {form} exclude each other. Leave one of them out.\n"
     value = json.loads(out)
     assert [one["query"] for one in value] == list(map(str, queries))
     assert set(value[0]["hits"][0]) == {"rank", "score", "path", "label", "row", "id"}

@@ -26,7 +26,7 @@ from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
 from mocoembed.search.stamps import verified_stamps
 from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
-from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, measure
+from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, described, measure
 from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
@@ -141,9 +141,8 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
                                  f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
                                  "use --type flat, which is exact.")
         point = max(points, key=lambda one: one["recall_at_10"])
-    parameters = {name: point[name] for name in ("nprobe", "efSearch", "candidates") if name in point}
-    return {"parameters": parameters, **{name: value for name, value in point.items() if name not in parameters},
-            "recall_target": config.recall, "measured_on": len(sample.rows), "lists": index.lists, "curve": points}
+    return {**described(point), "recall_target": config.recall, "measured_on": len(sample.rows), "lists": index.lists,
+            "curve": points}
 
 
 def _training_rows(file: EmbeddingFile, lists: int, held: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 
 BLOCK = 65_536  # paths at a time
-COMPARED = 5_000  # names at most that a name which selects nothing is compared with
+COMPARED = 5_000  # images at most whose names are compared with one that selects nothing
 SHOWN = 3  # of the nearest names
 
 
@@ -62,7 +62,7 @@ class Filter:
         if self.paths:
             selected &= _matching(file, self.paths)
         if not selected.any():
-            raise UsageError(f"The filters together: 0 of {len(file)} images match. Leave one of them out.")
+            raise nothing_matches_all(len(file))
         return selected
 
 
@@ -75,19 +75,27 @@ def _matching(file: EmbeddingFile, globs: tuple[str, ...]) -> np.ndarray:
             paths = file.paths[first:first + BLOCK]
             found[first:first + len(paths)] = [not exclude.takes(path) for path in paths]
         if not found.any():
-            raise nothing_matches(f"--path {glob!r}", len(file), "names", glob, _names(file, "/" in glob))
+            rows = np.unique(np.linspace(0, len(file) - 1, min(len(file), COMPARED)).astype(np.int64))
+            raise no_path_matches(glob, len(file), map(os.fsdecode, file.paths[rows]))
         matching |= found
     return matching
 
 
-def _names(file: EmbeddingFile, whole: bool) -> list[str]:
-    """Up to `COMPARED` names of folders and files, taken evenly; or paths of both, with `whole`."""
-    rows = np.unique(np.linspace(0, len(file) - 1, min(len(file), COMPARED)).astype(np.int64))
+def no_path_matches(glob: str, count: int, paths: Iterable[str]) -> UsageError:
+    """The error for a glob that none of `count` images matches, with names of some of their `paths` like it.
+
+    Those are names of folders and files; for a glob with a slash, paths of both.
+    """
     names: dict[str, None] = {}
-    for path in map(os.fsdecode, file.paths[rows]):
+    for path in paths:
         parts = path.split("/")
-        names |= dict.fromkeys(["/".join(parts[:end + 1]) for end in range(len(parts))] if whole else parts)
-    return list(names)
+        names |= dict.fromkeys(["/".join(parts[:end + 1]) for end in range(len(parts))] if "/" in glob else parts)
+    return nothing_matches(f"--path {glob!r}", count, "names", glob, names)
+
+
+def nothing_matches_all(count: int) -> UsageError:
+    """The error for filters that select images each, but none together."""
+    return UsageError(f"The filters together: 0 of {count} images match. Leave one of them out.")
 
 
 def nothing_matches(what: str, count: int, kind: str, wanted: str, names: Iterable[str]) -> UsageError:

@@ -40,9 +40,25 @@ def require_pymilvus(uri: str) -> Any:
         package = "milvus-lite" if "milvus_lite" in str(error) else "pymilvus"
         raise UsageError(f"--to {uri} needs the package {package}. "
                          "Install it with: pip install 'mocoembed[milvus]'") from error
-    for name in ("pymilvus", "milvus_lite"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # they write whole tracebacks
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it writes whole tracebacks
+    lite = logging.getLogger("milvus_lite")
+    lite.propagate = False
+    lite.addHandler(_logged)
     return pymilvus
+
+
+class _Logged(logging.Handler):
+    """Keeps the last error that was logged, in place of printing its traceback."""
+
+    error: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord):
+        """Called by the logger."""
+        if record.exc_info:
+            self.error = record.exc_info[1]
+
+
+_logged = _Logged(logging.ERROR)  # of Milvus Lite, which tells pymilvus nothing of why it does not start
 
 
 class Milvus:
@@ -106,6 +122,7 @@ class Milvus:
         except self._pymilvus.MilvusException as error:
             if self.local and what == "connect":
                 self._require_unlocked()
+                raise self._not_opened(str(error.message)) from error
             raise self._failed(what, str(error.message) or str(error.code)) from error
 
     def _failed(self, what: str, why: str) -> MocoembedError:
@@ -115,6 +132,15 @@ class Milvus:
             return MocoembedError(f"The Milvus server {self.uri} is away: {why}. "
                                   "Start it, or correct --to, and run the same command again.")
         return MocoembedError(f"Milvus at {self.uri} failed to {what}: {why}.")
+
+    def _not_opened(self, said: str) -> MocoembedError:
+        """The error of a local file that Milvus Lite cannot open, with its own reason."""
+        error = _logged.error
+        if isinstance(error, OSError):
+            return MocoembedError(f"Milvus Lite cannot open {self.uri}: {error.strerror or error}. It writes there "
+                                  "even for a search: use a copy where files can be written.")
+        why = " ".join(str(error or said).split()).rstrip(".")
+        return MocoembedError(f"Milvus Lite cannot open {self.uri}: {why}.")
 
     def _require_unlocked(self):
         with contextlib.suppress(OSError), open(pathlib.Path(self.uri) / "LOCK") as lock:
@@ -256,6 +282,12 @@ class Milvus:
         with self._errors("look for rows"):
             return bool(self._client.query(self.name, filter=expression, output_fields=["id"], limit=1,
                                            timeout=self.timeout))
+
+    def some(self, field: str, limit: int) -> list[str]:
+        """That field of so many rows at most."""
+        with self._errors("look for rows"):
+            found = self._client.query(self.name, filter="", output_fields=[field], limit=limit, timeout=self.timeout)
+        return [row[field] for row in found]
 
     def get(self, ids: Sequence[int], fields: Sequence[str]) -> list[dict]:
         """The rows of these ids that are there, in any order."""

@@ -21,7 +21,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, MismatchError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.encoding import is_without_torch, query_encoder, require_device
-from mocoembed.search.filters import Filter, nothing_matches
+from mocoembed.search.filters import COMPARED, Filter, no_path_matches, nothing_matches, nothing_matches_all
 from mocoembed.search.hits import HIGHEST, Hit, QueryResult
 from mocoembed.search.left_out import LeftOut
 from mocoembed.search.milvus import INDEX, MOST_HITS, Milvus
@@ -94,9 +94,9 @@ class MilvusSearch:
         self.encoder = query_encoder(config, workspace, self.described, self.described, note)
         self.transform = dataclasses.replace(self.encoder.transform, value_range=self.described.value_range)
         self.parameters = parameters(where.search_param) or properties.get(INDEX, {}).get("search_params", {})
-        self.filter, self.matches = Filter(config.label, config.not_label, config.path), PathCheck(config.path)
+        self.filter = Filter(config.label, config.not_label, config.path)
         collection.load()
-        self._require_labels()
+        self._require_each()
         if config.exclude_self and not any(part.digests for part in self.parts.values()):
             raise UsageError(f"--exclude-self: {self.described.path} does not know the bytes of its images. "
                              "Leave it out.")
@@ -142,13 +142,20 @@ class MilvusSearch:
                                     f"Push it again: mocoembed push {file.path} --to {self.collection.uri} "
                                     f"--collection {self.collection.name}")
 
-    def _require_labels(self):
-        """Raise `UsageError` for a label that no row has."""
+    def _require_each(self):
+        """Raise `UsageError` for a label that no row has, and for a glob that none can match."""
         for option, labels in (("--label", self.filter.labels), ("--not-label", self.filter.not_labels)):
             for label in labels:
                 if not self.collection.any(one_label(label)):
                     names = dict.fromkeys(name for part in self.parts.values() for name in part.labels)
                     raise nothing_matches(f"{option} {label!r}", len(self), "labels", label, names)
+        for glob in self.filter.paths:
+            if not self.collection.any(expression(Filter(paths=(glob,)))):
+                raise self._no_path(glob)
+
+    def _no_path(self, glob: str) -> UsageError:
+        return no_path_matches(glob, len(self), (os.fsdecode(path_of(text))
+                                                 for text in self.collection.some("path", COMPARED)))
 
     # ------------------------------------------------------------------------------------------------ searching
 
@@ -197,17 +204,22 @@ class MilvusSearch:
     def _hits(self, vectors: np.ndarray, digests: list[list[str]]) -> list[list[dict]]:
         """The rows that are hits of each of `vectors` (Q, D); `digests`: for each, bytes that are none."""
         if self.config.exclude_self:
-            hits = [self._found(vector[None], expression(self.filter, list(dict.fromkeys(its))))[0]
+            hits = [self._found(vector[None], self.filter, list(dict.fromkeys(its)), self.config.min_score)[0]
                     for vector, its in zip(vectors, digests)]
         else:
-            hits = self._found(vectors, expression(self.filter))
-        if self.filter and len(hits) and not any(hits) and self.config.min_score is None:
+            hits = self._found(vectors, self.filter, least=self.config.min_score)
+        if self.filter and len(hits) and not any(hits):
             self._require_some(vectors[:1])
         return hits
 
-    def _found(self, vectors: np.ndarray, only: str) -> list[list[dict]]:
-        """Rows that the expression selects, the nearest first; more are asked for while globs leave fewer than k."""
-        k, least = self.config.k, -math.inf if self.config.min_score is None else self.config.min_score
+    def _found(self, vectors: np.ndarray, chosen: Filter, left_out: Sequence[str] = (),
+               least: float | None = None) -> list[list[dict]]:
+        """Rows that the filter selects, without those of the digests `left_out`, the nearest first.
+
+        Their scores are `least` or more; more of them are asked for while globs leave fewer than k.
+        """
+        k, least = self.config.k, -math.inf if least is None else least
+        only, matches = expression(chosen, left_out), PathCheck(chosen.paths)
         hits: list[list[dict]] = [[] for _ in vectors]
         pending, count = list(range(len(vectors))), k
         while pending:
@@ -215,9 +227,9 @@ class MilvusSearch:
                                            self.parameters)
             again = []
             for place, rows in zip(pending, found):
-                good = [row for row in rows if row["score"] >= least and self.matches(row["path"])]
+                good = [row for row in rows if row["score"] >= least and matches(row["path"])]
                 hits[place] = good[:k]
-                is_all = len(rows) < count or rows[-1]["score"] < least or not self.matches
+                is_all = len(rows) < count or rows[-1]["score"] < least or not matches
                 if len(good) < k and not is_all:
                     again.append(place)
             if again and count == MOST_HITS:
@@ -227,10 +239,12 @@ class MilvusSearch:
         return hits
 
     def _require_some(self, vector: np.ndarray):
-        """Raise `UsageError` when the filters select nothing, not even what is near to `vector` (1, D)."""
-        if not any(self._found(vector, expression(self.filter))):
-            what = " ".join(f"--path {glob!r}" for glob in self.filter.paths) or "The filters together"
-            raise UsageError(f"{what}: 0 of {len(self)} images match. Leave a filter out.")
+        """Raise `UsageError` when a glob or all filters select nothing, not even what is near to `vector` (1, D)."""
+        for glob in self.filter.paths:
+            if not any(self._found(vector, Filter(paths=(glob,)))):
+                raise self._no_path(glob)
+        if not any(self._found(vector, self.filter)):
+            raise nothing_matches_all(len(self))
 
     def _result(self, name: str, rows: list[dict], image: str | None = None) -> QueryResult:
         hits = [Hit(rank, min(row["score"], HIGHEST), self._full(row), row["label"], None, row["id"])

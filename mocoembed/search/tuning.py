@@ -100,13 +100,14 @@ def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequ
             "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch / len(each)}
 
 
-def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool, stop: StopRequest) -> Iterator[dict]:
+def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool, stop: StopRequest,
+          ids: np.ndarray | None = None) -> Iterator[dict]:
     """Points of rising breadth: its parameters, as a manifest names them, and what `measure` says.
 
     Of the numbers of candidates, the least that more of them does not improve is taken. The curve ends where all is
-    found.
+    found. `ids`: of the file's rows, if they have been read.
     """
-    rows, candidates = IndexRows(index, file, Effort()), list(CANDIDATES) if reranks else [0]
+    rows, candidates = IndexRows(index, file, Effort(), ids=ids), list(CANDIDATES) if reranks else [0]
     for breadth in _breadths(index):
         while True:
             rows.effort = Effort(breadth, candidates[0])
@@ -114,12 +115,19 @@ def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool,
             if len(candidates) == 1:
                 break
             rows.effort = Effort(breadth, candidates[1])
-            if recall(file, sample, rows.nearest(sample.queries, sample.k)[1]).mean() < point["recall_at_10"] + WORTH:
+            found = sample.without_queries(rows.nearest(sample.queries, sample.k + sample.stored)[1])
+            if recall(file, sample, found).mean() < point["recall_at_10"] + WORTH:
                 break
             del candidates[0]
         yield point
         if point["recall_at_10"] >= ENOUGH:
             return
+
+
+def described(point: dict) -> dict:
+    """What a manifest says of the point that is taken: its `parameters` apart from what was measured."""
+    parameters = {name: point[name] for name in ("nprobe", "efSearch", "candidates") if name in point}
+    return {"parameters": parameters, **{name: value for name, value in point.items() if name not in parameters}}
 
 
 def _breadths(index: FaissIndex) -> list[int]:

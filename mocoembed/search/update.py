@@ -1,7 +1,8 @@
 """Updating an index in place: what was added, dropped or changed in the embeddings file since it was built.
 
 An inverted file takes vectors out and in by their ids. A flat index is copied anew, which takes no longer; a graph
-cannot forget. When more than a third has changed, or the recall has fallen below the target, the index is built anew.
+cannot forget. The curve of recall is measured anew on stored rows. When more than a third has changed, or no point of
+it reaches the target, the index is built anew.
 """
 
 import pathlib
@@ -16,10 +17,10 @@ from mocoembed.errors import MocoembedError
 from mocoembed.files import StopRequest
 from mocoembed.memory import within_memory
 from mocoembed.search.index import SearchIndex, read_stamps, write_index
-from mocoembed.search.index_rows import Effort, IndexRows
+from mocoembed.search.index_rows import Effort
 from mocoembed.search.kinds import Plan, kind_of
 from mocoembed.search.trailer import read_manifest
-from mocoembed.search.tuning import Sample, measure
+from mocoembed.search.tuning import Sample, curve, described
 
 MOST_CHANGED = 1 / 3  # of the vectors, since the lists were made
 SAME = {"encoder": "encoder", "features": "features", "dimension": "dimension", "normalized": "normalization",
@@ -108,11 +109,23 @@ def _updated(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, old:
         index.add(file.vectors_at(rows), ids[rows])
         stop.raise_if_set(STOPPED)
     sample = Sample.of_stored(file, stop)
-    measured = measure(IndexRows(index, file, Effort.of(old["parameters"]), ids=ids), file, sample, stop)
-    if measured["recall_at_10"] + measured["recall_error"] < min(old["recall_target"], old["recall_at_10"]):
-        note(f"building anew: {changes}, and the recall has fallen to {measured['recall_at_10']:.3f}")
+    points = list(curve(index, file, sample, kind_of(old["type"]).reranks, stop, ids))
+    floor = old.get("recall_floor", min(old["recall_target"], old["recall_at_10"]))
+    point = _kept(points, Effort.of(old["parameters"]).breadth, floor)
+    if point is None:
+        note(f"building anew: {changes}, and the recall has fallen to {points[-1]['recall_at_10']:.3f}")
         return None
-    manifest = {**old, **description, **measured, "measured_on": len(sample.rows), "moved": moved}
+    manifest = {**old, **description, **described(point), "recall_floor": floor, "measured_on": len(sample.rows),
+                "moved": moved, "curve": points}
     note(f"updating: {changes}")
     order = np.argsort(ids, kind="stable")
     return write_index(output, index, old["index_bytes"], stamps[order], manifest, stop), "updated"
+
+
+def _kept(points: list[dict], breadth: int, floor: float) -> dict | None:
+    """The point of the new curve to search with: of that breadth, or the first larger one that reaches the floor.
+
+    A recall reaches it unless it is below by more than its standard error. A curve that ends earlier finds all there.
+    """
+    wide = [point for point in points if Effort.of(point).breadth >= breadth] or points[-1:]
+    return next((point for point in wide if point["recall_at_10"] + point["recall_error"] >= floor), None)
