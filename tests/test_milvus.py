@@ -402,7 +402,7 @@ def test_wrong_places(tmp_path, push, uri, run_cli):
     status, out, err = run_cli("push", path, "--to", uri)
     assert (status, out) == (1, "")
     assert err == (f"mocoembed: Milvus Lite cannot open {uri}: Is a directory. It writes there even for a search: use "
-                   "a copy where files can be written.\n")
+                   "a copy elsewhere.\n")
     assert run_cli("push", tmp_path / "nothing.h5")[0] == 2
     with pytest.raises(UsageError, match="--collection and --search-param belong to"):
         MilvusConfig(None, "photos")

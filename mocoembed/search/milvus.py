@@ -136,10 +136,9 @@ class Milvus:
     def _not_opened(self, said: str) -> MocoembedError:
         """The error of a local file that Milvus Lite cannot open, with its own reason."""
         error = _logged.error
-        if isinstance(error, OSError):
-            return MocoembedError(f"Milvus Lite cannot open {self.uri}: {error.strerror or error}. It writes there "
-                                  "even for a search: use a copy where files can be written.")
         why = " ".join(str(error or said).split()).rstrip(".")
+        if isinstance(error, OSError):
+            why = f"{error.strerror or error}. It writes there even for a search: use a copy elsewhere"
         return MocoembedError(f"Milvus Lite cannot open {self.uri}: {why}.")
 
     def _require_unlocked(self):
