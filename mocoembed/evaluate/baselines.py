@@ -27,6 +27,7 @@ UNTRAINED = "untrained encoder"
 TOO_SLOW = "the untrained encoder is left out of the baselines, as it takes a while; give --baselines"
 WIDEST = 3 * 32 * 32  # numbers of the longest of them
 
+
 @dataclass(frozen=True)
 class Fits:
     """How the logistic regressions of a baseline ended."""

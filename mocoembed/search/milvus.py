@@ -43,6 +43,7 @@ def require_pymilvus(uri: str) -> Any:
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it writes whole tracebacks
     lite = logging.getLogger("milvus_lite")
     lite.propagate = False
+    _logged.error = None  # one of an earlier collection says nothing of the next
     lite.addHandler(_logged)
     return pymilvus
 
@@ -135,9 +136,8 @@ class Milvus:
 
     def _not_opened(self, said: str) -> MocoembedError:
         """The error of a local file that Milvus Lite cannot open, with its own reason."""
-        error = _logged.error
-        why = " ".join(str(error or said).split()).rstrip(".")
-        if isinstance(error, OSError):
+        why = " ".join(str(_logged.error or said).split()).rstrip(".")
+        if isinstance(error := _logged.error, OSError):
             why = f"{error.strerror or error}. It writes there even for a search: use a copy elsewhere"
         return MocoembedError(f"Milvus Lite cannot open {self.uri}: {why}.")
 

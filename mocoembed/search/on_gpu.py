@@ -16,7 +16,7 @@ from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.memory import is_out_of_memory, shown
 from mocoembed.notes import say_nothing
 from mocoembed.search.blocks import blocks, finite
-from mocoembed.search.exact import QUERIES, SPARE, NoIndex, ranked, require_queries
+from mocoembed.search.exact import QUERIES, SPARE, ExactRows, NoIndex, ranked, require_queries
 from mocoembed.search.faiss_index import gpus
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.index_rows import IndexRows
@@ -160,10 +160,10 @@ class GpuIndexRows:
         return self._rows.nearest(vectors, k)
 
 
-def source_on(vectors: GpuVectors, index: SearchIndex | NoIndex, rows: Any,
+def source_on(vectors: GpuVectors, index: SearchIndex | NoIndex, rows: IndexRows | ExactRows | None,
               note: Callable[[str], None] = say_nothing) -> GpuRows | GpuIndexRows:
     """The rows of an index on the GPU of `vectors`; `note` is told where all images are compared in its place."""
-    if rows is None or isinstance(index, NoIndex) or index.exact:
+    if not isinstance(rows, IndexRows) or isinstance(index, NoIndex) or index.exact:
         return vectors.rows()
     if (why := _why_not(index, vectors.compute.device.index)) is None:
         index.to_gpu(vectors.compute.device.index)
