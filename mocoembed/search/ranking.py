@@ -101,8 +101,9 @@ class Ranking:
                     else:
                         found[query] = self._diverse(vectors[query], hits) if self.wishes.diverse else hits
             pending, count = np.array(again, np.int64), 4 * count
-            if not self.source.exact and (self.wishes.selected is not None or count > MOST_FROM_A_PART):
-                self.source = self._exactly()
+            filtered = self._is_of_all and self.wishes.selected is not None
+            if filtered or (not self.source.exact and count > MOST_FROM_A_PART):
+                self.source, self._is_of_all = self._exactly(), False
             count = min(count, len(self.source))
         return found
 
