@@ -185,6 +185,14 @@ def test_product_codes_are_trained_without_warnings_and_renumbering(factory, cap
     assert np.mean([row in its for row, its in enumerate(nearest)]) > 0.5
 
 
+@pytest.mark.parametrize("factory", ["IDMap,HNSW16,Flat", "HNSW8,SQ8", "PCA16,HNSW16,Flat"])
+def test_a_graph_looks_among_more_candidates_for_its_links(factory):
+    layers = [FaissIndex.empty(LENGTH, factory)._index]  # each belongs to the one before it
+    while not isinstance(layers[-1], faiss.IndexHNSW):
+        layers.append(faiss.downcast_index(layers[-1].index))
+    assert layers[-1].hnsw.efConstruction == 80
+
+
 @pytest.mark.parametrize("name", ["flat", *PARTIAL, "IVF64,PQ8", "PQ16", "HNSW16,SQ8", "PCA16,IVF32,SQ8", "OPQ4_16,PQ4",
                                   "IVF32,RaBitQ4", "IVF32,PQ16x4fs"])
 def test_a_plan_knows_the_size_of_what_faiss_makes(name):

@@ -23,6 +23,7 @@ from mocoembed.search.faiss_parts import (
     faiss,
     keeps_ids,
     lists_and_graph,
+    look_wider,
     multiplying,
     quick_codes,
     reason,
@@ -62,6 +63,7 @@ class FaissIndex:
         except RuntimeError as error:
             raise UsageError(f"--type {factory}: not one of ours, and as a factory string FAISS refuses it for vectors "
                              f"of dimension {dimension} ({reason(error)}). Examples: {EXAMPLES}.") from error
+        look_wider(index)
         return cls(index)
 
     def __len__(self):

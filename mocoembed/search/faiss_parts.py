@@ -14,6 +14,7 @@ from mocoembed.errors import MocoembedError
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
 POINTS_FOR_CODES = 64  # that k-means sees for each value of a product code
 ENCODING = 5  # times as long as comparing it in k-means takes finding a point's code
+CANDIDATES_FOR_LINKS = 80  # of a new node of a graph
 LEAST_PRODUCT = 1000  # points times numbers from which k-means multiplies matrices; FAISS 1.15: 128,000
 
 
@@ -65,6 +66,16 @@ def lists_and_graph(index: Any) -> tuple[Any, Any]:
         return None, None  # neither passes the other's parameters on
     return (inner if isinstance(inner, faiss.IndexIVF) else None), (
         inner if isinstance(inner, faiss.IndexHNSW) and kinds[:1] != [True] else None)
+
+
+def look_wider(index: Any):
+    """Have a graph's links chosen among twice as many candidates as by FAISS's default, if the index has a graph.
+
+    In a graph of a million clustered vectors, searches do not find some of the clusters otherwise.
+    """
+    inner = _layers(index)[-1]
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efConstruction = CANDIDATES_FOR_LINKS
 
 
 def quick_codes(index: Any) -> list[Any]:

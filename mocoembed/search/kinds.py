@@ -30,11 +30,11 @@ from mocoembed.search.faiss_parts import ITERATIONS, Anatomy
 FLAT_BYTES = 64 * MIB  # of vectors, up to which `auto` is flat: about 5 ms a query
 POINTS = 40  # that k-means sees for each list
 LEAST_IN_LIST, MOST_LISTS = 4, 1 << 16
-LINKS = 32  # of a graph's node to others
+LINKS = 16  # of a graph's node to others
 ID_BYTES = 24  # for each id in the index, and while ids are looked up
 WORKING_BYTES = 160 << 20  # what building takes beside vectors and ids: blocks, truth, scores
 THREAD_BYTES = 24 << 20  # for each thread; where there are none for its stack, OpenMP ends the process
-GRAPH_SECONDS = 2.2e-4  # of one core for a vector of 256 numbers in a graph of a million with 32 links
+GRAPH_SECONDS = 2.4e-4  # of one core for a vector of 256 numbers in a graph of a million with so many links
 CODE_SECONDS = 1e-9  # of one core to compare a point with a centre of a product code
 LOOK_SECONDS, LOOKS = 2e-8, 1100  # of one core to look at a code; how often tuning looks at each, if a query does
 LOOKS_IN_LISTS = 400  # the same for lists, most of which are looked at while codes are rough
