@@ -4,8 +4,8 @@
     python -m benchmarks.index_queries OUTPUT --types rabitq,ivf-sq8,hnsw
 
 Both look as far as our index was tuned to. Where ours ranks candidates again by the vectors in the embeddings file,
-FAISS does so by `IndexRefineFlat`, which holds all of them in memory; the ids in its copy of the index are made row numbers,
-as it needs. Milliseconds a query, median (least to most) of nine rounds, and the least processor time.
+FAISS does so by `IndexRefineFlat`, which holds all of them in memory; the ids in its copy of the index are made row
+numbers, as it needs. Milliseconds a query, median (least to most) of nine rounds, and the least processor time.
 """
 
 import pathlib
