@@ -10,6 +10,7 @@ import numpy as np
 
 from mocoembed.checks import parse_labels
 from mocoembed.errors import CollectionError, UsageError
+from mocoembed.notes import counted
 
 
 def same_image(digests: np.ndarray) -> np.ndarray:
@@ -35,8 +36,9 @@ def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.
     fold, start = np.zeros(len(names), np.int64), 0
     for name, ordered in _shuffled(names, groups, seed).items():
         if len(ordered) < count:
-            raise CollectionError(f"class {name!r} has {len(ordered)} different images, too few for {count} folds. "
-                                  f"Give --folds {max(2, len(ordered))}, or more images of it.")
+            fewer = f"--folds {len(ordered)}, or " if len(ordered) > 1 else ""
+            raise CollectionError(f"class {name!r} has {counted(len(ordered), 'different image')}, too few for {count} "
+                                  f"folds. Give {fewer}more images of it.")
         filled = np.zeros(count, np.int64)
         for rows in ordered:
             # the emptiest of the class, and of these the one after where the last class ended: so sizes are even, too
@@ -82,8 +84,8 @@ def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) ->
         if share is not None:
             wanted = min(wanted, len(ordered))
         if wanted > len(ordered):
-            raise CollectionError(f"--labels {labels}: class {name!r} has {len(ordered)} different images. Give "
-                                  f"--labels {len(ordered)}-per-class, or fewer.")
+            raise CollectionError(f"--labels {labels}: class {name!r} has {counted(len(ordered), 'different image')}. "
+                                  f"Give --labels {len(ordered)}-per-class, or fewer.")
         chosen[[rows[0] for rows in ordered[:wanted]]] = True
     return chosen
 

@@ -14,7 +14,7 @@ from mocoembed.evaluate.linear.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.seeds import learned_from
-from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
+from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes, notes_on_unlabelled
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,8 @@ class LinearResult:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        sides = [("training file", self.train)] if self.in_folds else [("training file", self.train),
-                                                                      ("test file", self.test)]
-        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
-                 for name, side in sides if side.unlabelled]
+        notes = notes_on_unlabelled({"training file": self.train} if self.in_folds else
+                                    {"training file": self.train, "test file": self.test})
         notes += notes_on_classes(set(self.train.names), set(self.test.names), "training file", "test file")
         notes += self._notes_on_copies()
         if self.protocol.at_edge:
