@@ -18,11 +18,11 @@ from mocoembed.evaluate.words import CLASSIFIED, words
 SHOWN_CLASSES = 20  # of which a table by class is printed
 
 
-def table(header: list[str], rows: list[list[str]], right: str = "") -> str:
-    """Text columns under a header, two spaces apart; the columns whose names are in `right` are aligned right."""
-    lines = [header, *rows]
+def table(header: list[str], rows: list[list[str]], right: str | Iterable[str] = "") -> str:
+    """Text columns under a header, two spaces apart; the columns whose names `right` lists are aligned right."""
+    lines, names = [header, *rows], right.split() if isinstance(right, str) else [*right]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    pads = [str.rjust if name in right.split() else str.ljust for name in header]
+    pads = [str.rjust if name in names else str.ljust for name in header]
     return "\n".join("  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths)).rstrip()
                      for line in lines)
 
