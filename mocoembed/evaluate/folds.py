@@ -1,7 +1,9 @@
 """Splitting labelled images: stratified folds and a held-out part, by seed, with copies of an image kept together.
 
 In: the label of every image and the group it belongs to (`same_image`: images with equal bytes are one group). Out: a
-fold for every image, or a mask. The same names, groups and seed give the same split on every machine.
+fold for every image, or a mask. The same names, groups and seed give the same split on every machine. Which images are
+near-duplicates depends on the encoder; so these move into one fold after that, and all others are in the same folds for
+every encoder.
 """
 
 from collections import Counter
@@ -11,6 +13,7 @@ import numpy as np
 from mocoembed.checks import parse_labels
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import counted
+from mocoembed.search.duplicates import Components
 
 
 def same_image(digests: np.ndarray) -> np.ndarray:
@@ -47,6 +50,24 @@ def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.
             filled[at] += len(rows)
         start = (start + len(ordered)) % count
     return fold
+
+
+def near_duplicates(similarities: np.ndarray, rows: np.ndarray, cosine: float,
+                    names: list[str]) -> tuple[np.ndarray, int]:
+    """(N,) int64: the first of the near-duplicates of each image, itself if it has none; and how many stay apart.
+
+    similarities, rows (N, k): the images that are most similar to each. What is connected by a cosine of `cosine` or
+    more belongs together, unless that is more than half of a class: it would leave too little of it to learn from.
+    """
+    components, counts, apart = Components(len(names)), Counter(names), 0
+    image, place = np.nonzero(similarities >= cosine)
+    components.join_pairs(image, rows[image, place])
+    first = components.roots(np.arange(len(names)))
+    for together in components.groups():
+        if any(2 * count > counts[name] for name, count in Counter(names[row] for row in together).items()):
+            first[together] = together
+            apart += len(together)
+    return first, apart
 
 
 def held_out(names: list[str], groups: np.ndarray, share: float, seed: int) -> np.ndarray:
