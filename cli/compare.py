@@ -7,7 +7,7 @@ import click
 from mocoembed.cli.options import json_option, options_of
 from mocoembed.cli.output import note, one_line, put, table
 from mocoembed.config import CompareConfig
-from mocoembed.evaluate.words import WORDS
+from mocoembed.evaluate.words import words
 
 MOST_MEASURES = 6  # in the table; --json has all
 
@@ -47,15 +47,15 @@ def _show(comparison):
     from mocoembed.evaluate.result_file import value_of
 
     names = measures_in(comparison)[:MOST_MEASURES]
-    header = ["result", "task", "encoder", "features", "setting", *(WORDS.get(name, name) for name in names)]
+    header = ["result", "task", "encoder", "features", "setting", *map(words, names)]
     rows = []
     for path, entry in comparison.rows():
         result = comparison.results[path]
         rows.append([one_line(name_of(path)), result["task"], str(result["encoder"].get("fingerprint", ""))[:12],
                      str(result["encoder"].get("features", "")), setting_of(entry),
                      *(_text(value_of(entry, name)) for name in names)])
-    put(table(header, rows, " ".join(WORDS.get(name, name) for name in names)))
-    lines = [[one_line(name_of(one.second)), WORDS.get(one.measure, one.measure), f"{one.value.value:+.2f}",
+    put(table(header, rows, map(words, names)))
+    lines = [[one_line(name_of(one.second)), words(one.measure), f"{one.value.value:+.2f}",
               f"{one.value.ci95[0]:+.2f} to {one.value.ci95[1]:+.2f}", str(one.value.n),
               f"{one.mcnemar.p:.2g}" if one.mcnemar else ""] for one in comparison.differences]
     first = one_line(name_of(comparison.differences[0].first))

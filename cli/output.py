@@ -12,16 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
+from mocoembed.cli.options import WORKSPACE_VARIABLE
 from mocoembed.evaluate.words import CLASSIFIED, words
 
 SHOWN_CLASSES = 20  # of which a table by class is printed
 
 
-def table(header: list[str], rows: list[list[str]], right: str = "") -> str:
-    """Text columns under a header, two spaces apart; the columns whose names are in `right` are aligned right."""
-    lines = [header, *rows]
+def table(header: list[str], rows: list[list[str]], right: str | Iterable[str] = "") -> str:
+    """Text columns under a header, two spaces apart; the columns whose names `right` lists are aligned right."""
+    lines, names = [header, *rows], right.split() if isinstance(right, str) else [*right]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    pads = [str.rjust if name in right.split() else str.ljust for name in header]
+    pads = [str.rjust if name in names else str.ljust for name in header]
     return "\n".join("  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths)).rstrip()
                      for line in lines)
 
@@ -71,11 +72,14 @@ def two_decimals(value: float | None) -> str:
 
 
 def put_result(result: dict):
-    """Print a result of an evaluation as JSON, with the command that was typed."""
+    """Print a result of an evaluation as JSON, with the command that was typed and its workspace, if it was set."""
     from mocoembed.evaluate.result import text_of
 
     typed = click.get_current_context().find_root().obj
-    click.echo(text_of({**result, "command": shlex.join(["mocoembed", *typed]) if typed is not None else None}))
+    line = None if typed is None else shlex.join(["mocoembed", *typed])
+    if line and (workspace := os.environ.get(WORKSPACE_VARIABLE)):
+        line = f"{WORKSPACE_VARIABLE}={shlex.quote(workspace)} {line}"
+    click.echo(text_of({**result, "command": line}))
 
 
 def json_pieces(results: Iterable, empty: str = "") -> Iterator[str]:

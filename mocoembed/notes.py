@@ -12,8 +12,9 @@ def say_nothing(text: str):
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 query`, `2 queries`."""
-    return f"{count} {noun if count == 1 else noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"
+    """`1 query`, `2 queries`, `2 classes`."""
+    many = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("ss") else "s")
+    return f"{count} {noun if count == 1 else many}"
 
 
 def duration(seconds: float) -> str:

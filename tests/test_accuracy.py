@@ -98,6 +98,8 @@ def test_different_vectors_are_refused(make_embeddings, more, what):
     bank, queries = make_embeddings("bank", np.eye(2), "ab"), make_embeddings("queries", np.eye(2), "ab", **more)
     with pytest.raises(MismatchError, match=f"Different {what}: .*bank.h5 has .*queries.h5 has"):
         knn_accuracy(KnnConfig(bank=bank, queries=queries))
+    with pytest.raises(MismatchError, match=r"Different dimensions: .*bank.h5 has 2, .*wide.h5 has 3"):
+        knn_accuracy(KnnConfig(bank=bank, queries=make_embeddings("wide", np.eye(3), "abc")))
 
 
 @pytest.mark.parametrize(("preset", "features", "settings"), [
@@ -411,6 +413,8 @@ def test_no_class_on_both_sides_is_refused_and_shares_that_are_rounded_up_are_to
     bank, other = make_embeddings("bank", np.eye(4), "aabb"), make_embeddings("other", np.eye(4), "ccdd")
     with pytest.raises(CollectionError, match=r"No class of .*other.* is in .*bank.*: 'c' there, 'a' here"):
         knn_accuracy(KnnConfig(bank=bank, queries=other))
+    notes = knn_accuracy(KnnConfig(bank, make_embeddings("some", np.eye(4), "acbc"), k=(1,), baselines=False)).notes()
+    assert "1 class is only in the queries (counted as wrong): c" in notes
     rounded = knn_accuracy(KnnConfig(bank=bank, labels="1%", baselines=False)).notes()
     assert any("2 of 2 classes have less than one image by that share" in text for text in rounded)
     assert not any("by that share" in text for text in

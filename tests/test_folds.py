@@ -92,7 +92,7 @@ def test_labels_that_are_no_number(labels):
 def test_what_cannot_be_split():
     with pytest.raises(CollectionError, match="class 'b' has 2 different images, too few for 5 folds"):
         folds_of(list("aaaaabb"), np.arange(7), 5, 0)
-    with pytest.raises(CollectionError, match="class 'a' has 1 different images"):
+    with pytest.raises(CollectionError, match=r"class 'a' has 1 different image, too few for 2 folds. Give more"):
         folds_of(list("aa"), np.zeros(2, int), 2, 0)
     with pytest.raises(UsageError, match="--folds 1"):
         folds_of(list("ab"), np.arange(2), 1, 0)

@@ -1,6 +1,7 @@
 """`mocoembed linear`: what it chooses, splits and tells, against slow references; and wrong input."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from test_logistic import clusters
 
 from mocoembed.config import LinearConfig
+from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import CollectionError, FormatError, MismatchError, UsageError
 from mocoembed.evaluate.linear.accuracy import linear_accuracy
 from mocoembed.evaluate.linear.logistic import Problem
@@ -82,6 +84,34 @@ def test_folds_classify_every_image_once_and_by_others(files):
     assert [one.learned + len(one.rows) for one in result.repeats[0]] == [60] * 4
     right = np.concatenate([one.right for one in result.repeats[0]])
     assert np.isclose(result.values["top1"].value, 100 * right.mean())
+
+
+def test_near_duplicates_share_a_fold_and_all_others_stay(make_embeddings):
+    random, names = np.random.default_rng(0), "abc" * 20
+    rows = random.normal(size=(60, 32))
+    alone = measured(make_embeddings("alone", rows, names), penalty=(1e-2,))
+    pairs = [(0, 41), (41, 52), (7, 30)]  # a chain of three, and two
+    for one, other in pairs:
+        rows[other] = rows[one] + 1e-3 * random.normal(size=32)
+    path = make_embeddings("near", rows, names)
+    with EmbeddingFile(pathlib.Path(path)) as file:
+        number = {int(name[-8:-4]): row for row, name in enumerate(file.paths())}
+    result = measured(path, penalty=(1e-2,))
+    before, after = ({row: one.fold for one in each.repeats[0] for row in one.rows.tolist()}
+                     for each in (alone, result))
+    assert all(after[number[one]] == after[number[other]] for one, other in pairs)
+    assert any(before[number[one]] != before[number[other]] for one, other in pairs)
+    moved = {number[row] for pair in pairs for row in pair}
+    assert all(after[row] == before[row] for row in after if row not in moved)
+    assert any(note.startswith("5 images are near-duplicates of another one") and note.endswith("share a fold")
+               for note in result.notes())
+
+
+def test_a_collapsed_encoder_has_folds_too(make_embeddings):
+    rows = np.ones((60, 8)) + 1e-4 * np.random.default_rng(0).normal(size=(60, 8))
+    result = measured(make_embeddings("collapsed", rows, "abc" * 20), penalty=(1e-2,))
+    assert [len(one.rows) for one in result.repeats[0]] == [12] * 5
+    assert any(note.startswith("60 images that are all alike to the encoder") for note in result.notes())
 
 
 def test_few_labels_are_repeated_by_seed(files):

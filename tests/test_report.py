@@ -99,8 +99,9 @@ def made(tmp_path_factory, make_images, make_encoder, workspace):
 
 
 @pytest.fixture
-def results(made, run_cli, tmp_path):
+def results(made, run_cli, tmp_path, monkeypatch):
     """Paths of a result of each command."""
+    monkeypatch.setenv("MOCOEMBED_WORKSPACE", "a place")
     found = []
     for name, *more in (("knn", "-k", 3, "--suspects"), ("linear", "--folds", 2), ("retrieval",), ("rankme",)):
         status, out, err = run_cli(name, made[1] / "embeddings.h5", *more, "--json")
@@ -262,11 +263,15 @@ def test_every_number_of_the_results_stands_in_the_page(made, results, tmp_path,
     page = parsed(tmp_path / "r.html")
     for path in results:
         value = json.loads(pathlib.Path(path).read_text())
+        assert value["command"].startswith(f"MOCOEMBED_WORKSPACE='a place' mocoembed {value['task']} ")
         assert value["command"] in page.text
         for entry in (*value["results"], *value["baselines"]):
             for measure in measures_of(entry).values():
                 assert f"{measure['value']:.2f}".replace("-", "−") in page.text
     assert HOSTILE in page.text
+    tables = [one["aria-label"] for one in page.all("div") if one.get("role") == "region"]
+    assert len(set(tables)) == len(tables)
+    assert next(one for one in tables if "kNN accuracy" in one).endswith(": kNN accuracy: knn, table 1")
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in page.all("img"))
     assert len(page.all("img")) == 4 * 9
     assert any(one["alt"].startswith(f"{HOSTILE}, 0{HOSTILE}") for one in page.all("img"))
@@ -482,3 +487,8 @@ def test_in_a_browser(browser, made, results, tmp_path):
             assert not found, [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found]
             assert said == []
             context.close()
+    page = browser.new_page(viewport={"width": 700, "height": 1000})  # A4 between margins
+    page.emulate_media(media="print")
+    page.goto(result.path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()

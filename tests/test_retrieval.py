@@ -94,7 +94,7 @@ def test_one_file_never_finds_the_query_itself(make_embeddings):
     expected = [by_loops(one) for one in rankings_by_loops(vectors[known], labels, vectors[known], labels, True)]
     for name, value in result.values.items():
         assert value.value == pytest.approx(100 * np.mean([one[name] for one in expected]), abs=1e-10), name
-    assert "skipped 1 rows" in result.notes()[0]
+    assert "skipped 1 row of the bank" in result.notes()[0]
 
 
 @pytest.mark.parametrize("levels", [2, 4, 50])

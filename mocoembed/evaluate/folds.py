@@ -1,7 +1,9 @@
 """Splitting labelled images: stratified folds and a held-out part, by seed, with copies of an image kept together.
 
 In: the label of every image and the group it belongs to (`same_image`: images with equal bytes are one group). Out: a
-fold for every image, or a mask. The same names, groups and seed give the same split on every machine.
+fold for every image, or a mask. The same names, groups and seed give the same split on every machine. Which images are
+near-duplicates depends on the encoder; so these move into one fold after that, and all others are in the same folds for
+every encoder.
 """
 
 from collections import Counter
@@ -10,6 +12,8 @@ import numpy as np
 
 from mocoembed.checks import parse_labels
 from mocoembed.errors import CollectionError, UsageError
+from mocoembed.notes import counted
+from mocoembed.search.duplicates import Components
 
 
 def same_image(digests: np.ndarray) -> np.ndarray:
@@ -35,8 +39,9 @@ def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.
     fold, start = np.zeros(len(names), np.int64), 0
     for name, ordered in _shuffled(names, groups, seed).items():
         if len(ordered) < count:
-            raise CollectionError(f"class {name!r} has {len(ordered)} different images, too few for {count} folds. "
-                                  f"Give --folds {max(2, len(ordered))}, or more images of it.")
+            fewer = f"--folds {len(ordered)}, or " if len(ordered) > 1 else ""
+            raise CollectionError(f"class {name!r} has {counted(len(ordered), 'different image')}, too few for {count} "
+                                  f"folds. Give {fewer}more images of it.")
         filled = np.zeros(count, np.int64)
         for rows in ordered:
             # the emptiest of the class, and of these the one after where the last class ended: so sizes are even, too
@@ -45,6 +50,24 @@ def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.
             filled[at] += len(rows)
         start = (start + len(ordered)) % count
     return fold
+
+
+def near_duplicates(similarities: np.ndarray, rows: np.ndarray, cosine: float,
+                    names: list[str]) -> tuple[np.ndarray, int]:
+    """(N,) int64: the first of the near-duplicates of each image, itself if it has none; and how many stay apart.
+
+    similarities, rows (N, k): the images that are most similar to each. What is connected by a cosine of `cosine` or
+    more belongs together, unless that is more than half of a class: it would leave too little of it to learn from.
+    """
+    components, counts, apart = Components(len(names)), Counter(names), 0
+    image, place = np.nonzero(similarities >= cosine)
+    components.join_pairs(image, rows[image, place])
+    first = components.roots(np.arange(len(names)))
+    for together in components.groups():
+        if any(2 * count > counts[name] for name, count in Counter(names[row] for row in together).items()):
+            first[together] = together
+            apart += len(together)
+    return first, apart
 
 
 def held_out(names: list[str], groups: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -82,8 +105,8 @@ def few_of_each(names: list[str], groups: np.ndarray, labels: str, seed: int) ->
         if share is not None:
             wanted = min(wanted, len(ordered))
         if wanted > len(ordered):
-            raise CollectionError(f"--labels {labels}: class {name!r} has {len(ordered)} different images. Give "
-                                  f"--labels {len(ordered)}-per-class, or fewer.")
+            raise CollectionError(f"--labels {labels}: class {name!r} has {counted(len(ordered), 'different image')}. "
+                                  f"Give --labels {len(ordered)}-per-class, or fewer.")
         chosen[[rows[0] for rows in ordered[:wanted]]] = True
     return chosen
 

@@ -21,6 +21,7 @@ from mocoembed.errors import CollectionError, MismatchError
 from mocoembed.evaluate.stored import StoredVectors, fits, unit_rows
 from mocoembed.files import require_file
 from mocoembed.memory import within_memory
+from mocoembed.notes import counted
 from mocoembed.search.threshold import LEAST_ROWS, Threshold, choose_threshold
 
 BLOCK = 8192  # rows read at a time
@@ -166,9 +167,12 @@ def classes_of(bank: Side, queries: Side) -> list[str]:
 
 
 def require_same_vectors(bank: EmbeddingFile, queries: EmbeddingFile):
-    """Raise `MismatchError` unless both files come from one encoder and have the same features."""
+    """Raise `MismatchError` unless both files come from one encoder and have the same features.
+
+    The dimension is compared for vectors of other tools, whose encoder is known by a name alone.
+    """
     sides = [("encoders", bank.fingerprint[:12], queries.fingerprint[:12]),
-             ("features", bank.features, queries.features)]
+             ("features", bank.features, queries.features), ("dimensions", bank.dimension, queries.dimension)]
     for what, one, other in sides:
         if one != other:
             raise MismatchError(f"Different {what}: {bank.path} has {one}, {queries.path} has {other}. "
@@ -196,12 +200,18 @@ def require_common_class(bank: Side, queries: Side):
                               f"{min(bank.names)!r} here. Labels are compared by name.")
 
 
+def notes_on_unlabelled(sides: dict[str, Side]) -> list[str]:
+    """A line for each side of which rows were left out; the keys are what the sides are called."""
+    return [f"skipped {counted(side.unlabelled, 'row')} of the {name} without a label ({side.path})"
+            for name, side in sides.items() if side.unlabelled]
+
+
 def notes_on_classes(learned: set[str], asked: set[str], train: str, test: str) -> list[str]:
     """A line on the classes that only one side has; `train` and `test` are what the sides are called."""
     found = []
     for only, what in ((asked - learned, f"{test} (counted as wrong)"), (learned - asked, f"{train} (never right)")):
         if only:
-            found.append(f"{len(only)} class{'es are' if len(only) > 1 else ' is'} only in the {what}: "
+            found.append(f"{counted(len(only), 'class')} {'are' if len(only) > 1 else 'is'} only in the {what}: "
                          f"{', '.join(sorted(only)[:5])}{' ...' if len(only) > 5 else ''}")
     return found
 

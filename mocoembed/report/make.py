@@ -159,9 +159,9 @@ def _numbered(parts: list[Element | None]) -> list[Element]:
     there = [part for part in parts if part is not None]
     for place, part in enumerate(there):
         part.set("id", part.get("id") or f"part-{place + 1}")
-        for number, region in enumerate(part.iter("div")):
-            if region.get("role") == "region":  # each has a name of its own
-                region.set("aria-label", f"{region.get('aria-label')}: {part[0].text}, table {number + 1}")
+        regions = [one for one in part.iter("div") if one.get("role") == "region"]
+        for number, region in enumerate(regions, 1):  # each has a name of its own
+            region.set("aria-label", f"{region.get('aria-label')}: {part[0].text}, table {number}")
     links = [element("li", element("a", part[0].text, href=f"#{part.get('id')}")) for part in there]
     contents = [element("nav", element("ul", *links), aria_label="Contents")] if len(there) > 1 else []
     return [*contents, *there]

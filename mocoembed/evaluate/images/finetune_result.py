@@ -13,6 +13,7 @@ from mocoembed.evaluate.result import Evaluation, Protocol
 from mocoembed.evaluate.seeds import Shares, learned_from, mean_right, mean_values
 from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
 from mocoembed.model.classifier_file import Classifier
+from mocoembed.notes import counted
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class FinetuneResult:
         many = learned_from((one.learned for one in self.repeats), len(self.repeats))
         start = "random weights" if self.config.from_scratch else f"encoder {self.train.encoder['fingerprint'][:8]}"
         return (f"{len(self.test.names)} test images, learned from {many}; "
-                f"{len(self.classes)} classes, {self.repeats[0].steps} steps from {start}")
+                f"{len(self.classes)} classes, {counted(self.repeats[0].steps, 'step')} from {start}")
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""

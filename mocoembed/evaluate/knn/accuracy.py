@@ -27,6 +27,8 @@ from mocoembed.evaluate.sides import (
     Overlap,
     Side,
     classes_of,
+    notes_on_classes,
+    notes_on_unlabelled,
     overlap,
     queries_beside,
     read_side,
@@ -141,13 +143,12 @@ class KnnResult:
         sides = (f"{len(self.bank.names)} images, each classified by all the others" if self.leave_one_out else
                  f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}"
                  + (f" (--labels {self.labels}, mean of {counted(len(self.repeats), 'seed')})" if self.labels else ""))
-        return f"{sides}; {len(self.per_class)} classes, {self.features} features"
+        return f"{sides}; {counted(len(self.per_class), 'class')}, {self.features} features"
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know: rows left out, neighbours that the bank does not have."""
-        sides = [("bank", self.bank)] if self.leave_one_out else [("bank", self.bank), ("queries", self.queries)]
-        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
-                 for name, side in sides if side.unlabelled]
+        notes = notes_on_unlabelled({"bank": self.bank} if self.leave_one_out else
+                                    {"bank": self.bank, "queries": self.queries})
         same = not self.leave_one_out and not self.labels and self.bank.identity == self.queries.identity
         if same:
             notes.append("bank and queries are the same images, so each image votes on itself; "
@@ -160,9 +161,7 @@ class KnnResult:
         if self.tuned and self.tuned.at_edge:
             notes.append(f"the choice k {self.tuned.setting[0]}, T {self.tuned.setting[1]:g} stands at the edge of the "
                          "grid; a wider one may do better: -k and --temperature")
-        if unknown := sorted(set(self.queries.names) - set(self.bank.names)):
-            notes.append(f"{len(unknown)} classes of the queries are not in the bank and count as wrong: "
-                         f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}")
+        notes += notes_on_classes(set(self.bank.names), set(self.queries.names), "bank", "queries")
         if not same:
             notes += self.overlap.notes("another image here" if self.leave_one_out else "an image of the bank")
         return [*notes, *self.baselines.notes("top1", self.scores[0].top1), *self.remarks]

@@ -17,7 +17,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import Baseline, Fits, baselines, planned_of
-from mocoembed.evaluate.folds import few_of_each, folds_of, same_image
+from mocoembed.evaluate.folds import few_of_each, folds_of, near_duplicates, same_image
 from mocoembed.evaluate.linear.logistic import PENALTIES
 from mocoembed.evaluate.linear.penalty import Rows, Search, learn
 from mocoembed.evaluate.linear.result import LinearResult, Repeat, fits_of
@@ -37,6 +37,7 @@ from mocoembed.model.precision import Compute
 from mocoembed.workspace import Workspace
 
 FOLDS, SEEDS = 5, 5
+NEAREST = 8  # images that are looked at, of each, for near-duplicates
 WHAT = "Linear classification"
 Progress = Callable[[int, int], None]
 
@@ -57,14 +58,18 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     def counting(before: int) -> Progress:
         return lambda done, total: progress(before * total + done, parts * total)
 
-    repeats, classes = measure(train, test, config, counting(0))
+    similarities, others_rows = (torch.cat(one).cpu().numpy() for one in zip(
+        *neighbours(test.vectors, train.vectors, NEAREST, test is train)))
+    both = overlap(test, train, test is train, similarities[:, 0])
+    near, apart = None, 0
+    if test is train and both.threshold is not None:
+        near, apart = near_duplicates(similarities, others_rows, both.threshold, train.names)
+    repeats, classes = measure(train, test, config, counting(0), near)
     values = values_of(repeats, classes)
     before = itertools.count(1)
     others = baselines(train, test, config.baselines, lambda bank, queries: baseline_of(
-        *measure(bank, queries, config, counting(next(before)))))
-    nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1, test is train)])
-    return LinearResult(config, train, test, repeats, classes, values,
-                        overlap(test, train, test is train, nearest.numpy()),
+        *measure(bank, queries, config, counting(next(before)), near)))
+    return LinearResult(config, train, test, repeats, classes, values, both, apart,
                         others.with_majority(train, test), time.perf_counter() - begun)
 
 
@@ -89,9 +94,12 @@ def require_learnable(train: Side, test: Side, config: LinearConfig):
     require_common_class(train, test)
 
 
-def measure(train: Side, test: Side, config: LinearConfig,
-            progress: Progress = lambda done, total: None) -> tuple[list[list[Repeat]], list[str]]:
-    """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone."""
+def measure(train: Side, test: Side, config: LinearConfig, progress: Progress = lambda done, total: None,
+            near: np.ndarray | None = None) -> tuple[list[list[Repeat]], list[str]]:
+    """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone.
+
+    near (N,) int64: the training row whose fold each shares; `None`: its own.
+    """
     classes = classes_of(train, test)
     known = classes[:len(set(train.names))]
     number = {name: place for place, name in enumerate(classes)}
@@ -111,7 +119,7 @@ def measure(train: Side, test: Side, config: LinearConfig,
     repeats: list[list[Repeat]] = []
     for seed in seeds:
         repeats.append([])
-        for fold, (learned, asked) in enumerate(splits(train, test, groups, folds, seed)):
+        for fold, (learned, asked) in enumerate(splits(train, test, groups, folds, seed, near)):
             if config.labels is not None:
                 few = few_of_each([train.names[row] for row in learned], groups[learned], config.labels, seed)
                 learned = learned[few]
@@ -139,13 +147,14 @@ def seeds_of(config: LinearConfig | ProbeConfig) -> int:
     return config.seeds or (SEEDS if config.labels is not None else 1)
 
 
-def splits(train: Side, test: Side, groups: np.ndarray, folds: int,
-           seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def splits(train: Side, test: Side, groups: np.ndarray, folds: int, seed: int,
+           near: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (n,) of `train` to learn from and rows (m,) of `test` to classify; for one file, those of every fold."""
     if test is not train:
         yield np.arange(len(train.names)), np.arange(len(test.names))
         return
     fold = folds_of(train.names, groups, folds, seed)
+    fold = fold if near is None else fold[near]
     for one in range(folds):
         yield np.flatnonzero(fold != one), np.flatnonzero(fold == one)
 

@@ -14,7 +14,7 @@ from mocoembed.evaluate.linear.penalty import HELD_OUT, Classifier
 from mocoembed.evaluate.measures import Measured
 from mocoembed.evaluate.result import Evaluation, Protocol, per_class_json
 from mocoembed.evaluate.seeds import learned_from
-from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes
+from mocoembed.evaluate.sides import Overlap, Side, notes_on_classes, notes_on_unlabelled
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class LinearResult:
     values: dict[str, Measured]
     """top1, top5 (six classes or more), balanced, ap."""
     overlap: Overlap
+    apart: int
+    """Near-duplicates that may be in different folds."""
     baselines: Baselines
     seconds: float
 
@@ -98,6 +100,8 @@ class LinearResult:
             "folds": len(self.repeats[0]) if self.in_folds else None, "labels": self.config.labels,
             "seeds": len(self.repeats), "first_seed": self.config.seed, "tolerance": TOLERANCE, "floor": FLOOR,
             "ap": "mean over the classes, by probability, the test rows of all folds together"}
+        if self.in_folds:
+            settings["near_duplicates"] = "in one fold, unless they are more than half of a class"
         chosen = {"penalty": [one.fit.penalty for one in classifiers]} if len(grid) > 1 else {}
         return Protocol("linear", settings, chosen, classifiers[0].tried, any(edges) if edges else None)
 
@@ -152,10 +156,8 @@ class LinearResult:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        sides = [("training file", self.train)] if self.in_folds else [("training file", self.train),
-                                                                      ("test file", self.test)]
-        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
-                 for name, side in sides if side.unlabelled]
+        notes = notes_on_unlabelled({"training file": self.train} if self.in_folds else
+                                    {"training file": self.train, "test file": self.test})
         notes += notes_on_classes(set(self.train.names), set(self.test.names), "training file", "test file")
         notes += self._notes_on_copies()
         if self.protocol.at_edge:
@@ -175,5 +177,8 @@ class LinearResult:
             notes.append(f"{same} images have the same bytes as another one; copies share a fold")
         if (self.overlap.near or 0) > same:
             notes.append(f"{(self.overlap.near or 0) - same} images are near-duplicates of another one (cosine "
-                         f"{self.overlap.threshold:g} or more), which may be in another fold")
+                         f"{self.overlap.threshold:g} or more); near-duplicates share a fold")
+        if self.apart:
+            notes.append(f"{self.apart} images that are all alike to the encoder are more than half of a class, and "
+                         "stay in the folds where they fall")
         return notes

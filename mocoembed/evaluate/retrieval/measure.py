@@ -25,6 +25,7 @@ from mocoembed.evaluate.retrieval.pairs import Pairs, read_pairs
 from mocoembed.evaluate.sides import (
     Overlap,
     Side,
+    notes_on_unlabelled,
     overlap,
     queries_beside,
     read_side,
@@ -32,6 +33,7 @@ from mocoembed.evaluate.sides import (
     require_labelled,
 )
 from mocoembed.model.precision import Compute
+from mocoembed.notes import counted
 from mocoembed.workspace import Workspace
 
 ELEMENTS = 1 << 22  # similarities that are ranked at a time: 16 MB, and as much when they are sorted
@@ -79,14 +81,13 @@ class RetrievalResult:
         of_all = f" of {len(self.bank.names)}" if len(self.queries.names) < len(self.bank.names) else ""
         sides = (f"{len(self.queries.names)}{of_all} images, each among all the others" if self.leave_one_out else
                  f"{len(self.queries.names)} queries against a bank of {len(self.bank.names)}")
-        relevant = "the pairs of a file" if self.config.pairs else f"{len(self.per_class)} classes"
+        relevant = "the pairs of a file" if self.config.pairs else counted(len(self.per_class), "class")
         return f"{sides}; {relevant}, {self.bank.features} features"
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know."""
-        sides = [("bank", self.bank)] if self.leave_one_out else [("bank", self.bank), ("queries", self.queries)]
-        notes = [f"skipped {side.unlabelled} rows of the {name} without a label ({side.path})"
-                 for name, side in sides if side.unlabelled and not self.config.pairs]
+        notes = notes_on_unlabelled({"bank": self.bank} if self.leave_one_out else
+                                    {"bank": self.bank, "queries": self.queries})
         if self.nothing_to_find:
             notes.append(f"{self.nothing_to_find} queries have nothing to find in the bank and are left out")
         if not self.leave_one_out and self.bank.identity == self.queries.identity:
