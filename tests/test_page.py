@@ -261,6 +261,60 @@ def test_three_hits_and_back(watched):
     other.context.close()
 
 
+def ids_of(page, query="rows=3,50"):
+    """The ids of some rows."""
+    return page.evaluate("query => fetch(`/api/rows?${query}`).then(answer => answer.json())"
+                         ".then(({ rows }) => rows.map(({ id }) => id))", query)
+
+
+def test_links_name_ids(watched):
+    page = watched.open("?label=blue")
+    (row_id,) = ids_of(page, "label=blue&limit=1")
+    watched.search(0)
+    assert page.url.endswith(f"?like={row_id}&label=blue")
+    page.locator("#grid .view").first.evaluate("one => one.click()")
+    page.wait_for_selector("#lightbox[open]")
+    assert re.search(r"&open=\d{17,19}$", page.url)
+    page = watched.open("?like=3&unlike=50&open=50")  # rows, as in links of before
+    like, unlike = ids_of(page)
+    assert page.url.endswith(f"?like={like}&unlike={unlike}&open={unlike}")
+    assert page.locator("#cards .card").count() == 2
+    watched.until("fetch('/api/rows?rows=3').then(answer => answer.json()).then(({ rows: [{ path }] }) =>"
+                  " document.querySelector('#cards canvas').ariaLabel === `More like ${path.split('/').pop()}`)")
+
+
+def test_links_to_images_that_are_not_there_say_so_and_lead_on(watched):
+    page = watched.open()
+    (there,) = ids_of(page, "rows=3")
+    for lost in ("1234567890123456789", "no-id", "123456789"):
+        page = watched.open(f"?like={lost}&label=red")
+        assert page.locator("#empty p").inner_text().startswith("A query image of this link is not in this collection.")
+        page.locator("#empty-way", has_text="Show all images").click()
+        page.wait_for_selector("#grid .tile")
+        assert page.url.endswith("?label=red")
+    page = watched.open(f"?like={there}&unlike=1234567890123456789")
+    assert page.locator("#empty h2").is_visible()
+    page.locator("#empty-way", has_text="Search without it").click()
+    page.wait_for_selector("#grid .score")
+    assert page.url.endswith(f"?like={there}")
+    page = watched.open("?like=u123")
+    assert "uploaded in another browser" in page.locator("#empty p").inner_text()
+    assert page.locator("#empty-way").inner_text() == "Show all images"
+    page = watched.open("?rows=123")
+    assert "Choose them on the map again" in page.locator("#empty p").inner_text()
+    page.locator("#empty-way", has_text="Open the map").click()
+    page.wait_for_selector("#view-map:not([hidden])")
+    page = watched.open("?label=red&open=1234567890123456789")
+    page.wait_for_selector("#lightbox[open] #lb-gone")
+    assert "no such image in this collection" in page.locator("#lb-gone").inner_text()
+    assert page.locator("#lb-mark").is_hidden()
+    for key in ("m", "ArrowRight", "Enter"):  # which do nothing here
+        page.keyboard.press(key)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.url.endswith("?label=red")
+
+
 def test_more_and_less_like(watched):
     page = watched.open()
     watched.search(0)
@@ -646,9 +700,7 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         one.settled()
         # The query and the mark are those of the same image, in whatever row it is now.
         assert page.locator("#cards .card").count() == 1
-        row = re.search(r"like=(\d+)", page.url).group(1)
-        known = page.evaluate("row => fetch(`/api/rows?rows=${row}`).then(answer => answer.json())", row)
-        assert known["rows"][0]["path"].endswith("green/003.jpg")
+        assert page.locator("#cards canvas").get_attribute("aria-label") == "More like 003.jpg"
         assert len(one.rows()) == 9
         page.locator("#tray [data-do=show]").click()
         one.until("document.querySelectorAll('#grid .tile').length === 1")
@@ -686,8 +738,8 @@ def serious(page):
 @pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
 def test_widths_and_accessibility(browser, address, size, scheme):
     one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    row = "like=5&like=50&unlike=90"
-    for query in ("", f"?{row}", "?label=red&open=90", "?view=duplicates", "?view=health"):
+    for query in ("", "?like=5&like=50&unlike=90", "?label=red&open=90", "?like=no-id", "?open=no-id",
+                  "?view=duplicates", "?view=health"):
         page = one.open(query)
         page.wait_for_timeout(50)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query

@@ -103,6 +103,9 @@ def test_more_like_these_less_like_those(running, indexed_workspace):
     scores = vectors @ (query / np.linalg.norm(query))
     order = [row for row in np.argsort(-scores) if row not in (0, 1, 20)]
     assert [hit["row"] for hit in hits] == order
+    with EmbeddingFile(indexed_workspace / "embeddings.h5") as file:
+        ids = [str(number) for number in file.ids()]
+    assert search(running, json={"like": [ids[0], 1], "unlike": [ids[20]]}, k=30) == [hits]
     as_vector = [float(x) for x in vectors[0]]
     (hits,) = search(running, json={"like": [as_vector, 1], "unlike": [20]}, k=30)
     assert [hit["row"] for hit in hits] == [row for row in np.argsort(-scores) if row not in (1, 20)]
@@ -137,7 +140,8 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     ({"vectors": [[1.0]]}, "64 numbers"),
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
-    ({"unlike": [1]}, "must have one of"), ({"like": [1], "unlike": [1]}, "Nothing is left"),
+    ({"unlike": [1]}, "must have one of"), ({"like": ["1"]}, "no image"), ({"like": ["x"]}, "texts of digits"),
+    ({"like": [1], "unlike": [1]}, "Nothing is left"),
     ({"like": []}, "1 to 256"), ({"like": "abc"}, "1 to 256"), ({"rows": [0] * 257}, "1 to 256")])
 def test_wrong_queries_are_explained(running, body, said):
     answer = running.client.post("/api/search", content=json.dumps(body), headers={"Content-Type": "application/json"})

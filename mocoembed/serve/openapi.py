@@ -5,6 +5,7 @@ from typing import Any
 from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
 from mocoembed.serve.parameters import (
     DEEPEST,
+    ID,
     IDS,
     MOST_FILTERS,
     MOST_HITS,
@@ -83,9 +84,10 @@ WISHES = [parameter("k", "Number of hits.", bounded(1, MOST_HITS, 10)),
 ROW = parameter("row", "Row of the embeddings file.", bounded(0, 2**53), "path")
 PAGE = [parameter("offset", "Leave out so many.", bounded(0, 2**53, 0))]
 
-EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), VECTOR]}
+ONE_ID: Schema = {**TEXT, "pattern": f"^{ID}$"}
+EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), ONE_ID, VECTOR]}
 JSON_QUERIES: Schema = {"oneOf": [
-    only({"rows": several(bounded(0, 2**53))}), only({"ids": several({**TEXT, "pattern": "^-?[0-9]{1,19}$"})}),
+    only({"rows": several(bounded(0, 2**53))}), only({"ids": several(ONE_ID)}),
     only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}), only({"like": several(EXAMPLE)}),
     only({"like": several(EXAMPLE), "unlike": several(EXAMPLE)})]}
 BODY: Schema = {"required": True,

@@ -58,7 +58,7 @@ function listen() {
     const what = target.dataset.do;
     if (what === 'clear') marks.clear();
     else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
-    else if (what === 'like') go(fresh({ like: marks.all().map((record) => String(record.row)) }), { from: {} });
+    else if (what === 'like') go(fresh({ like: marks.all().map(({ id }) => id) }), { from: {} });
     else if (what) marks.exportAs(what, marks.all());
   });
   document.addEventListener('keydown', pressed);
@@ -127,14 +127,10 @@ async function lookForChange() {
       lookAtMap(now.map);
       return;
     }
-    const { like, unlike, open } = state();
-    const ids = api.idsOf([...like, ...unlike, open]);
-    const found = await api.recordsOfIds([...ids.values(), ...marks.all().map(({ id }) => id)], now.version);
+    const found = await api.recordsOfIds(marks.all().map(({ id }) => id), now.version);
     Object.assign(info, now);
     api.setVersion(info.version);
     marks.renew(found, info.version);
-    const row = (one) => (ids.has(one) ? found.get(ids.get(one))?.row.toString() : one); // the row that an image has now
-    rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
     for (const module of Object.values(modules)) module.forget?.();
     search.showLabels(await api.labels().catch(() => []));
     map.forget();
@@ -151,6 +147,17 @@ function lookAtMap(now) {
   info.map = now;
   map.renew();
   if (state().view === 'map') map.render(state());
+}
+
+/** Links from before they named ids have rows, which are short numbers: name these images' ids. */
+async function nameIds() {
+  const isRow = (one) => /^\d{1,9}$/.test(one);
+  const { like, unlike, open } = state();
+  const rows = [...like, ...unlike, open].filter(isRow);
+  if (!rows.length) return;
+  const found = new Map((await api.records(rows)).map(({ row, id }) => [String(row), id]));
+  const id = (one) => found.get(one) ?? one;
+  rewrite({ like: like.map(id), unlike: unlike.map(id), open: id(open) });
 }
 
 /** Show the tabs of those views that the server has something for. */
@@ -176,10 +183,11 @@ async function main() {
   api.setVersion(info.version);
   $('choose').hidden = info.searches_images === false;
   search.listen(info);
-  lightbox.listen(records, () => info, (row) => { if (state().view === 'search') search.focusRow(row); });
+  lightbox.listen(records, () => info, (id) => { if (state().view === 'search') search.focusImage(id); });
   query.listen();
   listen();
   await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept
+  await nameIds().catch(() => {}); // of rows that are not there, the view tells
   const looking = offer();
   if (state().view !== 'search') await looking;
   start(render);

@@ -144,10 +144,10 @@ function card(group) {
 
 function member(group, record) {
   const img = el('img', { loading: 'lazy', decoding: 'async' });
-  const link = el('a', { href: `?open=${record.row}`, className: 'member-image' }, img);
+  const link = el('a', { href: `?open=${record.id}`, className: 'member-image' }, img);
   link.style.setProperty('--ratio', ratio(record));
   showThumbnail(img, record, () => link.classList.add('gone'));
-  link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+  link.onclick = (event) => { event.preventDefault(); go({ open: record.id }); };
   tick(link, record);
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';

@@ -67,9 +67,9 @@ export class Grid {
     return Number(this.current?.dataset.place ?? 0);
   }
 
-  /** Focus the image of a row, if it is among the records. */
-  focusRow(row) {
-    const place = this.all().findIndex((record) => record.row === row);
+  /** Focus the image with an id, if it is among the records. */
+  focusImage(id) {
+    const place = this.all().findIndex((record) => record.id === id);
     if (place >= 0) this.focus(place);
   }
 
@@ -91,12 +91,12 @@ export class Grid {
     this.unfold(this.unfolded);
   }
 
-  /** Show behind the hits of `rows` (texts) the near-duplicates that are folded into them, and no others. */
-  async unfold(rows) {
-    this.unfolded = rows;
+  /** Show behind the hits with `ids` the near-duplicates that are folded into them, and no others. */
+  async unfold(ids) {
+    this.unfolded = ids;
     for (const tile of [...this.list.children]) {
       const record = this.records[tile.dataset.place];
-      const wanted = rows.includes(String(record.row)) && record.folded > 0 && record.under === undefined;
+      const wanted = ids.includes(record.id) && record.folded > 0 && record.under === undefined;
       if (wanted === tile.classList.contains('unfolded')) continue;
       tile.classList.toggle('unfolded', wanted);
       tile.querySelector('.fold')?.setAttribute('aria-expanded', wanted);

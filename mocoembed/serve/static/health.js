@@ -112,11 +112,11 @@ function images(list, total) {
   const mark = el('button', { type: 'button', className: 'small', textContent: `Mark ${counted(list.length, 'image')}`,
     onclick: () => marks.set(list, !list.every(marks.has)) });
   const shown = el('ul', { className: 'near wide' }, ...list.map((record) => {
-    const link = el('a', { href: `?open=${record.row}` });
+    const link = el('a', { href: `?open=${record.id}` });
     const img = el('img', { loading: 'lazy', decoding: 'async' });
     showThumbnail(img, { path: '', ...record }, () => link.classList.add('gone'));
     marks.tick(link, record);
-    link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
+    link.onclick = (event) => { event.preventDefault(); go({ open: record.id }); };
     const suggested = record.suggested ?? record.neighbours_label ?? record.suggestion;
     const text = suggested ? `${record.label} → ${suggested}` : record.label ?? nameOf(record.path ?? '');
     link.append(img);

@@ -6,7 +6,6 @@ import { recordsOfIds, thumbnail } from './api.js';
 const marked = new Map(); // id -> {row, id, path, label, width, height}
 const listeners = [];
 let [place, version] = [null, null];
-const keyOf = (record) => record.id ?? `row-${record.row}`;
 
 /** Take up the marks of a collection; `name` tells it from others. In another version, their rows are looked up anew. */
 export async function load(name, now) {
@@ -23,7 +22,7 @@ export async function load(name, now) {
 
 /** Call `listener()` after each change. */
 export const onChange = (listener) => listeners.push(listener);
-export const has = (record) => marked.has(keyOf(record));
+export const has = (record) => marked.has(record.id);
 export const all = () => [...marked.values()];
 
 function changed() {
@@ -55,8 +54,8 @@ export function clear() {
 export function set(records, on) {
   for (const { row, id, path, label, width, height } of records) {
     const record = { row, id, path, label, width, height };
-    if (on) marked.set(keyOf(record), record);
-    else marked.delete(keyOf(record));
+    if (on) marked.set(id, record);
+    else marked.delete(id);
   }
   changed();
 }

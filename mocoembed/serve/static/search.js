@@ -5,7 +5,7 @@ import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
 import { chosen } from './map.js';
-import { bodyOf, showCards, withFilters } from './query.js';
+import { bodyOf, requireThere, showCards, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const MOST_SAMPLED = 1000; // images of a random sample
@@ -32,20 +32,20 @@ const toggled = (list, one) => (list.includes(one) ? list.filter((other) => othe
 /** The records that the view shows. */
 export const records = () => grid.all();
 export const focusGrid = () => grid.focus(grid.place);
-/** Focus the image of a row: the one that was looked at last. */
-export const focusRow = (row) => grid.focusRow(row);
+/** Focus the image with an id: the one that was looked at last. */
+export const focusImage = (id) => grid.focusImage(id);
 
 /** Wire the view up; `info`: the collection's facts. */
 export function listen(info) {
   facts = info;
   grid = new Grid($('grid'), {
-    linkOf: (record) => write(withFilters(state(), { like: [String(record.row)] })),
-    search: (record) => go(withFilters(state(), { like: [String(record.row)] }), { from: {} }),
-    view: (record) => go({ open: String(record.row) }),
+    linkOf: (record) => write(withFilters(state(), { like: [record.id] })),
+    search: (record) => go(withFilters(state(), { like: [record.id] }), { from: {} }),
+    view: (record) => go({ open: record.id }),
     more: (record) => sign(record, 'like', 'unlike'),
     less: (record) => sign(record, 'unlike', 'like'),
     fold: (record) => {
-      if (record.folded) go({ unfold: toggled(state().unfold, String(record.row)) }, { replace: true });
+      if (record.folded) go({ unfold: toggled(state().unfold, record.id) }, { replace: true });
     },
     folded: (record) => api.records(record.folded_rows),
   });
@@ -111,12 +111,11 @@ function filterBy(text) {
 }
 
 /** Add a record to the images that hits are to be like, or unlike; take it away if it is there. */
-function sign(record, kind, other) {
-  const row = String(record.row);
+function sign({ id }, kind, other) {
   const now = state();
   go(withFilters(now, {
-    [kind]: toggled(now[kind], row),
-    [other]: now[other].filter((one) => one !== row),
+    [kind]: toggled(now[kind], id),
+    [other]: now[other].filter((one) => one !== id),
   }), { from: {} });
 }
 
@@ -224,9 +223,10 @@ export async function render(now, scroll) {
 async function ask(now, signal) {
   const filters = { label: now.label, path: now.path, min_side: now.side };
   if (hasQuery(now)) {
+    await requireThere(now);
     const body = await bodyOf(now, signal);
     const most = Number(now.k || MOST);
-    const itself = body.rows && !now.crop ? 'true' : '';
+    const itself = body.ids && !now.crop ? 'true' : '';
     const given = { ...filters, min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop, exclude_self: itself };
     const page = (offset) => api.search(body, { ...given, offset, k: Math.min(PAGE, most - offset) }, signal);
     const hits = await page(0);
@@ -297,10 +297,12 @@ function nothingOf(now) {
   return ['Nothing found', `No image ${both}.`];
 }
 
-/** Say why nothing is shown, and offer what may help: `canRetry` where asking again may. */
-function setEmpty(now, texts, canRetry = false) {
+/** Say why nothing is shown, and offer what may help: `canRetry` where asking again may; `way` as in `Refused`. */
+function setEmpty(now, texts, canRetry = false, way = undefined) {
   $('empty').hidden = !texts;
   if (!texts) return;
+  $('empty-way').hidden = !way;
+  if (way) [$('empty-way').textContent, $('empty-way').onclick] = [way[0], () => go(way[1], { from: {} })];
   $('empty-clear').hidden = !isFiltered(now);
   $('empty-again').hidden = !canRetry;
   $('empty').querySelector('h2').textContent = texts[0];
@@ -316,5 +318,5 @@ function refuse(now, error) {
   const isNothing = error.status === 404 && /\b0 of \d+ images/.test(error.message);
   const title = error.status === 0 ? 'No answer' : 'That did not work';
   setEmpty(now, isNothing ? nothingOf(now) : [title, error.message], error.status === 0 || error.status === 429
-    || error.status >= 500);
+    || error.status >= 500, error.way);
 }
