@@ -454,6 +454,30 @@ def test_images_without_a_label_are_a_filter(browser, make_images, workspace, tm
         assert one.wrong == []
 
 
+def test_of_many_labels_the_rest_is_found_by_typing(browser, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+    for number in range(70):
+        (folder / f"Label {number}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (3 * number, 90, 0)).save(folder / f"Label {number}" / "one.png")
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True)
+    with serving(root) as where:
+        one = Watched(browser, where)
+        page = one.open()
+        one.until("document.querySelectorAll('#labels a').length === 60")
+        assert page.locator("#labels li").last.inner_text() == "and 10 more labels"
+        page.locator("#filter").press_sequentially("9")
+        one.until("[...document.querySelectorAll('#label-list option')].map(({ value }) => value).join()"
+                  " === 'Label 19,Label 29,Label 39,Label 49,Label 59,Label 69,Label 9'")
+        page.locator("#filter").fill("label 69")
+        page.keyboard.press("Enter")
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert page.url.endswith("?label=Label+69")
+        assert page.locator("#labels [aria-current]").inner_text() == "Label 69"
+        one.context.close()
+        assert one.wrong == []
+
+
 def test_mark_and_export(watched):
     page = watched.open("?label=green")
     for place in (0, 2):

@@ -21,17 +21,10 @@ async function ask(path, options = {}) {
   return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
 }
 
-/** What the server says of a refusal, whatever form it has. */
+/** What the server says of a refusal; a proxy before it says so in other words. */
 async function reason(answer) {
-  const text = await answer.text().catch(() => '');
-  try {
-    const said = JSON.parse(text);
-    const message = said.error ?? said.detail ?? said.message;
-    if (message) return typeof message === 'string' ? message : message.message ?? JSON.stringify(message);
-  } catch { /* not JSON */ }
-  if (answer.status === 429 || answer.status === 503) return 'The server is busy. Try again in a moment.';
-  if (answer.status === 413) return 'The image is too large for this server.';
-  return text && text.length < 300 ? text : `The server answered ${answer.status}.`;
+  const said = await answer.json().catch(() => ({}));
+  return said.error ?? (answer.status === 413 ? 'The image is too large for this server.' : `The server answered ${answer.status}.`);
 }
 
 export let version = '';
@@ -71,9 +64,10 @@ function parameters(given) {
 }
 
 export const thumbnail = (row) => `/api/thumbnails/${row}?${parameters({})}`;
-export const image = (row, size) => `/api/images/${row}?${parameters({ size })}`;
+export const image = (row) => `/api/images/${row}?${parameters({})}`;
 export const info = () => ask('/api/info');
-export const labels = () => ask('/api/labels').then((answer) => answer.labels);
+/** {labels, total}: the most frequent ones, or those that contain a text. */
+export const labels = (given) => ask(`/api/labels?${parameters(given)}`);
 export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { signal }).then((answer) => {
   keep(answer.rows);
   return answer;
@@ -126,6 +120,3 @@ export async function recordsOfIds(ids, ofVersion = version) {
 
 /** What is known of an image by its id; undefined if it is not there. */
 export const recordOf = async (id) => (await recordsOfIds([id])).get(id);
-
-/** The routes that the server has, as its own description says. */
-export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));

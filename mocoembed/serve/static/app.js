@@ -1,6 +1,6 @@
 // The page: which view is shown, the keyboard, and what happens when the collection behind it changes.
 
-import { $, toast } from './dom.js';
+import { $, onClick, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import * as lightbox from './lightbox.js';
@@ -18,10 +18,10 @@ let info = {};
 let looked = 0; // when, last
 let isLooking = false;
 
-const records = () => modules[state().view]?.records?.() ?? [];
+const records = () => (modules[state().view] ?? search).records();
 
 function render(now, before, scroll) {
-  const view = VIEWS.includes(now.view) && tab(now.view) && !tab(now.view).hidden ? now.view : 'search';
+  const view = VIEWS.includes(now.view) ? now.view : 'search';
   for (const name of VIEWS) {
     $(`view-${name}`).hidden = name !== view;
     if (name === view) tab(name).setAttribute('aria-current', 'page');
@@ -29,7 +29,7 @@ function render(now, before, scroll) {
   }
   const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
   document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
-  Promise.resolve(modules[view].render(now, scroll)).then(() => {
+  modules[view].render(now, scroll).then(() => {
     if (view !== 'search') scrollTo(0, scroll); // the search does it by itself, before its images are there
     if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
   });
@@ -39,19 +39,13 @@ const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
 
 function listen() {
   for (const view of VIEWS) { // between search and map the query stays
-    tab(view).onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
+    onClick(tab(view), () => {
       const { like, unlike, crop } = state();
       const kept = view !== state().view && ['search', 'map'].includes(view) ? { like, unlike, crop } : {};
       go(fresh({ view, ...kept }), { from: {} });
-    };
+    });
   }
-  document.querySelector('.brand').onclick = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go(fresh(), { from: {} });
-  };
+  onClick(document.querySelector('.brand'), () => go(fresh(), { from: {} }));
   $('help-button').onclick = help;
   $('help-close').onclick = () => $('help').close();
   $('tray').addEventListener('click', ({ target }) => {
@@ -86,7 +80,7 @@ function pressed(event) {
   else if (event.key === '?') help();
   else if (event.key === 'u') $('choose').click();
   else if (arrow && state().view === 'search') search.focusGrid();
-  else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();
+  else if (number >= 1 && number <= VIEWS.length) tab(VIEWS[number - 1]).click();
   else if (event.target.matches('input') || !['duplicates', 'health'].includes(state().view) || !along(event.key)) return;
   event.preventDefault();
 }
@@ -114,16 +108,13 @@ function along(key) {
   return true;
 }
 
-/** What tells one state of the collection from another. */
-const identityOf = (facts) => String(facts.version ?? facts.count);
-
 async function lookForChange() {
   if (isLooking) return;
   isLooking = true;
   looked = performance.now();
   try {
     const now = await api.info();
-    if (identityOf(now) === identityOf(info)) {
+    if (now.version === info.version) {
       lookAtMap(now.map);
       return;
     }
@@ -131,9 +122,8 @@ async function lookForChange() {
     Object.assign(info, now);
     api.setVersion(info.version);
     marks.renew(found, info.version);
-    for (const module of Object.values(modules)) module.forget?.();
-    search.showLabels(await api.labels().catch(() => []));
-    map.forget();
+    for (const module of Object.values(modules)) module.forget();
+    await search.showLabels();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
   } catch { /* the next request says so, and the next look tries again */ } finally {
@@ -160,14 +150,6 @@ async function nameIds() {
   rewrite({ like: like.map(id), unlike: unlike.map(id), open: id(open) });
 }
 
-/** Show the tabs of those views that the server has something for. */
-async function offer() {
-  const routes = await api.routes();
-  tab('duplicates').hidden = !routes.has('/api/duplicates');
-  tab('health').hidden = !routes.has('/api/health-report');
-  tab('map').hidden = !routes.has('/api/map');
-}
-
 async function main() {
   try {
     info = await api.info();
@@ -188,10 +170,8 @@ async function main() {
   listen();
   await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept
   await nameIds().catch(() => {}); // of rows that are not there, the view tells
-  const looking = offer();
-  if (state().view !== 'search') await looking;
   start(render);
-  search.showLabels(await api.labels().catch(() => []));
+  search.showLabels();
 }
 
 main();

@@ -1,8 +1,9 @@
 // Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
 
-import { clone, nameOf } from './dom.js';
+import { clone, el, nameOf, onClick } from './dom.js';
 import { thumbnail } from './api.js';
 import * as marks from './marks.js';
+import { go, state, write } from './state.js';
 
 const AT_ONCE = 60;
 const FIRST = 16; // tiles whose thumbnails are asked for before the rows are laid out
@@ -17,6 +18,16 @@ export function showThumbnail(img, record, gone = () => {}) {
   img.alt = [record.label, nameOf(record.path)].filter(Boolean).join(', ');
   img.onerror = gone;
   img.src = thumbnail(record.row);
+}
+
+/** A link to an image outside the grid, which shows its thumbnail and opens it; `replace` as in `go`. */
+export function imageLink(record, replace = false) {
+  const link = el('a', { href: write({ ...state(), open: record.id }) });
+  const img = el('img', { loading: 'lazy', decoding: 'async' });
+  showThumbnail(img, record, () => link.classList.add('gone'));
+  link.append(img);
+  onClick(link, () => go({ open: record.id }, { replace }));
+  return link;
 }
 
 export class Grid {

@@ -1,9 +1,9 @@
 // One image, large: facts, neighbours, and what can be done with it. Arrows go through the images behind it.
 
-import { $, copyText, el, nameOf, toast } from './dom.js';
+import { $, copyText, el, nameOf, onClick, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
-import { ratio, showThumbnail } from './grid.js';
+import { imageLink, ratio, showThumbnail } from './grid.js';
 import { cropQuery, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
@@ -40,13 +40,8 @@ export function listen(records, info, closed) {
   $('lb-mark').onclick = () => marks.toggle(shown);
   $('lb-crop').onclick = () => cropQuery(shown.id);
   $('lb-copy').onclick = async () => { await copyText(shown.path); toast('Path copied'); };
-  for (const id of ['lb-search', 'lb-folder']) {
-    $(id).onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      go(id === 'lb-search' ? searchFrom(shown) : folderState(shown, info()), { from: {} });
-    };
-  }
+  onClick($('lb-search'), () => go(searchFrom(shown), { from: {} }));
+  onClick($('lb-folder'), () => go(folderState(shown, info()), { from: {} }));
   dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage') && performance.now() - swiped > AFTER) close(); });
   dialog.addEventListener('keydown', (event) => {
     if (!shown || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -174,14 +169,7 @@ function fill(record) {
 }
 
 function near(hit) {
-  const link = el('a', { href: write({ ...state(), open: hit.id }) });
-  const img = el('img', { loading: 'lazy', decoding: 'async' });
-  showThumbnail(img, hit, () => link.classList.add('gone'));
-  link.append(img, el('span', { className: 'score', textContent: hit.score.toFixed(3) }));
-  link.onclick = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go({ open: hit.id }, { replace: true });
-  };
+  const link = imageLink(hit, true);
+  link.append(el('span', { className: 'score', textContent: hit.score.toFixed(3) }));
   return el('li', {}, link);
 }

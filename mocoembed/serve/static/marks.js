@@ -72,16 +72,14 @@ export const toggle = (record) => set([record], !has(record));
 
 const field = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
-/** CSV of records; `columns` are their names. */
-export function csv(records, columns = ['row', 'id', 'path', 'label']) {
+function csv(records) {
+  const columns = ['row', 'id', 'path', 'label'];
   const lines = [columns, ...records.map((record) => columns.map((name) => String(record[name] ?? '')))];
   return lines.map((line) => `${line.map(field).join(',')}\r\n`).join('');
 }
 
-export const jsonOf = (records) => `${JSON.stringify(records, null, 2)}\n`;
-
 /** A PNG of the thumbnails with names and labels, drawn here. */
-export async function sheet(records, title) {
+async function sheet(records, title) {
   const [tile, gap, margin, caption, head] = [200, 16, 32, 40, 64];
   const columns = Math.min(6, Math.max(1, records.length));
   const lines = Math.ceil(records.length / columns);
@@ -126,7 +124,7 @@ export async function exportAs(form, records, name = 'marked') {
     toast(records.length === 1 ? 'Path copied' : `${counted(records.length, 'path')} copied`);
   } else if (form === 'text') download(`${name}.txt`, records.map((record) => `${record.path}\n`).join(''));
   else if (form === 'csv') download(`${name}.csv`, csv(records), 'text/csv');
-  else if (form === 'json') download(`${name}.json`, jsonOf(records), 'application/json');
+  else if (form === 'json') download(`${name}.json`, `${JSON.stringify(records, null, 2)}\n`, 'application/json');
   else {
     const some = records.slice(0, MOST_ON_SHEET);
     if (some.length < records.length) toast(`The sheet holds the first ${MOST_ON_SHEET}.`);

@@ -1,6 +1,6 @@
 // The search view: a random sample, a folder or label to look through, or the hits of a query.
 
-import { $, counted, el } from './dom.js';
+import { $, counted, el, onClick } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
@@ -12,6 +12,8 @@ const MOST_SAMPLED = 1000; // images of a random sample
 const PAGE = 200; // hits or rows asked for at a time
 const MOST = 10000; // hits that can be scrolled through
 const MOST_LABELS = 60;
+const SUGGESTED = 20; // labels, while one types
+const NONE = { labels: [], total: 0 };
 const REMEMBERED = 30; // answers, for going back without asking again
 const PATIENCE = 300; // ms until the page says that it is searching
 const ANY = -0.01; // the slider's left end
@@ -53,7 +55,9 @@ export function listen(info) {
   $('filter').addEventListener('input', (event) => {
     // A label chosen from the list arrives as a replacement, the field's own cross as an empty value.
     const chosen = event.inputType === 'insertReplacementText' || !event.inputType;
-    if (chosen && (facts.names?.has($('filter').value) || !$('filter').value)) filterBy($('filter').value);
+    const text = $('filter').value;
+    if (chosen && (!text || [...$('label-list').children].some(({ value }) => value === text))) filterBy(text);
+    else suggest(text);
   });
   $('filter').addEventListener('keydown', (event) => {
     if (event.key === 'ArrowDown' && !$('filter').value) { event.preventDefault(); focusGrid(); }
@@ -102,10 +106,11 @@ export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ?
   .filter(Boolean).join(' in ');
 
 /** A label's name, a glob, or a piece of a path. */
-function filterBy(text) {
+async function filterBy(text) {
   const given = text.trim();
-  if (facts.names?.has(given)) {
-    go({ view: 'search', label: [given], path: '', marked: '', rows: '' });
+  const { labels: [first] } = given ? await labelsOf(given, 1) : NONE;
+  if (first?.label.toLowerCase() === given.toLowerCase()) {
+    go({ view: 'search', label: [first.label], path: '', marked: '', rows: '' });
     $('filter').value = '';
   } else go({ view: 'search', path: !given || /[*?[]/.test(given) ? given : `*${given}*`, marked: '', rows: '' });
 }
@@ -119,13 +124,25 @@ function sign({ id }, kind, other) {
   }), { from: {} });
 }
 
-/** The labels with their counts, as links that filter. */
-export function showLabels(labels) {
+/** Labels that contain a text, the one that is equal first; none where the server does not answer. */
+const labelsOf = (text, limit) => api.labels({ text, limit }).catch(() => NONE);
+
+/** Offer labels that contain a text. */
+async function suggest(text) {
+  const { labels } = await labelsOf(text, SUGGESTED);
+  if ($('filter').value === text) offer(labels);
+}
+
+const offer = (labels) => $('label-list').replaceChildren(...labels.map(({ label }) => el('option', { value: label })));
+
+/** The most frequent labels with their counts, as links that filter. */
+export async function showLabels() {
+  const { labels, total } = await labelsOf('', MOST_LABELS);
   const named = labels.filter(({ label }) => label !== null);
-  facts.names = new Set(named.map(({ label }) => label));
   const rest = labels.filter(({ label }) => label === null).map(({ count }) => ({ label: '', count }));
-  facts.labels = named.length ? [...named.slice(0, MOST_LABELS), ...rest] : [];
-  $('label-list').replaceChildren(...named.slice(0, 2000).map(({ label }) => el('option', { value: label })));
+  facts.labels = named.length ? [...named, ...rest] : [];
+  facts.moreLabels = total - labels.length;
+  offer(named);
   chips(state());
 }
 
@@ -140,14 +157,12 @@ function chips(now) {
     const link = el('a', { href: write(patch), className: `chip${label ? '' : ' none'}`, 'data-label': label,
       ...(on ? { 'aria-current': 'true' } : {}) }, label || NO_LABEL,
       count === undefined ? null : el('span', { className: 'count', textContent: count.toLocaleString('en') }));
-    link.onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
+    onClick(link, () => {
       go(patch);
       [...$('labels').querySelectorAll('a')].find((one) => one.dataset.label === label)?.focus();
-    };
+    });
     return el('li', {}, link);
-  }));
+  }), facts.moreLabels ? el('li', { className: 'hint', textContent: `and ${counted(facts.moreLabels, 'more label')}` }) : '');
   const current = $('labels').querySelector('[aria-current]');
   if (current) $('labels').scrollLeft = current.offsetLeft - $('labels').offsetLeft - 60;
 }
