@@ -122,7 +122,7 @@ class Watched:
         self.address, self.wrong, self.hosts = address, [], set()
         self.context = browser.new_context(**{"viewport": {"width": 1024, "height": 768}, "accept_downloads": True,
                                               "permissions": ["clipboard-read", "clipboard-write"], **options})
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda message: self.wrong.append(message.text)
@@ -134,7 +134,7 @@ class Watched:
         self.settled()
         return self.page
 
-    def until(self, expression, arg=None, seconds=10.0):
+    def until(self, expression, arg=None, seconds=30.0):
         """Wait until an expression holds; Playwright's own way evaluates text, which the page's policy forbids."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(expression, arg):
