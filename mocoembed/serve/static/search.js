@@ -331,7 +331,7 @@ function refuse(now, error) {
   $('another').hidden = $('mark-all').hidden = true;
   $('status').textContent = '';
   const isNothing = error.status === 404 && /\b0 of \d+ images/.test(error.message);
-  const title = error.status === 0 ? 'No answer' : 'That did not work';
+  const title = { 0: 'No answer', 404: 'Not found' }[error.status] ?? 'That did not work';
   setEmpty(now, isNothing ? nothingOf(now) : [title, error.message], error.status === 0 || error.status === 429
     || error.status >= 500, error.way);
 }
