@@ -122,7 +122,7 @@ class Watched:
         self.address, self.wrong, self.hosts = address, [], set()
         self.context = browser.new_context(**{"viewport": {"width": 1024, "height": 768}, "accept_downloads": True,
                                               "permissions": ["clipboard-read", "clipboard-write"], **options})
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda message: self.wrong.append(message.text)
@@ -134,7 +134,7 @@ class Watched:
         self.settled()
         return self.page
 
-    def until(self, expression, arg=None, seconds=10.0):
+    def until(self, expression, arg=None, seconds=30.0):
         """Wait until an expression holds; Playwright's own way evaluates text, which the page's policy forbids."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(expression, arg):
@@ -259,6 +259,60 @@ def test_three_hits_and_back(watched):
     other.open("?" + seen[3][0].partition("?")[2])
     assert other.rows() == seen[3][1]
     other.context.close()
+
+
+def ids_of(page, query="rows=3,50"):
+    """The ids of some rows."""
+    return page.evaluate("query => fetch(`/api/rows?${query}`).then(answer => answer.json())"
+                         ".then(({ rows }) => rows.map(({ id }) => id))", query)
+
+
+def test_links_name_ids(watched):
+    page = watched.open("?label=blue")
+    (row_id,) = ids_of(page, "label=blue&limit=1")
+    watched.search(0)
+    assert page.url.endswith(f"?like={row_id}&label=blue")
+    page.locator("#grid .view").first.evaluate("one => one.click()")
+    page.wait_for_selector("#lightbox[open]")
+    assert re.search(r"&open=\d{17,19}$", page.url)
+    page = watched.open("?like=3&unlike=50&open=50")  # rows, as in links of before
+    like, unlike = ids_of(page)
+    assert page.url.endswith(f"?like={like}&unlike={unlike}&open={unlike}")
+    assert page.locator("#cards .card").count() == 2
+    watched.until("fetch('/api/rows?rows=3').then(answer => answer.json()).then(({ rows: [{ path }] }) =>"
+                  " document.querySelector('#cards canvas').ariaLabel === `More like ${path.split('/').pop()}`)")
+
+
+def test_links_to_images_that_are_not_there_say_so_and_lead_on(watched):
+    page = watched.open()
+    (there,) = ids_of(page, "rows=3")
+    for lost in ("1234567890123456789", "no-id", "123456789"):
+        page = watched.open(f"?like={lost}&label=red")
+        assert page.locator("#empty p").inner_text().startswith("A query image of this link is not in this collection.")
+        page.locator("#empty-way", has_text="Show all images").click()
+        page.wait_for_selector("#grid .tile")
+        assert page.url.endswith("?label=red")
+    page = watched.open(f"?like={there}&unlike=1234567890123456789")
+    assert page.locator("#empty h2").is_visible()
+    page.locator("#empty-way", has_text="Search without it").click()
+    page.wait_for_selector("#grid .score")
+    assert page.url.endswith(f"?like={there}")
+    page = watched.open("?like=u123")
+    assert "uploaded in another browser" in page.locator("#empty p").inner_text()
+    assert page.locator("#empty-way").inner_text() == "Show all images"
+    page = watched.open("?rows=123")
+    assert "Choose them on the map again" in page.locator("#empty p").inner_text()
+    page.locator("#empty-way", has_text="Open the map").click()
+    page.wait_for_selector("#view-map:not([hidden])")
+    page = watched.open("?label=red&open=1234567890123456789")
+    page.wait_for_selector("#lightbox[open] #lb-gone")
+    assert "no such image in this collection" in page.locator("#lb-gone").inner_text()
+    assert page.locator("#lb-mark").is_hidden()
+    for key in ("m", "ArrowRight", "Enter"):  # which do nothing here
+        page.keyboard.press(key)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert page.url.endswith("?label=red")
 
 
 def test_more_and_less_like(watched):
@@ -396,6 +450,30 @@ def test_images_without_a_label_are_a_filter(browser, make_images, workspace, tm
         assert "1 image in no label" in page.locator("#status").inner_text()
         page.reload()
         one.until("document.querySelectorAll('#grid .tile').length === 1")
+        one.context.close()
+        assert one.wrong == []
+
+
+def test_of_many_labels_the_rest_is_found_by_typing(browser, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+    for number in range(70):
+        (folder / f"Label {number}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (3 * number, 90, 0)).save(folder / f"Label {number}" / "one.png")
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True)
+    with serving(root) as where:
+        one = Watched(browser, where)
+        page = one.open()
+        one.until("document.querySelectorAll('#labels a').length === 60")
+        assert page.locator("#labels li").last.inner_text() == "and 10 more labels"
+        page.locator("#filter").press_sequentially("9")
+        one.until("[...document.querySelectorAll('#label-list option')].map(({ value }) => value).join()"
+                  " === 'Label 19,Label 29,Label 39,Label 49,Label 59,Label 69,Label 9'")
+        page.locator("#filter").fill("label 69")
+        page.keyboard.press("Enter")
+        one.until("document.querySelectorAll('#grid .tile').length === 1")
+        assert page.url.endswith("?label=Label+69")
+        assert page.locator("#labels [aria-current]").inner_text() == "Label 69"
         one.context.close()
         assert one.wrong == []
 
@@ -646,9 +724,7 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         one.settled()
         # The query and the mark are those of the same image, in whatever row it is now.
         assert page.locator("#cards .card").count() == 1
-        row = re.search(r"like=(\d+)", page.url).group(1)
-        known = page.evaluate("row => fetch(`/api/rows?rows=${row}`).then(answer => answer.json())", row)
-        assert known["rows"][0]["path"].endswith("green/003.jpg")
+        assert page.locator("#cards canvas").get_attribute("aria-label") == "More like 003.jpg"
         assert len(one.rows()) == 9
         page.locator("#tray [data-do=show]").click()
         one.until("document.querySelectorAll('#grid .tile').length === 1")
@@ -686,8 +762,8 @@ def serious(page):
 @pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
 def test_widths_and_accessibility(browser, address, size, scheme):
     one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    row = "like=5&like=50&unlike=90"
-    for query in ("", f"?{row}", "?label=red&open=90", "?view=duplicates", "?view=health"):
+    for query in ("", "?like=5&like=50&unlike=90", "?label=red&open=90", "?like=no-id", "?open=no-id",
+                  "?view=duplicates", "?view=health"):
         page = one.open(query)
         page.wait_for_timeout(50)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query

@@ -103,6 +103,9 @@ def test_more_like_these_less_like_those(running, indexed_workspace):
     scores = vectors @ (query / np.linalg.norm(query))
     order = [row for row in np.argsort(-scores) if row not in (0, 1, 20)]
     assert [hit["row"] for hit in hits] == order
+    with EmbeddingFile(indexed_workspace / "embeddings.h5") as file:
+        ids = [str(number) for number in file.ids()]
+    assert search(running, json={"like": [ids[0], 1], "unlike": [ids[20]]}, k=30) == [hits]
     as_vector = [float(x) for x in vectors[0]]
     (hits,) = search(running, json={"like": [as_vector, 1], "unlike": [20]}, k=30)
     assert [hit["row"] for hit in hits] == [row for row in np.argsort(-scores) if row not in (1, 20)]
@@ -137,7 +140,8 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     ({"vectors": [[1.0]]}, "64 numbers"),
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
-    ({"unlike": [1]}, "must have one of"), ({"like": [1], "unlike": [1]}, "Nothing is left"),
+    ({"unlike": [1]}, "must have one of"), ({"like": ["1"]}, "no image"), ({"like": ["x"]}, "texts of digits"),
+    ({"like": [1], "unlike": [1]}, "Nothing is left"),
     ({"like": []}, "1 to 256"), ({"like": "abc"}, "1 to 256"), ({"rows": [0] * 257}, "1 to 256")])
 def test_wrong_queries_are_explained(running, body, said):
     answer = running.client.post("/api/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -213,8 +217,11 @@ def test_metadata_and_orientation_do_not_come_out(tmp_path, make_encoder, worksp
 
 
 def test_rows_samples_and_labels(running):
-    labels = running.get("/api/labels").json()["labels"]
-    assert labels == [{"label": name, "count": 8} for name in ("blue", "green", "red")]
+    answer = running.get("/api/labels").json()
+    labels, total = answer["labels"], answer["total"]
+    assert (labels, total) == ([{"label": name, "count": 8} for name in ("blue", "green", "red")], 3)
+    assert running.get("/api/labels?offset=1&limit=1").json()["labels"] == labels[1:2]
+    assert running.get("/api/labels?text=RE").json()["labels"] == labels[1:]
     found = running.get("/api/rows?label=red&offset=6&limit=5").json()
     assert (found["total"], [one["label"] for one in found["rows"]]) == (8, ["red", "red"])
     one, again, other = (running.get(f"/api/rows?sample=6&seed={seed}").json()["rows"] for seed in (1, 1, 2))
@@ -228,7 +235,27 @@ def test_rows_samples_and_labels(running):
     assert "not both" in running.get("/api/rows?ids=1&rows=1").json()["error"]
     info = running.get("/api/info").json()
     assert (info["count"], info["dimension"], info["index"]["recall_at_10"]) == (24, 64, 1.0)
-    assert info["labels"] == labels
+    assert (info["labels"], info["labels_total"]) == (labels, 3)
+
+
+def test_of_many_labels_facts_have_the_first(make_embeddings, tmp_path):
+    classes = [*(f"L{number}" for number in range(300)), "l7", "?", "L250", "L250"]
+    running = Running(embeddings=make_embeddings("many", np.eye(len(classes)), classes, normalized=True),
+                      workspace=str(tmp_path))
+    try:
+        info = running.get("/api/info").json()
+        assert (len(info["labels"]), info["labels_total"]) == (100, 302)
+        assert info["labels"][:2] == [{"label": None, "count": 1}, {"label": "L250", "count": 3}]
+        assert len(running.get("/api/labels").json()["labels"]) == 100
+        assert len(running.get("/api/labels?limit=1000&offset=2").json()["labels"]) == 300
+        found = running.get("/api/labels?text=l7").json()
+        assert (found["total"], [one["label"] for one in found["labels"][:3]]) == (12, ["l7", "L7", "L70"])
+        answer = running.get("/api/health-report")
+        while answer.status_code == 202:
+            answer = running.get("/api/health-report")
+        assert (len(answer.json()["labels"]), answer.json()["labels_total"]) == (100, 302)
+    finally:
+        running.stop()
 
 
 def test_duplicates_are_those_of_the_command_at_any_threshold(running, indexed_workspace):

@@ -52,7 +52,7 @@ class ExactRows:
 
     def _nearest(self, queries: np.ndarray, k: int, watch: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
         kept = min(k + SPARE, len(self))
-        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores = rows = None
         step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self._file.dimension), SCORES // len(queries)))
         for first in range(0, len(self), step):
             watch()
@@ -65,9 +65,12 @@ class ExactRows:
                                   f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
                                   "--fresh.")
             compared[:, left_out] = -np.inf
-            some, its_rows = _better(compared, block, scores, kept)
-            scores, rows = _best(np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1), kept)
-        return ranked(self._file, queries, rows, k)
+            some, its_rows = compared, np.broadcast_to(block, compared.shape)
+            if scores is not None:
+                some, its_rows = _better(compared, block, scores, kept)
+                some, its_rows = np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1)
+            scores, rows = _best(some, its_rows, kept)
+        return ranked(self._file, queries, np.empty((len(queries), 0), np.int64) if rows is None else rows, k)
 
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (n,), their vectors (n, D) float32, and places among them that do not count, whose vectors are zeros.
@@ -107,8 +110,8 @@ def require_queries(file: EmbeddingFile, vectors: np.ndarray) -> np.ndarray:
 def ranked(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores (Q, k) and rows (Q, k) of the k best of the candidates `rows` (Q, n); of equal ones the lower first."""
     scores = scores_of(file, queries, rows)
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    lines, order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores), axis=1)[:, :k]
+    return scores[lines, order], rows[lines, order]
 
 
 def scores_of(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -148,12 +151,15 @@ def _best(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray,
     """The `count` best of every line of scores (Q, n), of equal ones those with the lower rows, in any order."""
     if scores.shape[1] <= count:
         return scores, rows
-    least = -np.partition(-scores, count - 1, axis=1)[:, count - 1:count]
-    places = np.empty((len(scores), count), np.int64)
+    best, its_rows = np.empty((len(scores), count), scores.dtype), np.empty((len(scores), count), np.int64)
+    least = np.partition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count]
     for line, (some, bound) in enumerate(zip(scores, least)):
-        above, equal = np.flatnonzero(some > bound), np.flatnonzero(some == bound)
-        places[line] = np.concatenate([above, equal[np.argsort(rows[line, equal])][:count - len(above)]])
-    return np.take_along_axis(scores, places, axis=1), np.take_along_axis(rows, places, axis=1)
+        places = np.flatnonzero(some >= bound)
+        if len(places) > count:
+            above, equal = np.flatnonzero(some > bound), np.flatnonzero(some == bound)
+            places = np.concatenate([above, equal[np.argsort(rows[line, equal])][:count - len(above)]])
+        best[line], its_rows[line] = some[places], rows[line, places]
+    return best, its_rows
 
 
 class NoIndex:

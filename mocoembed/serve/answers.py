@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from mocoembed.errors import UsageError
 
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 RETRY_AFTER = 1  # seconds, for what is refused because the server is busy
 
 
@@ -26,7 +27,7 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """The bytes of the answer; numbers that are not finite are an error."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return ENCODER.encode(content).encode("ascii")
 
 
 def refused(refusal: Refusal) -> Json:

@@ -4,6 +4,7 @@ A `Collection` does not change; when its files are replaced, another one takes i
 """
 
 import bisect
+import functools
 import math
 import os
 import pathlib
@@ -23,6 +24,8 @@ from mocoembed.search.pair import Pair
 from mocoembed.search.queries import Query, Selves, combined
 from mocoembed.search.ranking import Wishes
 from mocoembed.serve.answers import Refusal, in_words
+
+LABELS = 100  # that facts list
 
 
 @dataclass(frozen=True)
@@ -164,15 +167,28 @@ class Collection:
 
     # ----------------------------------------------------------------------------------------------- facts
 
-    def label_counts(self) -> list[dict]:
-        """The labels with the numbers of their images, the most frequent first; `None` for those without."""
-        counts = np.bincount(self.labels + 1, minlength=len(self.label_names) + 1)
-        found = [{"label": name, "count": int(count)} for name, count in zip([None, *self.label_names], counts)
-                 if count]
-        return sorted(found, key=lambda one: -one["count"])
+    def label_counts(self, text: str = "") -> list[dict]:
+        """Labels with the numbers of their images: `None` for those without one, then the most frequent first.
+
+        With `text`, those that contain it in capitals or not; one that is equal comes first.
+        """
+        if not (wanted := text.casefold()):
+            return self._label_counts
+        found = [one for one in self._label_counts if one["label"] is not None and wanted in one["label"].casefold()]
+        return sorted(found, key=lambda one: (one["label"] != text, one["label"].casefold() != wanted))
+
+    @functools.cached_property
+    def _label_counts(self) -> list[dict]:
+        counts = np.bincount(self.labels + 1, minlength=len(self.label_names) + 1).tolist()
+        found = [{"label": name, "count": count} for name, count in zip([None, *self.label_names], counts) if count]
+        return sorted(found, key=lambda one: (one["label"] is not None, -one["count"]))
+
+    def first_labels(self) -> dict:
+        """The first `LABELS` labels, and how many there are: there may be as many as images."""
+        return {"labels": self.label_counts()[:LABELS], "labels_total": len(self.label_counts())}
 
     def info(self) -> dict:
-        """Everything about the collection, as plain JSON types."""
+        """Facts about the collection, as plain JSON types; of its labels, the first `LABELS`."""
         index, encoder = self.pair.index, self.file.encoder
         about: dict[str, Any] = {"type": "none", "exact": True, "recall_at_10": 1.0}
         if not isinstance(index, NoIndex):
@@ -180,7 +196,7 @@ class Collection:
             about = {"path": str(index.path), **{name: index.manifest.get(name) for name in names}}
             about["exact"] = index.manifest.get("type") == "flat"
         return {"version": self.version, "count": len(self), "dimension": self.file.dimension,
-                "embeddings": str(self.file.path), "root": os.fsdecode(self.root), "labels": self.label_counts(),
+                "embeddings": str(self.file.path), "root": os.fsdecode(self.root), **self.first_labels(),
                 "failed": len(self.file.failed()), "features": self.file.features, "normalized": self.file.normalized,
                 "searches_images": self.encodes,
                 "encoder": {"fingerprint": self.file.fingerprint, "provenance": encoder.get("provenance", {})},

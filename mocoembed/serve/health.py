@@ -31,7 +31,7 @@ def report(collection: Collection, job: Job) -> dict[str, Any]:
     failed = file.failed()
     found: dict[str, Any] = {
         "version": collection.version, "images": len(collection), "failed_images": len(failed),
-        "labels": collection.label_counts(),
+        **collection.first_labels(),
         "suffixes": [{"suffix": name, "count": count} for name, count in suffixes.most_common()],
         "failed": [{"path": os.fsdecode(one.path), "error": one.error, "reason": one.reason}
                    for one in failed[:MOST_FAILED]]}

@@ -5,6 +5,7 @@ from typing import Any
 from mocoembed.serve.limits import MOST_JSON, MOST_UPLOAD
 from mocoembed.serve.parameters import (
     DEEPEST,
+    ID,
     IDS,
     MOST_FILTERS,
     MOST_HITS,
@@ -83,9 +84,10 @@ WISHES = [parameter("k", "Number of hits.", bounded(1, MOST_HITS, 10)),
 ROW = parameter("row", "Row of the embeddings file.", bounded(0, 2**53), "path")
 PAGE = [parameter("offset", "Leave out so many.", bounded(0, 2**53, 0))]
 
-EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), VECTOR]}
+ONE_ID: Schema = {**TEXT, "pattern": f"^{ID}$"}
+EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), ONE_ID, VECTOR]}
 JSON_QUERIES: Schema = {"oneOf": [
-    only({"rows": several(bounded(0, 2**53))}), only({"ids": several({**TEXT, "pattern": "^-?[0-9]{1,19}$"})}),
+    only({"rows": several(bounded(0, 2**53))}), only({"ids": several(ONE_ID)}),
     only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}), only({"like": several(EXAMPLE)}),
     only({"like": several(EXAMPLE), "unlike": several(EXAMPLE)})]}
 BODY: Schema = {"required": True,
@@ -101,8 +103,8 @@ MAP = fields({"version": TEXT, "method": TEXT, "provisional": FLAG, "label_names
               "points": {"type": "array", "items": {"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 2}},
               "labels": {"type": "array", "items": INTEGER},
               "agreement": {"type": ["array", "null"], "items": INTEGER}})
-HEALTH = fields({"version": TEXT, "images": INTEGER, "labels": {"type": "array", "items": fields({"label": LABEL,
-                                                                                                 "count": INTEGER})}})
+LABELS: Schema = {"type": "array", "items": fields({"label": LABEL, "count": INTEGER})}
+HEALTH = fields({"version": TEXT, "images": INTEGER, "labels": LABELS, "labels_total": INTEGER})
 
 
 def answers(schema: Schema, *more: int, media: str = "application/json", accepted: Schema | None = None) -> Schema:
@@ -132,9 +134,9 @@ def paths() -> Schema:
             "folded": INTEGER, "folded_rows": {"type": "array", "items": INTEGER}})}})}})
     vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": {"type": "array", "items": VECTOR}})
     rows = fields({"version": TEXT, "total": INTEGER, "rows": {"type": "array", "items": fields(RECORD)}})
-    labels = fields({"version": TEXT, "labels": {"type": "array", "items": fields({"label": LABEL, "count": INTEGER})}})
+    labels = fields({"version": TEXT, "total": INTEGER, "labels": LABELS})
     info = fields({"version": TEXT, "count": INTEGER, "dimension": INTEGER, "embeddings": TEXT, "root": TEXT,
-                   "labels": {"type": "array"}, "encoder": OPEN, "index": OPEN, "searches_images": FLAG,
+                   "labels": LABELS, "labels_total": INTEGER, "encoder": OPEN, "index": OPEN, "searches_images": FLAG,
                    "map": {"type": ["object", "null"]}})
     status = fields({"status": TEXT})
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
@@ -145,6 +147,9 @@ def paths() -> Schema:
               parameter("sample", "So many at random instead.", bounded(0, MOST_ROWS, 0)),
               parameter("seed", "Of the sample.", bounded(0, 2**53, 0)),
               parameter("limit", "Number of rows.", bounded(1, MOST_ROWS, 100))]
+    some_labels = [parameter("text", "Only those that contain it, in capitals or not.",
+                             {**TEXT, "maxLength": MOST_LETTERS}), *PAGE,
+                   parameter("limit", "Number of labels.", bounded(1, MOST_ROWS, 100)), VERSION]
     groups = [parameter("threshold", "Least cosine; by default, chosen from the collection.", NUMBER), *PAGE,
               parameter("limit", "Number of groups.", bounded(1, 200, 50)), VERSION]
     gets = {
@@ -153,7 +158,7 @@ def paths() -> Schema:
         "/api/thumbnails/{row}": operation("The same with 320 pixels.", [ROW, VERSION],
                                            answers(image, 409, 410, 422, 429, media="image/jpeg")),
         "/api/rows": operation("Facts about images.", [*sample, *PAGE, *FILTERS, VERSION], answers(rows, 409, 429)),
-        "/api/labels": operation("Labels with the numbers of their images.", [VERSION], answers(labels, 409)),
+        "/api/labels": operation("Labels with the numbers of their images.", some_labels, answers(labels, 409, 429)),
         "/api/info": operation("Facts about collection, encoder and index.", [], answers(info)),
         "/api/duplicates": operation("Groups of near-duplicates.", groups,
                                      answers(GROUPS, 409, 429, accepted=PROGRESS)),

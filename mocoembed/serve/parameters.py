@@ -180,7 +180,7 @@ def _balance(body: dict[str, Any], collection: Collection) -> Asked:
             if isinstance(one, list):
                 each.append(_vector(one, collection))
             else:
-                rows.append(_row(one, collection))
+                rows.append((_id if isinstance(one, str) else _row)(one, collection))
                 each.append(collection.vectors([rows[-1]])[0])
         sides.append(np.stack(each))
     return Asked(collection.balance(sides[0], sides[1] if len(sides) > 1 else None), [np.array(rows, np.int64)],

@@ -202,9 +202,12 @@ class Api:
         return Response(data, media_type="application/json")
 
     async def labels(self, request: Request) -> Response:
-        """The labels with the numbers of their images."""
-        collection, _ = self._asked_of(request)
-        return Json({"version": collection.version, "labels": collection.label_counts()})
+        """Labels with the numbers of their images; with `text`, those that contain it."""
+        collection, given = self._asked_of(request, "text", "offset", "limit")
+        offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 100, 1, MOST_ROWS)
+        async with self.service.searches.turn():
+            found = await self.service.run(collection.label_counts, given.get("text", ""))
+        return Json({"version": collection.version, "total": len(found), "labels": found[offset:offset + limit]})
 
     async def info(self, request: Request) -> Response:
         """Facts about collection, encoder and index."""

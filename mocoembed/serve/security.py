@@ -57,13 +57,14 @@ class Hosts:
 
     def has(self, authority: str) -> bool:
         """Whether it is one of ours. Where others may reach the page, any address is: no name leads there then."""
-        if (name := name_of(authority)) is None:
-            return False
+        name = name_of(authority)
+        if name is None or name in self._names:
+            return name is not None
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return name in self._names
-        return self._addresses or address.is_loopback or name in self._names
+            return False
+        return self._addresses or address.is_loopback
 
 
 class Tokens:

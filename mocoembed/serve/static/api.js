@@ -1,9 +1,10 @@
 // The public API under /api, as functions.
 
 export class Refused extends Error {
-  constructor(message, status) {
+  /** `way`: [what a button says, the state it leads to], a way out. */
+  constructor(message, status, way) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, way });
   }
 }
 
@@ -20,17 +21,10 @@ async function ask(path, options = {}) {
   return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
 }
 
-/** What the server says of a refusal, whatever form it has. */
+/** What the server says of a refusal; a proxy before it says so in other words. */
 async function reason(answer) {
-  const text = await answer.text().catch(() => '');
-  try {
-    const said = JSON.parse(text);
-    const message = said.error ?? said.detail ?? said.message;
-    if (message) return typeof message === 'string' ? message : message.message ?? JSON.stringify(message);
-  } catch { /* not JSON */ }
-  if (answer.status === 429 || answer.status === 503) return 'The server is busy. Try again in a moment.';
-  if (answer.status === 413) return 'The image is too large for this server.';
-  return text && text.length < 300 ? text : `The server answered ${answer.status}.`;
+  const said = await answer.json().catch(() => ({}));
+  return said.error ?? (answer.status === 413 ? 'The image is too large for this server.' : `The server answered ${answer.status}.`);
 }
 
 export let version = '';
@@ -38,7 +32,7 @@ let replaced = () => {};
 
 /** What to do when the server says that the collection is another by now. */
 export const whenReplaced = (does) => { replaced = does; };
-const known = new Map(); // row -> record
+const known = new Map(); // id -> record
 
 /** Ask from now on for this version of the collection: rows of another are refused with 409. */
 export function setVersion(given) {
@@ -48,7 +42,7 @@ export function setVersion(given) {
 
 /** Remember what is known of images. */
 function keep(records) {
-  for (const { score, rank, folded, folded_rows, ...record } of records) known.set(record.row, record);
+  for (const { score, rank, folded, folded_rows, ...record } of records) known.set(record.id, record);
   return records;
 }
 
@@ -70,9 +64,10 @@ function parameters(given) {
 }
 
 export const thumbnail = (row) => `/api/thumbnails/${row}?${parameters({})}`;
-export const image = (row, size) => `/api/images/${row}?${parameters({ size })}`;
+export const image = (row) => `/api/images/${row}?${parameters({})}`;
 export const info = () => ask('/api/info');
-export const labels = () => ask('/api/labels').then((answer) => answer.labels);
+/** {labels, total}: the most frequent ones, or those that contain a text. */
+export const labels = (given) => ask(`/api/labels?${parameters(given)}`);
 export const rows = (given, signal) => ask(`/api/rows?${parameters(given)}`, { signal }).then((answer) => {
   keep(answer.rows);
   return answer;
@@ -101,35 +96,27 @@ async function patiently(path, signal, tell) {
 
 export const duplicates = (given, signal, tell) => patiently(`/api/duplicates?${parameters(given)}`, signal, tell);
 export const health = (tell) => patiently(`/api/health-report?${parameters({})}`, undefined, tell);
-/** Hits of one query; `body` is a Blob (an image), or {rows}, {like, unlike}, {vectors}. */
+/** Hits of one query; `body` is a Blob (an image), or {ids}, {like, unlike}, {vectors}. */
 export const search = (body, given, signal) => ask(`/api/search?${parameters(given)}`,
   body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => keep(answer.queries[0].hits));
-/** The vectors of an image (a Blob), or of {rows}. */
+/** The vectors of an image (a Blob), or of {ids}. */
 export const embed = (body, signal) => ask(`/api/embed?${parameters({})}`,
   body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => answer.vectors);
 
-/** What is known of a row. */
-export async function recordOf(row) {
-  if (!known.has(row)) await rows({ rows: row });
-  return known.get(row);
-}
-
 /**
- * What is known of images by their ids, in another version of the collection, where their rows may be others: {id: record}.
- * Those that are no more are left out.
+ * What is known of images by their ids: {id: record}; those that are not there are left out. In another version of the
+ * collection, their rows may be others.
  */
-export async function recordsOfIds(ids, ofVersion) {
-  const found = new Map();
-  for (let first = 0; first < ids.length; first += IDS) {
-    const given = { ids: ids.slice(first, first + IDS).join(','), version: ofVersion };
+export async function recordsOfIds(ids, ofVersion = version) {
+  const found = new Map(ofVersion === version ? ids.filter((id) => known.has(id)).map((id) => [id, known.get(id)]) : []);
+  const rest = ids.filter((id) => !found.has(id) && /^\d{1,19}$/.test(id));
+  for (let first = 0; first < rest.length; first += IDS) {
+    const given = { ids: rest.slice(first, first + IDS).join(','), version: ofVersion };
     for (const record of (await ask(`/api/rows?${parameters(given)}`)).rows) found.set(record.id, record);
   }
+  if (ofVersion === version) keep(found.values());
   return found;
 }
 
-/** The ids of rows of the address, as far as they are known. */
-export const idsOf = (rows) => new Map(rows.filter((row) => known.has(Number(row))).map(
-  (row) => [row, known.get(Number(row)).id]));
-
-/** The routes that the server has, as its own description says. */
-export const routes = () => ask('/api/openapi.json').then((answer) => new Set(Object.keys(answer.paths)), () => new Set(['/api/duplicates']));
+/** What is known of an image by its id; undefined if it is not there. */
+export const recordOf = async (id) => (await recordsOfIds([id])).get(id);

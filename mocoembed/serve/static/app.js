@@ -1,6 +1,6 @@
 // The page: which view is shown, the keyboard, and what happens when the collection behind it changes.
 
-import { $, toast } from './dom.js';
+import { $, onClick, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import * as lightbox from './lightbox.js';
@@ -18,10 +18,10 @@ let info = {};
 let looked = 0; // when, last
 let isLooking = false;
 
-const records = () => modules[state().view]?.records?.() ?? [];
+const records = () => (modules[state().view] ?? search).records();
 
 function render(now, before, scroll) {
-  const view = VIEWS.includes(now.view) && tab(now.view) && !tab(now.view).hidden ? now.view : 'search';
+  const view = VIEWS.includes(now.view) ? now.view : 'search';
   for (const name of VIEWS) {
     $(`view-${name}`).hidden = name !== view;
     if (name === view) tab(name).setAttribute('aria-current', 'page');
@@ -29,7 +29,7 @@ function render(now, before, scroll) {
   }
   const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
   document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
-  Promise.resolve(modules[view].render(now, scroll)).then(() => {
+  modules[view].render(now, scroll).then(() => {
     if (view !== 'search') scrollTo(0, scroll); // the search does it by itself, before its images are there
     if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
   });
@@ -39,26 +39,20 @@ const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
 
 function listen() {
   for (const view of VIEWS) { // between search and map the query stays
-    tab(view).onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
+    onClick(tab(view), () => {
       const { like, unlike, crop } = state();
       const kept = view !== state().view && ['search', 'map'].includes(view) ? { like, unlike, crop } : {};
       go(fresh({ view, ...kept }), { from: {} });
-    };
+    });
   }
-  document.querySelector('.brand').onclick = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go(fresh(), { from: {} });
-  };
+  onClick(document.querySelector('.brand'), () => go(fresh(), { from: {} }));
   $('help-button').onclick = help;
   $('help-close').onclick = () => $('help').close();
   $('tray').addEventListener('click', ({ target }) => {
     const what = target.dataset.do;
     if (what === 'clear') marks.clear();
     else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
-    else if (what === 'like') go(fresh({ like: marks.all().map((record) => String(record.row)) }), { from: {} });
+    else if (what === 'like') go(fresh({ like: marks.all().map(({ id }) => id) }), { from: {} });
     else if (what) marks.exportAs(what, marks.all());
   });
   document.addEventListener('keydown', pressed);
@@ -86,7 +80,7 @@ function pressed(event) {
   else if (event.key === '?') help();
   else if (event.key === 'u') $('choose').click();
   else if (arrow && state().view === 'search') search.focusGrid();
-  else if (number >= 1 && number <= VIEWS.length && !tab(VIEWS[number - 1]).hidden) tab(VIEWS[number - 1]).click();
+  else if (number >= 1 && number <= VIEWS.length) tab(VIEWS[number - 1]).click();
   else if (event.target.matches('input') || !['duplicates', 'health'].includes(state().view) || !along(event.key)) return;
   event.preventDefault();
 }
@@ -114,30 +108,22 @@ function along(key) {
   return true;
 }
 
-/** What tells one state of the collection from another. */
-const identityOf = (facts) => String(facts.version ?? facts.count);
-
 async function lookForChange() {
   if (isLooking) return;
   isLooking = true;
   looked = performance.now();
   try {
     const now = await api.info();
-    if (identityOf(now) === identityOf(info)) {
+    if (now.version === info.version) {
       lookAtMap(now.map);
       return;
     }
-    const { like, unlike, open } = state();
-    const ids = api.idsOf([...like, ...unlike, open]);
-    const found = await api.recordsOfIds([...ids.values(), ...marks.all().map(({ id }) => id)], now.version);
+    const found = await api.recordsOfIds(marks.all().map(({ id }) => id), now.version);
     Object.assign(info, now);
     api.setVersion(info.version);
     marks.renew(found, info.version);
-    const row = (one) => (ids.has(one) ? found.get(ids.get(one))?.row.toString() : one); // the row that an image has now
-    rewrite({ like: like.map(row).filter(Boolean), unlike: unlike.map(row).filter(Boolean), open: row(open) ?? '' });
-    for (const module of Object.values(modules)) module.forget?.();
-    search.showLabels(await api.labels().catch(() => []));
-    map.forget();
+    for (const module of Object.values(modules)) module.forget();
+    await search.showLabels();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
   } catch { /* the next request says so, and the next look tries again */ } finally {
@@ -153,12 +139,15 @@ function lookAtMap(now) {
   if (state().view === 'map') map.render(state());
 }
 
-/** Show the tabs of those views that the server has something for. */
-async function offer() {
-  const routes = await api.routes();
-  tab('duplicates').hidden = !routes.has('/api/duplicates');
-  tab('health').hidden = !routes.has('/api/health-report');
-  tab('map').hidden = !routes.has('/api/map');
+/** Links from before they named ids have rows, which are short numbers: name these images' ids. */
+async function nameIds() {
+  const isRow = (one) => /^\d{1,9}$/.test(one);
+  const { like, unlike, open } = state();
+  const rows = [...like, ...unlike, open].filter(isRow);
+  if (!rows.length) return;
+  const found = new Map((await api.records(rows)).map(({ row, id }) => [String(row), id]));
+  const id = (one) => found.get(one) ?? one;
+  rewrite({ like: like.map(id), unlike: unlike.map(id), open: id(open) });
 }
 
 async function main() {
@@ -176,14 +165,13 @@ async function main() {
   api.setVersion(info.version);
   $('choose').hidden = info.searches_images === false;
   search.listen(info);
-  lightbox.listen(records, () => info, (row) => { if (state().view === 'search') search.focusRow(row); });
+  lightbox.listen(records, () => info, (id) => { if (state().view === 'search') search.focusImage(id); });
   query.listen();
   listen();
   await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept
-  const looking = offer();
-  if (state().view !== 'search') await looking;
+  await nameIds().catch(() => {}); // of rows that are not there, the view tells
   start(render);
-  search.showLabels(await api.labels().catch(() => []));
+  search.showLabels();
 }
 
 main();

@@ -28,6 +28,15 @@ export function icon(name) {
 /** The first element of a <template>. */
 export const clone = (id) => $(id).content.firstElementChild.cloneNode(true);
 
+/** Do something on a click on a link; with a key held, the browser opens it elsewhere. */
+export function onClick(link, does) {
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    does();
+  };
+}
+
 let toastTimer;
 
 /** A short message at the foot of the page, also for screen readers; `action` is [text, function]. */

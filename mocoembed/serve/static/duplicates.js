@@ -3,7 +3,7 @@
 import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
 import { exportAs, tick } from './marks.js';
-import { ratio, showThumbnail } from './grid.js';
+import { imageLink, ratio } from './grid.js';
 import { go, state } from './state.js';
 
 const AT_ONCE = 30;
@@ -143,11 +143,9 @@ function card(group) {
 }
 
 function member(group, record) {
-  const img = el('img', { loading: 'lazy', decoding: 'async' });
-  const link = el('a', { href: `?open=${record.row}`, className: 'member-image' }, img);
+  const link = imageLink(record);
+  link.className = 'member-image';
   link.style.setProperty('--ratio', ratio(record));
-  showThumbnail(img, record, () => link.classList.add('gone'));
-  link.onclick = (event) => { event.preventDefault(); go({ open: String(record.row) }); };
   tick(link, record);
   const button = el('button', { type: 'button', className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';

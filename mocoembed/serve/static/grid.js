@@ -1,8 +1,9 @@
 // Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
 
-import { clone, nameOf } from './dom.js';
+import { clone, el, nameOf, onClick } from './dom.js';
 import { thumbnail } from './api.js';
 import * as marks from './marks.js';
+import { go, state, write } from './state.js';
 
 const AT_ONCE = 60;
 const FIRST = 16; // tiles whose thumbnails are asked for before the rows are laid out
@@ -17,6 +18,16 @@ export function showThumbnail(img, record, gone = () => {}) {
   img.alt = [record.label, nameOf(record.path)].filter(Boolean).join(', ');
   img.onerror = gone;
   img.src = thumbnail(record.row);
+}
+
+/** A link to an image outside the grid, which shows its thumbnail and opens it; `replace` as in `go`. */
+export function imageLink(record, replace = false) {
+  const link = el('a', { href: write({ ...state(), open: record.id }) });
+  const img = el('img', { loading: 'lazy', decoding: 'async' });
+  showThumbnail(img, record, () => link.classList.add('gone'));
+  link.append(img);
+  onClick(link, () => go({ open: record.id }, { replace }));
+  return link;
 }
 
 export class Grid {
@@ -67,9 +78,9 @@ export class Grid {
     return Number(this.current?.dataset.place ?? 0);
   }
 
-  /** Focus the image of a row, if it is among the records. */
-  focusRow(row) {
-    const place = this.all().findIndex((record) => record.row === row);
+  /** Focus the image with an id, if it is among the records. */
+  focusImage(id) {
+    const place = this.all().findIndex((record) => record.id === id);
     if (place >= 0) this.focus(place);
   }
 
@@ -91,12 +102,12 @@ export class Grid {
     this.unfold(this.unfolded);
   }
 
-  /** Show behind the hits of `rows` (texts) the near-duplicates that are folded into them, and no others. */
-  async unfold(rows) {
-    this.unfolded = rows;
+  /** Show behind the hits with `ids` the near-duplicates that are folded into them, and no others. */
+  async unfold(ids) {
+    this.unfolded = ids;
     for (const tile of [...this.list.children]) {
       const record = this.records[tile.dataset.place];
-      const wanted = rows.includes(String(record.row)) && record.folded > 0 && record.under === undefined;
+      const wanted = ids.includes(record.id) && record.folded > 0 && record.under === undefined;
       if (wanted === tile.classList.contains('unfolded')) continue;
       tile.classList.toggle('unfolded', wanted);
       tile.querySelector('.fold')?.setAttribute('aria-expanded', wanted);

@@ -1,9 +1,9 @@
 // One image, large: facts, neighbours, and what can be done with it. Arrows go through the images behind it.
 
-import { $, copyText, el, nameOf, toast } from './dom.js';
+import { $, copyText, el, nameOf, onClick, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
-import { ratio, showThumbnail } from './grid.js';
+import { imageLink, ratio, showThumbnail } from './grid.js';
 import { cropQuery, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
@@ -13,8 +13,8 @@ let asking = null;
 let shown = null;
 let around = () => []; // the records behind the lightbox
 let swiped = -Infinity; // when a finger did last
-let opened = null; // row that it was opened with
-let left = () => {}; // told the row that was looked at last
+let opened = null; // id that it was opened with
+let left = () => {}; // told the id that was looked at last
 
 /** The folder of a record's image, as a path filter: relative to the collection's root, with `/*`. */
 export function folderOf(record, root) {
@@ -25,7 +25,7 @@ export function folderOf(record, root) {
 }
 
 /**
- * Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. `closed(row)` is called when
+ * Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. `closed(id)` is called when
  * another image was looked at last than it was opened with.
  */
 export function listen(records, info, closed) {
@@ -38,18 +38,13 @@ export function listen(records, info, closed) {
   $('lb-left').onclick = () => step(-1);
   $('lb-right').onclick = () => step(1);
   $('lb-mark').onclick = () => marks.toggle(shown);
-  $('lb-crop').onclick = () => cropQuery(String(shown.row));
+  $('lb-crop').onclick = () => cropQuery(shown.id);
   $('lb-copy').onclick = async () => { await copyText(shown.path); toast('Path copied'); };
-  for (const id of ['lb-search', 'lb-folder']) {
-    $(id).onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      go(id === 'lb-search' ? searchFrom(shown) : folderState(shown, info()), { from: {} });
-    };
-  }
+  onClick($('lb-search'), () => go(searchFrom(shown), { from: {} }));
+  onClick($('lb-folder'), () => go(folderState(shown, info()), { from: {} }));
   dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage') && performance.now() - swiped > AFTER) close(); });
   dialog.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!shown || event.ctrlKey || event.metaKey || event.altKey) return;
     const does = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), m: () => marks.toggle(shown),
       c: () => $('lb-copy').click() }[event.key];
     const plain = event.key === 'Enter' && (event.target === dialog || event.target.closest('.stage') === null
@@ -64,7 +59,7 @@ export function listen(records, info, closed) {
   listen.info = info;
 }
 
-const searchFrom = (record) => withFilters(state(), { like: [String(record.row)] });
+const searchFrom = (record) => withFilters(state(), { like: [record.id] });
 const folderState = (record, info) => fresh({ path: folderOf(record, info.root) });
 
 function close() {
@@ -73,9 +68,9 @@ function close() {
 
 function step(by) {
   const records = around();
-  const place = records.findIndex((record) => record.row === shown.row);
+  const place = records.findIndex((record) => record.id === shown.id);
   const next = records[place + by];
-  if (place >= 0 && next) go({ open: String(next.row) }, { replace: true });
+  if (place >= 0 && next) go({ open: next.id }, { replace: true });
 }
 
 /** A finger that moves sideways goes to the next image or the one before. */
@@ -98,57 +93,64 @@ function showMark() {
   $('lb-mark').lastChild.textContent = on ? 'Marked' : 'Mark';
 }
 
-/** Show a row, or close (an empty one). */
+/** Show the image with an id, or close (without one). */
 export async function show(open) {
   const dialog = $('lightbox');
   asking?.abort();
   if (!open) {
-    const last = shown?.row;
+    const last = shown?.id;
     shown = null;
     if (dialog.open) dialog.close();
-    if (last !== undefined && last !== opened) left(last);
+    if (last && last !== opened) left(last);
     $('lb-image').removeAttribute('src');
     return;
   }
-  const row = Number(open);
   asking = new AbortController();
   const { signal } = asking;
-  const known = around().find((record) => record.row === row);
-  shown = known ?? { row, path: '', label: null };
-  fill(shown);
+  let why = 'There is no such image in this collection. It has been removed since, or the link is of another collection.';
+  shown = around().find(({ id }) => id === open)
+    ?? await api.recordOf(open).catch(({ message }) => { why = message; });
+  if (signal.aborted) return;
+  dialog.classList.toggle('missing', !shown);
+  if (shown) fill(shown);
+  else {
+    setGone(why);
+    $('lb-name').textContent = 'Image not found';
+    $('lb-path').textContent = '';
+  }
   if (!dialog.open) {
-    opened = row;
+    opened = open;
     dialog.showModal();
     dialog.focus();
   }
   $('lb-near').replaceChildren();
+  if (!shown) return;
   try {
-    const hits = await api.search({ rows: [row] }, { k: NEAR + 1 }, signal);
+    const hits = await api.search({ ids: [open] }, { k: NEAR + 1 }, signal);
     if (signal.aborted) return;
-    if (!known) {
-      shown = await api.recordOf(row);
-      fill(shown);
-    }
-    $('lb-near').replaceChildren(...hits.filter((hit) => hit.row !== row).slice(0, NEAR).map(near));
+    $('lb-near').replaceChildren(...hits.filter((hit) => hit.id !== open).slice(0, NEAR).map(near));
   } catch { /* the neighbours are left out */ }
+}
+
+/** Say why there is no image to see, or nothing. */
+function setGone(why) {
+  $('lb-image').parentElement.classList.toggle('gone', Boolean(why));
+  $('lb-gone').hidden = !why;
+  $('lb-gone').lastChild.textContent = why;
 }
 
 function fill(record) {
   const image = $('lb-image');
-  const stage = image.parentElement;
   const full = api.image(record.row);
-  stage.classList.remove('gone');
-  $('lb-gone').hidden = true;
+  setGone('');
   showThumbnail(image, record);
   image.style.setProperty('--ratio', ratio(record));
   const sharp = new Image();
   sharp.src = full;
-  sharp.decode().then(() => { if (shown?.row === record.row) image.src = full; }, () => {
-    if (shown?.row !== record.row) return;
-    stage.classList.add('gone');
-    $('lb-gone').hidden = false;
+  sharp.decode().then(() => { if (shown?.id === record.id) image.src = full; }, () => {
+    if (shown?.id === record.id) setGone('The image is gone, or its bytes have changed since it was embedded.');
   });
-  $('lb-name').textContent = nameOf(record.path) || `Image ${record.row}`;
+  $('lb-name').textContent = nameOf(record.path);
   $('lb-path').textContent = record.path;
   const facts = [['Label', record.label], ['Score', record.score?.toFixed(4)],
     ['Size', record.width ? `${record.width} × ${record.height} pixels` : null],
@@ -160,21 +162,14 @@ function fill(record) {
   $('lb-folder').hidden = !folder;
   $('lb-folder').href = write(folderState(record, listen.info()));
   const records = around();
-  const place = records.findIndex((other) => other.row === record.row);
+  const place = records.findIndex((other) => other.id === record.id);
   $('lb-left').hidden = place <= 0;
   $('lb-right').hidden = place < 0 || place >= records.length - 1;
   showMark();
 }
 
 function near(hit) {
-  const link = el('a', { href: write({ ...state(), open: String(hit.row) }) });
-  const img = el('img', { loading: 'lazy', decoding: 'async' });
-  showThumbnail(img, hit, () => link.classList.add('gone'));
-  link.append(img, el('span', { className: 'score', textContent: hit.score.toFixed(3) }));
-  link.onclick = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go({ open: String(hit.row) }, { replace: true });
-  };
+  const link = imageLink(hit, true);
+  link.append(el('span', { className: 'score', textContent: hit.score.toFixed(3) }));
   return el('li', {}, link);
 }

@@ -2,6 +2,7 @@
 
 import { counted } from './dom.js';
 import * as api from './api.js';
+import { bodyOf } from './query.js';
 import { paint } from './map/colours.js';
 import { fit } from './map/drawing.js';
 import { build, keys, setEmpty } from './map/panel.js';
@@ -59,7 +60,6 @@ export async function render(now) {
     litKey = key;
     scene.lit = new Set();
     if (now.like.length + now.unlike.length) {
-      const { bodyOf } = await import('./query.js');
       const hits = await bodyOf(now).then((body) => api.search(body, { k: LIT, crop: now.crop })).catch(() => []);
       if (key === litKey) scene.lit = new Set(hits.map((hit) => hit.row));
     }

@@ -6,7 +6,6 @@ import { recordsOfIds, thumbnail } from './api.js';
 const marked = new Map(); // id -> {row, id, path, label, width, height}
 const listeners = [];
 let [place, version] = [null, null];
-const keyOf = (record) => record.id ?? `row-${record.row}`;
 
 /** Take up the marks of a collection; `name` tells it from others. In another version, their rows are looked up anew. */
 export async function load(name, now) {
@@ -23,7 +22,7 @@ export async function load(name, now) {
 
 /** Call `listener()` after each change. */
 export const onChange = (listener) => listeners.push(listener);
-export const has = (record) => marked.has(keyOf(record));
+export const has = (record) => marked.has(record.id);
 export const all = () => [...marked.values()];
 
 function changed() {
@@ -55,8 +54,8 @@ export function clear() {
 export function set(records, on) {
   for (const { row, id, path, label, width, height } of records) {
     const record = { row, id, path, label, width, height };
-    if (on) marked.set(keyOf(record), record);
-    else marked.delete(keyOf(record));
+    if (on) marked.set(id, record);
+    else marked.delete(id);
   }
   changed();
 }
@@ -73,16 +72,14 @@ export const toggle = (record) => set([record], !has(record));
 
 const field = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
-/** CSV of records; `columns` are their names. */
-export function csv(records, columns = ['row', 'id', 'path', 'label']) {
+function csv(records) {
+  const columns = ['row', 'id', 'path', 'label'];
   const lines = [columns, ...records.map((record) => columns.map((name) => String(record[name] ?? '')))];
   return lines.map((line) => `${line.map(field).join(',')}\r\n`).join('');
 }
 
-export const jsonOf = (records) => `${JSON.stringify(records, null, 2)}\n`;
-
 /** A PNG of the thumbnails with names and labels, drawn here. */
-export async function sheet(records, title) {
+async function sheet(records, title) {
   const [tile, gap, margin, caption, head] = [200, 16, 32, 40, 64];
   const columns = Math.min(6, Math.max(1, records.length));
   const lines = Math.ceil(records.length / columns);
@@ -127,7 +124,7 @@ export async function exportAs(form, records, name = 'marked') {
     toast(records.length === 1 ? 'Path copied' : `${counted(records.length, 'path')} copied`);
   } else if (form === 'text') download(`${name}.txt`, records.map((record) => `${record.path}\n`).join(''));
   else if (form === 'csv') download(`${name}.csv`, csv(records), 'text/csv');
-  else if (form === 'json') download(`${name}.json`, jsonOf(records), 'application/json');
+  else if (form === 'json') download(`${name}.json`, `${JSON.stringify(records, null, 2)}\n`, 'application/json');
   else {
     const some = records.slice(0, MOST_ON_SHEET);
     if (some.length < records.length) toast(`The sheet holds the first ${MOST_ON_SHEET}.`);

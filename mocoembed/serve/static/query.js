@@ -1,6 +1,6 @@
-// The query: rows of the collection and uploads, more like and less like -> cards on the page, and what is asked.
+// The query: images of the collection and uploads, more like and less like -> cards on the page, and what is asked.
 
-import { $, clone, toast } from './dom.js';
+import { $, clone, nameOf, toast } from './dom.js';
 import * as api from './api.js';
 import * as uploads from './uploads.js';
 import { cropOf } from './crop.js';
@@ -8,18 +8,27 @@ import { fresh, go, state } from './state.js';
 
 const DRAWN = 400; // pixels of a card's longer side
 
-/** A query image of the address -> {name, blob}; throws `Refused` when it is not to be had. */
-export async function blobOf(value) {
-  if (uploads.isUpload(value)) {
-    const kept = await uploads.get(value);
-    if (!kept) {
-      throw new api.Refused('The query image of this link is in another browser. Drop or choose it here again.', 404);
-    }
-    return kept;
-  }
-  const answer = await fetch(api.image(value));
+/** The bytes of a query image of the address; throws `Refused` when they are not to be had. */
+async function blobOf(value) {
+  if (uploads.isUpload(value)) return (await uploads.get(value)).blob;
+  const answer = await fetch(api.image((await api.recordOf(value)).row));
   if (!answer.ok) throw new api.Refused('The image is gone, or has changed since it was embedded.', answer.status);
-  return { name: `image ${value}`, blob: await answer.blob() };
+  return answer.blob();
+}
+
+/** Throw `Refused` for query images that are not there, with the way to search without them. */
+export async function requireThere(now) {
+  const { like, unlike } = now;
+  const [sent, ids] = [true, false].map((kind) => [...like, ...unlike].filter((one) => uploads.isUpload(one) === kind));
+  const found = await api.recordsOfIds(ids);
+  const kept = await Promise.all(sent.map(uploads.get));
+  const lost = [...ids.filter((id) => !found.has(id)), ...sent.filter((_, i) => !kept[i])];
+  if (!lost.length) return;
+  const rest = [like, unlike].map((list) => list.filter((one) => !lost.includes(one)));
+  const why = uploads.isUpload(lost[0]) ? 'was uploaded in another browser. Drop or choose it here again.'
+    : 'is not in this collection. It has been removed since, or the link is of another collection.';
+  throw new api.Refused(`A query image of this link ${why}`, 404, [
+    rest.flat().length ? 'Search without it' : 'Show all images', withFilters(now, { like: rest[0], unlike: rest[1] })]);
 }
 
 /** Search by these images: files or blobs. */
@@ -40,31 +49,31 @@ export const withFilters = ({ label, path, side, min, k, fold }, patch) => fresh
 export async function bodyOf({ like, unlike }, signal) {
   const given = [...like, ...unlike];
   if (given.length === 1 && like.length === 1) {
-    return uploads.isUpload(like[0]) ? (await blobOf(like[0])).blob : { rows: [Number(like[0])] };
+    return uploads.isUpload(like[0]) ? blobOf(like[0]) : { ids: like };
   }
   if (!like.length) { // only unlike: the opposite of their mean
-    const vectors = (await Promise.all(unlike.map((value) => vectorOf(value, signal))));
+    const vectors = await Promise.all(unlike.map((value) => vectorOf(value, signal)));
     return { vectors: [vectors[0].map((_, i) => -vectors.reduce((sum, vector) => sum + vector[i], 0) / vectors.length)] };
   }
-  const one = async (value) => (uploads.isUpload(value) ? vectorOf(value, signal) : Number(value));
+  const one = async (value) => (uploads.isUpload(value) ? vectorOf(value, signal) : value);
   const body = { like: await Promise.all(like.map(one)) };
   return unlike.length ? { ...body, unlike: await Promise.all(unlike.map(one)) } : body;
 }
 
 const vectorOf = async (value, signal) => (await api.embed(
-  uploads.isUpload(value) ? (await blobOf(value)).blob : { rows: [Number(value)] }, signal))[0];
+  uploads.isUpload(value) ? await blobOf(value) : { ids: [value] }, signal))[0];
 
 /** Width and height of a query image, in its own pixels; what is shown of it may be smaller. */
-const sizeOf = async (value, shown) => (uploads.isUpload(value) ? shown : api.recordOf(Number(value)));
+const sizeOf = async (value, shown) => (uploads.isUpload(value) ? shown : api.recordOf(value));
 
 /** Draw a query image into a canvas, from a thumbnail or the uploaded bytes; false when the browser cannot. */
 async function draw(canvas, value, crop) {
   try {
     let source;
-    if (uploads.isUpload(value) || crop) source = await createImageBitmap((await blobOf(value)).blob);
+    if (uploads.isUpload(value) || crop) source = await createImageBitmap(await blobOf(value));
     else {
       source = new Image();
-      source.src = api.thumbnail(value);
+      source.src = api.thumbnail((await api.recordOf(value)).row);
       await source.decode();
     }
     let part = [0, 0, source.width, source.height];
@@ -97,12 +106,16 @@ function card(value, kind, cropped) {
   const made = clone('card');
   Object.assign(made.dataset, { value, kind, crop: cropped });
   const canvas = made.querySelector('canvas');
-  const what = `${kind === 'like' ? 'More' : 'Less'} like ${uploads.isUpload(value) ? 'your image' : `image ${value}`}`;
-  canvas.setAttribute('aria-label', what);
+  const remove = made.querySelector('.remove');
+  const call = (name) => {
+    const what = `${kind === 'like' ? 'More' : 'Less'} like ${name}`;
+    canvas.setAttribute('aria-label', what);
+    remove.setAttribute('aria-label', `Remove: ${what}`);
+  };
+  call('your image');
+  if (!uploads.isUpload(value)) api.recordOf(value).then((record) => call(record ? nameOf(record.path) : 'an image'), () => {});
   made.querySelector('.sign').textContent = kind === 'like' ? '+' : '−';
   draw(canvas, value, cropped).then((drawn) => made.classList.toggle('undrawn', !drawn));
-  const remove = made.querySelector('.remove');
-  remove.setAttribute('aria-label', `Remove: ${what}`);
   remove.onclick = () => go({ crop: '', [kind]: state()[kind].filter((other) => other !== value) });
   const crop = made.querySelector('.crop-it');
   crop.setAttribute('aria-label', 'Search by a part of this image');
@@ -113,7 +126,7 @@ function card(value, kind, cropped) {
 /** Let a part of an image be chosen, and search by it. */
 export async function cropQuery(value) {
   try {
-    const bitmap = await createImageBitmap((await blobOf(value)).blob);
+    const bitmap = await createImageBitmap(await blobOf(value));
     const size = await sizeOf(value, { width: bitmap.width, height: bitmap.height });
     const { width } = size.width ? size : bitmap;
     const part = await cropOf(bitmap, width / bitmap.width);

@@ -1,17 +1,19 @@
 // The search view: a random sample, a folder or label to look through, or the hits of a query.
 
-import { $, counted, el } from './dom.js';
+import { $, counted, el, onClick } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
 import { chosen } from './map.js';
-import { bodyOf, showCards, withFilters } from './query.js';
+import { bodyOf, requireThere, showCards, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const MOST_SAMPLED = 1000; // images of a random sample
 const PAGE = 200; // hits or rows asked for at a time
 const MOST = 10000; // hits that can be scrolled through
 const MOST_LABELS = 60;
+const SUGGESTED = 20; // labels, while one types
+const NONE = { labels: [], total: 0 };
 const REMEMBERED = 30; // answers, for going back without asking again
 const PATIENCE = 300; // ms until the page says that it is searching
 const ANY = -0.01; // the slider's left end
@@ -32,20 +34,20 @@ const toggled = (list, one) => (list.includes(one) ? list.filter((other) => othe
 /** The records that the view shows. */
 export const records = () => grid.all();
 export const focusGrid = () => grid.focus(grid.place);
-/** Focus the image of a row: the one that was looked at last. */
-export const focusRow = (row) => grid.focusRow(row);
+/** Focus the image with an id: the one that was looked at last. */
+export const focusImage = (id) => grid.focusImage(id);
 
 /** Wire the view up; `info`: the collection's facts. */
 export function listen(info) {
   facts = info;
   grid = new Grid($('grid'), {
-    linkOf: (record) => write(withFilters(state(), { like: [String(record.row)] })),
-    search: (record) => go(withFilters(state(), { like: [String(record.row)] }), { from: {} }),
-    view: (record) => go({ open: String(record.row) }),
+    linkOf: (record) => write(withFilters(state(), { like: [record.id] })),
+    search: (record) => go(withFilters(state(), { like: [record.id] }), { from: {} }),
+    view: (record) => go({ open: record.id }),
     more: (record) => sign(record, 'like', 'unlike'),
     less: (record) => sign(record, 'unlike', 'like'),
     fold: (record) => {
-      if (record.folded) go({ unfold: toggled(state().unfold, String(record.row)) }, { replace: true });
+      if (record.folded) go({ unfold: toggled(state().unfold, record.id) }, { replace: true });
     },
     folded: (record) => api.records(record.folded_rows),
   });
@@ -53,7 +55,9 @@ export function listen(info) {
   $('filter').addEventListener('input', (event) => {
     // A label chosen from the list arrives as a replacement, the field's own cross as an empty value.
     const chosen = event.inputType === 'insertReplacementText' || !event.inputType;
-    if (chosen && (facts.names?.has($('filter').value) || !$('filter').value)) filterBy($('filter').value);
+    const text = $('filter').value;
+    if (chosen && (!text || [...$('label-list').children].some(({ value }) => value === text))) filterBy(text);
+    else suggest(text);
   });
   $('filter').addEventListener('keydown', (event) => {
     if (event.key === 'ArrowDown' && !$('filter').value) { event.preventDefault(); focusGrid(); }
@@ -102,31 +106,43 @@ export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ?
   .filter(Boolean).join(' in ');
 
 /** A label's name, a glob, or a piece of a path. */
-function filterBy(text) {
+async function filterBy(text) {
   const given = text.trim();
-  if (facts.names?.has(given)) {
-    go({ view: 'search', label: [given], path: '', marked: '', rows: '' });
+  const { labels: [first] } = given ? await labelsOf(given, 1) : NONE;
+  if (first?.label.toLowerCase() === given.toLowerCase()) {
+    go({ view: 'search', label: [first.label], path: '', marked: '', rows: '' });
     $('filter').value = '';
   } else go({ view: 'search', path: !given || /[*?[]/.test(given) ? given : `*${given}*`, marked: '', rows: '' });
 }
 
 /** Add a record to the images that hits are to be like, or unlike; take it away if it is there. */
-function sign(record, kind, other) {
-  const row = String(record.row);
+function sign({ id }, kind, other) {
   const now = state();
   go(withFilters(now, {
-    [kind]: toggled(now[kind], row),
-    [other]: now[other].filter((one) => one !== row),
+    [kind]: toggled(now[kind], id),
+    [other]: now[other].filter((one) => one !== id),
   }), { from: {} });
 }
 
-/** The labels with their counts, as links that filter. */
-export function showLabels(labels) {
+/** Labels that contain a text, the one that is equal first; none where the server does not answer. */
+const labelsOf = (text, limit) => api.labels({ text, limit }).catch(() => NONE);
+
+/** Offer labels that contain a text. */
+async function suggest(text) {
+  const { labels } = await labelsOf(text, SUGGESTED);
+  if ($('filter').value === text) offer(labels);
+}
+
+const offer = (labels) => $('label-list').replaceChildren(...labels.map(({ label }) => el('option', { value: label })));
+
+/** The most frequent labels with their counts, as links that filter. */
+export async function showLabels() {
+  const { labels, total } = await labelsOf('', MOST_LABELS);
   const named = labels.filter(({ label }) => label !== null);
-  facts.names = new Set(named.map(({ label }) => label));
   const rest = labels.filter(({ label }) => label === null).map(({ count }) => ({ label: '', count }));
-  facts.labels = named.length ? [...named.slice(0, MOST_LABELS), ...rest] : [];
-  $('label-list').replaceChildren(...named.slice(0, 2000).map(({ label }) => el('option', { value: label })));
+  facts.labels = named.length ? [...named, ...rest] : [];
+  facts.moreLabels = total - labels.length;
+  offer(named);
   chips(state());
 }
 
@@ -141,14 +157,12 @@ function chips(now) {
     const link = el('a', { href: write(patch), className: `chip${label ? '' : ' none'}`, 'data-label': label,
       ...(on ? { 'aria-current': 'true' } : {}) }, label || NO_LABEL,
       count === undefined ? null : el('span', { className: 'count', textContent: count.toLocaleString('en') }));
-    link.onclick = (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
+    onClick(link, () => {
       go(patch);
       [...$('labels').querySelectorAll('a')].find((one) => one.dataset.label === label)?.focus();
-    };
+    });
     return el('li', {}, link);
-  }));
+  }), facts.moreLabels ? el('li', { className: 'hint', textContent: `and ${counted(facts.moreLabels, 'more label')}` }) : '');
   const current = $('labels').querySelector('[aria-current]');
   if (current) $('labels').scrollLeft = current.offsetLeft - $('labels').offsetLeft - 60;
 }
@@ -224,9 +238,10 @@ export async function render(now, scroll) {
 async function ask(now, signal) {
   const filters = { label: now.label, path: now.path, min_side: now.side };
   if (hasQuery(now)) {
+    await requireThere(now);
     const body = await bodyOf(now, signal);
     const most = Number(now.k || MOST);
-    const itself = body.rows && !now.crop ? 'true' : '';
+    const itself = body.ids && !now.crop ? 'true' : '';
     const given = { ...filters, min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop, exclude_self: itself };
     const page = (offset) => api.search(body, { ...given, offset, k: Math.min(PAGE, most - offset) }, signal);
     const hits = await page(0);
@@ -297,10 +312,12 @@ function nothingOf(now) {
   return ['Nothing found', `No image ${both}.`];
 }
 
-/** Say why nothing is shown, and offer what may help: `canRetry` where asking again may. */
-function setEmpty(now, texts, canRetry = false) {
+/** Say why nothing is shown, and offer what may help: `canRetry` where asking again may; `way` as in `Refused`. */
+function setEmpty(now, texts, canRetry = false, way = undefined) {
   $('empty').hidden = !texts;
   if (!texts) return;
+  $('empty-way').hidden = !way;
+  if (way) [$('empty-way').textContent, $('empty-way').onclick] = [way[0], () => go(way[1], { from: {} })];
   $('empty-clear').hidden = !isFiltered(now);
   $('empty-again').hidden = !canRetry;
   $('empty').querySelector('h2').textContent = texts[0];
@@ -314,7 +331,7 @@ function refuse(now, error) {
   $('another').hidden = $('mark-all').hidden = true;
   $('status').textContent = '';
   const isNothing = error.status === 404 && /\b0 of \d+ images/.test(error.message);
-  const title = error.status === 0 ? 'No answer' : 'That did not work';
+  const title = { 0: 'No answer', 404: 'Not found' }[error.status] ?? 'That did not work';
   setEmpty(now, isNothing ? nothingOf(now) : [title, error.message], error.status === 0 || error.status === 429
-    || error.status >= 500);
+    || error.status >= 500, error.way);
 }

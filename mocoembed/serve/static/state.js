@@ -4,7 +4,7 @@ const LISTS = ['like', 'unlike', 'label', 'unfold'];
 const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows'];
 const DEFAULTS = { view: 'search' };
 
-/** The state of a query string. `like` and `unlike` hold rows (`12`) and keys of uploads (`u4f0c...`). */
+/** The state of a query string. `like` and `unlike` hold ids and keys of uploads (`u4f0c...`). */
 export function read(search = location.search) {
   const given = new URLSearchParams(search);
   const state = {};
@@ -13,7 +13,7 @@ export function read(search = location.search) {
   return state;
 }
 
-/** The link to a state: `?like=12&k=50`. */
+/** The link to a state: `?like=8134350171641988145&k=50`. */
 export function write(state) {
   const made = new URLSearchParams();
   for (const name of LISTS) for (const value of state[name] ?? []) made.append(name, value);

@@ -9,10 +9,11 @@ const MOST_CHOSEN = 5000;
 /** Rows chosen on the map, by a key of the address -> their records. */
 export async function chosen(key, signal) {
   const { rows, version } = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? '{}');
-  if (rows && version !== api.version) {
-    throw new api.Refused('The embeddings have been replaced since these images were chosen. Choose them on the map again.', 409);
+  if (!rows || version !== api.version) {
+    const why = rows ? 'The embeddings have been replaced since these images were chosen.'
+      : 'The images of this link were chosen in another window.';
+    throw new api.Refused(`${why} Choose them on the map again.`, 404, ['Open the map', fresh({ view: 'map' })]);
   }
-  if (!rows) throw new api.Refused('The images of this link were chosen in another window. Choose them on the map again.', 404);
   return api.records(rows, signal);
 }
 

@@ -69,7 +69,7 @@ export function listen() {
     if (drawn?.length > 2) choose(rowsIn(drawn));
     else if (moved < 4 * density()) {
       const row = rowAt(...place(event));
-      if (row >= 0) go({ open: String(row) });
+      if (row >= 0) api.records([row]).then(([{ id }]) => go({ open: id }), (error) => toast(error.message));
     }
     plan();
   };
