@@ -67,10 +67,8 @@ def test_filtered_hits_are_those_of_brute_force(many_rows, count, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1999, 1900, 1000])
-def test_rows_between_those_of_a_large_file_do_not_count(many_rows, count, monkeypatch):
-    """Rows that are read only because they lie between others, of a file too large to be looked into in place."""
+def test_rows_that_are_read_only_because_they_lie_between_others_do_not_count(many_rows, count, monkeypatch):
     monkeypatch.setattr(exact, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(exact, "PAYS", 0)
     file, _ = many_rows
     selected = np.sort(np.random.default_rng(2).permutation(ROWS)[:count])
     others = np.setdiff1d(np.arange(ROWS), selected)

@@ -4,6 +4,7 @@ In: an integer, a slice (also with a step or backwards), rows in any order and r
 Out: what `read` makes of the rows; of a comparison, a mask.
 """
 
+import contextlib
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -119,12 +120,16 @@ def column(name: str, doc: str, read: Callable[[np.ndarray], Sequence | np.ndarr
 
 
 def in_place(dataset) -> np.ndarray | None:
-    """All rows of a dataset of HDF5 as they lie in its file, mapped; `None` where they do not lie in one piece."""
+    """All rows of a dataset of HDF5 as they lie in its file, mapped.
+
+    `None` where they do not lie in one piece, or the process may map no more memory.
+    """
     offset, file = dataset.id.get_offset(), dataset.file
     if offset is None or dataset.chunks is not None or file.driver != "sec2":
         return None
-    with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as handle:
+    with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as handle, contextlib.suppress(OSError):
         return np.asarray(np.memmap(handle, dataset.dtype, "r", offset, dataset.shape))  # indexed faster
+    return None
 
 
 def float32(rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Exact search over rows of the embeddings file, without an index: vectors and rows -> the nearest of these rows.
 
-The vectors are read from the HDF5 file in blocks, so the memory is bounded, however large the file is. Scores are those
-of `SearchIndex`: the inner product, or minus the squared distance.
+The vectors are read in blocks where they lie in the HDF5 file, so the memory is bounded, however large it is. Scores
+are those of `SearchIndex`: the inner product, or minus the squared distance.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read a
 QUERIES = 512  # compared at a time
 RANKED_BYTES = 1 << 18  # of vectors in float64 at a time, which the processor's cache holds
 SCORES = 1 << 22  # of queries and rows that are computed at a time
-BETWEEN = 1.1  # so many times the rows that are wanted are read where they lie close together
+BETWEEN, BETWEEN_FOR_FEW = 1.1, 2.5  # so many times the wanted rows are compared rather than picked; for few queries
+FEW = 16  # queries
 SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
 LARGEST = 1 << 30  # bytes of vectors in float32 that are compared without an index: about a second
 PAYS = 1 << 26  # from so many on an index pays
@@ -32,7 +33,6 @@ class ExactRows:
         """`rows` (n,) int64 rise; `None`: all of them."""
         self._file, self._rows = file, rows
         self._count = len(file) if rows is None else len(rows)
-        self._is_small = 4 * len(file) * file.dimension <= PAYS
 
     def __len__(self):
         return self._count
@@ -58,8 +58,9 @@ class ExactRows:
             watch()
             block = np.arange(first, min(first + step, len(self)))
             block = block if self._rows is None else self._rows[block]
-            block, vectors, left_out = self._read(block)
+            block, vectors, left_out = self._read(block, BETWEEN_FOR_FEW if len(queries) <= FEW else BETWEEN)
             compared = self._scores(queries, vectors)  # Q x block
+            compared[:, left_out] = 0
             if not np.isfinite(compared.max() - compared.min()):  # either may be NaN or infinite
                 raise FormatError(f"{self._file.path} has vectors of numbers that are not finite or too large to "
                                   f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
@@ -72,21 +73,18 @@ class ExactRows:
             scores, rows = _best(some, its_rows, kept)
         return ranked(self._file, queries, np.empty((len(queries), 0), np.int64) if rows is None else rows, k)
 
-    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows (n,), their vectors (n, D) float32, and places among them that do not count, whose vectors are zeros.
+    def _read(self, rows: np.ndarray, between: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (n,), their vectors (n, D) float32, and places among them that do not count.
 
-        `rows` rise; where few lie between them, those are read, too, which is faster than picking. A small file's
-        vectors are taken where they lie, without asking HDF5.
+        `rows` rise; where they are no more than `between` times as many with those between them, all are read, which is
+        faster than picking.
         """
-        span, none = int(rows[-1] - rows[0]) + 1, np.empty(0, np.int64)
-        read = self._file.vectors_at if self._is_small else self._file.embeddings.__getitem__
-        if span == len(rows) or self._is_small or span > BETWEEN * len(rows):
-            return rows, read(slice(int(rows[0]), int(rows[-1]) + 1) if span == len(rows) else rows), none
-        whole = np.arange(rows[0], rows[-1] + 1)
-        left_out = np.setdiff1d(whole, rows, assume_unique=True) - rows[0]
-        vectors = read(slice(int(rows[0]), int(rows[-1]) + 1))
-        vectors[left_out] = 0
-        return whole, vectors, left_out
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        if end - first > between * len(rows):
+            return rows, self._file.vectors_at(rows), np.empty(0, np.int64)
+        left_out = np.ones(end - first, bool)
+        left_out[rows - first] = False
+        return np.arange(first, end), self._file.vectors_at(slice(first, end)), np.flatnonzero(left_out)
 
     def _scores(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """(Q, B): inner products, or minus the squared distances, in float64 as their terms cancel out."""

@@ -21,7 +21,7 @@ from mocoembed.search.groups import unit
 AT_ONCE = 1 << 21  # candidates fetched at a time, of all queries together
 LEAST_SHARE = 0.1  # of the images that a filter must select for the index to be asked for more candidates
 LEAST_SHARE_OF_A_PART = 0.25  # the same for an index that looks at a part of its vectors only
-EXACT_BYTES = 1 << 26  # of selected vectors, up to which they are compared one and all rather than found by a part
+EXACT_BYTES = 1 << 22  # of selected vectors, up to which they are compared one and all rather than found by a part
 MOST_FROM_A_PART = 1000  # candidates that such an index is asked for
 BLOCK = 2048  # candidates whose vectors are read at a time
 POOL = 5  # candidates for each hit that `diverse` chooses from
