@@ -1,6 +1,7 @@
 """How many requests a second `mocoembed serve` answers, how long the slowest wait, and how much memory it takes.
 
     python -m benchmarks.serve_speed WORKSPACE
+    python -m benchmarks.serve_speed WORKSPACE --sketch 3       # by turns with serve_sketch.py, the least there can be
     python -m benchmarks.serve_speed WORKSPACE --memory 10000   # MB after each 1,000 requests, of all kinds by turns
 
 WORKSPACE has embeddings and, where there are many, an index (`python -m benchmarks.search_speed OUTPUT FOLDER --rows
@@ -12,6 +13,8 @@ connections, as a browser asks for them.
 """
 
 import asyncio
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -21,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import click
 
@@ -110,11 +113,11 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1e3
 
 
-def remember(server: int, kinds: list[str], count: int, send: Callable[[str, int], Awaitable[dict]]):
+def remember(server: int, kinds: list[str], count: int, send: Callable[..., Awaitable[dict]]):
     """Print the memory after each `STEP` requests."""
     megabytes, errors = [resident(server)], 0
     for step in range(count // STEP):
-        errors += asyncio.run(send(kinds[step % len(kinds)], STEP))["errors"]
+        errors += asyncio.run(send(kinds[step % len(kinds)], count=STEP))["errors"]
         megabytes.append(resident(server))
     print(f"MB after 0, {STEP:,}, ... requests: {' '.join(f'{one:.0f}' for one in megabytes)}; errors {errors}")
 
@@ -135,40 +138,56 @@ async def facts(port: int) -> tuple[dict, list[dict], list[bytes]]:
     return info, rows, [pathlib.Path(row["path"]).read_bytes() for row in rows[:200]]
 
 
-@click.command()
+@contextlib.contextmanager
+def serving(*command: str) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server that prints its address, and its port, once it is ready."""
+    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port = int(re.search(r":(\d+)/", server.stdout.readline())[1])
+            asyncio.run(ready(port))
+            yield server, port
+        finally:
+            server.terminate()
+
+
+def measure(server: int, who: str, kinds: list[str], send: Callable[[str], Awaitable[dict]], count: int):
+    """Print a line for each kind of request."""
+    for kind in kinds:
+        before = busy(server)
+        found = asyncio.run(send(kind))
+        each = 1e3 * (busy(server) - before) / count
+        print(f"{who:<7}{kind:<10} {found['per_second']:6.0f}/s  median {found['median_ms']:5.1f} ms  p99 "
+              f"{found['p99_ms']:5.1f} ms  errors {found['errors']}  computing {each:.2f} ms  "
+              f"{resident(server):.0f} MB", flush=True)
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 110})
 @click.argument("workspace")
 @click.option("--clients", default=16, show_default=True)
 @click.option("--requests", "count", default=1000, show_default=True)
 @click.option("--kinds", default="rows,thumbnails,uploads", show_default=True)
 @click.option("--memory", default=0, help="Requests between which the memory is told, in place of speed.")
-def main(workspace, clients, count, kinds, memory):
+@click.option("--sketch", default=0, help="Rounds, in each of which the server of serve_sketch.py follows ours.")
+def main(workspace, clients, count, kinds, memory, sketch):
     """Measure and print."""
-    begun = time.perf_counter()
-    command = [sys.executable, "-m", "mocoembed", "serve", "--workspace", workspace, "--port", "0", "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            port = int(re.search(r":(\d+)/", server.stdout.readline())[1])
-            asyncio.run(ready(port))
+    for _ in range(max(1, sketch)):
+        begun = time.perf_counter()
+        with serving("mocoembed", "serve", "--workspace", workspace, "--port", "0", "--no-browser") as (server, port):
             seconds = time.perf_counter() - begun
             info, rows, images = asyncio.run(facts(port))
             print(f"{info['count']} rows of {info['dimension']}, index {info['index']['type']}; start "
                   f"{seconds:.2f} s; {resident(server.pid):.0f} MB")
             random.seed(0)
+            send = functools.partial(load, clients=clients, rows=rows, images=images)
             if memory:
-                remember(server.pid, kinds.split(","), memory,
-                         lambda kind, some: load(port, kind, clients, some, rows, images))
+                remember(server.pid, kinds.split(","), memory, functools.partial(send, port))
                 return
             screens = [1e3 * asyncio.run(screen(port, random.choice(rows)["row"])) for _ in range(5)]
             print(f"page: {screens[0]:.0f} ms, then {statistics.median(screens[1:]):.0f} ms")
-            for kind in kinds.split(","):
-                before = busy(server.pid)
-                found = asyncio.run(load(port, kind, clients, count, rows, images))
-                each = 1e3 * (busy(server.pid) - before) / count
-                print(f"{kind:<10} {found['per_second']:6.0f}/s  median {found['median_ms']:5.1f} ms  p99 "
-                      f"{found['p99_ms']:5.1f} ms  errors {found['errors']}  computing {each:.2f} ms  "
-                      f"{resident(server.pid):.0f} MB")
-        finally:
-            server.terminate()
+            measure(server.pid, "ours", kinds.split(","), functools.partial(send, port, count=count), count)
+        if sketch:
+            with serving("benchmarks.serve_sketch", workspace) as (server, port):
+                measure(server.pid, "sketch", kinds.split(","), functools.partial(send, port, count=count), count)
 
 
 if __name__ == "__main__":
