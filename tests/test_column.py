@@ -1,5 +1,6 @@
 """Reading embeddings files lazily: indexed as NumPy indexes, in other processes too, and as the documentation shows."""
 
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import mocoembed
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError
+from mocoembed.search.exact import ExactRows
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -88,6 +90,27 @@ def test_comparing_gives_the_mask_that_numpy_gives(made):
             hash(file.labels)
         assert [(one.dtype, one.ndim) for one in (file.embeddings, file.labels, file.paths)] == [
             (np.float32, 2), (np.int32, 1), (names.dtype, 1)]
+
+
+def test_what_may_not_be_mapped_is_read(made, monkeypatch):
+    """Where the system refuses, HDF5 reads the same rows; -1, which stands for none, too."""
+    path, vectors = made
+    rows, refused = np.array([[3, -1], [39, 3]]), []
+
+    def refuse(*_arguments, **_options):
+        refused.append(1)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with EmbeddingFile.open(path) as file:
+        wanted = file.paths_at(rows[1]), file.digests_at(rows[1]), ExactRows(file, rows[0][:1]).nearest(vectors[:2], 1)
+    monkeypatch.setattr(np, "memmap", refuse)
+    with EmbeddingFile.open(path) as file:
+        assert np.array_equal(file.vectors_at(rows), vectors[rows])
+        assert np.array_equal(file.vectors_at(slice(5, 9)), vectors[5:9])
+        found = file.paths_at(rows[1]), file.digests_at(rows[1]), ExactRows(file, rows[0][:1]).nearest(vectors[:2], 1)
+        assert found[:2] == wanted[:2]
+        assert np.array_equal(found[2], wanted[2])
+    assert len(refused) == 3  # of each dataset once
 
 
 def test_only_what_is_asked_for_is_read(made, monkeypatch):

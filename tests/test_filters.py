@@ -13,7 +13,7 @@ from PIL import Image
 from mocoembed.config import EmbedConfig, IndexConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import CollectionError, UsageError
+from mocoembed.errors import CollectionError, FormatError, UsageError
 from mocoembed.search import exact, ranking
 from mocoembed.search.build import build_index
 from mocoembed.search.exact import ExactRows
@@ -80,6 +80,43 @@ def test_rows_that_are_read_only_because_they_lie_between_others_do_not_count(ma
         rows, wanted = brute_force(file, query, selected)
         assert its.tolist() == rows[:10]
         np.testing.assert_allclose(its_scores, wanted[:10], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalized", [True, False], ids=["cosine", "distance"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_selected_may_hold_anything(make_embeddings, bad, normalized):
+    """A vector that is not finite is an error where it is compared, and nothing where it lies between others."""
+    vectors = vectors_of(0, 300, normalized)
+    vectors[77] = bad
+    with EmbeddingFile(make_embeddings("bad", vectors, "a" * 300, normalized=normalized)) as file:
+        for selected in (np.delete(np.arange(300), 77), np.arange(0, 300, 10)):  # read in between, and picked around
+            _, rows = ExactRows(file, selected).nearest(vectors[[0, 10]], 5)
+            assert rows[:, 0].tolist() == [0, 10]
+            assert 77 not in rows
+        with pytest.raises(FormatError, match="not finite"):
+            ExactRows(file, np.arange(60, 90)).nearest(vectors[:1], 5)
+
+
+@pytest.mark.parametrize("queries", [2, 40])
+@pytest.mark.parametrize("share", [1, 0.95, 0.5, 0.1])
+def test_equal_scores_beyond_k_over_blocks_of_selected_rows(make_embeddings, monkeypatch, share, queries):
+    """Many more equal scores than are kept, in every block, among rows that are picked or read with those between."""
+    monkeypatch.setattr(exact, "BLOCK_ROWS", 97)
+    random = np.random.default_rng(4)
+    vectors = vectors_of(0, 3, True)[random.integers(0, 3, ROWS)]
+    with EmbeddingFile(make_embeddings("few", vectors, "a" * ROWS, normalized=True)) as file:
+        selected = np.flatnonzero(random.random(ROWS) < share)
+        _, found = ExactRows(file, None if share == 1 else selected).nearest(vectors[:queries], 50)
+        for query, rows in zip(vectors[:queries], found):
+            order = np.argsort(-(vectors[selected] @ query).round(3), kind="stable")
+            assert rows.tolist() == selected[order][:50].tolist()
+
+
+def test_an_index_that_finds_all_is_all_that_is_asked(many_rows):
+    file, index = many_rows
+    selected = np.arange(ROWS) > 20
+    (hits,) = Ranking(file, index, Wishes(10, selected), lambda rows: pytest.fail("asked")).hits(file.embeddings[[30]])
+    assert len(hits) == 10
 
 
 def test_equal_scores_go_to_the_lower_row(make_embeddings, monkeypatch):

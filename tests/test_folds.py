@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from mocoembed.errors import CollectionError, UsageError
-from mocoembed.evaluate.folds import few_of_each, folds_of, held_out, parse_labels, same_image
+from mocoembed.evaluate.folds import (
+    few_of_each,
+    folds_of,
+    gathered,
+    held_out,
+    near_duplicates,
+    parse_labels,
+    same_image,
+)
 
 
 def alone(names):
@@ -26,6 +34,27 @@ def test_folds_are_stratified():
         assert set(sizes) == set(range(5))
         assert set(sizes.values()) <= {count // 5, count // 5 + 1}
     assert max(Counter(fold.tolist()).values()) - min(Counter(fold.tolist()).values()) <= 1
+
+
+def test_near_duplicates_join_copies_that_the_nearest_images_leave_out():
+    """Of five copies each sees one other; the image beside them is near to one of them."""
+    names, groups = ["a"] * 20, alone(["a"] * 20)
+    groups[[3, 5, 7, 9, 11]] = 3
+    similarities, rows = np.zeros((20, 1)), np.zeros((20, 1), np.int64)
+    similarities[[3, 5, 7, 9, 11, 1]] = 1
+    rows[[3, 5, 7, 9, 11, 1], 0] = [5, 3, 9, 7, 9, 11]
+    first, apart = near_duplicates(similarities, rows, 0.9, names, groups)
+    assert np.flatnonzero(first != np.arange(20)).tolist() == [3, 5, 7, 9, 11]
+    assert (set(first[[3, 5, 7, 9, 11]]), apart) == ({1}, 0)
+    first, apart = near_duplicates(similarities, rows, 0.9, ["a"] * 11 + ["b"] + ["c"] * 8, groups)
+    assert (first.tolist(), apart) == (groups.tolist(), 6)  # the only image of b is among them
+
+
+def test_near_duplicates_move_to_the_first_but_never_a_whole_class_into_one_fold():
+    names, first = list("aaaabbbbb"), np.array([0, 1, 0, 1, 4, 4, 6, 7, 8])
+    assert gathered(np.array([1, 1, 0, 0, 0, 1, 1, 0, 0]), first, names).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
+    assert gathered(np.array([1, 0, 0, 1, 0, 1, 1, 0, 0]), first, names).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
+    assert gathered(np.array([2, 2, 0, 1, 0, 1, 2, 0, 1]), first, names).tolist() == [2, 0, 2, 0, 0, 0, 2, 0, 1]
 
 
 def test_folds_keep_copies_together_and_depend_on_the_seed_alone():

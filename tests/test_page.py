@@ -818,6 +818,17 @@ def test_map(watched, places):
         page.keyboard.press(key)
         page.wait_for_timeout(40)
     watched.until("location.search.includes('rows=')")
+    rest = {"label_names": ["the only one"], "labels": [1] * len(made.ids)}
+    page.route("**/api/map?*", lambda route: route.fulfill(json={**route.fetch().json(), **rest}))
+    page = watched.open("?view=map")  # of labels that the map does not name, images tell
+    box = page.locator(".map-canvas").bounding_box()
+    for step in range(1, 60):
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + step * box["height"] / 60)
+        page.mouse.move(box["x"] + box["width"] * step / 60, box["y"] + box["height"] / 2)
+        if page.locator(".map-tip").is_visible():
+            break
+    watched.until("['red', 'green', 'blue'].includes(document.querySelector('.map-tip span').textContent)")
+    page.unroute("**/api/map?*")
     page = watched.open("?view=map&like=5")
     watched.until("document.querySelector('#view-map .status').textContent.includes('nearest to the query')")
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 
 import httpx
 import numpy as np
@@ -22,8 +23,10 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.files import is_running
 from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
+from mocoembed.search.map_file import ImageMap, map_file_of, write_map
 from mocoembed.search.query import Searcher, search_images
 from mocoembed.serve import mapping
+from mocoembed.serve.health import _votes
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -238,7 +241,7 @@ def test_rows_samples_and_labels(running):
     assert (info["labels"], info["labels_total"]) == (labels, 3)
 
 
-def test_of_many_labels_facts_have_the_first(make_embeddings, tmp_path):
+def test_of_many_labels_facts_and_the_map_have_the_first(make_embeddings, tmp_path):
     classes = [*(f"L{number}" for number in range(300)), "l7", "?", "L250", "L250"]
     running = Running(embeddings=make_embeddings("many", np.eye(len(classes)), classes, normalized=True),
                       workspace=str(tmp_path))
@@ -254,8 +257,29 @@ def test_of_many_labels_facts_have_the_first(make_embeddings, tmp_path):
         while answer.status_code == 202:
             answer = running.get("/api/health-report")
         assert (len(answer.json()["labels"]), answer.json()["labels_total"]) == (100, 302)
+        with EmbeddingFile(tmp_path / "many.h5") as file:
+            write_map(map_file_of(file.path), ImageMap(file.identity, "PCA", file.ids(), file.embeddings()[:, :2],
+                                                       np.full(len(file), np.nan, np.float32)))
+            own = [file.label_names[label] if label >= 0 else None for label in file.labels()]
+        made = running.get("/api/map").json()
+        assert len(made["label_names"]) == 100
+        assert made["label_names"][0] == "L250"  # three images have it
+        assert {label for label, name in zip(made["labels"], own) if name is None} == {-1}
+        assert len(set(made["labels"])) == 302
+        assert all(made["label_names"][label] == name for label, name in zip(made["labels"], own) if 0 <= label < 100)
     finally:
         running.stop()
+
+
+def test_neighbours_vote_on_labels():
+    """For the own label and for the other one with the most votes; images without a label have none and win none."""
+    random = np.random.default_rng(0)
+    theirs, labels = random.integers(-1, 4, (200, 5)), random.integers(-1, 4, 200)
+    for its, label, own, other, most in zip(theirs, labels, *_votes(theirs, labels)):
+        counts = Counter(one for one in its.tolist() if one >= 0)
+        assert own == (counts.pop(int(label), 0) if label >= 0 else 0)
+        assert most == max(counts.values(), default=0)
+        assert not most or counts[int(other)] == most
 
 
 def test_duplicates_are_those_of_the_command_at_any_threshold(running, indexed_workspace):

@@ -2,8 +2,8 @@
 
 In: the label of every image and the group it belongs to (`same_image`: images with equal bytes are one group). Out: a
 fold for every image, or a mask. The same names, groups and seed give the same split on every machine. Which images are
-near-duplicates depends on the encoder; so these move into one fold after that, and all others are in the same folds for
-every encoder.
+near-duplicates depends on the encoder; so these move into one fold after that (`gathered`), and all others are in the
+same folds for every encoder.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import numpy as np
 from mocoembed.checks import parse_labels
 from mocoembed.errors import CollectionError, UsageError
 from mocoembed.notes import counted
-from mocoembed.search.duplicates import Components
+from mocoembed.search.duplicates import Components, pieces
 
 
 def same_image(digests: np.ndarray) -> np.ndarray:
@@ -52,22 +52,41 @@ def folds_of(names: list[str], groups: np.ndarray, count: int, seed: int) -> np.
     return fold
 
 
-def near_duplicates(similarities: np.ndarray, rows: np.ndarray, cosine: float,
-                    names: list[str]) -> tuple[np.ndarray, int]:
+def near_duplicates(similarities: np.ndarray, rows: np.ndarray, cosine: float, names: list[str],
+                    groups: np.ndarray) -> tuple[np.ndarray, int]:
     """(N,) int64: the first of the near-duplicates of each image, itself if it has none; and how many stay apart.
 
     similarities, rows (N, k): the images that are most similar to each. What is connected by a cosine of `cosine` or
-    more belongs together, unless that is more than half of a class: it would leave too little of it to learn from.
+    more, or by equal bytes (`groups`, of `same_image`), belongs together, unless that is more than half of a class: it
+    would leave too little of it to learn from. Then only equal bytes do.
     """
     components, counts, apart = Components(len(names)), Counter(names), 0
     image, place = np.nonzero(similarities >= cosine)
     components.join_pairs(image, rows[image, place])
+    components.join_pairs(np.arange(len(names)), groups)
     first = components.roots(np.arange(len(names)))
     for together in components.groups():
         if any(2 * count > counts[name] for name, count in Counter(names[row] for row in together).items()):
-            first[together] = together
-            apart += len(together)
+            first[together] = groups[together]
+            apart += len(together) if np.ptp(groups[together]) else 0
     return first, apart
+
+
+def gathered(fold: np.ndarray, first: np.ndarray, names: list[str]) -> np.ndarray:
+    """(N,) int64: the folds when images with the same `first` of `near_duplicates` have moved into its fold.
+
+    Where all others of its class are in that fold, so that none would be left to learn from elsewhere, they move into
+    the fold with the fewest.
+    """
+    fold, (_, label) = fold.copy(), np.unique(names, return_inverse=True)
+    filled = np.zeros((label.max() + 1, fold.max() + 1), np.int64)  # images of each class in each fold
+    np.add.at(filled, (label, fold), 1)
+    for rows in pieces(np.argsort(first, kind="stable"), np.bincount(first)):
+        np.subtract.at(filled, (label[rows], fold[rows]), 1)
+        others, at = filled[label[rows[0]]], fold[rows[0]]
+        fold[rows] = at if others[at] < others.sum() else others.argmin()
+        np.add.at(filled, (label[rows], fold[rows]), 1)
+    return fold
 
 
 def held_out(names: list[str], groups: np.ndarray, share: float, seed: int) -> np.ndarray:

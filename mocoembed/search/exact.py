@@ -4,7 +4,7 @@ The vectors are read in blocks where they lie in the HDF5 file, so the memory is
 are those of `SearchIndex`: the inner product, or minus the squared distance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,14 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MismatchError, UsageError
 from mocoembed.memory import shown
 
-BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of vectors at most that are read at a time
+BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 15  # of wanted vectors that are read at a time, and those between them
 QUERIES = 512  # compared at a time
 RANKED_BYTES = 1 << 18  # of vectors in float64 at a time, which the processor's cache holds
 SCORES = 1 << 22  # of queries and rows that are computed at a time
 BETWEEN, BETWEEN_FOR_FEW = 1.1, 2.5  # so many times the wanted rows are compared rather than picked; for few queries
 FEW = 16  # queries
 SPARE = 32  # more candidates than k, so that rounding in float32 does not decide which the last hits are
+ROUNDING = 1e-5  # of scores of vectors of length 1, at most
 LARGEST = 1 << 30  # bytes of vectors in float32 that are compared without an index: about a second
 PAYS = 1 << 26  # from so many on an index pays
 
@@ -53,25 +54,55 @@ class ExactRows:
     def _nearest(self, queries: np.ndarray, k: int, watch: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
         kept = min(k + SPARE, len(self))
         scores = rows = None
+        for block, compared in self._compared(queries, watch):
+            some, its_rows = compared, np.broadcast_to(block, compared.shape)
+            if scores is not None:
+                some, its_rows = _better(compared, block, scores, kept)
+                some, its_rows = np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1)
+            scores, rows = _best(some, its_rows, kept)
+        rows = np.empty((len(queries), 0), np.int64) if rows is None else rows
+        scores, rows = ranked(self._file, queries, rows, kept)
+        if k < kept < len(self) and len(tied := np.flatnonzero(scores[:, k - 1] == scores[:, -1])):
+            rows[tied, :k] = self._lowest(queries[tied], scores[tied], rows[tied], k, watch)
+        return scores[:, :k], rows[:, :k]
+
+    def _lowest(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, k: int,
+                watch: Callable[[], None]) -> np.ndarray:
+        """Rows (Q, k) where all candidates from the k-th on are equal: rounding has chosen these among more."""
+        last = scores[:, k - 1]
+        found = [its[some > bound] for its, some, bound in zip(rows, scores, last)]
+        least = last - ROUNDING * (1 + np.abs(last) + (queries.astype(np.float64)**2).sum(axis=1))
+        for block, compared in self._compared(queries, watch):
+            for line in [line for line, its in enumerate(found) if len(its) < k]:
+                near = block[compared[line] >= least[line]]
+                for first in range(0, len(near), k):
+                    some = near[first:first + k]
+                    same = scores_of(self._file, queries[line:line + 1], some[None])[0] == last[line]
+                    found[line] = np.concatenate([found[line], some[same]])[:k]
+                    if len(found[line]) == k:
+                        break
+            if all(len(its) == k for its in found):
+                break
+        return np.stack([its if len(its) == k else some[:k] for its, some in zip(found, rows)])  # or of no length 1
+
+    def _compared(self, queries: np.ndarray, watch: Callable[[], None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows (B,) and their scores (Q, B), block after block; minus infinity for rows that do not count."""
         step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self._file.dimension), SCORES // len(queries)))
         for first in range(0, len(self), step):
             watch()
             block = np.arange(first, min(first + step, len(self)))
             block = block if self._rows is None else self._rows[block]
             block, vectors, left_out = self._read(block, BETWEEN_FOR_FEW if len(queries) <= FEW else BETWEEN)
-            compared = self._scores(queries, vectors)  # Q x block
-            compared[:, left_out] = 0
-            if not np.isfinite(compared.max() - compared.min()):  # either may be NaN or infinite
+            with np.errstate(invalid="ignore"):  # what is not selected may hold anything
+                compared = self._scores(queries, vectors)  # Q x block
+                compared[:, left_out] = 0
+                is_finite = np.isfinite(compared.max() - compared.min())  # either may be NaN or infinite
+            if not is_finite:
                 raise FormatError(f"{self._file.path} has vectors of numbers that are not finite or too large to "
                                   f"compare, in rows {block[0]} to {block[-1]}. Embed the collection again with "
                                   "--fresh.")
             compared[:, left_out] = -np.inf
-            some, its_rows = compared, np.broadcast_to(block, compared.shape)
-            if scores is not None:
-                some, its_rows = _better(compared, block, scores, kept)
-                some, its_rows = np.concatenate([scores, some], axis=1), np.concatenate([rows, its_rows], axis=1)
-            scores, rows = _best(some, its_rows, kept)
-        return ranked(self._file, queries, np.empty((len(queries), 0), np.int64) if rows is None else rows, k)
+            yield block, compared
 
     def _read(self, rows: np.ndarray, between: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (n,), their vectors (n, D) float32, and places among them that do not count.

@@ -102,7 +102,7 @@ class Ranking:
                         found[query] = self._diverse(vectors[query], hits) if self.wishes.diverse else hits
             pending, count = np.array(again, np.int64), 4 * count
             filtered = self._is_of_all and self.wishes.selected is not None
-            if filtered or (not self.source.exact and count > MOST_FROM_A_PART):
+            if again and (filtered or (not self.source.exact and count > MOST_FROM_A_PART)):
                 self.source, self._is_of_all = self._exactly(), False
             count = min(count, len(self.source))
         return found

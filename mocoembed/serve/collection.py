@@ -25,7 +25,7 @@ from mocoembed.search.queries import Query, Selves, combined
 from mocoembed.search.ranking import Wishes
 from mocoembed.serve.answers import Refusal, in_words
 
-LABELS = 100  # that facts list
+LABELS = 100  # that facts and the map list
 
 
 @dataclass(frozen=True)

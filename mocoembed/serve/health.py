@@ -64,7 +64,7 @@ def _suspected(collection: Collection, rows: np.ndarray, scores: np.ndarray) -> 
     own, other, most = np.zeros((3, len(labels)), np.int64)
     for first in range(0, len(labels), BLOCK):
         block = slice(first, first + BLOCK)
-        own[block], other[block], most[block] = _votes(theirs[block], labels[block], len(collection.label_names))
+        own[block], other[block], most[block] = _votes(theirs[block], labels[block])
     suspected = np.flatnonzero(known & (most >= LEAST_SHARE * k))
     order = suspected[np.lexsort((-scores[suspected].mean(axis=1), own[suspected] - most[suspected]))][:SHOWN].tolist()
     return {"neighbours_agree": round(float((theirs == labels[:, None])[known].mean()), 4),
@@ -74,16 +74,13 @@ def _suspected(collection: Collection, rows: np.ndarray, scores: np.ndarray) -> 
                                  for row, facts in zip(order, collection.facts(order))]}
 
 
-def _votes(theirs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For n rows: votes for their own label, the other label with the most votes, and these."""
-    votes, each = np.zeros((len(theirs), count), np.int64), np.arange(len(theirs))
-    for column in theirs.T:
-        rows = np.flatnonzero(column != NO_LABEL)
-        votes[rows, column[rows]] += 1
-    own = votes[each, labels] * (labels != NO_LABEL)
-    votes[each, labels] = np.where(labels != NO_LABEL, 0, votes[each, labels])
-    other = votes.argmax(axis=1)
-    return own, other, votes[each, other]
+def _votes(theirs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For n rows with neighbours (n, k): votes for their own label, the other label with the most votes, and these."""
+    each, mine = np.arange(len(theirs)), (theirs == labels[:, None]) & (theirs != NO_LABEL)
+    votes = (theirs[:, :, None] == theirs[:, None, :]).sum(axis=2)  # n x k: for the label of each neighbour
+    votes[mine | (theirs == NO_LABEL)] = 0
+    most = votes.argmax(axis=1)
+    return mine.sum(axis=1), theirs[each, most], votes[each, most]
 
 
 def _outliers(collection: Collection, scores: np.ndarray) -> list[dict]:

@@ -5,10 +5,11 @@ import json
 import numpy as np
 
 from mocoembed.data.found import State
+from mocoembed.data.images import NO_LABEL
 from mocoembed.errors import FormatError
 from mocoembed.search.map_file import map_file_of, read_map, read_map_facts
 from mocoembed.serve.answers import Refusal
-from mocoembed.serve.collection import Collection
+from mocoembed.serve.collection import LABELS, Collection
 
 STEPS = 65_535  # of the longer side; finer places cannot be told apart on a screen
 MAKE_IT = "Make it with: mocoembed map"
@@ -33,8 +34,8 @@ class Points:
 
     def answer(self, collection: Collection) -> bytes:
         """JSON: version, method, provisional, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels
-        (numbers, -1 for none), label_names, agreement (0 to 100; `null` without labels). A `Refusal` (404) when there
-        is no map of these rows.
+        (numbers, from 0 for the most frequent on, -1 for none), label_names (the first `LABELS`), agreement (0 to 100;
+        `null` without labels). A `Refusal` (404) when there is no map of these rows.
         """
         path = map_file_of(collection.file.path)
         try:
@@ -59,7 +60,10 @@ def _json(collection: Collection, path) -> bytes:
     agreement = None
     if np.isfinite(made.agreement).any():
         agreement = np.rint(100 * np.nan_to_num(made.agreement)).astype(np.int64).tolist()
+    names = [one["label"] for one in collection.label_counts() if one["label"] is not None]
+    place = {name: number for number, name in enumerate(names)}
+    number = np.array([*(place.get(name, NO_LABEL) for name in collection.label_names), NO_LABEL])
     return json.dumps({"version": collection.version, "method": made.method,
                        "provisional": made.provisional, "points": points.tolist(),
-                       "labels": collection.labels.tolist(), "label_names": collection.label_names,
+                       "labels": number[collection.labels].tolist(), "label_names": names[:LABELS],
                        "agreement": agreement}, separators=(",", ":")).encode("ascii")

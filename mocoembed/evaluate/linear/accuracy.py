@@ -17,7 +17,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import UsageError
 from mocoembed.evaluate import measures
 from mocoembed.evaluate.baselines import Baseline, Fits, baselines, planned_of
-from mocoembed.evaluate.folds import few_of_each, folds_of, near_duplicates, same_image
+from mocoembed.evaluate.folds import few_of_each, folds_of, gathered, near_duplicates, same_image
 from mocoembed.evaluate.linear.logistic import PENALTIES
 from mocoembed.evaluate.linear.penalty import Rows, Search, learn
 from mocoembed.evaluate.linear.result import LinearResult, Repeat, fits_of
@@ -63,7 +63,8 @@ def linear_accuracy(config: LinearConfig, progress: Progress = lambda done, tota
     both = overlap(test, train, test is train, similarities[:, 0])
     near, apart = None, 0
     if test is train and both.threshold is not None:
-        near, apart = near_duplicates(similarities, others_rows, both.threshold, train.names)
+        near, apart = near_duplicates(similarities, others_rows, both.threshold, train.names,
+                                      same_image(train.digests))
     repeats, classes = measure(train, test, config, counting(0), near)
     values = values_of(repeats, classes)
     before = itertools.count(1)
@@ -98,7 +99,7 @@ def measure(train: Side, test: Side, config: LinearConfig, progress: Progress = 
             near: np.ndarray | None = None) -> tuple[list[list[Repeat]], list[str]]:
     """What every seed and fold gave, and the names of the classes: learned ones, then those of test rows alone.
 
-    near (N,) int64: the training row whose fold each shares; `None`: its own.
+    near (N,) int64: the first of the near-duplicates of each training row, which share a fold; `None`: there are none.
     """
     classes = classes_of(train, test)
     known = classes[:len(set(train.names))]
@@ -154,7 +155,7 @@ def splits(train: Side, test: Side, groups: np.ndarray, folds: int, seed: int,
         yield np.arange(len(train.names)), np.arange(len(test.names))
         return
     fold = folds_of(train.names, groups, folds, seed)
-    fold = fold if near is None else fold[near]
+    fold = fold if near is None else gathered(fold, near, train.names)
     for one in range(folds):
         yield np.flatnonzero(fold != one), np.flatnonzero(fold == one)
 

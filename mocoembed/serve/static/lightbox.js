@@ -68,7 +68,7 @@ function close() {
 
 function step(by) {
   const records = around();
-  const place = records.findIndex((record) => record.id === shown.id);
+  const place = records.findIndex((record) => record.id === shown?.id);
   const next = records[place + by];
   if (place >= 0 && next) go({ open: next.id }, { replace: true });
 }
@@ -108,9 +108,10 @@ export async function show(open) {
   asking = new AbortController();
   const { signal } = asking;
   let why = 'There is no such image in this collection. It has been removed since, or the link is of another collection.';
-  shown = around().find(({ id }) => id === open)
+  const found = around().find(({ id }) => id === open)
     ?? await api.recordOf(open).catch(({ message }) => { why = message; });
   if (signal.aborted) return;
+  shown = found;
   dialog.classList.toggle('missing', !shown);
   if (shown) fill(shown);
   else {

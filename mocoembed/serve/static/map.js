@@ -21,6 +21,8 @@ let litKey = '';
 export function forget() {
   scene.points = null;
   stale = false;
+  litKey = '';
+  scene.only = null;
   forgetThumbnails();
 }
 

@@ -92,6 +92,11 @@ async function markView() {
   return marks.set(await api.records([...scene.parts.seen]), true);
 }
 
+/** Write a label beside the pointer; with a row, if that is still under it. */
+function showLabel(label, row = scene.parts.tip.dataset.row) {
+  if (scene.parts.tip.dataset.row === String(row)) scene.parts.tip.lastChild.textContent = label ?? '';
+}
+
 function hover(event, u, v) {
   const row = scene.points ? rowAt(u, v) : -1;
   scene.parts.canvas.classList.toggle('on-point', row >= 0);
@@ -100,7 +105,9 @@ function hover(event, u, v) {
   if (scene.parts.tip.dataset.row !== String(row)) {
     scene.parts.tip.dataset.row = row;
     scene.parts.tip.firstChild.src = api.thumbnail(row);
-    scene.parts.tip.lastChild.textContent = scene.points.names[scene.points.labels[row]] ?? '';
+    const { names, labels } = scene.points;
+    showLabel(names[labels[row]]);
+    if (labels[row] >= names.length) api.records([row]).then(([{ label }]) => showLabel(label, row), () => {});
   }
   const box = scene.parts.canvas.getBoundingClientRect();
   const [x, y] = [event.clientX - box.left, event.clientY - box.top];
