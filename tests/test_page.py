@@ -190,13 +190,30 @@ def test_load(watched):
 
 def test_more_images_come_by_scrolling_and_another_sample_is_another(watched):
     page = watched.open()
-    page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    watched.until(f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
+    watched.until("scrollTo(0, document.body.scrollHeight), "  # again and again: the page grows while it is laid out
+                  f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
     before = watched.rows()
     page.evaluate("scrollTo(0, 0)")
     page.locator("#another").click()
     watched.changed(before)
     assert "seed=" in page.url
+
+
+def test_more_images_come_also_when_asking_for_them_has_failed(watched):
+    asked = []
+
+    def answer(route):  # a few rows at first, then none, as of a server that is busy
+        asked.append(route.request.url)
+        if len(asked) == 2:
+            route.fulfill(status=429, json={"error": "busy"})
+        else:
+            route.continue_(url=re.sub(r"limit=\d+", "limit=60", asked[-1]))
+
+    watched.page.route("**/api/rows?*limit=*", answer)
+    watched.open("?path=*")
+    watched.until("scrollTo(0, document.body.scrollHeight), "
+                  f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
+    assert len(asked) > 3
 
 
 def test_upload_and_paste(watched, places):

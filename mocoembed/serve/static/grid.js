@@ -153,7 +153,8 @@ export class Grid {
         this.pending.push(...more);
         this.grown?.();
       } catch {
-        this.ended = true; // what there is stays
+        setTimeout(() => turn === this.turn && this.#watch(), 2000); // what there is stays, and more is asked for again
+        return;
       } finally {
         if (turn === this.turn) this.busy = false;
       }
@@ -161,7 +162,12 @@ export class Grid {
     }
     if (turn !== this.turn || this.ended) return;
     this.#render(AT_ONCE);
-    this.watcher.unobserve(this.foot); // observed anew, it tells again whether it is near
+    this.#watch();
+  }
+
+  /** Observed anew, the foot tells again whether it is near. */
+  #watch() {
+    this.watcher.unobserve(this.foot);
     this.watcher.observe(this.foot);
   }
 
