@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from killing import Run as Killed
+from PIL import Image
 from torch.nn import functional
 
 from mocoembed.cli import finetune as output
@@ -153,6 +154,21 @@ def test_the_result_is_in_the_schema_and_counts_what_the_classifiers_say(done, o
     assert 100 * np.mean(made["outcomes"]["top1"]) == pytest.approx(mean)
     assert made["results"][0]["top1"]["value"] == pytest.approx(mean)
     assert Workspace(root).newest_classifier.read_bytes() == (result.run / "seed-0.safetensors").read_bytes()
+
+
+def test_copies_of_training_images_among_the_test_images_are_counted(tmp_path, encoder, make_images, other_images):
+    train, test = make_images(tmp_path / "train", per_class=20), shutil.copytree(other_images, tmp_path / "test")
+    first, second = sorted(train.rglob("*.jpg"))[:2]
+    shutil.copy(first, test / first.parent.name / "the-same.jpg")
+    Image.open(second).save(test / second.parent.name / "nearly-the-same.png")
+    result = finetune(config_of(tmp_path / "all", encoder, train, test, epochs=1, labels=None, seeds=1))
+    assert result.overlap.identical == 1
+    assert result.overlap.near >= 2
+    assert 0.9 < result.overlap.threshold <= 1
+    assert "1 of the test images have the same bytes as a training image" in " ".join(result.notes())
+    few = finetune(config_of(tmp_path / "few", encoder, train, test, epochs=1, seeds=1))
+    assert few.overlap.identical == 0  # not among the few that were learned from
+    assert few.overlap.near is None  # too few to see how alike they are
 
 
 def image_of(images, row):

@@ -9,6 +9,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from mocoembed.checks import to_dict
@@ -18,9 +19,18 @@ from mocoembed.evaluate.images.baselines import ImageBaselines
 from mocoembed.evaluate.images.finetune_result import FinetuneResult, Repeat
 from mocoembed.evaluate.images.finetuning import FineTuning, require_stages
 from mocoembed.evaluate.images.frozen_backbone import require_finite
-from mocoembed.evaluate.images.labelled import LabelledImages, both_sides, encoded, with_few_labels
+from mocoembed.evaluate.images.labelled import (
+    Encoded,
+    LabelledImages,
+    both_sides,
+    encoded,
+    few_mask,
+    found_overlap,
+    with_few_labels,
+)
 from mocoembed.evaluate.images.tally import Tally
-from mocoembed.evaluate.sides import Overlap, shared_bytes
+from mocoembed.evaluate.sides import Overlap
+from mocoembed.evaluate.stored import fits
 from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json
 from mocoembed.model.classifier_file import Classifier, load_classifier, save_classifier
@@ -29,12 +39,14 @@ from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.model.graph_export import keep_classifier_graph
 from mocoembed.model.precision import Compute
 from mocoembed.notes import counted, say_nothing
+from mocoembed.search.threshold import LEAST_ROWS
 from mocoembed.train.checkpoint import delete_checkpoints
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
 SEEDS_OF_FEW = 3
 WHAT = "fine-tuning"
+CPU = torch.device("cpu")
 # Settings that do not change what is learned, or that the images and the encoder stand for.
 EXECUTION = ("train", "test", "encoder", "workspace", "run", "fresh", "exclude", "workers", "device",
              "checkpoint_every", "seeds", "baselines")
@@ -67,6 +79,7 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
         classifiers = [run.learned(seed, stop) for seed in run.seeds]
         delete_checkpoints(run.folder)  # a kill may have left the last one
         test, logits = run.shown(test, classifiers, stop)  # once, when all have learned
+        shared = run.overlap(test, stop)
         path = run.export(classifiers[0])
         beside = others.measure(note, run.tally.add, stop)
     truth = test.classes(range(len(test)), run.labels).numpy()
@@ -74,10 +87,8 @@ def finetune(config: FinetuneConfig, progress: Progress = lambda done, total: No
                       one.frozen.provenance["steps"]) for seed, one, found in zip(run.seeds, classifiers, logits)]
     started, none = run.start(run.seeds[0]), torch.zeros(1, frozen.dimension("backbone"))
     bank, queries = (side.side(none.expand(len(side), -1), started) for side in (train, test))  # vectors play no part
-    return FinetuneResult(config, bank, queries, repeats, run.labels, Overlap(
-        int(shared_bytes(queries, bank, False).sum()), None, None, True),
-        beside.with_majority(bank, queries), classifiers[0], path, run.folder, str(run.device),
-        time.perf_counter() - begun)
+    return FinetuneResult(config, bank, queries, repeats, run.labels, shared, beside.with_majority(bank, queries),
+                          classifiers[0], path, run.folder, str(run.device), time.perf_counter() - begun)
 
 
 class Run:
@@ -94,6 +105,11 @@ class Run:
         self.source = {name: frozen.provenance[name] for name in ("name", "file", "recipe", "epochs", "licence")
                        if name in frozen.provenance}
         self.tally = Tally()
+        masks = [few_mask(train, config.labels, seed) for seed in self.seeds]
+        self.used = train.only(np.logical_or.reduce(masks))
+        """What any seed learns from."""
+        self.compares = len(self.used) >= LEAST_ROWS and fits(8 * len(self.used) * frozen.dimension("backbone"), CPU)
+        """Whether near-duplicates are looked for among them."""
 
     def start(self, seed: int) -> FrozenEncoder:
         """What a seed starts from."""
@@ -121,7 +137,8 @@ class Run:
     def plan(self, tested: int):
         """Count the images that are learned from, and those that are classified."""
         first = self.tuning(self.seeds[0])
-        self.tally.expect(len(self.seeds) * (first.how.epochs * len(first.images) + tested))
+        self.tally.expect(len(self.seeds) * (first.how.epochs * len(first.images) + tested)
+                          + self.compares * (len(self.used) + tested))
 
     def learned(self, seed: int, stop: StopRequest) -> Classifier:
         """The classifier of a seed: as it was kept, else learned from where its checkpoint is."""
@@ -157,20 +174,34 @@ class Run:
     def shown(self, test: LabelledImages, classifiers: list[Classifier],
               stop: StopRequest) -> tuple[LabelledImages, list[torch.Tensor]]:
         """The test images that can be read, and the logits (Q, C) that each classifier gives them."""
-        logits = []
-        for classifier in classifiers:
-            embed = Embedder(classifier.frozen, Compute(self.device, "fp32"), "backbone", normalized=False)
-
-            def encode(pixels: torch.Tensor, embed=embed, classifier=classifier) -> torch.Tensor:
-                stop.raise_if_set(f"Stopped during the test; what was learned is kept in {self.folder}. Run the same "
-                                  "command again to continue.")
-                return classifier.logits(embed(pixels))
-
-            found = encoded(test, classifier.frozen.transform, encode, self.config.workers, self.tally.add)
-            logits.append(found.vectors[torch.from_numpy(found.readable)])
-        for text in found.notes(test):
+        found = [self._encoded(test, one.frozen, False, one.logits, stop) for one in classifiers]
+        for text in found[0].notes(test):
             self.note(text)
-        return test.only(found.readable), logits
+        readable = torch.from_numpy(found[0].readable)
+        return test.only(found[0].readable), [one.vectors[readable] for one in found]
+
+    def overlap(self, test: LabelledImages, stop: StopRequest) -> Overlap:
+        """Test images that are among those learned from; near-duplicates by the features of the encoder given."""
+        sides = []
+        for images in (self.used, test):
+            vectors = torch.zeros(len(images), 1)
+            if self.compares:
+                vectors = self._encoded(images, self.frozen, True, lambda features: features, stop).vectors
+            sides.append(images.side(vectors, self.frozen))
+        train, asked = sides
+        return found_overlap(train, asked, self.compares)
+
+    def _encoded(self, images: LabelledImages, frozen: FrozenEncoder, normalized: bool,
+                 then: Callable[[torch.Tensor], torch.Tensor], stop: StopRequest) -> Encoded:
+        """What is made of the backbone features of images, seen as in a test."""
+        embed = Embedder(frozen, Compute(self.device, "fp32"), "backbone", normalized=normalized)
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            stop.raise_if_set(f"Stopped during the test; what was learned is kept in {self.folder}. Run the same "
+                              "command again to continue.")
+            return then(embed(pixels))
+
+        return encoded(images, frozen.transform, encode, self.config.workers, self.tally.add)
 
     def export(self, classifier: Classifier) -> pathlib.Path:
         """Keep the classifier under its fingerprint, its graph beside it, and make it the newest of the workspace.

@@ -33,7 +33,8 @@ from mocoembed.data.workers import Batches
 from mocoembed.embed.store_writer import stable_ids
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, held_out, same_image
-from mocoembed.evaluate.sides import Side
+from mocoembed.evaluate.sides import Overlap, Side, overlap, shared_bytes
+from mocoembed.knn import neighbours
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.notes import say_nothing
 from mocoembed.train.guard import UNREADABLE_SHARE
@@ -164,9 +165,14 @@ def split(images: LabelledImages, share: float, seed: int) -> tuple[LabelledImag
 
 def with_few_labels(images: LabelledImages, labels: str | None, seed: int) -> LabelledImages:
     """Those whose labels are used: `labels` is `10%`, `5-per-class`, or `None` for all; by seed."""
+    return images if labels is None else images.only(few_mask(images, labels, seed))
+
+
+def few_mask(images: LabelledImages, labels: str | None, seed: int) -> np.ndarray:
+    """(N,) bool: those of `with_few_labels`."""
     if labels is None:
-        return images
-    return images.only(few_of_each(images.names, images.groups, labels, seed))
+        return np.ones(len(images), bool)
+    return few_of_each(images.names, images.groups, labels, seed)
 
 
 def training_batches(images: LabelledImages, how: Augmentation, step: int, workers: int | None, pin: bool) -> Batches:
@@ -227,3 +233,12 @@ def encoded(images: LabelledImages, transform: EvaluationTransform, encode: Call
     vectors = torch.cat(parts)
     vectors[torch.from_numpy(~readable)] = 0
     return Encoded(vectors, readable, failures)
+
+
+def found_overlap(train: Side, test: Side, known: bool) -> Overlap:
+    """Test images that are among the training images; near-duplicates only where the vectors of those are `known`."""
+    if not known:
+        same = shared_bytes(test, train, False)
+        return Overlap(int(same.sum()), None, None, True)
+    nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1)])
+    return overlap(test, train, False, nearest.numpy())

@@ -16,15 +16,13 @@ from torch.nn import functional
 from mocoembed.config import ProbeConfig
 from mocoembed.evaluate.images.baselines import ImageBaselines
 from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone, require_finite
-from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded
+from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded, found_overlap
 from mocoembed.evaluate.images.probe_result import ProbeRepeat, ProbeResult
 from mocoembed.evaluate.images.probing import Probe
 from mocoembed.evaluate.images.tally import Tally
 from mocoembed.evaluate.linear.accuracy import seeds_of
-from mocoembed.evaluate.sides import Overlap, Side, overlap, shared_bytes
 from mocoembed.evaluate.stored import fits
 from mocoembed.files import StopRequest, locked
-from mocoembed.knn import neighbours
 from mocoembed.model.precision import Compute
 from mocoembed.notes import say_nothing
 from mocoembed.train.export import open_encoder
@@ -137,12 +135,3 @@ class Run:
         for text in found.notes(images):
             self.note(text)
         return found
-
-
-def found_overlap(train: Side, test: Side, known: bool) -> Overlap:
-    """Test images that are among the training images; near-duplicates only where the vectors of those are `known`."""
-    if not known:
-        same = shared_bytes(test, train, False)
-        return Overlap(int(same.sum()), None, None, True)
-    nearest = torch.cat([piece[:, 0].cpu() for piece, _ in neighbours(test.vectors, train.vectors, 1)])
-    return overlap(test, train, False, nearest.numpy())
