@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from serving import Running
 
-from mocoembed.serve import health
 from mocoembed.serve.openapi import description
 
 EXAMPLES = 15  # for each operation
@@ -48,17 +47,6 @@ def test_suspected_labels_and_outliers(make_embeddings, tmp_path):
         assert (found["images"], found["failed_images"], found["suspected_total"]) == (31, 0, 1)
     finally:
         running.stop()
-
-
-def test_votes_are_counted_as_one_by_one():
-    random = np.random.default_rng(1)
-    theirs, labels = random.integers(-1, 4, (50, 7)), random.integers(-1, 4, 50)
-    own, other, most = health._votes(theirs, labels, 4)
-    for row in range(50):
-        counts = [int((theirs[row] == number).sum()) for number in range(4)]
-        others = [0 if number == labels[row] else count for number, count in enumerate(counts)]
-        assert own[row] == (counts[labels[row]] if labels[row] >= 0 else 0)
-        assert (most[row], others[other[row]]) == (max(others), max(others))
 
 
 def test_the_server_is_as_it_describes_itself(running):
