@@ -123,7 +123,7 @@ async function lookForChange() {
     api.setVersion(info.version);
     marks.renew(found, info.version);
     for (const module of Object.values(modules)) module.forget();
-    await search.showLabels();
+    search.showLabels();
     render(state(), null, scrollY);
     toast('The collection has changed; this is its new state.');
   } catch { /* the next request says so, and the next look tries again */ } finally {

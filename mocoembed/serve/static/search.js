@@ -13,7 +13,7 @@ const PAGE = 200; // hits or rows asked for at a time
 const MOST = 10000; // hits that can be scrolled through
 const MOST_LABELS = 60;
 const SUGGESTED = 20; // labels, while one types
-const NONE = { labels: [], total: 0 };
+const NONE = { labels: [] };
 const REMEMBERED = 30; // answers, for going back without asking again
 const PATIENCE = 300; // ms until the page says that it is searching
 const ANY = -0.01; // the slider's left end
@@ -129,25 +129,27 @@ const labelsOf = (text, limit) => api.labels({ text, limit }).catch(() => NONE);
 
 /** Offer labels that contain a text. */
 async function suggest(text) {
-  const { labels } = await labelsOf(text, SUGGESTED);
+  const labels = text ? (await labelsOf(text, SUGGESTED)).labels : named();
   if ($('filter').value === text) offer(labels);
 }
 
 const offer = (labels) => $('label-list').replaceChildren(...labels.map(({ label }) => el('option', { value: label })));
 
-/** The most frequent labels with their counts, as links that filter. */
-export async function showLabels() {
-  const { labels, total } = await labelsOf('', MOST_LABELS);
-  const named = labels.filter(({ label }) => label !== null);
-  const rest = labels.filter(({ label }) => label === null).map(({ count }) => ({ label: '', count }));
-  facts.labels = named.length ? [...named, ...rest] : [];
-  facts.moreLabels = total - labels.length;
-  offer(named);
+/** The most frequent labels with their counts, after those of images without one (`null`): the facts hold them. */
+const frequent = () => facts.labels.slice(0, MOST_LABELS);
+const named = () => frequent().filter(({ label }) => label !== null);
+
+/** Show and offer the most frequent labels. */
+export function showLabels() {
+  offer(named());
   chips(state());
 }
 
+/** The most frequent labels as links that filter. */
 function chips(now) {
-  const some = [...facts.labels ?? []];
+  const rest = frequent().filter(({ label }) => label === null).map(({ count }) => ({ label: '', count }));
+  const some = named().length ? [...named(), ...rest] : [];
+  const more = facts.labels_total - frequent().length;
   for (const label of now.label) if (!some.some((one) => one.label === label)) some.unshift({ label });
   $('labels').hidden = !some.length;
   $('labels').replaceChildren(...some.map(({ label, count }) => {
@@ -162,7 +164,7 @@ function chips(now) {
       [...$('labels').querySelectorAll('a')].find((one) => one.dataset.label === label)?.focus();
     });
     return el('li', {}, link);
-  }), facts.moreLabels ? el('li', { className: 'hint', textContent: `and ${counted(facts.moreLabels, 'more label')}` }) : '');
+  }), more ? el('li', { className: 'hint', textContent: `and ${counted(more, 'more label')}` }) : '');
   const current = $('labels').querySelector('[aria-current]');
   if (current) $('labels').scrollLeft = current.offsetLeft - $('labels').offsetLeft - 60;
 }
