@@ -1,8 +1,8 @@
 """Fine-tuning with few labels: labelled images and an encoder -> a classifier, and how many test images it gets right.
 
 Each seed learns from labels of its own; its classifier is kept in the run's folder as soon as it has learned, so a run
-that is stopped goes on with the step of its newest checkpoint. The test images are looked at once, when all have
-learned. The classifier of the first seed goes to the workspace, for `mocoembed classify`: none is chosen by its result.
+that is stopped goes on with the step of its newest checkpoint. The test images are looked at when all have learned.
+The classifier of the first seed goes to the workspace, for `mocoembed classify`: none is chosen by its result.
 """
 
 import pathlib
@@ -24,13 +24,13 @@ from mocoembed.evaluate.images.labelled import (
     LabelledImages,
     both_sides,
     encoded,
+    features_fit,
     few_mask,
     found_overlap,
     with_few_labels,
 )
 from mocoembed.evaluate.images.tally import Tally
 from mocoembed.evaluate.sides import Overlap
-from mocoembed.evaluate.stored import fits
 from mocoembed.evaluate.untrained import random_encoder
 from mocoembed.files import StopRequest, locked, read_json, sha256_json, write_bytes, write_json
 from mocoembed.model.classifier_file import Classifier, load_classifier, save_classifier
@@ -46,7 +46,6 @@ from mocoembed.workspace import Workspace
 
 SEEDS_OF_FEW = 3
 WHAT = "fine-tuning"
-CPU = torch.device("cpu")
 # Settings that do not change what is learned, or that the images and the encoder stand for.
 EXECUTION = ("train", "test", "encoder", "workspace", "run", "fresh", "exclude", "workers", "device",
              "checkpoint_every", "seeds", "baselines")
@@ -108,7 +107,7 @@ class Run:
         masks = [few_mask(train, config.labels, seed) for seed in self.seeds]
         self.used = train.only(np.logical_or.reduce(masks))
         """What any seed learns from."""
-        self.compares = len(self.used) >= LEAST_ROWS and fits(8 * len(self.used) * frozen.dimension("backbone"), CPU)
+        self.compares = len(self.used) >= LEAST_ROWS and features_fit(len(self.used), frozen.dimension("backbone"))
         """Whether near-duplicates are looked for among them."""
 
     def start(self, seed: int) -> FrozenEncoder:

@@ -34,6 +34,7 @@ from mocoembed.embed.store_writer import stable_ids
 from mocoembed.errors import CollectionError
 from mocoembed.evaluate.folds import few_labels_notes, few_of_each, held_out, same_image
 from mocoembed.evaluate.sides import Overlap, Side, overlap, shared_bytes
+from mocoembed.evaluate.stored import fits
 from mocoembed.knn import neighbours
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.notes import say_nothing
@@ -233,6 +234,11 @@ def encoded(images: LabelledImages, transform: EvaluationTransform, encode: Call
     vectors = torch.cat(parts)
     vectors[torch.from_numpy(~readable)] = 0
     return Encoded(vectors, readable, failures)
+
+
+def features_fit(count: int, dimension: int) -> bool:
+    """Whether the features of so many training images fit into memory, to find copies of test images by them."""
+    return fits(8 * count * dimension, torch.device("cpu"))
 
 
 def found_overlap(train: Side, test: Side, known: bool) -> Overlap:

@@ -16,19 +16,17 @@ from torch.nn import functional
 from mocoembed.config import ProbeConfig
 from mocoembed.evaluate.images.baselines import ImageBaselines
 from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone, require_finite
-from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded, found_overlap
+from mocoembed.evaluate.images.labelled import Encoded, LabelledImages, both_sides, encoded, features_fit, found_overlap
 from mocoembed.evaluate.images.probe_result import ProbeRepeat, ProbeResult
 from mocoembed.evaluate.images.probing import Probe
 from mocoembed.evaluate.images.tally import Tally
 from mocoembed.evaluate.linear.accuracy import seeds_of
-from mocoembed.evaluate.stored import fits
 from mocoembed.files import StopRequest, locked
 from mocoembed.model.precision import Compute
 from mocoembed.notes import say_nothing
 from mocoembed.train.export import open_encoder
 from mocoembed.workspace import Workspace
 
-CPU = torch.device("cpu")
 WHAT = "linear classification"
 
 Progress = Callable[[int, int], None]
@@ -87,7 +85,7 @@ class Run:
     def _wanted(self) -> np.ndarray:
         """All that are learned from, so that copies of test images are found; if they do not fit, those held out."""
         used = np.logical_or.reduce([probe.used for probe in self.probes])
-        if fits(8 * int(used.sum()) * self.backbone.dimension, CPU):
+        if features_fit(int(used.sum()), self.backbone.dimension):
             return used
         wanted = np.zeros(len(self.train), bool)
         for probe in self.probes:

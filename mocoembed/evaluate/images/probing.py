@@ -19,10 +19,10 @@ from mocoembed.data.augmentation import Augmentation, augmented
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.loader import ViewBatch, steps_per_epoch
 from mocoembed.errors import CollectionError, TrainingError
-from mocoembed.evaluate.folds import few_of_each, held_out
+from mocoembed.evaluate.folds import held_out
 from mocoembed.evaluate.images.frozen_backbone import FrozenBackbone
 from mocoembed.evaluate.images.heads import Heads, set_rates
-from mocoembed.evaluate.images.labelled import LabelledImages, require_readable, training_batches
+from mocoembed.evaluate.images.labelled import LabelledImages, few_mask, require_readable, training_batches
 from mocoembed.evaluate.images.probe_result import Chosen
 from mocoembed.evaluate.linear.penalty import HELD_OUT, score_of
 from mocoembed.files import StopRequest, sha256_json
@@ -56,10 +56,8 @@ class Probe:
     def __init__(self, config: ProbeConfig, backbone: FrozenBackbone, train: LabelledImages, encoder: str, seed: int):
         """`train` are the images whose labels may be used; `encoder` is the fingerprint of the backbone's."""
         self.config, self.backbone, self.seed = config, backbone, seed
-        self.used = np.ones(len(train), bool)
+        self.used = few_mask(train, config.labels, seed)
         """(N,) those whose labels are used."""
-        if config.labels is not None:
-            self.used = few_of_each(train.names, train.groups, config.labels, seed)
         self.images, self.known = train.only(self.used), sorted(set(train.names))
         self.folder = run_folder(config, self.images, encoder, seed)
         self.how = augmentation(config, backbone.transform, seed)
