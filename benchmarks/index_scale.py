@@ -42,7 +42,7 @@ from mocoembed.errors import MocoembedError
 from mocoembed.files import write_json
 from mocoembed.search.build import build_index
 from mocoembed.search.faiss_index import FaissIndex
-from mocoembed.search.faiss_parts import CANDIDATES_FOR_LINKS
+from mocoembed.search.faiss_parts import look_wider
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.index_rows import Effort
 from mocoembed.search.kinds import POINTS
@@ -132,8 +132,7 @@ def raw_faiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tup
         vectors = file.embeddings()
     index: Any = faiss.index_factory(vectors.shape[1], manifest["factory"].removeprefix("IDMap,"),
                                      faiss.METRIC_INNER_PRODUCT)
-    if isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efConstruction = CANDIDATES_FOR_LINKS
+    look_wider(index)
     if lists := manifest.get("lists"):
         faiss.extract_index_ivf(index).cp.niter = 10
         index.train(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), POINTS * lists)).astype(np.int64)])

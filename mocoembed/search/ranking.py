@@ -58,8 +58,7 @@ class Ranking:
         """`exactly(rows)` gives a source that compares these rows one and all; by default, `ExactRows`."""
         self.file, self.wishes = file, wishes
         self._exact_rows = exactly or functools.partial(ExactRows, file)
-        self.source = self._source(index)
-        self._is_of_all = self.source is index
+        self._index, self.source = index, self._source(index)
         self.pool = POOL * wishes.k if wishes.diverse else wishes.k
         self._all_count = wishes.selected is None and wishes.unique is None and wishes.min_score == -np.inf
 
@@ -103,9 +102,14 @@ class Ranking:
             pending, count = np.array(again, np.int64), 4 * count
             filtered = self._is_of_all and self.wishes.selected is not None
             if again and (filtered or (not self.source.exact and count > MOST_FROM_A_PART)):
-                self.source, self._is_of_all = self._exactly(), False
+                self.source = self._exactly()
             count = min(count, len(self.source))
         return found
+
+    @property
+    def _is_of_all(self) -> bool:
+        """Whether the candidates come from the index, which knows no filter."""
+        return self.source is self._index
 
     def _first(self, left_out: Sequence[np.ndarray]) -> int:
         """Candidates that are fetched at first: so many that it is mostly enough."""

@@ -57,9 +57,10 @@ class Hosts:
 
     def has(self, authority: str) -> bool:
         """Whether it is one of ours. Where others may reach the page, any address is: no name leads there then."""
-        name = name_of(authority)
-        if name is None or name in self._names:
-            return name is not None
+        if (name := name_of(authority)) is None:
+            return False
+        if name in self._names:
+            return True
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
