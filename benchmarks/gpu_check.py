@@ -31,8 +31,9 @@ from pretrain_speed import bare_step, our_step, timed
 from reproduce.photographs import write_photographs
 
 from mocoembed.config import PretrainConfig
+from mocoembed.cores import cores
 from mocoembed.data.images import scan
-from mocoembed.data.loader import Places, cores, view_batches, worker_count
+from mocoembed.data.loader import Places, view_batches, worker_count
 from mocoembed.model.precision import Compute
 
 ROUNDS, WARM_UP = 12, 4

@@ -14,9 +14,9 @@ from mocoembed.cli.main import COMMANDS, cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the source of the flow to its end: a module imports only from its own room and from rooms before it.
-ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "memory", "workspace", "verified",
-         "data", "model", "knn", "geometry", "train", "embed", "search", "serve", "evaluate", "report", "info", "demo",
-         "__init__", "cli", "__main__", "benchmarks"]
+ROOMS = ["version", "errors", "notes", "checks", "recipes", "config", "files", "memory", "cores", "workspace",
+         "verified", "data", "model", "knn", "geometry", "train", "embed", "search", "serve", "evaluate", "report",
+         "info", "demo", "__init__", "cli", "__main__", "benchmarks"]
 OWNERS = {"h5py": {"mocoembed/embed/store.py", "mocoembed/embed/store_writer.py"},
           "faiss": {"mocoembed/search/faiss_parts.py"}, "timm": {"mocoembed/model/timm_backbone.py"},
           "huggingface_hub": {"mocoembed/model/timm_backbone.py"},

@@ -38,7 +38,7 @@ import torch
 from benchmarks.reproduce.gpu_pieces import PIECES, Lab, LeftOut, OutOfTime
 from benchmarks.reproduce.queue_of_work import MORE_TO_DO
 from mocoembed import __version__
-from mocoembed.data.loader import cores
+from mocoembed.cores import cores
 from mocoembed.files import write_bytes, write_json
 from mocoembed.model.precision import Compute
 

@@ -20,8 +20,9 @@ from benchmarks.index_scale import mixture, write
 from benchmarks.pretrain_speed import bare_step, our_step, timed
 from benchmarks.reproduce.peers import authors_step, lightly_step
 from mocoembed.config import PretrainConfig
+from mocoembed.cores import cores
 from mocoembed.data.images import scan
-from mocoembed.data.loader import Places, cores, view_batches
+from mocoembed.data.loader import Places, view_batches
 from mocoembed.data.sample import write_collection
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.model.embedder import Embedder

@@ -6,7 +6,6 @@ one leaves a blank and its reason, so that batches never shift.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mocoembed.cores import cores
 from mocoembed.data.cache import CachedImage, ImageCache
 from mocoembed.data.crop import crop
 from mocoembed.data.decode import EncodedImage
@@ -35,11 +35,6 @@ from mocoembed.data.views import (
 from mocoembed.data.workers import Batches, Images
 
 REPLACEMENTS = 50  # images tried in the place of an unreadable one
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count(given: int | None, images: int, available: int | None = None) -> int:

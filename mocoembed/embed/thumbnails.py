@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mocoembed.cores import cores
 from mocoembed.data.deep import ValueRange
 from mocoembed.data.shards import read_path
 from mocoembed.data.thumbnail import SIDE, jpeg
@@ -19,7 +20,7 @@ def with_thumbnails(blocks: Iterator[Any], value_range: ValueRange, note: Callab
     `None` stands for an image that is gone, or whose bytes are no more those of its digest; `note` is told how many.
     """
     missing = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for block in blocks:
             def made(path: bytes, digest: str) -> bytes | None:
                 return thumbnail(path, digest, value_range)

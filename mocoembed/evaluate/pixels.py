@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mocoembed.cores import cores
 from mocoembed.data.decode import EncodedImage
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.facts import UNKNOWN
@@ -111,7 +112,7 @@ def images_of(side: Side, transform: EvaluationTransform) -> Iterator[np.ndarray
             reason = "it is not there" if isinstance(error, FileNotFoundError) else error
             raise CollectionError(f"cannot read {os.fsdecode(path)!r}: {reason}.") from error
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
         for first in range(0, len(paths), AT_A_TIME):
             some = slice(first, first + AT_A_TIME)
             yield np.stack(list(threads.map(read, paths[some], side.digests[some])))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mocoembed.cores import cores
 from mocoembed.errors import FormatError, MocoembedError, UsageError
 from mocoembed.files import sha256_file, sha256_json
 from mocoembed.model.encoder_metadata import transform_of
@@ -97,8 +98,7 @@ def session_of(path: pathlib.Path, pixels: int):
 
         onnxruntime.set_default_logger_severity(QUIET)
         options = onnxruntime.SessionOptions()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # 0: all there are
-        options.intra_op_num_threads = 1 if path.stat().st_size * pixels < LIGHT else cores
+        options.intra_op_num_threads = 1 if path.stat().st_size * pixels < LIGHT else cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # whatever it raises for a graph of another version, or for itself

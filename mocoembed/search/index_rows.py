@@ -5,11 +5,13 @@ brings back the recall that quantising costs.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mocoembed.cores import cores
 from mocoembed.embed.store import EmbeddingFile
 
 TUNED_FOR = 10  # hits for which an index is tuned
@@ -73,21 +75,29 @@ class IndexRows:
         effort, k = self.effort.for_hits(k), min(k, len(self))
         wanted = min(max(k, effort.candidates), len(self))
         scores, ids = self._index.search(vectors, wanted, effort.breadth)
-        rows = self._rows_of(ids)
-        return self._ranked(vectors, rows, k) if effort.candidates else (scores, rows)
+        return self._ranked(vectors, ids, k) if effort.candidates else (scores, self._rows_of(ids))
 
     def _rows_of(self, ids: np.ndarray) -> np.ndarray:
         places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         return np.where(self._ids[places] == ids, self._order[places], -1)
 
-    def _ranked(self, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of the candidates `rows` (Q, n) by their vectors."""
-        queries, scores = np.asarray(vectors, np.float32), np.empty(rows.shape, np.float32)
-        step = max(1, GATHERED // (4 * rows.shape[1] * queries.shape[1]))
-        for first in range(0, len(rows), step):
-            some, its = queries[first:first + step, None], self._file.vectors_at(rows[first:first + step])  # q x n x D
-            scores[first:first + step] = (np.matmul(its, some.swapaxes(1, 2))[..., 0] if self._normalized
-                                          else -((its - some)**2).sum(axis=2))
+    def _ranked(self, vectors: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the candidates `ids` (Q, n) by their vectors; a batch of queries in parts, on all cores."""
+        queries = np.asarray(vectors, np.float32)
+        step = max(1, GATHERED // (4 * ids.shape[1] * queries.shape[1]))
+        parts = [slice(first, first + step) for first in range(0, len(ids), step)]
+        if len(parts) == 1:
+            return self._ranked_part(queries, ids, k)
+        with ThreadPoolExecutor(cores()) as threads:
+            ranked = list(threads.map(lambda part: self._ranked_part(queries[part], ids[part], k), parts))
+        scores, rows = zip(*ranked)
+        return np.concatenate(scores), np.concatenate(rows)
+
+    def _ranked_part(self, queries: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._rows_of(ids)
+        its = self._file.vectors_at(rows)  # q x n x D
+        scores = (np.matmul(its, queries[..., None])[..., 0] if self._normalized
+                  else -((its - queries[:, None])**2).sum(axis=2))
         scores[rows < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

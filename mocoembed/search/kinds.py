@@ -14,13 +14,13 @@ Re-ranking compares the query with the vectors in the embeddings file, so it cos
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mocoembed.cores import cores
 from mocoembed.errors import MocoembedError
 from mocoembed.memory import MIB, shown
 from mocoembed.notes import duration
@@ -111,12 +111,12 @@ class Plan:
         """Bytes of memory while it is built."""
         growing = 1.5 if self.parts.lists else 1.0  # lists are copied when they grow
         return int(self.count * (growing * self.parts.vector_bytes + ID_BYTES) + 10 * self.dimension * self.sample
-                   + 12 * self.parts.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
+                   + 12 * self.parts.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * cores()
 
     @property
     def seconds(self) -> float:
         """About how long it takes on this machine."""
-        cores, parts = os.cpu_count() or 1, self.parts
+        parts = self.parts
         links = self.count * GRAPH_SECONDS * (self.dimension / 256) ** 0.7 * math.sqrt(parts.links / LINKS)
         codes = min(self.sample, parts.code_points) * parts.code_rounds * CODE_SECONDS
         centres = self.sample * parts.lists * ITERATIONS + self.count * parts.lists
@@ -124,7 +124,7 @@ class Plan:
         exact = EXACT // 5 if self.kind.name == "flat" else EXACT
         looks = self.count * self._looks() * LOOK_SECONDS
         products = centres + rotating + exact * self.count
-        return ((links + codes + looks) / cores + 2 * self.dimension * products / _rate()
+        return ((links + codes + looks) / cores() + 2 * self.dimension * products / _rate()
                 + 4 * self.count * self.dimension * 4 / READ_RATE)
 
     def _looks(self) -> int:

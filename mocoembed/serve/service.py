@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mocoembed.config.serve import ServeConfig
+from mocoembed.cores import cores
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.batches import Batches
 from mocoembed.serve.collection import Collection
@@ -30,12 +30,12 @@ class Service:
     def __init__(self, config: ServeConfig, note: Callable[[str], None]):
         self.config, self.note = config, note
         self.following = Following(config, note)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Threads of each kind of their own: a disk that hangs holds up images, and nothing else.
-        self._searching, self._decoding = ThreadPoolExecutor(cores + 2, "search"), ThreadPoolExecutor(cores, "decode")
+        self._searching = ThreadPoolExecutor(cores() + 2, "search")
+        self._decoding = ThreadPoolExecutor(cores(), "decode")
         self._encoding = ThreadPoolExecutor(1, "encode")
         self.metrics, self.thumbnails, self.bodies = Metrics(), Thumbnails(), Bodies()
-        self.searches, self.images, self.uploads = (Gate(cores, WAITING) for _ in range(3))
+        self.searches, self.images, self.uploads = (Gate(cores(), WAITING) for _ in range(3))
         self.slow = Gate(1, WAITING)
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mocoembed.data.loader import cores
+from mocoembed.cores import cores
 from mocoembed.errors import Interrupted, MocoembedError, ProcessError, UsageError
 from mocoembed.files import StopRequest
 from mocoembed.model.ranks import ALONE, Ranks

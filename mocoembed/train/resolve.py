@@ -13,8 +13,8 @@ from typing import Any
 from mocoembed.checks import option_name
 from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import FROM_INIT
+from mocoembed.cores import cores
 from mocoembed.data.images import Listing
-from mocoembed.data.loader import cores
 from mocoembed.memory import available_memory
 from mocoembed.memory import shown as memory_shown
 from mocoembed.model.cost import work

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from mocoembed.config import FinetuneConfig, ProbeConfig
+from mocoembed.cores import cores
 from mocoembed.data.augmentation import Augmentation
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.facts import REPLACED, UNKNOWN, Failure
 from mocoembed.data.images import NO_LABEL, Listing, scan
-from mocoembed.data.loader import Places, ViewBatch, cores, evaluation_batches, view_batches, worker_count
+from mocoembed.data.loader import Places, ViewBatch, evaluation_batches, view_batches, worker_count
 from mocoembed.data.workers import Batches
 from mocoembed.embed.store_writer import stable_ids
 from mocoembed.errors import CollectionError
