@@ -478,8 +478,12 @@ def test_of_many_labels_the_rest_is_found_by_typing(browser, workspace, tmp_path
         Image.new("RGB", (32, 32), (3 * number, 90, 0)).save(folder / f"Label {number}" / "one.png")
     shutil.copytree(workspace, root)
     embed(folder, root, fresh=True)
+    make_map(MapConfig(workspace=str(root)))
     with serving(root) as where:
         one = Watched(browser, where)
+        page = one.open("?view=map")
+        one.until("document.querySelectorAll('.legend button').length === 60")
+        assert page.locator(".legend li").last.inner_text() == "and 10 more labels"
         page = one.open()
         one.until("document.querySelectorAll('#labels a').length === 60")
         assert page.locator("#labels li").last.inner_text() == "and 10 more labels"

@@ -1,6 +1,6 @@
 // What is around the map: buttons, the labels with their colours, and why there is no map.
 
-import { $, el, icon } from '../dom.js';
+import { $, counted, el, icon } from '../dom.js';
 import { choose } from './chosen.js';
 import { agreementColour, labelColour, paint } from './colours.js';
 import { fit } from './drawing.js';
@@ -53,6 +53,7 @@ export function keys() {
     return;
   }
   const named = scene.points.names.slice(0, MOST_KEYS).map((name, number) => [name, number]);
+  const more = scene.points.kinds - named.length;
   if (named.length && scene.points.labels.includes(-1)) named.push(['no label', -1]);
   scene.parts.legend.replaceChildren(...named.map(([name, number]) => {
     const dot = el('span', { className: 'dot' });
@@ -68,7 +69,7 @@ export function keys() {
       plan();
     };
     return el('li', {}, button);
-  }));
+  }), more ? el('li', { className: 'hint' }, `and ${counted(more, 'more label')}`) : '');
 }
 
 /** Say why there is no map, or nothing. */

@@ -5,7 +5,7 @@ import { MOST_MOVING, scene } from './scene.js';
 
 const GLIDE = 900; // ms in which the points move to their places on a better map
 
-/** {count, x, y, labels, names, agreement, ...} of an answer of the server; also the order to draw them in. */
+/** {count, x, y, labels, names, kinds, agreement, ...} of an answer of the server; also the order to draw them in. */
 export function read(answer) {
   const count = answer.points.length;
   const x = new Float32Array(count);
@@ -27,9 +27,9 @@ export function read(answer) {
     [order[i], order[j]] = [order[j], order[i]];
   }
   scene.order = order;
-  const { version, method, provisional } = answer;
-  return { count, x, y, version, method, provisional, labels: answer.labels ?? [], names: answer.label_names ?? [],
-    agreement: answer.agreement ?? null };
+  const { version, method, provisional, labels = [] } = answer;
+  return { count, x, y, version, method, provisional, labels, names: answer.label_names ?? [],
+    kinds: labels.reduce((most, label) => Math.max(most, label + 1), 0), agreement: answer.agreement ?? null };
 }
 
 /** Move each point from where it was to its place. */

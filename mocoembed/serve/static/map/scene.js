@@ -5,7 +5,7 @@ export const REST = 150; // ms without a movement
 
 export const scene = {
   parts: null, // elements of the page; what is in view
-  points: null, // {count, x, y, labels, agreement, names}
+  points: null, // {count, x, y, labels, kinds (how many labels), names (of the most frequent), agreement}
   order: null, // points in the order they are drawn in
   colours: null, // of each point, as a pixel of the canvas
   view: { x: 0.5, y: 0.5, zoom: 1 },
