@@ -15,7 +15,7 @@ from mocoembed.config import IndexConfig
 from mocoembed.embed import store
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, Interrupted, MocoembedError, UsageError
-from mocoembed.search import build, faiss_index, kinds, ranking, tuning, update
+from mocoembed.search import build, faiss_index, index_rows, kinds, ranking, tuning, update
 from mocoembed.search import index as index_module
 from mocoembed.search.build import build_index
 from mocoembed.search.exact import ExactRows
@@ -85,6 +85,26 @@ def test_a_type_finds_what_it_promises(make_embeddings, name, normalized):
                              -((file.embeddings()[its] - query)**2).sum(axis=1) for query, its in zip(queries, found)])
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)  # exact, whatever the codes are
     assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("normalized", [True, False], ids=["cosine", "distance"])
+@pytest.mark.parametrize("change", ["in parts", "read"])
+def test_a_batch_is_ranked_in_parts_or_from_rows_that_are_read_with_the_same_hits(make_embeddings, normalized, change,
+                                                                                  monkeypatch):
+    path = pathlib.Path(make_embeddings("rows", clustered(0, 60, normalized), "abc" * 20, normalized=normalized))
+    index = SearchIndex.open(build_index(IndexConfig(str(path), type="ivf-sq8", recall=0.5)).path)
+    queries = clustered(5, 80, normalized)
+    with EmbeddingFile(path) as file:
+        rows = IndexRows(index, file, Effort(1, 40))  # a list holds fewer, so some of the candidates are none
+        scores, found = rows.nearest(queries, 20)
+        assert (found < 0).any()
+        if change == "in parts":
+            monkeypatch.setattr(index_rows, "COMPARED", 7 * 40 * LENGTH * 4)  # seven queries
+        else:
+            monkeypatch.setattr(EmbeddingFile, "vectors_in_place", lambda self: None)
+        again, its = rows.nearest(queries, 20)
+    assert (its == found).all()
+    assert (again == scores).all()
 
 
 def test_the_rows_that_were_held_out_are_in_the_index(rows_file):

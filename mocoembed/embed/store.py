@@ -244,12 +244,16 @@ class EmbeddingFile:
 
         For few rows of many this takes a tenth of the time that `embeddings[rows]` takes.
         """
-        if (mapped := self._in_place("embeddings")) is None:
+        if (mapped := self.vectors_in_place()) is None:
             if isinstance(rows, slice):
                 return self.embeddings[rows]
             rising, places = np.unique(rows, return_inverse=True)
             return self.embeddings[rising][places.reshape(np.shape(rows))]
         return float32(mapped[rows])
+
+    def vectors_in_place(self) -> np.ndarray | None:
+        """(N, D): all vectors as they lie in the file, mapped; `None` where they cannot be."""
+        return self._in_place("embeddings")
 
     def paths_at(self, rows: list[int] | np.ndarray) -> list[bytes]:
         """`paths` of rows in any order, read where they lie in the file."""

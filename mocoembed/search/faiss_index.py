@@ -25,6 +25,7 @@ from mocoembed.search.faiss_parts import (
     lists_and_graph,
     look_wider,
     multiplying,
+    one_thread,
     quick_codes,
     reason,
 )
@@ -134,9 +135,9 @@ class FaissIndex:
 
     def search(self, vectors: np.ndarray, k: int, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k) float32, a higher one nearer, and ids (Q, k) int64, -1 where none was found."""
-        if len(vectors) == 1 and faiss.omp_get_max_threads() > 1:
-            return self._on_one_thread(vectors, k, breadth)
-        scores, ids = self._index.search(vectors, k, params=self._parameters(breadth) if breadth else None)
+        # One query takes less time than waking up another thread does.
+        with one_thread() if len(vectors) == 1 else contextlib.nullcontext():
+            scores, ids = self._index.search(vectors, k, params=self._parameters(breadth) if breadth else None)
         return (scores if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else -scores), ids
 
     def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, ...]:
@@ -161,15 +162,6 @@ class FaissIndex:
             return len(self)
         sizes = [self._ivf.invlists.list_size(one) for one in range(self.lists)]
         return sum(sorted(sizes)[-breadth:])
-
-    def _on_one_thread(self, vectors: np.ndarray, k: int, breadth: int):
-        """One query takes less time than waking up another thread does. The setting is the calling thread's own."""
-        before = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
-            return self.search(vectors, k, breadth)
-        finally:
-            faiss.omp_set_num_threads(before)
 
     def _parameters(self, breadth: int):
         if self._ivf is None:

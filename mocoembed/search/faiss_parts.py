@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mocoembed.errors import MocoembedError
 
 ITERATIONS, LEAST_POINTS = 10, 1  # of k-means; FAISS warns below 39 points for a list by itself
@@ -107,6 +109,30 @@ def multiplying() -> Iterator[None]:
         yield
     finally:
         faiss.cvar.distance_compute_blas_threshold = before
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Have FAISS work on the calling thread alone. The setting is that thread's own."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def scores_with(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray, inner_product: bool) -> np.ndarray:
+    """(Q, n) float32: scores of `queries` (Q, D) with those of `vectors` (N, D) at `places` (Q, n), without a copy.
+
+    All are in C order, in float32 and int64. A place of -1 has a score of minus infinity.
+    """
+    compared = np.empty(places.shape, np.float32)
+    compare = faiss.fvec_inner_products_by_idx if inner_product else faiss.fvec_L2sqr_by_idx
+    compare(*map(faiss.swig_ptr, (compared, queries, vectors, places)), vectors.shape[1], *places.shape)
+    scores = compared if inner_product else -compared
+    scores[places < 0] = -np.inf
+    return scores
 
 
 @dataclass(frozen=True)

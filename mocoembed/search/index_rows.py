@@ -13,9 +13,10 @@ import numpy as np
 
 from mocoembed.cores import cores
 from mocoembed.embed.store import EmbeddingFile
+from mocoembed.search.faiss_parts import one_thread, scores_with
 
 TUNED_FOR = 10  # hits for which an index is tuned
-GATHERED = 1 << 24  # bytes of vectors at most that are compared at a time
+COMPARED = 1 << 25  # bytes of vectors at most that a thread compares at a time
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class IndexRows:
 
     def _ranked(self, vectors: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of the candidates `ids` (Q, n) by their vectors; a batch of queries in parts, on all cores."""
-        queries = np.asarray(vectors, np.float32)
-        step = max(1, GATHERED // (4 * ids.shape[1] * queries.shape[1]))
+        queries = np.ascontiguousarray(vectors, np.float32)
+        step = max(1, COMPARED // (4 * ids.shape[1] * queries.shape[1]))
         parts = [slice(first, first + step) for first in range(0, len(ids), step)]
         if len(parts) == 1:
             return self._ranked_part(queries, ids, k)
@@ -95,9 +96,11 @@ class IndexRows:
 
     def _ranked_part(self, queries: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._rows_of(ids)
-        its = self._file.vectors_at(rows)  # q x n x D
-        scores = (np.matmul(its, queries[..., None])[..., 0] if self._normalized
-                  else -((its - queries[:, None])**2).sum(axis=2))
-        scores[rows < 0] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        vectors, places = self._file.vectors_in_place(), rows
+        if vectors is None or vectors.dtype != np.float32:
+            vectors = self._file.vectors_at(rows.ravel())
+            places = np.where(rows < 0, -1, np.arange(rows.size).reshape(rows.shape))
+        with one_thread():
+            scores = scores_with(queries, vectors, places, self._normalized)
+        lines, best = np.arange(len(rows))[:, None], np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return scores[lines, best], rows[lines, best]
