@@ -393,6 +393,29 @@ def test_the_map_is_made_beside_serving(indexed_workspace, tmp_path):
         running.stop()
 
 
+def test_how_far_the_map_is_and_why_there_is_none_are_told(indexed_workspace, tmp_path, monkeypatch):
+    root, stop = shutil.copytree(indexed_workspace, tmp_path / "ws"), tmp_path / "stop"
+    script = ("import os, sys, time\nprint('map: 3 of 9 steps', file=sys.stderr, flush=True)\n"
+              f"while not os.path.exists({str(stop)!r}): time.sleep(0.05)\nsys.exit('no room')\n")
+    monkeypatch.setattr(mapping, "COMMAND", (sys.executable, "-c", script))
+    running = Running(workspace=str(root), map=True)
+
+    def told(wanted):
+        for _ in range(400):
+            if running.get("/api/info").json()["map_progress"] == wanted:
+                return True
+            time.sleep(0.05)
+        return False
+
+    try:
+        assert told("map: 3 of 9 steps")
+        stop.touch()
+        assert told(None)
+        assert "The map was not made: map: 3 of 9 steps\nno room" in running.notes
+    finally:
+        running.stop()
+
+
 def test_the_map_that_is_being_made_ends_with_the_server(indexed_workspace, tmp_path, monkeypatch):
     root = shutil.copytree(indexed_workspace, tmp_path / "ws")
     monkeypatch.setattr(mapping, "COMMAND", (sys.executable, "-c", "import time; time.sleep(1000)"))

@@ -21,6 +21,8 @@ class Mapping:
         self._wanted.set()
         self.running: int | None = None
         """Process that makes it now."""
+        self.progress: str | None = None
+        """What that process said last, such as `map: 200 of 1000 steps, about 2 min left`."""
 
     def again(self):
         """The embeddings are others by now."""
@@ -42,12 +44,26 @@ class Mapping:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
         try:
-            made, wrong = await process.communicate()
+            made, wrong = await asyncio.gather(_read(process.stdout), _read(process.stderr, self._tell))
+            await process.wait()
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 await process.wait()
-            self.running = None
+            self.running = self.progress = None
         text = (made if process.returncode == 0 else wrong).decode(errors="replace").strip()
         self._note(text if process.returncode == 0 else f"The map was not made: {text}")
+
+    def _tell(self, line: bytes):
+        self.progress = line.decode(errors="replace").strip()
+
+
+async def _read(pipe: asyncio.StreamReader | None, tell: Callable[[bytes], None] = lambda line: None) -> bytes:
+    """All that a process writes into a pipe; each line is told."""
+    lines = []
+    if pipe is not None:
+        async for line in pipe:
+            lines.append(line)
+            tell(line)
+    return b"".join(lines)

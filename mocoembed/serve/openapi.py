@@ -137,7 +137,7 @@ def paths() -> Schema:
     labels = fields({"version": TEXT, "total": INTEGER, "labels": LABELS})
     info = fields({"version": TEXT, "count": INTEGER, "dimension": INTEGER, "embeddings": TEXT, "root": TEXT,
                    "labels": LABELS, "labels_total": INTEGER, "encoder": OPEN, "index": OPEN, "searches_images": FLAG,
-                   "map": {"type": ["object", "null"]}})
+                   "map": {"type": ["object", "null"]}, "map_progress": {"type": ["string", "null"]}})
     status = fields({"status": TEXT})
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
     sample = [parameter("rows", "These rows, with commas between them, and nothing else that is asked for.",

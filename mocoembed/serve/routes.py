@@ -212,10 +212,11 @@ class Api:
     async def info(self, request: Request) -> Response:
         """Facts about collection, encoder and index."""
         allow(request.query_params)
-        collection = self.service.following.current
+        collection, mapping = self.service.following.current, self.service.mapping
+        progress = mapping and mapping.progress
 
         def found() -> dict[str, Any]:
-            return {**collection.info(), "map": self._points.facts(collection)}
+            return {**collection.info(), "map": self._points.facts(collection), "map_progress": progress}
 
         return Json(await self.service.run(found))
 
