@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocoembed.config import EmbedConfig, MapConfig
+from mocoembed.config import EmbedConfig, IndexConfig, MapConfig
 from mocoembed.embed.extract import embed_images
+from mocoembed.search.build import build_index
 from mocoembed.search.map import make_map
 from mocoembed.search.map_file import read_map, write_map
 
@@ -112,6 +113,24 @@ def places(tmp_path_factory, make_images, workspace, browser):
 @pytest.fixture(scope="module")
 def address(places):
     with serving(places[1]) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def mapped(places):
+    """The map of the collection."""
+    return make_map(MapConfig(workspace=str(places[1]))).path
+
+
+MANY = 270  # images: more than a page of answers holds, and more than a query takes
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, make_images, workspace, browser):
+    """The address of a collection of `MANY` images."""
+    root = pathlib.Path(shutil.copytree(workspace, tmp_path_factory.mktemp("many-workspace") / "ws"))
+    embed(make_images(tmp_path_factory.mktemp("many"), MANY // 3), root, fresh=True)
+    with serving(root) as where:
         yield where
 
 
@@ -552,6 +571,71 @@ def test_lightbox(watched):
     assert page.locator("#grid .tile").count() >= 1
 
 
+def test_more_like_more_marked_images_than_a_query_takes(browser, many):
+    one = Watched(browser, many)
+    page = one.open("?path=*")
+    one.until("scrollTo(0, document.body.scrollHeight), "
+              f"document.querySelector('#mark-all').textContent === 'Mark {MANY} images'")
+    page.locator("#mark-all").click()
+    page.locator("#tray [data-do=like]").click()
+    page.wait_for_selector("#grid .score")
+    one.settled()
+    assert f"most similar images to 256 of the {MANY} marked images" in page.locator("#status").inner_text()
+    assert page.locator("#grid .tile").count() == MANY - 256
+    marked = page.evaluate("JSON.parse(localStorage[Object.keys(localStorage).find(key => /marks/.test(key))]).marked"
+                           ".map(({ id }) => id)")
+    places = [marked.index(one) for one in re.findall(r"like=(\d+)", page.url)]
+    assert len(places) == 256
+    assert set(np.diff(places)) == {1, 2}
+    assert (places[0], places[-1]) == (0, MANY - 2)
+    page.locator("#tray [data-do=clear]").click()
+    page = one.open("?label=red&path=00*")
+    page.locator("#mark-all").click()
+    page.locator("#tray [data-do=like]").click()
+    page.wait_for_selector("#grid .score")
+    one.settled()
+    assert "marked" not in page.locator("#status").inner_text()
+    one.context.close()
+    assert one.wrong == []
+
+
+def test_the_lightbox_goes_on_to_images_that_were_not_loaded(browser, many):
+    one = Watched(browser, many, viewport={"width": 390, "height": 600})  # where the page asks for no more by itself
+    page = one.open()
+    ids = ids_of(page, f"path=*&limit={MANY}")
+    page = one.open(f"?path=*&open={ids[197]}")
+    page.wait_for_selector("#lightbox[open]")
+    for step in range(4):
+        page.wait_for_selector("#lb-right", state="visible")
+        page.keyboard.press("ArrowRight")
+        assert page.url.endswith(f"&open={ids[198 + step]}")
+    page = one.open(f"?path=*&open={ids[0]}")
+    page.wait_for_selector("#lb-right", state="visible")
+    assert page.locator("#lb-left").is_hidden()
+    page = one.open(f"?path=002*&open={ids[2]}")  # three images, all there
+    for _ in range(2):
+        page.wait_for_selector("#lb-right", state="visible")
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#lb-right", state="hidden")
+    one.context.close()
+    assert one.wrong == []
+
+
+def test_the_lightbox_goes_on_to_the_next_group(watched):
+    page = watched.page
+    page.route("**/api/duplicates?*", lambda route: route.continue_(url=re.sub(r"limit=\d+", "limit=1",
+                                                                               route.request.url)))
+    page = watched.open("?view=duplicates")
+    watched.until("Number.parseInt(document.querySelector('#view-duplicates .status').textContent) > 1")
+    assert page.locator(".group").count() == 1
+    group = set(page.evaluate("[...document.querySelectorAll('.member-image')].map(link => link.href)"))
+    page.locator(".member-image").last.click()
+    page.wait_for_selector("#lb-right", state="visible")
+    page.keyboard.press("ArrowRight")
+    watched.until("document.querySelector('#lb-left').hidden === false")
+    assert page.url not in group
+
+
 def test_a_finger_goes_through_the_images(browser, address):
     one = Watched(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = one.open()
@@ -717,16 +801,101 @@ def test_keyboard_only(watched):
     assert page.locator("#toast").is_hidden()
 
 
-def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):
-    folder, root = tmp_path / "images", tmp_path / "ws"
-    make_images(folder, 8)
+def test_keys_of_duplicates_and_health_and_of_an_open_image(watched):
+    watched.page.set_viewport_size({"width": 390, "height": 800})  # where the groups stand in several rows
+    for view, images in (("duplicates", ".member-image"), ("health", ".near a")):
+        page = watched.open(f"?view={view}")
+        page.wait_for_selector(images)
+        place = f"[...document.querySelectorAll('{images}')].indexOf(document.activeElement)"
+        top = "document.activeElement.getBoundingClientRect().top + scrollY"
+        for key in ("Home", "End", "ArrowDown"):  # without a focus, they scroll
+            page.keyboard.press(key)
+        assert page.evaluate(place) == -1
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(place) == 0
+        first = page.evaluate(top)
+        page.keyboard.press("End")
+        assert page.evaluate(place) == page.locator(images).count() - 1
+        page.keyboard.press("Home")
+        assert page.evaluate(place) == 0
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate(top) > first
+        page.keyboard.press("ArrowUp")
+        assert (page.evaluate(top), page.evaluate(place)) == (first, 0)
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("u")
+    assert chosen.value.is_multiple()
+    page.keyboard.press("Space")
+    page.wait_for_selector("#lightbox[open]")
+    page.keyboard.press("c")
+    watched.until("path => navigator.clipboard.readText().then(text => text === path)",
+                  arg=page.locator("#lb-path").text_content())
+
+
+def test_names_that_are_not_utf8(browser, make_images, workspace, tmp_path):
+    folder, root = make_images(tmp_path / "images", 2), tmp_path / "ws"
+    odd = os.fsencode(folder) + b"/caf\xe9"
+    os.mkdir(odd)
+    for name in (b"plain.png", b"\xf0\x9f\x8c\xb7 n\xff\xfe.png"):
+        shutil.copy(folder / "red" / "000.png", odd + b"/" + name)
     shutil.copytree(workspace, root)
     embed(folder, root, fresh=True)
+    with serving(root) as where:
+        one = Watched(browser, where)
+        page = one.open("?path=caf*")
+        page.locator("#mark-all").click()
+        paths = sorted(odd + b"/" + name for name in os.listdir(odd))
+        with page.expect_download() as given:
+            page.locator("#tray [data-do=csv]").click()
+        with open(given.value.path(), encoding="utf-8", errors="surrogateescape", newline="") as text:
+            assert sorted(os.fsencode(row["path"]) for row in csv.DictReader(text)) == paths
+        page.locator("#tray [data-do=paths]").click()
+        page.wait_for_selector("#toast:not([hidden])")
+        said = "copied, but the clipboard cannot hold names that are not UTF-8: CSV and JSON can"
+        assert page.locator("#toast").inner_text() == f"2 paths {said}"
+        page.locator("#grid .view").first.click(force=True)
+        page.wait_for_selector("#lightbox[open]")
+        page.locator("#lb-copy").click()
+        one.until("document.querySelector('#toast').textContent.startsWith('Path copied, but')")
+        assert page.evaluate("""() => {
+            const { left, top, width, height } = document.querySelector('#toast').getBoundingClientRect();
+            return document.elementFromPoint(left + width / 2, top + height / 2).id;
+        }""") == "toast"  # in front of the dialog
+        page.locator("#lb-folder").click()
+        page.wait_for_selector("#lightbox:not([open])", state="attached")
+        assert page.url.endswith("?path=caf%3F%2F*")
+        one.until("document.querySelectorAll('#grid .tile').length === 2")
+        page.locator("#tray [data-do=clear]").click()
+        page = one.open("?view=duplicates&threshold=1")
+        for keep in page.locator(".keep").all():  # all of the group in turn
+            if keep.inner_text() == "Kept":
+                keep.click()
+        with page.expect_download() as given:
+            page.locator(".exports button", has_text="Text").click()
+        listed = pathlib.Path(given.value.path()).read_bytes().splitlines()
+        assert set(paths) <= set(listed)
+        assert all(os.path.exists(path) for path in listed)
+        one.context.close()
+        assert one.wrong == []
+
+
+def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_path):
+    folder, root = tmp_path / "images", tmp_path / "ws"
+
+    def embed_and_index(fresh=False):
+        embed(folder, root, fresh)
+        build_index(IndexConfig(workspace=str(root), fresh=True))
+
+    make_images(folder, 8)
+    shutil.copytree(workspace, root)
+    embed_and_index(fresh=True)
     with serving(root) as where:
         for path in (folder / "blue").iterdir():
             path.unlink()
         one = Watched(browser, where)
         page = one.open("?label=blue")
+        index = "fetch('/api/info').then(answer => answer.json()).then(({ index }) => index.path)"
+        assert os.path.basename(page.evaluate(index)) == "embeddings.faiss"
         one.until("document.querySelectorAll('.tile.gone').length === 8")
         page.locator("#grid .tile").first.hover()
         page.locator("#grid .view").first.click()
@@ -738,7 +907,7 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         make_images(folder, 10, seed=1)
         make_images(tmp_path / "same", 8)
         shutil.copytree(tmp_path / "same" / "green", folder / "green", dirs_exist_ok=True)
-        embed(folder, root)
+        embed_and_index()
         page.wait_for_timeout(1500)  # the server looks each second
         page.evaluate("window.dispatchEvent(new Event('focus'))")
         page.wait_for_selector("#toast:not([hidden])")
@@ -756,7 +925,7 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         page.goto("about:blank")  # and those of a page that is opened after another replacement
         for path in (folder / "blue").iterdir():
             path.unlink()
-        embed(folder, root)
+        embed_and_index()
         page.wait_for_timeout(1500)
         page = one.open("?marked=1")
         one.until("document.querySelectorAll('#grid .tile').length === 1")
@@ -781,11 +950,19 @@ def serious(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", WIDTHS, ids=lambda size: str(size[0]))
-def test_widths_and_accessibility(browser, address, size, scheme):
+def test_widths_and_accessibility(browser, address, mapped, size, scheme):
     one = Watched(browser, address, viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     for query in ("", "?like=5&like=50&unlike=90", "?label=red&open=90", "?like=no-id", "?open=no-id",
-                  "?view=duplicates", "?view=health"):
-        page = one.open(query)
+                  "?view=duplicates", "?view=health", "?view=map", "?view=map&like=5&label=red", "help", "crop"):
+        if query == "help":
+            page = one.open()
+            page.keyboard.press("?")
+        elif query == "crop":
+            page = one.open("?like=5")
+            page.locator("#cards .crop-it").click()
+        else:
+            page = one.open(query)
+        page.wait_for_selector(f"#{query}[open]" if query.isalpha() else "main")
         page.wait_for_timeout(50)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), query
         serious(page)
@@ -793,7 +970,49 @@ def test_widths_and_accessibility(browser, address, size, scheme):
     assert one.wrong == []
 
 
-def test_map(watched, places):
+def test_the_map_keeps_query_and_filters(watched, mapped):
+    page = watched.open("?like=5&label=red")
+    hits = page.locator("#grid .tile").count()
+    assert hits < 60
+    page.locator(".tabs [data-view=map]").click()
+    watched.until("document.querySelector('#view-map .status').textContent.includes('nearest to the query')")
+    assert f" · {hits} nearest to the query in red are ringed" in page.locator("#view-map .status").inner_text()
+    page.locator(".tabs [data-view=search]").click()
+    page.wait_for_selector("#view-search:not([hidden])")
+    assert re.search(r"\?like=\d{17,19}&label=red$", page.url)
+    assert page.locator("#grid .tile").count() == hits
+
+
+def test_the_address_holds_how_the_map_is_coloured(watched, mapped):
+    page = watched.open("?view=map")
+    page.locator(".legend .chip", has_text="green").click()
+    assert page.url.endswith("&view=map")
+    assert "only=green" in page.url
+    assert page.evaluate("document.activeElement.textContent") == "green"
+    page.reload()
+    watched.settled()
+    assert page.locator(".legend [aria-pressed=true]").all_inner_texts() == ["green"]
+    page.locator(".legend .chip", has_text="green").click()
+    assert "only" not in page.url
+    page.locator("#view-map select").select_option("agreement")
+    assert page.url.endswith("?view=map&by=agreement")
+    page.locator(".tabs [data-view=search]").click()
+    page.locator(".tabs [data-view=map]").click()
+    page.reload()
+    watched.settled()
+    assert page.locator("#view-map select").input_value() == "agreement"
+    assert "100 %" in page.locator(".legend").inner_text()
+    page = watched.open("?view=map&only=&by=nonsense")  # images without a label, of which there are none; a wrong word
+    assert page.locator("#view-map select").input_value() == "label"
+    assert page.locator(".legend [aria-pressed=true]").count() == 0
+    (some,) = ids_of(page, "rows=3")
+    page = watched.open(f"?view=map&open={some}")
+    page.wait_for_selector("#lightbox[open] #lb-near a")
+    assert page.locator(".round:visible").count() == 0  # the map has no order
+
+
+def test_map(watched, places, mapped):
+    mapped.unlink()
     page = watched.open("?view=map")
     page.wait_for_selector("#view-map .empty:not([hidden]) h2")
     assert "There is no map" in page.locator("#view-map .empty p").inner_text()
@@ -803,6 +1022,11 @@ def test_map(watched, places):
     look = "window.dispatchEvent(new Event('focus'))"  # the page does it by itself every two seconds
     page.evaluate(look)
     watched.until("document.querySelector('#view-map .status').textContent.includes('by PCA; a better arrangement')")
+    told = {"map_progress": "map: 3 of 9 steps"}
+    page.route("**/api/info", lambda route: route.fulfill(json={**route.fetch().json(), **told}))
+    page.evaluate(look)
+    watched.until("document.querySelector('#view-map .status').textContent.includes(' computed (map: 3 of 9 steps) ')")
+    page.unroute("**/api/info")
     assert page.locator("#view-map .empty").is_hidden()
     write_map(final, made)
     page.evaluate(look)

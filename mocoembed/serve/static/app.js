@@ -1,6 +1,6 @@
 // The page: which view is shown, the keyboard, and what happens when the collection behind it changes.
 
-import { $, onClick, toast } from './dom.js';
+import { $, nextRow, onClick, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import * as lightbox from './lightbox.js';
@@ -13,19 +13,20 @@ import { fresh, go, rewrite, start, state } from './state.js';
 
 const VIEWS = ['search', 'map', 'duplicates', 'health'];
 const modules = { search, duplicates, health, map };
+const MOST_LIKE = 256; // images that a query takes
 const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collection or its map has changed
 let info = {};
 let looked = 0; // when, last
 let isLooking = false;
 
-const records = () => (modules[state().view] ?? search).records();
+const shown = () => modules[state().view] ?? search;
+const records = () => shown().records();
 
 function render(now, before, scroll) {
   const view = VIEWS.includes(now.view) ? now.view : 'search';
   for (const name of VIEWS) {
     $(`view-${name}`).hidden = name !== view;
-    if (name === view) tab(name).setAttribute('aria-current', 'page');
-    else tab(name).removeAttribute('aria-current');
+    tab(name).ariaCurrent = name === view ? 'page' : null;
   }
   const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
   document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
@@ -40,9 +41,9 @@ const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
 function listen() {
   for (const view of VIEWS) { // between search and map the query stays
     onClick(tab(view), () => {
-      const { like, unlike, crop } = state();
-      const kept = view !== state().view && ['search', 'map'].includes(view) ? { like, unlike, crop } : {};
-      go(fresh({ view, ...kept }), { from: {} });
+      const { like, unlike, crop, of, by, only } = state();
+      const isOther = view !== state().view && ['search', 'map'].includes(view);
+      go(isOther ? query.withFilters(state(), { view, like, unlike, crop, of, by, only }) : fresh({ view }), { from: {} });
     });
   }
   onClick(document.querySelector('.brand'), () => go(fresh(), { from: {} }));
@@ -52,7 +53,7 @@ function listen() {
     const what = target.dataset.do;
     if (what === 'clear') marks.clear();
     else if (what === 'show') go({ ...fresh(), marked: '1' }, { from: {} });
-    else if (what === 'like') go(fresh({ like: marks.all().map(({ id }) => id) }), { from: {} });
+    else if (what === 'like') likeMarked();
     else if (what) marks.exportAs(what, marks.all());
   });
   document.addEventListener('keydown', pressed);
@@ -63,6 +64,14 @@ function listen() {
     const isWaiting = state().view === 'map' && info.map?.provisional !== false; // for a map, or a better one
     if (!document.hidden && performance.now() - looked >= (isWaiting ? OFTEN : SELDOM)) lookForChange();
   }, OFTEN);
+}
+
+/** Search for more like the marked images: by as many as a query takes, evenly spread over them. */
+function likeMarked() {
+  const ids = marks.all().map(({ id }) => id);
+  const length = Math.min(MOST_LIKE, ids.length);
+  const like = Array.from({ length }, (_, i) => ids[Math.floor(i * ids.length / length)]);
+  go(fresh({ like, of: length < ids.length ? String(ids.length) : '' }), { from: {} });
 }
 
 function help() {
@@ -90,11 +99,14 @@ const PICTURES = '.member-image, .near a'; // outside the grid
 /** Go through the images of the duplicates and of the health lists, mark them, decide about them; whether the key does so. */
 function along(key) {
   const view = $(`view-${state().view}`);
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+  const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[key];
+  const rows = { ArrowDown: 1, ArrowUp: -1 }[key];
   const now = document.activeElement;
-  if (step) {
+  if (step || rows) {
     const links = [...view.querySelectorAll(PICTURES)];
-    const to = links[Math.max(0, links.indexOf(now) + step)];
+    const place = links.indexOf(now);
+    if (place < 0 && Math.abs(step) !== 1) return false; // the page is scrolled, until an image has the focus
+    const to = rows ? nextRow(links, now, rows) : links[Math.max(0, Math.min(place + step, links.length - 1))];
     to?.focus({ preventScroll: true });
     to?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
     return Boolean(to);
@@ -115,7 +127,7 @@ async function lookForChange() {
   try {
     const now = await api.info();
     if (now.version === info.version) {
-      lookAtMap(now.map);
+      lookAtMap(now);
       return;
     }
     const found = await api.recordsOfIds(marks.all().map(({ id }) => id), now.version);
@@ -132,9 +144,10 @@ async function lookForChange() {
 }
 
 /** Take up a map that has been made, or a better one. */
-function lookAtMap(now) {
-  if (now?.version === info.map?.version) return;
-  info.map = now;
+function lookAtMap({ map: made, map_progress }) {
+  map.tell(map_progress);
+  if (made?.version === info.map?.version) return;
+  info.map = made;
   map.renew();
   if (state().view === 'map') map.render(state());
 }
@@ -155,17 +168,15 @@ async function main() {
     info = await api.info();
   } catch (error) {
     $('view-search').hidden = false;
-    $('empty').hidden = false;
-    $('empty').querySelector('h2').textContent = 'No answer';
-    $('empty').querySelector('p').textContent = error.message;
-    $('empty-again').hidden = false;
+    search.setEmpty(fresh(), ['No answer', error.message], true);
     $('empty-again').onclick = () => location.reload();
     return;
   }
   api.setVersion(info.version);
   $('choose').hidden = info.searches_images === false;
   search.listen(info);
-  lightbox.listen(records, () => info, (id) => { if (state().view === 'search') search.focusImage(id); });
+  map.tell(info.map_progress);
+  lightbox.listen(records, async () => shown().more?.(), () => info, (id) => { if (state().view === 'search') search.focusImage(id); });
   query.listen();
   listen();
   await marks.load(info.root ?? '', info.version).catch(() => {}); // they stay where they are kept

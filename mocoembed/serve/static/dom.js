@@ -5,6 +5,7 @@ export const $ = (id) => document.getElementById(id);
 /** A new element: properties by name, `data-`, `aria-`, `role` and `for` as attributes, then children (nodes, texts). */
 export function el(name, properties = {}, ...children) {
   const made = document.createElement(name);
+  if (name === 'button') made.type = 'button'; // and sends no form
   for (const [key, value] of Object.entries(properties)) {
     if (/^(data-|aria-|role$|for$)/.test(key)) made.setAttribute(key, value);
     else made[key] = value;
@@ -20,7 +21,7 @@ export function icon(name) {
   const use = document.createElementNS(space, 'use');
   use.setAttribute('href', `#i-${name}`);
   svg.setAttribute('class', 'icon');
-  svg.setAttribute('aria-hidden', 'true');
+  svg.ariaHidden = 'true';
   svg.append(use);
   return svg;
 }
@@ -37,13 +38,31 @@ export function onClick(link, does) {
   };
 }
 
+/** Of elements in rows, the one of the next row (`step` 1) or the one before (-1) that is nearest to `from`; or `from`. */
+export function nextRow(all, from, step) {
+  const { top, left, width } = from.getBoundingClientRect();
+  let [best, least] = [from, Infinity];
+  for (const one of all) {
+    const box = one.getBoundingClientRect();
+    const rows = step * Math.round(box.top - top);
+    const off = 1e5 * rows + Math.abs(box.left + box.width / 2 - left - width / 2);
+    if (rows > 0 && off < least) [best, least] = [one, off];
+  }
+  return best;
+}
+
+/** Where an element is not behind a dialog. */
+const inFront = () => document.querySelector('dialog[open]') ?? document.body;
+
 let toastTimer;
 
 /** A short message at the foot of the page, also for screen readers; `action` is [text, function]. */
 export function toast(text, action) {
   const place = $('toast');
+  const front = inFront();
+  if (place.parentElement !== front) front.append(place);
   place.replaceChildren(text);
-  if (action) place.append(el('button', { type: 'button', textContent: action[0], onclick: () => { place.hidden = true; action[1](); } }));
+  if (action) place.append(el('button', { textContent: action[0], onclick: () => { place.hidden = true; action[1](); } }));
   place.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { place.hidden = true; }, action ? 20000 : 3500);
@@ -62,22 +81,29 @@ export function bytesOf(count) {
 /** The last part of a path. */
 export const nameOf = (path) => path.slice(path.lastIndexOf('/') + 1);
 
+/** Splits a text at the bytes of names that are not UTF-8, which the API writes as half pairs of UTF-16. */
+export const RAW = /([\udc80-\udcff]+)/u;
+
 /** Copy text, also where the page is not served over a secure connection. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     const area = el('textarea', { value: text, className: 'hidden' });
-    (document.querySelector('dialog[open]') ?? document.body).append(area);
+    inFront().append(area);
     area.select();
     document.execCommand('copy');
     area.remove();
   }
 }
 
+/** The bytes of a text; of names that are not UTF-8, their own. */
+const partsOf = (text) => text.split(RAW).map((part, i) => (i % 2
+  ? Uint8Array.from(part, (one) => one.charCodeAt() - 0xdc00) : part));
+
 /** Offer `content` (a string or Blob) as a file. */
 export function download(name, content, type = 'text/plain') {
-  const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  const url = URL.createObjectURL(content instanceof Blob ? content : new Blob(partsOf(content), { type }));
   el('a', { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60000);
 }

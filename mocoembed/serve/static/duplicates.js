@@ -14,6 +14,7 @@ let asking = null;
 let shown = null;
 let groups = [];
 let found = null;
+let coming = null; // the next groups
 let parts = null;
 
 const stays = (group, record) => kept.get(record.id) ?? record === group.rows[0];
@@ -44,8 +45,14 @@ async function take(form) {
   exportAs(form, groups.flatMap(leavingOf), 'to-remove');
 }
 
-/** Get the next groups. */
-async function more() {
+/** Get the next groups, once at a time. */
+export function more() {
+  coming ??= ask().finally(() => { coming = null; });
+  return coming;
+}
+
+async function ask() {
+  if (groups.length >= found.total) return;
   const answer = await api.duplicates({ threshold: state().threshold, offset: groups.length, limit: PAGE }, asking.signal);
   if (!answer.groups.length) found.total = groups.length;
   groups.push(...answer.groups.map(groupOf));
@@ -60,7 +67,7 @@ function build() {
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
   const list = el('div', { className: 'groups' });
   const foot = el('div', { className: 'foot' });
-  const button = (text, form) => el('button', { type: 'button', textContent: text,
+  const button = (text, form) => el('button', { textContent: text,
     onclick: () => take(form) });
   const exports = el('div', { className: 'exports', hidden: true }, el('span', { textContent: 'List of those to remove:' }),
     button('Copy paths', 'paths'), button('Text', 'text'), button('CSV', 'csv'), button('JSON', 'json'));
@@ -147,7 +154,7 @@ function member(group, record) {
   link.className = 'member-image';
   link.style.setProperty('--ratio', ratio(record));
   tick(link, record);
-  const button = el('button', { type: 'button', className: 'keep' });
+  const button = el('button', { className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
   const alike = record === group.rows[0] ? '' : record.score.toFixed(3);
   const made = el('li', { className: 'member' }, link,
@@ -159,7 +166,7 @@ function member(group, record) {
     const stay = stays(group, record);
     button.replaceChildren(icon(stay ? 'check' : 'close'), stay ? 'Kept' : 'To remove');
     button.title = stay ? 'Put it on the list to remove' : 'Keep it';
-    button.setAttribute('aria-label', `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`);
+    button.ariaLabel = `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`;
     made.classList.toggle('leaves', !stay);
   };
   button.onclick = () => { decide(record, !stays(group, record)); show(); tell(); };

@@ -1,6 +1,6 @@
 // Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
 
-import { clone, el, nameOf, onClick } from './dom.js';
+import { clone, el, nameOf, nextRow, onClick } from './dom.js';
 import { thumbnail } from './api.js';
 import * as marks from './marks.js';
 import { go, state, write } from './state.js';
@@ -66,8 +66,7 @@ export class Grid {
     this.next = next;
     this.pending = [...records];
     this.turn = (this.turn ?? 0) + 1;
-    this.busy = false;
-    this.ended = false;
+    this.coming = null;
     this.#render(Math.max(AT_ONCE, kept));
     if (records.length) this.watcher.observe(this.foot);
     if (isByKeyboard) this.list.children[place]?.querySelector('a').focus({ preventScroll: true });
@@ -141,26 +140,31 @@ export class Grid {
     for (const [place, tile] of [...this.list.children].entries()) tile.dataset.place = place;
   }
 
+  /** Ask for more records, once at a time. */
+  more() {
+    const { turn } = this;
+    this.coming ??= this.next(this.given().length).then((more) => {
+      if (turn !== this.turn) return;
+      this.pending.push(...more);
+      this.coming = more.length ? null : this.coming;
+      this.grown?.();
+    }, (error) => {
+      if (turn === this.turn) this.coming = null;
+      throw error;
+    });
+    return this.coming;
+  }
+
   /** Render more; ask for more when all are there. */
   async extend() {
-    if (this.busy || this.ended) return;
-    const turn = this.turn;
-    if (!this.pending.length) {
-      this.busy = true;
-      try {
-        const more = await this.next(this.given().length);
-        if (turn !== this.turn) return;
-        this.pending.push(...more);
-        this.grown?.();
-      } catch {
-        setTimeout(() => turn === this.turn && this.#watch(), 2000); // what there is stays, and more is asked for again
-        return;
-      } finally {
-        if (turn === this.turn) this.busy = false;
-      }
-      if (!this.pending.length) this.ended = true;
+    const { turn } = this;
+    try {
+      if (!this.pending.length) await this.more();
+    } catch {
+      setTimeout(() => turn === this.turn && this.#watch(), 2000); // what there is stays, and more is asked for again
+      return;
     }
-    if (turn !== this.turn || this.ended) return;
+    if (turn !== this.turn || !this.pending.length) return;
     this.#render(AT_ONCE);
     this.#watch();
   }
@@ -195,7 +199,7 @@ export class Grid {
       const button = tile.querySelector(`.${kind}`);
       if (!button) continue;
       button.tabIndex = -1;
-      button.setAttribute('aria-label', `${text} ${name}`);
+      button.ariaLabel = `${text} ${name}`;
     }
     this.#showMark(tile, record);
     return tile;
@@ -204,7 +208,7 @@ export class Grid {
   #showMark(tile, record) {
     const on = marks.has(record);
     tile.classList.toggle('marked', on);
-    tile.querySelector('.mark').setAttribute('aria-pressed', on);
+    tile.querySelector('.mark').ariaPressed = on;
   }
 
   refreshMarks() {
@@ -262,8 +266,8 @@ export class Grid {
     const does = {
       ArrowRight: () => this.focus(place + 1),
       ArrowLeft: () => this.focus(place - 1),
-      ArrowDown: () => this.focus(this.#above(tile, 1)),
-      ArrowUp: () => this.focus(this.#above(tile, -1)),
+      ArrowDown: () => this.#focusRow(tile, 1),
+      ArrowUp: () => this.#focusRow(tile, -1),
       Home: () => this.focus(0),
       End: () => this.focus(this.list.children.length - 1),
       m: () => marks.toggle(record),
@@ -278,18 +282,8 @@ export class Grid {
     does();
   }
 
-  /** The place in the next row (`step` 1) or the one before (-1) whose middle is nearest to the tile's. */
-  #above(tile, step) {
-    const middle = tile.offsetLeft + tile.offsetWidth / 2;
-    let [best, distance, line] = [Number(tile.dataset.place), Infinity, null];
+  #focusRow(tile, step) {
     if (step > 0 && this.pending.length) this.#render(AT_ONCE);
-    for (let other = tile; (other = step > 0 ? other.nextElementSibling : other.previousElementSibling);) {
-      if (Math.abs(other.offsetTop - tile.offsetTop) < 2) continue;
-      line ??= other.offsetTop;
-      if (Math.abs(other.offsetTop - line) > 1) break;
-      const off = Math.abs(other.offsetLeft + other.offsetWidth / 2 - middle);
-      if (off < distance) [best, distance] = [Number(other.dataset.place), off];
-    }
-    return best;
+    this.focus(Number(nextRow(this.list.children, tile, step).dataset.place));
   }
 }

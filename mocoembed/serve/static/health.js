@@ -93,7 +93,7 @@ function bars(entries) {
 /** Images, which can be marked all at once, to look through or to export; nothing for none. */
 function images(list) {
   if (!list.length) return null;
-  const mark = el('button', { type: 'button', className: 'small', textContent: `Mark ${counted(list.length, 'image')}`,
+  const mark = el('button', { className: 'small', textContent: `Mark ${counted(list.length, 'image')}`,
     onclick: () => marks.set(list, !list.every(marks.has)) });
   return el('div', {}, mark, el('ul', { className: 'near wide' }, ...list.map((record) => {
     const link = imageLink(record);

@@ -1,6 +1,6 @@
 // One image, large: facts, neighbours, and what can be done with it. Arrows go through the images behind it.
 
-import { $, copyText, el, nameOf, onClick, toast } from './dom.js';
+import { $, el, nameOf, onClick } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { imageLink, ratio, showThumbnail } from './grid.js';
@@ -8,10 +8,12 @@ import { cropQuery, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const NEAR = 12;
+const AHEAD = 10; // images before the last one from which on more are asked for
 const [SWIPE, AFTER] = [50, 500]; // pixels from which on a finger's way is a swipe; ms in which its end is no click
 let asking = null;
 let shown = null;
 let around = () => []; // the records behind the lightbox
+let more = async () => {}; // gets more of them
 let swiped = -Infinity; // when a finger did last
 let opened = null; // id that it was opened with
 let left = () => {}; // told the id that was looked at last
@@ -21,15 +23,17 @@ export function folderOf(record, root) {
   const base = root && !root.endsWith('/') ? `${root}/` : root;
   const path = base && record.path.startsWith(base) ? record.path.slice(base.length) : record.path;
   const end = path.lastIndexOf('/');
-  return end < 0 ? '' : `${path.slice(0, end).replace(/[*?[]/g, '[$&]')}/*`; // a name's own stars are no wildcards
+  return end < 0 ? '' // a name's own stars are no wildcards; a byte that is not UTF-8 has no letter in an address
+    : `${path.slice(0, end).replace(/[*?[]/g, '[$&]').replace(/[\udc80-\udcff]/gu, '?')}/*`;
 }
 
 /**
- * Wire the lightbox up; `records()` are those to go through, `info` the collection's facts. `closed(id)` is called when
+ * Wire the lightbox up; `records()` are those to go through, `grow()` gets more, `info` the collection's facts. `closed(id)` is called when
  * another image was looked at last than it was opened with.
  */
-export function listen(records, info, closed) {
+export function listen(records, grow, info, closed) {
   around = records;
+  more = grow;
   left = closed;
   const dialog = $('lightbox');
   dialog.addEventListener('close', () => { if (state().open) go({ open: '' }); });
@@ -39,7 +43,7 @@ export function listen(records, info, closed) {
   $('lb-right').onclick = () => step(1);
   $('lb-mark').onclick = () => marks.toggle(shown);
   $('lb-crop').onclick = () => cropQuery(shown.id);
-  $('lb-copy').onclick = async () => { await copyText(shown.path); toast('Path copied'); };
+  $('lb-copy').onclick = () => marks.exportAs('paths', [shown]);
   onClick($('lb-search'), () => go(searchFrom(shown), { from: {} }));
   onClick($('lb-folder'), () => go(folderState(shown, info()), { from: {} }));
   dialog.addEventListener('click', (event) => { if (event.target.classList.contains('stage') && performance.now() - swiped > AFTER) close(); });
@@ -89,7 +93,7 @@ function swipes(stage) {
 
 function showMark() {
   const on = marks.has(shown);
-  $('lb-mark').setAttribute('aria-pressed', on);
+  $('lb-mark').ariaPressed = on;
   $('lb-mark').lastChild.textContent = on ? 'Marked' : 'Mark';
 }
 
@@ -162,11 +166,18 @@ function fill(record) {
   const folder = folderOf(record, listen.info().root);
   $('lb-folder').hidden = !folder;
   $('lb-folder').href = write(folderState(record, listen.info()));
-  const records = around();
-  const place = records.findIndex((other) => other.id === record.id);
-  $('lb-left').hidden = place <= 0;
-  $('lb-right').hidden = place < 0 || place >= records.length - 1;
+  if (showWays() < AHEAD) more().then(showWays, () => {});
   showMark();
+}
+
+/** Show whether there are images before and after; how many are after. */
+function showWays() {
+  const records = around();
+  const place = records.findIndex(({ id }) => id === shown?.id);
+  const after = place < 0 ? Infinity : records.length - 1 - place;
+  $('lb-left').hidden = place <= 0;
+  $('lb-right').hidden = place < 0 || !after;
+  return after;
 }
 
 function near(hit) {

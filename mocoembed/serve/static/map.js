@@ -2,10 +2,11 @@
 
 import { counted } from './dom.js';
 import * as api from './api.js';
-import { bodyOf } from './query.js';
+import { hitsOf, whereOf, withFilters } from './query.js';
+import { state, write } from './state.js';
 import { paint } from './map/colours.js';
 import { fit } from './map/drawing.js';
-import { build, keys, setEmpty } from './map/panel.js';
+import { build, colour, setEmpty } from './map/panel.js';
 import { glide, read } from './map/points.js';
 import { plan, scene } from './map/scene.js';
 import { forgetThumbnails } from './map/thumbnails.js';
@@ -22,7 +23,6 @@ export function forget() {
   scene.points = null;
   stale = false;
   litKey = '';
-  scene.only = null;
   forgetThumbnails();
 }
 
@@ -44,9 +44,6 @@ async function load() {
   stale = false;
   setEmpty(null);
   scene.parts.by.lastChild.hidden = !scene.points.agreement;
-  if (!scene.points.agreement) scene.parts.by.value = 'label';
-  paint();
-  keys();
   if (before?.count === scene.points.count && before.version === scene.points.version) glide(before);
   return true;
 }
@@ -57,20 +54,33 @@ export async function render(now) {
   fit();
   if ((!scene.points || stale) && !(await load())) return;
   fit();
-  const key = JSON.stringify([now.like, now.unlike, now.crop]);
+  colour(now);
+  const { like, unlike, crop } = now;
+  const key = write(withFilters(now, { like, unlike, crop }));
   if (key !== litKey) {
     litKey = key;
     scene.lit = new Set();
-    if (now.like.length + now.unlike.length) {
-      const hits = await bodyOf(now).then((body) => api.search(body, { k: LIT, crop: now.crop })).catch(() => []);
+    if (like.length + unlike.length) {
+      const hits = await hitsOf(now).then((asked) => asked(0, Math.min(LIT, now.k || LIT))).catch(() => []);
       if (key === litKey) scene.lit = new Set(hits.map((hit) => hit.row));
     }
     paint();
   }
-  scene.parts.status.textContent = `${counted(scene.points.count, 'image')} by ${scene.points.method}`
-    + (scene.points.provisional ? '; a better arrangement is being computed and will appear here' : '')
-    + `${scene.lit.size ? ` · ${scene.lit.size} nearest to the query are ringed` : ''}`;
+  showStatus();
   plan();
+}
+
+/** Say how far the server is with a better map. */
+export function tell(progress) {
+  scene.progress = progress ? ` (${progress})` : '';
+  if (scene.points) showStatus();
+}
+
+function showStatus() {
+  const where = whereOf(state());
+  scene.parts.status.textContent = `${counted(scene.points.count, 'image')} by ${scene.points.method}`
+    + (scene.points.provisional ? `; a better arrangement is being computed${scene.progress} and will appear here` : '')
+    + (scene.lit.size ? ` · ${scene.lit.size} nearest to the query${where && ` in ${where}`} are ringed` : '');
 }
 
 /** The records that the view shows, for the lightbox: none, as the map has no order. */

@@ -1,6 +1,6 @@
 // Marked images: kept by stable id for this collection, and exported as paths, CSV, JSON or a contact sheet.
 
-import { $, copyText, counted, download, nameOf, toast } from './dom.js';
+import { $, RAW, copyText, counted, download, nameOf, toast } from './dom.js';
 import { recordsOfIds, thumbnail } from './api.js';
 
 const marked = new Map(); // id -> {row, id, path, label, width, height}
@@ -120,8 +120,10 @@ const MOST_ON_SHEET = 300;
 /** Export records in a form: paths, csv, json, sheet. */
 export async function exportAs(form, records, name = 'marked') {
   if (form === 'paths') {
-    await copyText(records.map((record) => `${record.path}\n`).join(''));
-    toast(records.length === 1 ? 'Path copied' : `${counted(records.length, 'path')} copied`);
+    const text = records.map(({ path }) => path).join('\n');
+    await copyText(text);
+    toast(`${records.length === 1 ? 'Path' : counted(records.length, 'path')} copied${RAW.test(text)
+      ? ', but the clipboard cannot hold names that are not UTF-8: CSV and JSON can' : ''}`);
   } else if (form === 'text') download(`${name}.txt`, records.map((record) => `${record.path}\n`).join(''));
   else if (form === 'csv') download(`${name}.csv`, csv(records), 'text/csv');
   else if (form === 'json') download(`${name}.json`, `${JSON.stringify(records, null, 2)}\n`, 'application/json');

@@ -41,12 +41,21 @@ export async function searchBy(files, patch = {}) {
   go(withFilters(before, { like: keys, ...patch }), { from: {} });
 }
 
+export const NO_LABEL = 'no label'; // what stands for the label ''
+
+/** What stands in the filter field for a state. */
+export const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
+
+/** The filters in words. */
+export const whereOf = (now) => [...now.label.map((label) => label || NO_LABEL), filterText(now),
+  now.side && `${now.side} pixels and more`].filter(Boolean).join(', ');
+
 /** A state that keeps the filters of `now`, with another query. */
 export const withFilters = ({ label, path, side, min, k, fold }, patch) => fresh(
   { label, path, side, min, k, fold, ...patch });
 
 /** The body of the request that a state's query is. */
-export async function bodyOf({ like, unlike }, signal) {
+async function bodyOf({ like, unlike }, signal) {
   const given = [...like, ...unlike];
   if (given.length === 1 && like.length === 1) {
     return uploads.isUpload(like[0]) ? blobOf(like[0]) : { ids: like };
@@ -58,6 +67,17 @@ export async function bodyOf({ like, unlike }, signal) {
   const one = async (value) => (uploads.isUpload(value) ? vectorOf(value, signal) : value);
   const body = { like: await Promise.all(like.map(one)) };
   return unlike.length ? { ...body, unlike: await Promise.all(unlike.map(one)) } : body;
+}
+
+/** The filters of a state, as the API takes them. */
+export const filtersOf = ({ label, path, side }) => ({ label, path, min_side: side });
+
+/** What asks for the hits of a state's query: (offset, k) -> records. */
+export async function hitsOf(now, signal) {
+  const body = await bodyOf(now, signal);
+  const given = { ...filtersOf(now), min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop,
+    exclude_self: body.ids && !now.crop ? 'true' : '' };
+  return (offset, k) => api.search(body, { ...given, offset, k }, signal);
 }
 
 const vectorOf = async (value, signal) => (await api.embed(
@@ -109,8 +129,8 @@ function card(value, kind, cropped) {
   const remove = made.querySelector('.remove');
   const call = (name) => {
     const what = `${kind === 'like' ? 'More' : 'Less'} like ${name}`;
-    canvas.setAttribute('aria-label', what);
-    remove.setAttribute('aria-label', `Remove: ${what}`);
+    canvas.ariaLabel = what;
+    remove.ariaLabel = `Remove: ${what}`;
   };
   call('your image');
   if (!uploads.isUpload(value)) api.recordOf(value).then((record) => call(record ? nameOf(record.path) : 'an image'), () => {});
@@ -118,7 +138,6 @@ function card(value, kind, cropped) {
   draw(canvas, value, cropped).then((drawn) => made.classList.toggle('undrawn', !drawn));
   remove.onclick = () => go({ crop: '', [kind]: state()[kind].filter((other) => other !== value) });
   const crop = made.querySelector('.crop-it');
-  crop.setAttribute('aria-label', 'Search by a part of this image');
   crop.onclick = () => cropQuery(value);
   return made;
 }

@@ -5,7 +5,7 @@ import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
 import { chosen } from './map.js';
-import { bodyOf, requireThere, showCards, withFilters } from './query.js';
+import { NO_LABEL, filterText, filtersOf, hitsOf, requireThere, showCards, whereOf, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const MOST_SAMPLED = 1000; // images of a random sample
@@ -27,12 +27,13 @@ let shownKey = null;
 const hasQuery = (now) => now.like.length + now.unlike.length > 0;
 const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
 const isFiltered = (now) => isBrowsing(now) || (hasQuery(now) && now.min !== '');
-const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search' });
-const NO_LABEL = 'no label'; // what stands for the label ''
+const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search', by: '', only: [] });
 const toggled = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
 
 /** The records that the view shows. */
 export const records = () => grid.all();
+/** Get more of them. */
+export const more = () => grid.more();
 export const focusGrid = () => grid.focus(grid.place);
 /** Focus the image with an id: the one that was looked at last. */
 export const focusImage = (id) => grid.focusImage(id);
@@ -67,7 +68,7 @@ export function listen(info) {
     const open = $('options').hidden;
     if (state().view !== 'search') go({ view: 'search' });
     $('options').hidden = !open;
-    $('options-button').setAttribute('aria-expanded', open);
+    $('options-button').ariaExpanded = open;
     if (open) scrollTo(0, 0);
   };
   $('options').addEventListener('submit', (event) => event.preventDefault());
@@ -93,13 +94,6 @@ const showMin = () => {
   const value = Number($('min').value);
   $('min-shown').textContent = value > ANY ? value.toFixed(2) : 'any';
 };
-
-/** What stands in the filter field for a state. */
-const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
-
-/** The filters in words. */
-const whereOf = (now) => [...now.label.map((label) => label || NO_LABEL), filterText(now),
-  now.side && `${now.side} pixels and more`].filter(Boolean).join(', ');
 
 /** What the window's title says of a state. */
 export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ? 'Marked images' : '', whereOf(now)]
@@ -238,14 +232,11 @@ export async function render(now, scroll) {
 
 /** {records, total, next} of a state. */
 async function ask(now, signal) {
-  const filters = { label: now.label, path: now.path, min_side: now.side };
   if (hasQuery(now)) {
     await requireThere(now);
-    const body = await bodyOf(now, signal);
+    const asked = await hitsOf(now, signal);
     const most = Number(now.k || MOST);
-    const itself = body.ids && !now.crop ? 'true' : '';
-    const given = { ...filters, min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop, exclude_self: itself };
-    const page = (offset) => api.search(body, { ...given, offset, k: Math.min(PAGE, most - offset) }, signal);
+    const page = (offset) => asked(offset, Math.min(PAGE, most - offset));
     const hits = await page(0);
     return { records: hits, more: hits.length === PAGE && PAGE < most, async next(count) {
       return count % PAGE || count >= most ? [] : page(count); // fewer than a page: there were no more
@@ -265,7 +256,7 @@ async function ask(now, signal) {
     return { records: rows, total, next: async (count) => (count < Math.min(total, MOST_SAMPLED)
       ? (await sample(Math.min(count + PAGE, MOST_SAMPLED))).rows.slice(count) : []) };
   }
-  const page = (offset) => api.rows({ ...filters, offset, limit: PAGE }, signal);
+  const page = (offset) => api.rows({ ...filtersOf(now), offset, limit: PAGE }, signal);
   const first = await page(0);
   return { records: first.rows, total: first.total,
     next: async (count) => (count < first.total ? (await page(count)).rows : []) };
@@ -292,7 +283,8 @@ function statusOf(now, { records: some, total, seconds, more }) {
   const where = whereOf(now);
   const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
   if (hasQuery(now)) {
-    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${where ? ` in ${where}` : ''}${time}`;
+    const marked = now.of && ` to ${now.like.length} of the ${counted(Number(now.of), 'marked image')}`;
+    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${marked}${where ? ` in ${where}` : ''}${time}`;
   }
   if (now.marked) return `${counted(total, 'marked image')}`;
   if (now.rows) return `${counted(total, 'image')} chosen on the map`;
@@ -315,7 +307,7 @@ function nothingOf(now) {
 }
 
 /** Say why nothing is shown, and offer what may help: `canRetry` where asking again may; `way` as in `Refused`. */
-function setEmpty(now, texts, canRetry = false, way = undefined) {
+export function setEmpty(now, texts, canRetry = false, way = undefined) {
   $('empty').hidden = !texts;
   if (!texts) return;
   $('empty-way').hidden = !way;

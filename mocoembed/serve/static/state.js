@@ -1,8 +1,8 @@
 // What the page shows is in the address: state <-> query string. A shared link, back, forward and reload give the same.
 
-const LISTS = ['like', 'unlike', 'label', 'unfold'];
-const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows'];
-const DEFAULTS = { view: 'search' };
+const LISTS = ['like', 'unlike', 'label', 'unfold', 'only'];
+const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows', 'of', 'by'];
+const DEFAULTS = { view: 'search', by: 'label' };
 
 /** The state of a query string. `like` and `unlike` hold ids and keys of uploads (`u4f0c...`). */
 export function read(search = location.search) {

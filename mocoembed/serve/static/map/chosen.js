@@ -18,7 +18,8 @@ export async function chosen(key, signal) {
 }
 
 /** Show rows in the grid. */
-export function choose(rows) {
+export function choose(some) {
+  const rows = [...some].sort((a, b) => a - b);
   if (!rows.length) return;
   if (rows.length > MOST_CHOSEN) toast(`The first ${MOST_CHOSEN.toLocaleString('en')} of ${counted(rows.length, 'image')}.`);
   const key = String(Date.now());

@@ -10,13 +10,14 @@ const FEW = 3000; // points in view that are drawn as smooth discs
 
 /** Make the canvas as large as the place for it. */
 export function fit() {
-  const box = scene.parts.canvas.parentElement.getBoundingClientRect();
+  const { parts, parts: { canvas } } = scene;
+  const box = canvas.parentElement.getBoundingClientRect();
   const [width, height] = [Math.round(box.width * density()), Math.round(box.height * density())];
-  if (!width || (scene.parts.canvas.width === width && scene.parts.canvas.height === height)) return;
-  scene.parts.canvas.width = width;
-  scene.parts.canvas.height = height;
-  scene.parts.buffer = new ImageData(width, height);
-  scene.parts.pixels = new Uint32Array(scene.parts.buffer.data.buffer);
+  if (!width || (canvas.width === width && canvas.height === height)) return;
+  canvas.width = width;
+  canvas.height = height;
+  parts.buffer = new ImageData(width, height);
+  parts.pixels = new Uint32Array(parts.buffer.data.buffer);
   plan();
 }
 

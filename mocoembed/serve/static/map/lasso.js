@@ -28,5 +28,5 @@ export function rowsIn(polygon) {
       if ((ya > v) !== (yb > v) && u < (xb - xa) * (v - ya) / (yb - ya) + xa) inside = !inside;
     }
     return inside;
-  }).sort((a, b) => a - b);
+  });
 }

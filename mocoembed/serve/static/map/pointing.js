@@ -79,7 +79,7 @@ export function listen() {
     const step = 80 * density();
     const does = { ArrowLeft: () => moveBy(step, 0), ArrowRight: () => moveBy(-step, 0), ArrowUp: () => moveBy(0, step),
       ArrowDown: () => moveBy(0, -step), '+': () => zoomBy(1.4), '=': () => zoomBy(1.4), '-': () => zoomBy(1 / 1.4),
-      0: reset, Enter: () => choose([...scene.parts.seen].sort((a, b) => a - b)), m: markView }[event.key];
+      0: reset, Enter: () => choose(scene.parts.seen), m: markView }[event.key];
     if (!does || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
@@ -98,19 +98,20 @@ function showLabel(label, row = scene.parts.tip.dataset.row) {
 }
 
 function hover(event, u, v) {
+  const { canvas, tip } = scene.parts;
   const row = scene.points ? rowAt(u, v) : -1;
-  scene.parts.canvas.classList.toggle('on-point', row >= 0);
-  scene.parts.tip.hidden = row < 0;
+  canvas.classList.toggle('on-point', row >= 0);
+  tip.hidden = row < 0;
   if (row < 0) return;
-  if (scene.parts.tip.dataset.row !== String(row)) {
-    scene.parts.tip.dataset.row = row;
-    scene.parts.tip.firstChild.src = api.thumbnail(row);
+  if (tip.dataset.row !== String(row)) {
+    tip.dataset.row = row;
+    tip.firstChild.src = api.thumbnail(row);
     const { names, labels } = scene.points;
     showLabel(names[labels[row]]);
     if (labels[row] >= names.length) api.records([row]).then(([{ label }]) => showLabel(label, row), () => {});
   }
-  const box = scene.parts.canvas.getBoundingClientRect();
+  const box = canvas.getBoundingClientRect();
   const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-  scene.parts.tip.style.left = `${x > box.width - 190 ? x - 176 : x + 16}px`;
-  scene.parts.tip.style.top = `${Math.max(4, Math.min(y - 60, box.height - 170))}px`;
+  tip.style.left = `${x > box.width - 190 ? x - 176 : x + 16}px`;
+  tip.style.top = `${Math.max(4, Math.min(y - 60, box.height - 170))}px`;
 }

@@ -10,6 +10,7 @@ export const scene = {
   colours: null, // of each point, as a pixel of the canvas
   view: { x: 0.5, y: 0.5, zoom: 1 },
   only: null, // number of the label that alone is shown in colour
+  progress: '', // how far the server is with a better map
   lit: new Set(), // rows of a search's hits
   lasso: null, // places of the canvas, while it is drawn
   moved: 0, // when it moved last
