@@ -41,6 +41,7 @@ from mocoembed.serve.static_files import StaticFiles
 from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
 
 MOST_GROUPS = 200
+SHORT = 64  # bytes of JSON that hold no more than some ten queries
 ROWS_OF = ("rows", "ids", "sample", "seed", "offset", "limit", "min_side")  # beside REPEATED
 SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
@@ -81,11 +82,19 @@ class Api:
         collection, given = self._asked_of(request, *SEARCH)
         wanted, crop = wanted_of(given), crop_of(given)
         if _is_json(request) and not crop:
-            async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
-                return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
+            async with self.service.bodies.body(request, MOST_JSON) as data:
+                return await self._found(collection, wanted, lambda: asked_of(json_of(data), collection),
+                                         len(data) <= SHORT)
         asked = await self._asked(request, collection, crop, wanted.exclude_self)
+        return await self._found(collection, wanted, lambda: asked, len(asked.vectors) == 1)
+
+    async def _found(self, collection: Collection, wanted: Wanted, asked: Callable[[], Asked],
+                     are_few: bool) -> Response:
+        """The hits of what is asked; `are_few`: at most some ten queries."""
         async with self.service.searches.turn():
-            return await self.service.run(_answer, collection, asked, wanted)
+            if are_few and wanted.is_plain and collection.is_small:
+                return _answer(collection, asked(), wanted)
+            return await self.service.run(lambda: _answer(collection, asked(), wanted))
 
     async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...],
                      of_self: bool = False) -> Asked:
