@@ -259,8 +259,7 @@ def _is_json(request: Request) -> bool:
 def _row(request: Request, collection: Collection) -> int:
     row = request.path_params["row"]
     if row >= len(collection):
-        raise Refusal(404, f"There is no row {row if row < 2**63 else 'so large'}; rows are 0 to "
-                           f"{len(collection) - 1}.", "unknown row")
+        raise Refusal(404, collection.no_row(str(row) if row < 2**63 else "so large"), "unknown row")
     return row
 
 
