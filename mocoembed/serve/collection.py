@@ -108,6 +108,10 @@ class Collection:
                  "label": self.label(row), "width": int(self.width[row]), "height": int(self.height[row])}
                 for row, path in zip(rows, paths)]
 
+    def no_row(self, row: str) -> str:
+        """What is said of a row that is not there."""
+        return f"There is no row {row}; " + (f"rows are 0 to {len(self) - 1}." if len(self) else "no image is here.")
+
     def row_of_id(self, number: int) -> int | None:
         """The row with that id."""
         place = int(np.searchsorted(self.ids, number, sorter=self._by_id))

@@ -101,9 +101,11 @@ class Api:
         if not _is_json(request):
             async with self.service.bodies.body(request, MOST_UPLOAD) as data:
                 vector = await self.service.embedded(collection, data, crop)
-                selves = await self.service.run(collection.same_bytes, data) if of_self else np.empty(0, np.int64)
-            return Asked(vector[None], [selves])
-        async with self.service.bodies.body(request, MOST_JSON) as data:
+                if not of_self:
+                    return Asked(vector[None], [np.empty(0, np.int64)])
+                async with self.service.searches.turn():
+                    return Asked(vector[None], [await self.service.run(collection.same_bytes, data)])
+        async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
             asked = await self.service.run(lambda: asked_of(json_of(data), collection))
         return await self._cropped(collection, asked, crop) if crop else asked
 
@@ -226,7 +228,8 @@ class Api:
         def found() -> dict[str, Any]:
             return {**collection.info(), "map": self._points.facts(collection)}
 
-        return Json(await self.service.run(found))
+        async with self.service.searches.turn():
+            return Json(await self.service.run(found))
 
     async def live(self, request: Request) -> Response:
         """Whether the server runs."""
@@ -268,8 +271,7 @@ def _is_json(request: Request) -> bool:
 def _row(request: Request, collection: Collection) -> int:
     row = request.path_params["row"]
     if row >= len(collection):
-        raise Refusal(404, f"There is no row {row if row < 2**63 else 'so large'}; rows are 0 to "
-                           f"{len(collection) - 1}.", "unknown row")
+        raise Refusal(404, collection.no_row(str(row) if row < 2**63 else "so large"), "unknown row")
     return row
 
 
