@@ -49,6 +49,9 @@ def duplicates(as_json, sheet, **values):
     to each other; the table shows the similarity to the first image. The largest image of a group is the one suggested
     to keep (*). The same letter marks files that are equal byte for byte.
 
+    Up to 200,000 images all pairs are compared. Of more, each is compared with the images in the nearest cells only,
+    and a few groups may be missed; what was compared is printed.
+
     \b
       mocoembed duplicates
       mocoembed duplicates photos.h5 --threshold 0.95 --sheet groups.png

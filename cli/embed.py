@@ -45,6 +45,7 @@ def embed(as_json, **values):
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
         from mocoembed.data.skipped import skipped_text
         from mocoembed.embed.extract import embed_images
+        from mocoembed.search.trailer import outdated_index
 
         result = embed_images(config, progress, note)
     if result is None:  # another rank's to tell
@@ -57,6 +58,8 @@ def embed(as_json, **values):
         note(f"could not be opened, skipped with everything in it: {os.fsdecode(folder)!r}")
     if result.skipped:
         note(skipped_text(result.skipped))
+    if outdated := outdated_index(result.path):
+        note(outdated)
     if as_json:
         click.echo(json.dumps({"path": str(result.path), "listed": result.listed, "embedded": result.embedded,
                                "failed": len(result.failed), **dataclasses.asdict(result.counts),

@@ -17,9 +17,9 @@ from mocoembed.config import PushConfig
 def push(as_json, **values):
     """Push the embeddings files EMBEDDINGS into a Milvus collection, for more images than one machine holds.
 
-    Only new, changed and removed rows are sent; run the same command again after an interruption. At the end, ids and
-    hashes of all rows are compared with the file, and the recall is measured. Search the collection with: mocoembed
-    search IMAGE --to URI.
+    Only new, changed and removed rows are sent; run the same command again after an interruption. At the end, all
+    rows are counted, those that were sent are compared with the file, and the recall is measured. Search the collection
+    with: mocoembed search IMAGE --to URI.
 
     \b
       mocoembed push

@@ -8,8 +8,6 @@ import httpx
 
 from mocoembed.config import ServeConfig
 from mocoembed.serve.app import Server
-from mocoembed.serve.routes import routes_of
-from mocoembed.serve.static_files import StaticFiles
 
 
 class Running:
@@ -44,7 +42,13 @@ class Running:
             return received(connection)
 
     def routes(self) -> list:
-        return routes_of(self.service, StaticFiles())
+        """Those that are answered, below what watches and guards them."""
+        return self.server._server.config.app.app.app.routes
+
+    def asked(self) -> list[tuple[str, str]]:
+        """(method, path) of everything that can be asked for, and of a path that leads nowhere."""
+        found = [(method, route.path.replace("{row:int}", "0")) for route in self.routes() for method in route.methods]
+        return [*sorted(found), ("GET", "/none"), ("POST", "/none")]
 
     def get(self, path: str, **headers) -> httpx.Response:
         return self.client.get(path, headers=headers)

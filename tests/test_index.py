@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import threading
 import time
 import tracemalloc
@@ -224,7 +225,7 @@ def test_a_full_disk_leaves_the_old_index(built, monkeypatch):
 
     monkeypatch.setattr(module._HashingWriter, "__call__", full)
     with pytest.raises(MocoembedError, match="No space left"):
-        build_index(IndexConfig(str(built[0])))
+        build_index(IndexConfig(str(built[0]), fresh=True))
     assert built[1].read_bytes() == before
     assert not list(built[1].parent.glob("*.tmp"))
 
@@ -236,7 +237,7 @@ def test_a_signal_leaves_the_old_index(built):
         os.kill(os.getpid(), 15)
 
     with pytest.raises(Interrupted, match="60 of 60 vectors") as stopped:
-        build_index(IndexConfig(str(built[0])), progress)
+        build_index(IndexConfig(str(built[0]), fresh=True), progress)
     assert stopped.value.status == 143
     assert built[1].read_bytes() == before
 
@@ -245,7 +246,7 @@ def test_a_signal_stops_the_writing(built, monkeypatch):
     before = built[1].read_bytes()
     monkeypatch.setattr(build, "measure", lambda *arguments: os.kill(os.getpid(), 2) or {})
     with pytest.raises(Interrupted, match="while writing") as stopped:
-        build_index(IndexConfig(str(built[0])))
+        build_index(IndexConfig(str(built[0]), fresh=True))
     assert stopped.value.status == 130
     assert built[1].read_bytes() == before
 
@@ -268,7 +269,7 @@ def test_a_signal_stops_the_measuring(built, monkeypatch, step):
     else:
         monkeypatch.setattr(tuning.ExactRows, "nearest", signalled(tuning.ExactRows.nearest))
     with pytest.raises(Interrupted, match="while measuring"):
-        build_index(IndexConfig(str(built[0])))
+        build_index(IndexConfig(str(built[0]), fresh=True))
     assert len(calls) == 1 or step == "search"  # a query alone is searched again, on one thread
     assert built[1].read_bytes() == before
 
@@ -383,13 +384,22 @@ def test_replacing_while_others_open(make_embeddings, tmp_path):
 
 def test_command(fresh_workspace, run_cli):
     status, out, err = run_cli("index", "--workspace", fresh_workspace)
-    assert (status, err) == (0, "")
+    assert (status, err[:19]) == (0, "index: plan: flat: ")
     assert out.startswith(f"{fresh_workspace / 'embeddings.faiss'}: 24 vectors of dimension 64, flat (inner_product), ")
     assert re.search(r"recall@10 1\.000, [\d.]+ ms a query, in \d[\d.hmin ]* s\n\Z", out)
     other = fresh_workspace / "deeper" / "other.faiss"
     status, out, _ = run_cli("index", fresh_workspace / "embeddings.h5", "--output", other, "--json", "--type", "flat")
     assert json.loads(out) == {"path": str(other), "done": "built", **read_manifest(other)}
     assert read_manifest(other)["embeddings"]["path"] == "../embeddings.h5"
+
+
+def test_embedding_says_that_the_index_is_outdated(fresh_workspace, images, tmp_path, run_cli):
+    assert run_cli("index", "--workspace", fresh_workspace)[0] == 0
+    fewer = shutil.copytree(images / "red", tmp_path / "fewer" / "red").parent
+    embed = ("embed", fewer, "--workspace", fresh_workspace, "--fresh", "--device", "cpu")
+    assert f"update the index with: mocoembed index {fresh_workspace / 'embeddings.h5'}" in run_cli(*embed)[2]
+    assert run_cli("index", "--workspace", fresh_workspace)[0] == 0
+    assert "update the index" not in run_cli(*embed)[2]
 
 
 @pytest.mark.parametrize("arguments", [("absent.h5",), ("--type", "hnswx"), ("--workspace", "absent")])

@@ -1,13 +1,17 @@
 """Types of index on clustered vectors: what they find, tuning, memory, updates, filters; against brute force."""
 
+import itertools
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 
 import faiss
+import killing
 import numpy as np
 import pytest
 
@@ -151,7 +155,7 @@ def test_a_recall_that_is_missed(rows_file, run_cli):
 def test_auto_is_flat_then_rabitq_then_flat_again(rows_file, make_embeddings, monkeypatch):
     assert build_index(IndexConfig(str(rows_file))).manifest["type"] == "flat"
     monkeypatch.setattr(build, "FLAT_BYTES", 1000)
-    assert build_index(IndexConfig(str(rows_file))).manifest["type"] == "rabitq"
+    assert build_index(IndexConfig(str(rows_file), fresh=True)).manifest["type"] == "rabitq"
     noise = np.random.default_rng(0).normal(size=(COUNT, LENGTH)).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     path = make_embeddings("noise", noise, "abc" * (COUNT // 3), normalized=True)
@@ -256,11 +260,9 @@ def test_a_factory_string_that_faiss_refuses(rows_file, run_cli, factory):
     assert len(err.splitlines()) <= 2
 
 
-def changed_file(make_embeddings, vectors, kept=slice(None)):
-    """The same paths, so the same ids, with other vectors; only the rows `kept`."""
-    classes = np.array(list("abc" * (COUNT // 3)))
-    path = pathlib.Path(make_embeddings("rows", vectors, "".join(classes[:len(vectors)]), normalized=True))
-    return path
+def changed_file(make_embeddings, vectors):
+    """The same paths, so the same ids, with other vectors."""
+    return pathlib.Path(make_embeddings("rows", vectors, ("abc" * (COUNT // 3))[:len(vectors)], normalized=True))
 
 
 @pytest.mark.parametrize("name", ["rabitq", "ivf-sq8", "ivf-flat"])
@@ -361,6 +363,60 @@ def test_an_update_searches_more_thoroughly_before_it_builds_anew(make_embedding
     assert update._kept([{"nprobe": 1, "recall_at_10": 1.0, "recall_error": 0.0}], 8, 0.9)["nprobe"] == 1
 
 
+@pytest.mark.parametrize("name", ["rabitq", "hnsw", "flat"])  # the first is updated, the others are built anew
+def test_killed_at_any_operation_the_old_index_or_the_new_one_is_there(make_embeddings, tmp_path, name):
+    path = changed_file(make_embeddings, clustered(0, 300))
+    old = build_index(IndexConfig(str(path), type=name, recall=0.5))
+    before, vectors = old.path.read_bytes(), clustered(0, 300)
+    vectors[7] = clustered(4, 1)[0]
+    changed_file(make_embeddings, vectors)
+    for n in itertools.count(1):
+        run = killing.Run(tmp_path / f"run-{n}", "index", path,
+                          prepare=partial(killing.at_operation, n, killing.kill, ("write", "remove"))).go()
+        if (status := run.wait()) == 0:
+            break
+        assert status == -signal.SIGKILL, run.stderr
+        manifest = SearchIndex.open(old.path, verify=True).manifest
+        assert old.path.read_bytes() == before or manifest["embeddings"] != old.manifest["embeddings"]
+    assert n > 5
+    assert f"{name} " in run.stdout
+    assert SearchIndex.open(old.path, verify=True).manifest["embeddings"] != old.manifest["embeddings"]
+    assert not list(old.path.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["flat", *PARTIAL])
+def test_an_index_is_made_again_as_it_was_asked_for(make_embeddings, name, run_cli):
+    """Without options, by the type and the recall of the index that is there."""
+    path = changed_file(make_embeddings, clustered(0))
+    asked = ("index", path, "--type", name, "--recall", "0.9")
+    assert "index: plan: " in run_cli(*asked)[2]
+    code, out, err = run_cli("index", path)
+    assert (code, err) == (0, "")
+    assert f"up to date: {COUNT} vectors of dimension {LENGTH}, {name} " in out
+    vectors = clustered(0)
+    vectors[:900] = clustered(4, 900)
+    changed_file(make_embeddings, vectors)
+    code, out, err = run_cli("index", path)
+    assert code == 0, err
+    assert "index: building anew: " in err
+    assert f"index: plan: {name}" in err
+    manifest = read_manifest(path.with_suffix(".faiss"))
+    assert (manifest["type"], manifest["recall_target"]) == (name, 0.9)
+    assert run_cli("index", path, "--fresh")[0] == 0
+    manifest = read_manifest(path.with_suffix(".faiss"))
+    assert (manifest["type"], manifest["recall_target"]) == ("flat", 0.99)
+
+
+def test_info_says_when_an_index_is_older_than_its_rows(make_embeddings, run_cli):
+    path = changed_file(make_embeddings, clustered(0))
+    index = build_index(IndexConfig(str(path), type="ivf-flat", recall=0.8)).path
+    assert json.loads(run_cli("info", index, "--json")[1])["outdated"] is None
+    changed_file(make_embeddings, clustered(4))
+    assert f"{path} has other rows; update the index with: mocoembed index {path}" in run_cli("info", index)[1]
+    path.unlink()
+    assert f"{path} is not there" in run_cli("info", index)[1]
+
+
 def test_a_signal_while_updating_leaves_the_old_index(make_embeddings, monkeypatch):
     result = build_index(IndexConfig(str(changed_file(make_embeddings, clustered(0))), type="rabitq", recall=0.8))
     before = result.path.read_bytes()
@@ -426,6 +482,30 @@ def test_a_large_index_stays_in_its_file(rows_file, monkeypatch):
         mapped = index.search(clustered(6, 5), 7)
         assert (mapped[1] == read[1]).all()
         np.testing.assert_allclose(mapped[0], read[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flat", *PARTIAL])
+def test_mutated_files_are_refused(make_embeddings, tmp_path, name):
+    """Flipped, overwritten, cut out, doubled and cut off: 260 of each type, so more than 1,500."""
+    rows = pathlib.Path(make_embeddings("rows", clustered(0, 390), "abc" * 130, normalized=True))
+    data = build_index(IndexConfig(str(rows), type=name, recall=0.5)).path.read_bytes()
+    random, copy = np.random.default_rng(0), tmp_path / "copy.faiss"
+    for number in range(260):
+        place, length = int(random.integers(len(data))), int(random.integers(1, 200))
+        changed = bytearray(data)
+        if number % 5 == 0:
+            changed[place] ^= 1 << int(random.integers(8))
+        elif number % 5 == 1:
+            changed[place:place + length] = random.bytes(len(changed[place:place + length]))
+        elif number % 5 == 2:
+            del changed[place:place + length]
+        elif number % 5 == 3:
+            changed[place:place] = changed[place:place + length]
+        else:
+            del changed[place:]
+        copy.write_bytes(changed)
+        with pytest.raises(FormatError):
+            SearchIndex.open(copy, verify=True)
 
 
 def test_flipped_bits_are_refused_in_every_part(rows_file, tmp_path):

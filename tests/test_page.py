@@ -803,7 +803,7 @@ def test_keyboard_only(watched):
 
 def test_keys_of_duplicates_and_health_and_of_an_open_image(watched):
     choosers = []
-    watched.page.on("filechooser", choosers.append)  # early: the browser is asked to tell of them
+    watched.page.on("filechooser", lambda one: choosers.append(one))  # early: the browser is asked to tell of them
     watched.page.set_viewport_size({"width": 390, "height": 800})  # where the groups stand in several rows
     for view, images in (("duplicates", ".member-image"), ("health", ".near a")):
         page = watched.open(f"?view={view}")

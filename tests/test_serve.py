@@ -25,7 +25,7 @@ from mocoembed.search.build import build_index
 from mocoembed.search.duplicates import Components, find_duplicates
 from mocoembed.search.map_file import ImageMap, map_file_of, write_map
 from mocoembed.search.query import Searcher, search_images
-from mocoembed.serve import mapping
+from mocoembed.serve import collection, mapping, routes
 from mocoembed.serve.health import _votes
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -79,6 +79,19 @@ def test_offset_goes_on_where_the_hits_before_ended(running):
     assert rest == whole[4:9]
     assert rest[0]["rank"] == 5
     assert search(running, json={"rows": [3]}, offset=500) == [[]]
+
+
+def test_a_collection_that_is_not_small_is_searched_on_another_thread_with_the_same_hits(running, monkeypatch):
+    asked = {"rows": [3]}
+    here = search(running, json=asked, k=5)
+    seen = []
+    answer = routes._answer
+    monkeypatch.setattr(routes, "_answer", lambda *rest: (seen.append(threading.current_thread().name),
+                                                          answer(*rest))[1])
+    assert search(running, json=asked, k=5) == here
+    monkeypatch.setattr(collection, "SMALL", 0)
+    assert search(running, json=asked, k=5) == here
+    assert [name.startswith("search") for name in seen] == [False, True]
 
 
 def test_filters_and_wishes(running, indexed_workspace):

@@ -12,15 +12,20 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 from serving import Running
 from torchless import WITHOUT_TORCH
 
 from mocoembed.config import EmbedConfig, IndexConfig, ServeConfig
+from mocoembed.data.facts import FACTS
+from mocoembed.data.images import scan
 from mocoembed.embed.extract import embed_images
+from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import MocoembedError, UsageError
 from mocoembed.search.build import build_index
 from mocoembed.serve.app import Server
+from mocoembed.serve.collection import Collection
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -80,6 +85,87 @@ def test_replaced_files_are_taken_over_without_a_failed_request(changing, make_i
         assert running.get(f"{path}?version={new['version']}").status_code in (200, 202)
     kept = running.get(f"/api/thumbnails/0?version={new['version']}").headers["cache-control"]
     assert "immutable" in kept
+
+
+def until(holds):
+    """Wait until something holds."""
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("it does not come about")
+
+
+def test_replaced_files_are_warmed_up_before_they_are_served(changing, make_images, monkeypatch):
+    """Where that fails, they are served nevertheless, and the server is not ready until it works."""
+    root, photos, running = changing
+    until(lambda: running.get("/api/ready").status_code == 200)
+    seen, broken = [], threading.Event()
+    broken.set()
+
+    def warm_up(collection):
+        seen.append((len(collection), len(running.service.following.current)))
+        if broken.is_set():
+            raise RuntimeError("no encoder today")
+
+    monkeypatch.setattr(Collection, "warm_up", warm_up)
+    make_images(photos, 6)
+    build(root, photos)
+    until(lambda: len(seen) > 2)
+    assert (seen[0], seen[-1]) == ((18, 12), (18, 18))
+    assert running.get("/api/info").json()["count"] == 18
+    assert running.get("/api/ready").status_code == 503
+    broken.clear()
+    until(lambda: running.get("/api/ready").status_code == 200)
+    assert sum("no encoder today" in note for note in running.notes) == 1
+
+
+def test_a_first_search_that_fails_is_tried_again(indexed_workspace, monkeypatch):
+    monkeypatch.setattr("mocoembed.serve.service.SECONDS_BETWEEN_LOOKS", 0.05)
+    tries = []
+
+    def warm_up(collection):
+        tries.append(collection)
+        if len(tries) <= 3:
+            raise RuntimeError("no encoder today")
+
+    monkeypatch.setattr(Collection, "warm_up", warm_up)
+    running = Running(workspace=str(indexed_workspace))
+    try:
+        until(lambda: running.get("/api/ready").status_code == 200)
+        assert len(tries) == 4
+        assert sum("no encoder today" in note for note in running.notes) == 1
+    finally:
+        running.stop()
+
+
+def test_no_images_are_served_like_some(tmp_path, make_images):
+    """An embeddings file without a row: every route of the API answers, and none fails."""
+    listing = scan(make_images(tmp_path / "photos", 1))
+    settings = Settings({"fingerprint": "f" * 64, "provenance": {}}, "backbone", True, 3, "fp32", "parent")
+    write_embeddings(tmp_path / "none.h5", listing, settings, np.zeros(len(listing), bool),
+                     np.zeros(len(listing), FACTS), [np.empty((0, 3), np.float32)], [])
+    running = Running(embeddings=str(tmp_path / "none.h5"), workspace=str(tmp_path))
+    try:
+        until(lambda: 202 not in [running.get(f"/api/{job}").status_code for job in ("health-report", "duplicates")])
+        query = {"vectors": [[1, 0, 0]]}
+        statuses = {path: running.client.request(method, path, json=query if method == "POST" else None).status_code
+                    for method, path in running.asked() if method != "HEAD" and path.startswith(("/api/", "/metrics"))}
+        missing = {"/api/images/0": 404, "/api/thumbnails/0": 404, "/api/map": 404, "/api/duplicates": 409}
+        assert len(statuses) == 14
+        assert statuses == dict.fromkeys(statuses, 200) | missing
+        for wishes in ("", "?unique=true&diverse=true", "?exclude_self=true", "?offset=5"):
+            answer = running.client.post(f"/api/search{wishes}", json={"like": [[1, 0, 0]]})
+            assert answer.json()["queries"] == [{"hits": []}], wishes
+        for body in ({"rows": [0]}, {"ids": ["5"]}, {"paths": ["a"]}, {"like": [0]}):
+            assert running.client.post("/api/search", json=body).status_code == 404
+        assert running.get("/api/thumbnails/0").json()["error"] == "There is no row 0; no image is here."
+        for path in ("/api/rows?sample=5", "/api/labels?text=a"):
+            assert running.get(path).json()["total"] == 0
+        assert running.get("/api/rows?label=red").status_code == 404
+        assert running.get("/api/ready").status_code == 200
+    finally:
+        running.stop()
 
 
 def test_files_that_cannot_be_opened_change_nothing(changing):

@@ -14,6 +14,7 @@ from mocoembed.serve.batches import MOST, Batches
 from mocoembed.serve.jobs import Job
 from mocoembed.serve.limits import Gate
 from mocoembed.serve.refusals import PER_MINUTE, RefusalLog
+from mocoembed.serve.service import WAITING
 
 
 def test_a_gate_lets_some_run_some_wait_and_refuses_the_rest():
@@ -62,6 +63,10 @@ def test_batches_keep_what_belongs_together():
         assert batches._task is None
 
     asyncio.run(scenario())
+
+
+def test_the_batches_can_be_full_while_uploads_wait():
+    assert WAITING >= 4 * MOST
 
 
 def test_a_batch_waits_for_images_that_are_on_their_way_and_for_no_others(monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import httpx
@@ -19,13 +20,11 @@ from serving import Running, received, status_of
 from mocoembed.config import EmbedConfig, ServeConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import UsageError
-from mocoembed.serve.limits import Bodies
+from mocoembed.serve.limits import Bodies, Gate
 from mocoembed.serve.security import Hosts, name_of
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SECRET = b"nobody may read this"
-ROUTES = ("/", "/api/info", "/api/rows", "/api/labels", "/api/images/0", "/api/thumbnails/0", "/api/live", "/api/ready",
-          "/api/duplicates", "/api/map", "/metrics", "/login", "/index.html", "/none")
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +60,19 @@ def ask(running, line: str, *headers: str, body: bytes = b"") -> bytes:
 # ---------------------------------------------------------------------------------------------------- Host (W1, W2)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_other_hosts_are_refused_on_every_route(running, route):
+def test_other_hosts_are_refused_on_every_route(running):
     good = f"Host: 127.0.0.1:{running.port}"
-    for headers in (["Host: evil.example"], [], [good, "Host: evil.example"], ["Host: evil.example", good],
-                    [good, good], ["Host: "], ["Host: 127.0.0.1.evil.example"], ["Host: localhost@evil.example"],
-                    ["Host: evil.example:80"], ["Host: 127.0.0.1 evil.example"], ["Host: [::ffff:8.8.8.8]"],
-                    ["Host: 8.8.8.8"]):
-        for version in ("1.1", "1.0"):
-            answer = ask(running, f"GET {route} HTTP/{version}", *headers)
-            assert status_of(answer) in (400, 421), (route, headers, answer[:200])
-            assert b"photos" not in answer
+    routes = running.asked()
+    assert {("GET", "/"), ("POST", "/api/embed"), ("HEAD", "/api/images/0"), ("POST", "/login")} <= set(routes)
+    for method, path in routes:
+        for headers in (["Host: evil.example"], [], [good, "Host: evil.example"], ["Host: evil.example", good],
+                        [good, good], ["Host: "], ["Host: 127.0.0.1.evil.example"], ["Host: localhost@evil.example"],
+                        ["Host: evil.example:80"], ["Host: 127.0.0.1 evil.example"], ["Host: [::ffff:8.8.8.8]"],
+                        ["Host: 8.8.8.8"]):
+            for version in ("1.1", "1.0"):
+                answer = ask(running, f"{method} {path} HTTP/{version}", *headers)
+                assert status_of(answer) in (400, 421), (method, path, headers, answer[:200])
+                assert b"photos" not in answer
 
 
 def test_absolute_addresses_do_not_stand_for_the_host(running):
@@ -116,11 +117,12 @@ def test_settings_that_would_open_the_page_are_refused(values):
     {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
     {"Origin": "http://localhost:3000"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
     {"Origin": "file://"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}])
-def test_posts_of_other_sites_are_refused(running, headers):
+def test_requests_of_other_sites_that_are_no_reads_are_refused(running, headers):
     for path in ("/api/search", "/api/embed", "/api/info", "/login", "/none"):
-        answer = running.client.post(path, json={"rows": [0]}, headers=headers)
-        assert answer.status_code == 403, (path, headers)
-        assert answer.headers.get("access-control-allow-origin") is None
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            answer = running.client.request(method, path, json={"rows": [0]}, headers=headers)
+            assert answer.status_code == 403, (method, path, headers)
+            assert answer.headers.get("access-control-allow-origin") is None
 
 
 def test_our_own_page_and_other_programs_may_post(running):
@@ -141,16 +143,21 @@ def test_other_sites_may_link_to_the_page_and_not_embed_its_images(running):
     assert answer.status_code == 403
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_every_answer_carries_the_headers(running, route):
-    for answer in (running.get(route), running.get(route, Host="evil.example"), running.client.post(route)):
-        policy = answer.headers["content-security-policy"]
-        assert "unsafe" not in policy
-        assert "default-src 'none'" in policy
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert "access-control-allow-origin" not in answer.headers
-        assert "server" not in answer.headers
-        assert answer.status_code < 500
+def test_every_answer_carries_the_headers(running):
+    for method, path in [*running.asked(), ("POST", "/api/info")]:
+        for answer in (running.client.request(method, path),
+                       running.client.request(method, path, headers={"Host": "evil.example"})):
+            check_headers(answer)
+
+
+def check_headers(answer):
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in answer.headers
+    assert "server" not in answer.headers
+    assert answer.status_code < 500
 
 
 # -------------------------------------------------------------------------------------------------- traversal (W3)
@@ -329,6 +336,50 @@ def test_a_head_that_does_not_come_is_not_waited_for(running, monkeypatch):
         assert running.get("/api/live").status_code == 200
 
 
+def test_bodies_that_nobody_reads_are_not_waited_for_after_the_answer(running, monkeypatch):
+    """uvicorn's timer for connections that are kept ends with the first byte of the body."""
+    monkeypatch.setattr("mocoembed.serve.connections.SECONDS_FOR_HEAD", 0.5)
+    ask_live = f"GET /api/live HTTP/1.1\r\nHost: localhost:{running.port}\r\n"
+    with running.connect() as connection:
+        connection.sendall(f"{ask_live}Content-Length: 100000\r\n\r\n".encode())
+        until_live(connection)
+        connection.sendall(b"x")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""  # a TimeoutError: it is still open
+    with running.connect() as connection:  # a body that comes takes nothing from what is asked next
+        connection.sendall(f"{ask_live}Content-Length: 5\r\n\r\n".encode())
+        until_live(connection)
+        connection.sendall(f"12345{ask_live}\r\n".encode())
+        until_live(connection)
+        time.sleep(1)
+        connection.sendall(f"{ask_live}\r\n".encode())
+        until_live(connection)
+
+
+def until_live(connection):
+    found = b""
+    while not found.endswith(b'{"status":"live"}'):
+        found += (part := connection.recv(100))
+        assert part, found
+
+
+def test_what_is_no_request_is_logged_and_counted(place, monkeypatch):
+    monkeypatch.setattr("mocoembed.serve.connections.SECONDS_FOR_HEAD", 0.2)
+    running = Running(workspace=str(place / "ws"))
+    try:
+        head, before = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", len(running.notes)
+        for sent in (b"GET /nonsense\x00 HTTP/1.1\r\n\r\n", head + bytes(b"x" * 200_000), head, b""):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                running.raw(sent)
+        assert [note.partition(" refused: ")[2] for note in running.notes[before:]] == [
+            f"a connection from 127.0.0.1: {said}" for said in ("400 malformed", "400 too large", "408 slow")]
+        counted = running.get("/metrics").text
+        for reason in ("malformed", "too large", "slow"):
+            assert f'mocoembed_refused_total{{reason="{reason}"}} 1\n' in counted
+    finally:
+        running.stop()
+
+
 def test_answers_that_nobody_reads_are_let_go(running, monkeypatch):
     monkeypatch.setattr("mocoembed.serve.connections.SECONDS_FOR_READING", 0.3)
     with running.connect() as connection:
@@ -365,11 +416,57 @@ def test_too_much_at_once_is_refused_and_may_come_again(running, place, monkeypa
     answer = running.client.post("/api/search", content=image)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     monkeypatch.undo()
-    monkeypatch.setattr(running.service.searches, "_most", 0)
-    answer = running.client.post("/api/search", json={"rows": [0]})
+    assert running.client.post("/api/search", content=image).status_code == 200
+
+
+@pytest.mark.parametrize(("gate", "method", "path", "sent"), [
+    ("uploads", "POST", "/api/search", "image"), ("uploads", "POST", "/api/embed", "image"),
+    ("uploads", "POST", "/api/search?crop=0,0,9,9", "rows"), ("decoded", "POST", "/api/search", "image"),
+    ("searches", "POST", "/api/search", "rows"), ("searches", "POST", "/api/embed", "rows"),
+    ("searches", "POST", "/api/search?exclude_self=true", "image"), ("searches", "GET", "/api/info", None),
+    ("searches", "GET", "/api/rows", None), ("searches", "GET", "/api/labels", None),
+    ("images", "GET", "/api/images/0", None), ("images", "GET", "/api/thumbnails/0", None),
+    ("images", "POST", "/api/search?crop=0,0,9,9", "rows"), ("slow", "GET", "/api/duplicates", None),
+    ("slow", "GET", "/api/health-report", None), ("slow", "GET", "/api/map", None)])
+def test_every_kind_of_work_has_a_gate(running, place, monkeypatch, gate, method, path, sent):
+    image = next((place / "photos" / "red").iterdir()).read_bytes()
+    monkeypatch.setattr(getattr(running.service, gate), "_most", 0)
+    if sent == "image":
+        same_bytes = []
+        monkeypatch.setattr(running.service.following.current, "same_bytes", same_bytes.append)
+        answer = running.client.request(method, path, content=image)
+        assert same_bytes == []
+    else:
+        answer = running.client.request(method, path, json=sent and {sent: [0]})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
-    monkeypatch.undo()
-    assert running.client.post("/api/search", json={"rows": [0]}).status_code == 200
+
+
+def test_a_slow_encoder_makes_no_endless_queue(running, place, monkeypatch):
+    """Who waits for it keeps a place; those who come together are still embedded together."""
+    image, service = next((place / "photos" / "red").iterdir()).read_bytes(), running.service
+    embed, going, sizes = service.following.current.pair.embed, threading.Event(), []
+
+    def slow(images):
+        sizes.append(len(images))
+        going.wait(60)
+        return embed(images)
+
+    monkeypatch.setattr(service.following.current.pair, "embed", slow)
+    monkeypatch.setattr(service, "uploads", Gate(6, 0))
+    with ThreadPoolExecutor(6) as pool:
+        try:
+            asked = [pool.submit(running.client.post, "/api/search", content=image) for _ in range(6)]
+            for _ in range(1000):
+                if sum(sizes) + len(service.batches._waiting) == 6:  # decoded, all of them
+                    break
+                time.sleep(0.01)
+            assert running.client.post("/api/search", content=image).status_code == 429
+        finally:
+            going.set()
+        assert [one.result().status_code for one in asked] == [200] * 6
+    assert sum(sizes) == 6
+    assert len(sizes) <= 2
+    assert running.client.post("/api/search", content=image).status_code == 200
 
 
 def test_decompression_bombs_are_refused(running, tmp_path):
@@ -385,9 +482,10 @@ def test_decompression_bombs_are_refused(running, tmp_path):
 
 
 def test_without_the_token_nothing_is_told(guarded):
-    for route in ROUTES:
-        status = guarded.get(route).status_code
-        assert status == (200 if route in ("/api/live", "/api/ready", "/login") else 401), route
+    for method, path in guarded.asked():
+        is_open = path in ("/api/live", "/api/ready", "/login", "/login.css")
+        expected = 403 if (method, path) == ("POST", "/login") else 200 if is_open else 401
+        assert guarded.client.request(method, path).status_code == expected, (method, path)
     for headers in ({"Authorization": f"Bearer {TOKEN[:-1]}"}, {"Authorization": TOKEN}, {"Authorization": "Bearer"},
                     {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": "Bearer \xff"},
                     {"Cookie": f"mocoembed-{guarded.port}={TOKEN}"}, {"Cookie": "=;;;\xff"},
@@ -419,7 +517,7 @@ def test_the_link_works_once_and_gives_a_cookie(guarded):
     with httpx.Client() as other:
         assert "set-cookie" not in other.get(address).headers
         assert other.get(f"{guarded.client.base_url}/api/info").status_code == 401
-        assert other.post(f"{guarded.client.base_url}/login", data={"token": "wrong"}).status_code == 401
+        assert other.post(f"{guarded.client.base_url}/login", data={"token": "wrong"}).status_code == 403
         assert other.post(f"{guarded.client.base_url}/login", data={"token": TOKEN}).status_code == 303
         assert other.get(f"{guarded.client.base_url}/api/info").status_code == 200
 

@@ -22,9 +22,11 @@ class IndexConfig:
     fresh: bool = False
     """Build anew instead of updating, and replace an index of another embeddings file."""
     type: str = "auto"
-    """Kind of index: auto, flat (exact), rabitq, ivf-sq8, ivf-pq, ivf-flat, hnsw, or a factory string of FAISS."""
-    recall: float = 0.99
-    """Recall@10 to reach: the share of the ten nearest neighbours that a search finds."""
+    """Kind of index: auto, flat (exact), rabitq, ivf-sq8, ivf-pq, ivf-flat, hnsw, or a factory string of FAISS. Where
+    an index is there, auto keeps the type that was asked for when it was built."""
+    recall: float | None = None
+    """Recall@10 to reach: the share of the ten nearest neighbours that a search finds. By default, that of the index
+    that is there, or 0.99 for a new one."""
     allow_lower_recall: bool = False
     """Keep an index that misses --recall."""
     memory: str | None = None
@@ -35,5 +37,5 @@ class IndexConfig:
     def __post_init__(self):
         require(self, "type", self.type in INDEX_TYPES or not re.fullmatch("[a-z-]*", self.type),
                 f"one of {', '.join(INDEX_TYPES)}, or a factory string of FAISS such as IVF1024,SQ8")
-        require(self, "recall", 0 < self.recall <= 1, "above 0 and at most 1")
+        require(self, "recall", self.recall is None or 0 < self.recall <= 1, "above 0 and at most 1")
         size_in_bytes(self, "memory")

@@ -70,8 +70,8 @@ class PushConfig:
     collection: str = DEFAULT_COLLECTION
     """Milvus collection; it is created if it does not exist."""
     index_type: str | None = None
-    """Type of Milvus's index, such as FLAT, HNSW, IVF_FLAT, IVF_SQ8 or DISKANN; by default, that of the collection, or
-    AUTOINDEX for a new one."""
+    """Type of Milvus's index, such as FLAT, HNSW, IVF_FLAT, IVF_SQ8 or DISKANN; by default, that of the collection;
+    for a new one FLAT in a local file, and AUTOINDEX on a server."""
     param: tuple[str, ...] = ()
     """Parameter for building Milvus's index, such as M=16, efConstruction=200 or nlist=1024. May be given again."""
     search_param: tuple[str, ...] = ()

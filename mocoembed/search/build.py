@@ -5,6 +5,7 @@ rows that are held out of it, which are added at the end.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
 
+RECALL = 0.99  # of a new index, unless another is asked for
 LEAST_HELD_OUT = 2  # rows; a smaller collection is not tuned
 
 
@@ -64,14 +66,14 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
         require_replaceable(output, source, config.fresh)
         stack.enter_context(locked(output.with_name(f".{output.name}.lock"), str(output)))
         require_some(file)
+        config = _as_before(config, output)
         stamps, plans = verified_stamps(file), _plans(config, file)
         stop = stack.enter_context(StopRequest())
         if not config.fresh and (updated := update_index(output, file, stamps, config,
                                                          _description(file, output), note, stop)):
             return IndexResult(output, *updated)
         for plan in plans:
-            if plan.kind.name != "flat" or len(plans) > 1:
-                note(f"plan: {plan}")
+            note(f"plan: {plan}")
             manifest = _built(plan, file, stamps, config, output, progress, stop)
             if manifest is not None:
                 return IndexResult(output, manifest)
@@ -79,6 +81,14 @@ def build_index(config: IndexConfig, progress: Callable[[int, int], None] = lamb
     raise MocoembedError(f"No index was written: none of {', '.join(plan.kind.name for plan in plans)} reaches "
                          f"--recall {config.recall:g} within the memory. Lower it, add --allow-lower-recall to keep "
                          "the index, or use --type flat, which is exact.")
+
+
+def _as_before(config: IndexConfig, output: pathlib.Path) -> IndexConfig:
+    """The settings, with type and recall of the index that is there where none are asked for."""
+    old = read_manifest(output) if output.exists() and not config.fresh else {}
+    kept = old["type"] if config.type == "auto" and old.get("type_given") else config.type
+    recall = old.get("recall_target", RECALL) if config.recall is None else config.recall
+    return dataclasses.replace(config, type=kept, recall=recall)
 
 
 def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
@@ -117,7 +127,8 @@ def _built(plan: Plan, file: EmbeddingFile, stamps: np.ndarray, config: IndexCon
             return None
         if sample is not None:
             index.add(sample.queries, ids[sample.rows])
-        manifest = {**_description(file, output), "type": plan.kind.name, "factory": plan.factory, **measured}
+        manifest = {**_description(file, output), "type": plan.kind.name, "type_given": config.type != "auto",
+                    "factory": plan.factory, **measured}
         manifest["format"] = 1 if exact else FORMAT_VERSION
         stamps = stamps[np.argsort(ids, kind="stable")] if index.can_remove else stamps[:0]
         return write_index(output, index, plan.size, stamps, manifest, stop)
@@ -129,9 +140,9 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
     if sample is None:
         sample = Sample.of_stored(file, stop)
         measured = measure(IndexRows(index, file, Effort(), ids=ids), file, sample, stop)
-        return {"parameters": {}, **measured, "measured_on": len(sample.rows)}
+        return {"parameters": {}, **measured, "recall_target": config.recall, "measured_on": len(sample.rows)}
     points = list(curve(index, file, sample, kind.reranks, stop))
-    point = chosen(points, config.recall)
+    point = chosen(points, config.recall or RECALL)
     if point is None:
         if not config.allow_lower_recall:
             if config.type == "auto":

@@ -103,7 +103,8 @@ def nothing_matches(what: str, count: int, kind: str, wanted: str, names: Iterab
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(wanted.strip("*?/").lower(), lower, SHOWN, 0.5)
     hint = f" The nearest {kind}: {', '.join(repr(lower[name]) for name in near)}." if near else ""
-    if not near and kind == "labels":
+    if not near:
         shown = list(lower.values())[:SHOWN]
-        hint = f" It has {len(lower)} labels, such as {', '.join(map(repr, shown))}." if shown else " It has no labels."
+        some = f"{len(lower)} labels," if kind == "labels" else kind  # of names not all are looked at
+        hint = f" It has {some} such as {', '.join(map(repr, shown))}." if shown else f" It has no {kind}."
     return UsageError(f"{what}: 0 of {count} images match.{hint}")

@@ -42,7 +42,7 @@ def choose_threshold(count: int, vectors_of: Callable[[np.ndarray], np.ndarray],
     gives the same threshold.
     """
     rows = np.unique(np.linspace(0, count - 1, min(count, ROWS)).astype(np.int64))
-    share = len(rows) / count
+    share = len(rows) / max(1, count)
     rows = rows[_first_of_each(digests[rows])]
     if len(rows) < LEAST_ROWS:
         return Threshold(WITH_FEW, f"{len(rows)} different images are too few to see how alike they are")

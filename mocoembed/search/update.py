@@ -1,8 +1,8 @@
 """Updating an index in place: what was added, dropped or changed in the embeddings file since it was built.
 
-An inverted file takes vectors out and in by their ids. A flat index is copied anew, which takes no longer; a graph
-cannot forget. The curve of recall is measured anew on stored rows. When more than a third has changed, or no point of
-it reaches the target, the index is built anew.
+An inverted file takes vectors out and in by their ids. A flat index is copied anew, which takes no longer, and so is
+a graph, which cannot forget. The curve of recall is measured anew on stored rows. When more than a third has changed,
+or no point of it reaches the target, the index is built anew.
 """
 
 import pathlib
@@ -68,12 +68,10 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, 
     if why := _why_anew(old, kind, config, description):
         note(f"building anew: {why}")
         return None
-    if kind == "flat":
-        return None
     if old["embeddings"]["rows_sha256"] == file.identity:
         SearchIndex.open(output)  # whole?
         return old, "up to date"
-    if "stamps_bytes" not in old:
+    if kind == "flat" or "stamps_bytes" not in old:
         note(f"building anew: the embeddings have changed, and an index of type {kind} cannot be updated")
         return None
     plan = Plan(kind_of(kind), len(file), file.dimension)

@@ -82,10 +82,10 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
     @contextlib.asynccontextmanager
     async def lifespan(app):
         service.start()
-        yield
+        yield {"tell": tell}  # for connections, which refuse what is no request
         await service.stop()
 
-    login = Route("/login", login_of(tokens, files, service.bodies), methods=["GET", "POST"])
+    login = Route("/login", login_of(tokens, files, service.bodies, tell), methods=["GET", "POST"])
     app = Starlette(routes=[*routes_of(service, files), login], lifespan=lifespan,
                     exception_handlers={kind: answer for kind in (Refusal, HTTPException, MocoembedError, Exception)})
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # tracebacks; nothing of what others send

@@ -26,6 +26,8 @@ from mocoembed.search.ranking import Wishes
 from mocoembed.serve.answers import Refusal, in_words
 
 LABELS = 100  # that facts and the map list
+SMALL = 8 << 20  # bytes of vectors that are compared with a query in less than a millisecond
+FEW = 256  # hits
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Wanted:
     unique: bool = False
     diverse: bool = False
     exclude_self: bool = False
+
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the scores decide, and the hits are few."""
+        return self.offset + self.k <= FEW and not (self.filter or self.min_side or self.unique or self.diverse)
 
 
 class Collection:
@@ -65,6 +73,12 @@ class Collection:
     def encodes(self) -> bool:
         """Whether images can be searched for that are not in the collection."""
         return self.pair.transform is not None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a query takes less time than handing it to another thread does."""
+        is_exact = isinstance(self.pair.index, NoIndex) or self.pair.index.exact
+        return is_exact and 4 * len(self) * self.file.dimension <= SMALL
 
     def files(self) -> list[pathlib.Path]:
         """The files that it was read from."""
@@ -93,6 +107,10 @@ class Collection:
         return [{"row": row, "id": str(self.ids[row]), "path": os.fsdecode(os.path.join(self.root, path)),
                  "label": self.label(row), "width": int(self.width[row]), "height": int(self.height[row])}
                 for row, path in zip(rows, paths)]
+
+    def no_row(self, row: str) -> str:
+        """What is said of a row that is not there."""
+        return f"There is no row {row}; " + (f"rows are 0 to {len(self) - 1}." if len(self) else "no image is here.")
 
     def row_of_id(self, number: int) -> int | None:
         """The row with that id."""

@@ -1,6 +1,7 @@
 """HTTP connections with what uvicorn lacks: deadlines for the head of a request and for reading an answer, and a size.
 
-A connection whose head does not come in time, or whose answers are not read, is closed, so that these do not pile up.
+A connection whose head does not come in time, whose answers are not read, or whose body nobody reads and which does not
+come either, is closed, so that these do not pile up. What is no request is refused and told like other refusals.
 """
 
 import asyncio
@@ -11,7 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-SECONDS_FOR_HEAD = 10.0  # until the head of a request is there
+from mocoembed.serve.answers import Refusal
+
+SECONDS_FOR_HEAD = 10.0  # until the head of a request is there; after an answer, the rest of a body and the next head
 SECONDS_FOR_READING = 120.0  # an answer, most of it
 AT_ONCE = struct.pack("ii", 1, 0)
 MOST_HEAD = 128 << 10  # bytes of it, and of what comes after a body
@@ -22,6 +25,7 @@ class Connection(HttpToolsProtocol):
 
     deadline: asyncio.TimerHandle | None = None
     reading: asyncio.TimerHandle | None = None
+    rest: asyncio.TimerHandle | None = None
     head_bytes = 0
 
     def connection_made(self, transport: Any):
@@ -41,7 +45,7 @@ class Connection(HttpToolsProtocol):
         if self.deadline is not None:
             self.head_bytes += len(data)
             if self.head_bytes > MOST_HEAD and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too long.")
+                self.send_400_response("The head of the request is too long.", "too large")
 
     def on_message_begin(self):
         """A head begins."""
@@ -61,6 +65,12 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
 
+    def on_response_complete(self):
+        """It has been answered; a body that nobody reads would stop uvicorn's timer."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and self.rest is None:
+            self.rest = self.loop.call_later(SECONDS_FOR_HEAD, self.transport.abort)
+
     def pause_writing(self):
         """More has been written than the caller has read."""
         super().pause_writing()
@@ -72,14 +82,19 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_reading()
 
-    def send_400_response(self, msg: str):
+    def send_400_response(self, msg: str, reason: str = "malformed"):
         """Refuse what is no request, in JSON like all refusals, and close."""
+        self._tell(Refusal(400, msg, reason))
         data = json.dumps({"error": msg}).encode()
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
                              b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n"
                              b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
         self.transport.close()
         self._stop_waiting()
+
+    def _tell(self, refusal: Refusal):
+        """By the function that the application keeps in its state."""
+        self.app_state["tell"]({"client": self.client}, refusal)
 
     def _wait(self):
         if self.deadline is None:
@@ -90,6 +105,9 @@ class Connection(HttpToolsProtocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+        if self.rest is not None:
+            self.rest.cancel()
+            self.rest = None
 
     def _stop_reading(self):
         if self.reading is not None:
@@ -97,6 +115,8 @@ class Connection(HttpToolsProtocol):
             self.reading = None
 
     def _too_late(self):
+        if self.head_bytes:  # browsers open connections that they may need
+            self._tell(Refusal(408, "The head of the request came too slowly.", "slow"))
         self.transport.abort()
 
     def _unread(self):

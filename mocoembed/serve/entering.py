@@ -1,35 +1,42 @@
-"""Login: the one-time link that is printed, or a form that takes the token, gives a browser its cookie."""
+"""Login: the one-time link that is printed, or a form that takes the token, gives a browser its cookie.
+
+What stands in the address beside the link's key is what the page shows, and goes on to it.
+"""
 
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.types import Scope
 
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.limits import Bodies
-from mocoembed.serve.parameters import allow
-from mocoembed.serve.security import Tokens, same
+from mocoembed.serve.security import Tokens, page, same
 from mocoembed.serve.static_files import FOLDER, StaticFiles
 
-FORM = "login.html"
+FORM = FOLDER / "login.html"
 MOST_FORM = 4096  # bytes
 
 
-def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies) -> Callable[[Request], Awaitable[Response]]:
-    """The handler of /login: GET with `key` (once) or for the form, POST of the form."""
+def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies,
+             tell: Callable[[Scope, Refusal], None]) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of /login: GET with `key` (once) or for the form, POST of the form; `tell` hears of a wrong token."""
     async def login(request: Request) -> Response:
+        given = request.scope["query_string"].decode("latin-1").split("&")
+        query = "&".join(part for part in given if not part.startswith("key="))
         if tokens.secret is None:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(page(query), 303)
         if request.method != "POST":
-            allow(request.query_params, "key")
-            if (key := request.query_params.get("key")) is not None and tokens.opens(key):
-                return tokens.entering(request.url.scheme)
-            return files.file(request, FOLDER / FORM)
+            key = request.query_params.get("key")
+            if key is not None and request.method == "GET" and tokens.opens(key):  # previews of links ask for the head
+                return tokens.entering(request.url.scheme, query)
+            return files.file(request, FORM)
         async with bodies.body(request, MOST_FORM) as data:
-            given = parse_qs(data.decode("utf-8", "replace")).get("token", [""])[0]
-        if not same(given, tokens.secret):
-            raise Refusal(401, "The token is wrong.", "token")
-        return tokens.entering(request.url.scheme)
+            token = parse_qs(data.decode("utf-8", "replace")).get("token", [""])[0]
+        if not same(token, tokens.secret):
+            tell(request.scope, Refusal(403, "The token is wrong.", "token"))
+            return Response(FORM.read_bytes().replace(b" hidden", b""), 403, media_type="text/html")
+        return tokens.entering(request.url.scheme, query)
 
     return login

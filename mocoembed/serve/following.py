@@ -11,7 +11,7 @@ from mocoembed.serve.collection import Collection
 
 
 class Following:
-    """`current` is the collection of now; `look()` opens another one if its files have been replaced.
+    """`current` is the collection of now; `look` opens another one if its files have been replaced.
 
     A request takes `current` once. Its files stay open for as long as a request holds it.
     """
@@ -22,11 +22,16 @@ class Following:
                                                 embeddings=config.embeddings, root=config.root), note)
         self.current = Collection(self._searcher.pair(), config.root)
 
-    def look(self) -> bool:
-        """Take over the files if they have been replaced; whether they were. What cannot be opened is told once."""
+    def look(self, warm_up: Callable[[Collection], None]) -> bool:
+        """Take over the files if they have been replaced, after `warm_up` of the collection; whether they were.
+
+        What cannot be opened is told once.
+        """
         if (pair := self._searcher.pair()) is self.current.pair:
             return False
-        self.current = Collection(pair, self._root)
+        collection = Collection(pair, self._root)
+        warm_up(collection)
+        self.current = collection
         self._note(f"The files have been replaced: {len(self.current):,} images are served now.")
         return True
 

@@ -26,7 +26,6 @@ NUMBER: Schema = {"type": "number"}
 FLAG: Schema = {"type": "boolean"}
 OPEN: Schema = {"type": "object"}
 SEVERAL: Schema = {"type": "array", "items": {**TEXT, "maxLength": MOST_LETTERS}, "maxItems": MOST_FILTERS}
-VECTOR: Schema = {"type": "array", "items": NUMBER}
 LABEL: Schema = {"type": ["string", "null"]}
 
 RECORD = {"row": INTEGER, "id": {**TEXT, "pattern": "^-?[0-9]+$"}, "path": TEXT, "label": LABEL, "width": INTEGER,
@@ -50,6 +49,11 @@ def fields(required: dict[str, Schema], optional: dict[str, Schema] | None = Non
 def only(required: dict[str, Schema]) -> Schema:
     """An object with these fields and no others."""
     return {**fields(required), "additionalProperties": False}
+
+
+def listed(items: Schema) -> Schema:
+    """A list."""
+    return {"type": "array", "items": items}
 
 
 def several(items: Schema, most: int = MOST_QUERIES) -> Schema:
@@ -81,6 +85,7 @@ WISHES = [parameter("k", "Number of hits.", bounded(1, MOST_HITS, 10)),
           parameter("diverse", "Hits that are unlike each other.", FLAG),
           parameter("exclude_self", "Leave out the query itself: images with its bytes, or its row.", FLAG),
           CROP, VERSION]
+VECTOR = listed(NUMBER)
 ROW = parameter("row", "Row of the embeddings file.", bounded(0, 2**53), "path")
 PAGE = [parameter("offset", "Leave out so many.", bounded(0, 2**53, 0))]
 
@@ -95,16 +100,21 @@ BODY: Schema = {"required": True,
                 "content": {"application/json": {"schema": JSON_QUERIES},
                             **{kind: {"schema": {"type": "string", "format": "binary"}}
                                for kind in ("application/octet-stream", "image/*")}}}
-GROUPS = fields({"version": TEXT, "threshold": NUMBER, "auto": NUMBER, "least": NUMBER, "total": INTEGER,
-                 "extra": INTEGER, "groups": {"type": "array", "items": fields({"members": {
-                     "type": "array", "items": fields({**RECORD, "similarity": NUMBER, "size": INTEGER})}})}})
+MEMBER = fields({**RECORD, "similarity": NUMBER, "size": INTEGER, "identical": {"type": ["integer", "null"]}})
+GROUPS = fields({"version": TEXT, "threshold": NUMBER, "auto": NUMBER, "least": NUMBER, "reason": TEXT,
+                 "compared": TEXT, "bytes_known": FLAG, "total": INTEGER, "extra": INTEGER,
+                 "groups": listed(fields({"members": listed(MEMBER)}))})
 PROGRESS = fields({"done": INTEGER, "total": INTEGER})
-MAP = fields({"version": TEXT, "method": TEXT, "provisional": FLAG, "label_names": {"type": "array", "items": TEXT},
-              "points": {"type": "array", "items": {"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 2}},
-              "labels": {"type": "array", "items": INTEGER},
+MAP = fields({"version": TEXT, "method": TEXT, "provisional": FLAG, "label_names": listed(TEXT),
+              "points": listed({**listed(INTEGER), "minItems": 2, "maxItems": 2}), "labels": listed(INTEGER),
               "agreement": {"type": ["array", "null"], "items": INTEGER}})
-LABELS: Schema = {"type": "array", "items": fields({"label": LABEL, "count": INTEGER})}
-HEALTH = fields({"version": TEXT, "images": INTEGER, "labels": LABELS, "labels_total": INTEGER})
+LABELS = listed(fields({"label": LABEL, "count": INTEGER}))
+HEALTH = fields({"version": TEXT, "images": INTEGER, "labels": LABELS, "labels_total": INTEGER,
+                 "suffixes": listed(fields({"suffix": TEXT, "count": INTEGER})), "failed_images": INTEGER,
+                 "failed": listed(fields({"path": TEXT, "error": TEXT, "reason": TEXT})),
+                 "neighbours_agree": {"type": ["number", "null"]}, "suspected_total": INTEGER,
+                 "suspected_labels": listed(fields({**RECORD, "suggested": TEXT, "agreement": NUMBER})),
+                 "outliers": listed(fields({**RECORD, "similarity": NUMBER}))})
 
 
 def answers(schema: Schema, *more: int, media: str = "application/json", accepted: Schema | None = None) -> Schema:
@@ -129,15 +139,17 @@ def operation(about: str, parameters: list[Schema], responses: Schema, body: Sch
 def paths() -> Schema:
     """The operations of every path."""
     image: Schema = {"type": "string", "format": "binary"}
-    hits = fields({"version": TEXT, "queries": {"type": "array", "items": fields({"hits": {
-        "type": "array", "items": fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {
-            "folded": INTEGER, "folded_rows": {"type": "array", "items": INTEGER}})}})}})
-    vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": {"type": "array", "items": VECTOR}})
-    rows = fields({"version": TEXT, "total": INTEGER, "rows": {"type": "array", "items": fields(RECORD)}})
+    hit = fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {"folded": INTEGER, "folded_rows": listed(INTEGER)})
+    hits = fields({"version": TEXT, "queries": listed(fields({"hits": listed(hit)}))})
+    vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": listed(VECTOR)})
+    rows = fields({"version": TEXT, "total": INTEGER, "rows": listed(fields(RECORD))})
     labels = fields({"version": TEXT, "total": INTEGER, "labels": LABELS})
     info = fields({"version": TEXT, "count": INTEGER, "dimension": INTEGER, "embeddings": TEXT, "root": TEXT,
-                   "labels": LABELS, "labels_total": INTEGER, "encoder": OPEN, "index": OPEN, "searches_images": FLAG,
-                   "map": {"type": ["object", "null"]}, "map_progress": {"type": ["string", "null"]}})
+                   "labels": LABELS, "labels_total": INTEGER, "failed": INTEGER, "features": TEXT, "normalized": FLAG,
+                   "encoder": fields({"fingerprint": TEXT, "provenance": OPEN}), "index": OPEN, "searches_images": FLAG,
+                   "map": {**fields({"version": TEXT, "method": TEXT, "provisional": FLAG}),
+                           "type": ["object", "null"]},
+                   "map_progress": {"type": ["string", "null"]}})
     status = fields({"status": TEXT})
     size = parameter("size", "Longer side in pixels, at most.", bounded(16, LARGEST, LARGE))
     sample = [parameter("rows", "These rows, with commas between them, and nothing else that is asked for.",
@@ -159,7 +171,7 @@ def paths() -> Schema:
                                            answers(image, 409, 410, 422, 429, media="image/jpeg")),
         "/api/rows": operation("Facts about images.", [*sample, *PAGE, *FILTERS, VERSION], answers(rows, 409, 429)),
         "/api/labels": operation("Labels with the numbers of their images.", some_labels, answers(labels, 409, 429)),
-        "/api/info": operation("Facts about collection, encoder and index.", [], answers(info)),
+        "/api/info": operation("Facts about collection, encoder and index.", [], answers(info, 429)),
         "/api/duplicates": operation("Groups of near-duplicates.", groups,
                                      answers(GROUPS, 409, 429, accepted=PROGRESS)),
         "/api/map": operation("Places of all images in two dimensions.", [VERSION], answers(MAP, 409, 429)),

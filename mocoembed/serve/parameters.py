@@ -189,8 +189,7 @@ def _balance(body: dict[str, Any], collection: Collection) -> Asked:
 
 def _row(value: Any, collection: Collection) -> int:
     if type(value) is not int or not 0 <= value < len(collection):
-        raise Refusal(400 if type(value) is not int else 404,
-                      f"There is no row {_shown(value)}; rows are 0 to {len(collection) - 1}.")
+        raise Refusal(400 if type(value) is not int else 404, collection.no_row(_shown(value)))
     return value
 
 

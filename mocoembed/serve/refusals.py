@@ -34,10 +34,16 @@ class RefusalLog:
             self._left_out += 1
             return
         self._told += 1
-        route = scope.get("route")
-        where = route.path if route else scope["path"] if KNOWN.fullmatch(scope["path"]) else "a path"
-        self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {scope['method']} {where} from "
-                   f"{_address(scope)}: {refusal.status} {refusal.reason}")
+        self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {_what(scope)} from {_address(scope)}: "
+                   f"{refusal.status} {refusal.reason}")
+
+
+def _what(scope: Scope) -> str:
+    """The kind of request; that of a head which is none, or not whole, is not known."""
+    if "path" not in scope:
+        return "a connection"
+    route = scope.get("route")
+    return f"{scope['method']} {route.path if route else scope['path'] if KNOWN.fullmatch(scope['path']) else 'a path'}"
 
 
 def _address(scope: Scope) -> str:

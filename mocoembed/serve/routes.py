@@ -41,6 +41,7 @@ from mocoembed.serve.static_files import StaticFiles
 from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
 
 MOST_GROUPS = 200
+SHORT = 64  # bytes of JSON that hold no more than some ten queries
 ROWS_OF = ("rows", "ids", "sample", "seed", "offset", "limit", "min_side")  # beside REPEATED
 SECONDS_OF_JOB = 0.5  # that a request waits for one
 IMAGE_TYPES = ("image/", "application/octet-stream")
@@ -81,20 +82,30 @@ class Api:
         collection, given = self._asked_of(request, *SEARCH)
         wanted, crop = wanted_of(given), crop_of(given)
         if _is_json(request) and not crop:
-            async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
-                return await self.service.run(lambda: _answer(collection, asked_of(json_of(data), collection), wanted))
+            async with self.service.bodies.body(request, MOST_JSON) as data:
+                return await self._found(collection, wanted, lambda: asked_of(json_of(data), collection),
+                                         len(data) <= SHORT)
         asked = await self._asked(request, collection, crop, wanted.exclude_self)
+        return await self._found(collection, wanted, lambda: asked, len(asked.vectors) == 1)
+
+    async def _found(self, collection: Collection, wanted: Wanted, asked: Callable[[], Asked],
+                     are_few: bool) -> Response:
+        """The hits of what is asked; `are_few`: at most some ten queries."""
         async with self.service.searches.turn():
-            return await self.service.run(_answer, collection, asked, wanted)
+            if are_few and wanted.is_plain and collection.is_small:
+                return _answer(collection, asked(), wanted)
+            return await self.service.run(lambda: _answer(collection, asked(), wanted))
 
     async def _asked(self, request: Request, collection: Collection, crop: tuple[int, ...],
                      of_self: bool = False) -> Asked:
         if not _is_json(request):
             async with self.service.bodies.body(request, MOST_UPLOAD) as data:
                 vector = await self.service.embedded(collection, data, crop)
-                selves = await self.service.run(collection.same_bytes, data) if of_self else np.empty(0, np.int64)
-            return Asked(vector[None], [selves])
-        async with self.service.bodies.body(request, MOST_JSON) as data:
+                if not of_self:
+                    return Asked(vector[None], [np.empty(0, np.int64)])
+                async with self.service.searches.turn():
+                    return Asked(vector[None], [await self.service.run(collection.same_bytes, data)])
+        async with self.service.bodies.body(request, MOST_JSON) as data, self.service.searches.turn():
             asked = await self.service.run(lambda: asked_of(json_of(data), collection))
         return await self._cropped(collection, asked, crop) if crop else asked
 
@@ -218,7 +229,8 @@ class Api:
         def found() -> dict[str, Any]:
             return {**collection.info(), "map": self._points.facts(collection), "map_progress": progress}
 
-        return Json(await self.service.run(found))
+        async with self.service.searches.turn():
+            return Json(await self.service.run(found))
 
     async def live(self, request: Request) -> Response:
         """Whether the server runs."""
@@ -260,8 +272,7 @@ def _is_json(request: Request) -> bool:
 def _row(request: Request, collection: Collection) -> int:
     row = request.path_params["row"]
     if row >= len(collection):
-        raise Refusal(404, f"There is no row {row if row < 2**63 else 'so large'}; rows are 0 to "
-                           f"{len(collection) - 1}.", "unknown row")
+        raise Refusal(404, collection.no_row(str(row) if row < 2**63 else "so large"), "unknown row")
     return row
 
 

@@ -27,7 +27,8 @@ CONTENT_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-
                   "connect-src 'self'; font-src 'self'; worker-src 'self'; manifest-src 'self'; form-action 'self'; "
                   "base-uri 'none'; frame-ancestors 'none'")
 HEADERS = {"Content-Security-Policy": CONTENT_POLICY, "X-Content-Type-Options": "nosniff",
-           "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin",
+           "Referrer-Policy": "same-origin",  # with no-referrer, browsers send the login's form with "Origin: null"
+           "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin",
            "Cross-Origin-Resource-Policy": "same-origin"}
 RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 NO_STORE = (b"cache-control", b"no-store")
@@ -96,11 +97,16 @@ class Tokens:
         self.key = None
         return True
 
-    def entering(self, scheme: str) -> Response:
+    def entering(self, scheme: str, query: str) -> Response:
         """To the page, with the cookie."""
-        answer = RedirectResponse("/", 303)
+        answer = RedirectResponse(page(query), 303)
         answer.set_cookie(self.cookie, self.session, httponly=True, samesite="lax", secure=scheme == "https")
         return answer
+
+
+def page(query: str) -> str:
+    """The address of the page with what it shows, which is all that a caller can choose of a redirection."""
+    return f"/?{query}" if query else "/"
 
 
 def same(given: str, secret: str) -> bool:
@@ -131,7 +137,8 @@ class Security:
             self._check(scope, headers)
             if not self._may(scope, headers):
                 if scope["method"] == "GET" and scope["path"] == "/" and "text/html" in headers.get("accept", ""):
-                    await RedirectResponse("/login", 303)(scope, receive, send_with_headers)
+                    query = scope["query_string"].decode("latin-1")  # what the page shows, which the login keeps
+                    await RedirectResponse(f"/login{page(query)[1:]}", 303)(scope, receive, send_with_headers)
                     return
                 raise Refusal(401, "The token is missing or wrong. Send it as: Authorization: Bearer TOKEN", "token")
         except Refusal as refusal:

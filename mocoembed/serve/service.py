@@ -35,17 +35,18 @@ class Service:
         self._decoding = ThreadPoolExecutor(cores(), "decode")
         self._encoding = ThreadPoolExecutor(1, "encode")
         self.metrics, self.thumbnails, self.bodies = Metrics(), Thumbnails(), Bodies()
-        self.searches, self.images, self.uploads = (Gate(cores(), WAITING) for _ in range(3))
-        self.slow = Gate(1, WAITING)
+        self.searches, self.images, self.decoded = (Gate(cores(), WAITING) for _ in range(3))
+        self.slow, self.uploads = Gate(1, WAITING), Gate(WAITING, 0)  # uploads wait for the encoder, in batches
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False
+        self._told: str | None = None
         self._jobs: dict[str, tuple[Collection, Job]] = {}
         self._tasks: list[asyncio.Task] = []
         self.mapping: Mapping | None = None
 
     def start(self):
         """Warm up, and follow the files."""
-        self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._follow())]
+        self._tasks = [asyncio.create_task(self._follow())]
         if self.config.map:
             self.mapping = Mapping(lambda: self.following.current.file.path, self.note)
             self._tasks.append(asyncio.create_task(self.mapping.run()))
@@ -80,20 +81,24 @@ class Service:
             self._jobs[name] = collection, (job := Job(lambda this: work(collection, this)))
         return job
 
-    async def _warm_up(self):
+    def _warm_up(self, collection: Collection):
         """One search before requests are promised quick answers; one image is embedded, too."""
         try:
-            if len(self.following.current):
-                await self.run(self.following.current.warm_up)
-            self.ready = True
+            if len(collection):
+                collection.warm_up()
+            self.ready, self._told = True, None
         except Exception as error:  # whatever the encoder raises: images of the collection can still be looked at
-            self.note(f"The first search failed: {error}")
+            if str(error) != self._told:
+                self.note(f"The first search failed: {error}")
+            self.ready, self._told = False, str(error)
 
     async def _follow(self):
         while True:
+            if not self.ready:
+                await self.run(self._warm_up, self.following.current)
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             try:
-                if await self.run(self.following.look) and self.mapping is not None:
+                if await self.run(self.following.look, self._warm_up) and self.mapping is not None:
                     self.mapping.again()
             except Exception as error:  # whatever is wrong with new files: those that are open are served
                 self.note(f"The new files cannot be served: {error}")
@@ -103,7 +108,8 @@ class Service:
         if not collection.encodes:
             raise Refusal(409, "There is no encoder here to embed an image with. Search for images of the collection.",
                           "no encoder")
-        with self.batches.expecting():
-            async with self.uploads.turn():
-                pixels = await self.decode(collection.pixels, data, crop)
-        return await self.batches.embed(collection.pair.embed, pixels)
+        async with self.uploads.turn():
+            with self.batches.expecting():
+                async with self.decoded.turn():
+                    pixels = await self.decode(collection.pixels, data, crop)
+            return await self.batches.embed(collection.pair.embed, pixels)

@@ -17,6 +17,7 @@ async function ask(path, options = {}) {
     throw new Refused('The server does not answer. Is mocoembed serve still running?', 0);
   }
   if (answer.status === 409) replaced();
+  if (answer.status === 401) location.assign(`/login${location.search}`); // the server knows its cookie no more
   if (!answer.ok) throw new Refused(await reason(answer), answer.status);
   return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
 }
