@@ -138,7 +138,9 @@ def from_the_prompt(output: str, folder: str, runs: int):
     listing = scan(folder)
     search = [sys.executable, "-m", "mocoembed", "search", os.fsdecode(listing.full_path(0)), "--workspace", output]
     kinds = {"importing NumPy, Pillow, h5py and ONNX Runtime": [sys.executable, "-c", f"import {NEEDED}"],
-             "search, onnxruntime": search, "search, torch": [*search, "--torch"]}
+             "search, onnxruntime": search, "search, torch": [*search, "--torch"],
+             **{" ".join(words): [*search[:3], *words] for words in (("--help",), ("knn", "--help"))},
+             "info": [*search[:3], "info", os.fspath(Workspace(output).embeddings)]}
     for command in kinds.values():
         seconds(command)  # which compiles the modules and hashes the index
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
