@@ -71,7 +71,8 @@ def test_the_graph_gives_what_torch_gives(make_encoder, tmp_path, features, norm
     np.testing.assert_allclose(graph(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("arch", "side"), [("resnet50", 64), ("mobilenet_v3_small", 64), ("vit_b_16", 224)])
+@pytest.mark.parametrize(("arch", "side"), [("resnet50", 64), ("mobilenet_v3_small", 64), ("vit_b_16", 224),
+                                            ("timm:tf_efficientnet_lite0", 64), ("timm:convnext_atto", 64)])
 def test_other_kinds_of_encoders_have_graphs_too(tmp_path, arch, side):
     torch.manual_seed(0)
     frozen = FrozenEncoder(Encoder(EncoderSpec(arch, 1.0, "7x7s2-pool", "none", 0)).eval().requires_grad_(False),
