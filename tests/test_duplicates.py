@@ -276,7 +276,7 @@ def many_copies(make_embeddings, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-flat", "ivf-sq8"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-flat", "ivf-sq8", "rabitq"])
 def test_an_index_finds_the_same_groups(many_copies, kind, monkeypatch, run_cli):
     monkeypatch.setattr(module, "MOST_ROWS", 50)
     path, index = many_copies(kind)

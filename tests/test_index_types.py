@@ -265,7 +265,7 @@ def changed_file(make_embeddings, vectors):
     return pathlib.Path(make_embeddings("rows", vectors, ("abc" * (COUNT // 3))[:len(vectors)], normalized=True))
 
 
-@pytest.mark.parametrize("name", ["rabitq", "ivf-sq8", "ivf-flat"])
+@pytest.mark.parametrize("name", ["rabitq", "ivf-sq8", "ivf-pq", "ivf-flat", "IVF64,SQ4"])
 def test_an_index_is_updated_in_place(make_embeddings, name, monkeypatch, tmp_path):
     """Some added, some dropped, some changed: as if it had been built anew, and nothing was trained."""
     before, after = clustered(0), clustered(0)
@@ -609,7 +609,7 @@ print(build_index(IndexConfig(sys.argv[1], type=sys.argv[2], recall=0.9, fresh=T
 """
 
 
-@pytest.mark.parametrize("name", ["flat", "rabitq"])
+@pytest.mark.parametrize("name", ["flat", *PARTIAL])
 def test_the_memory_that_is_planned_is_enough_and_less_is_said(rows_file, name):
     """As under `ulimit -v`: the plan's memory and a little more do; with less, it ends before anything is taken."""
     for more, status in ((64 << 20, 0), (-(100 << 20), 1)):
