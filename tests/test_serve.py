@@ -325,6 +325,7 @@ def test_health_and_metrics(running, first_image, monkeypatch):
     assert running.get("/api/live").json() == {"status": "live"}
     assert running.get("/api/ready").json() == {"status": "ready"}
     with monkeypatch.context() as before:
+        before.setattr(running.service, "_warm_up", lambda collection: None)  # else it is ready within a second
         before.setattr(running.service, "ready", False)
         answer = running.get("/api/ready")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
