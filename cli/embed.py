@@ -45,7 +45,7 @@ def embed(as_json, **values):
     with output_lock(config), counter("embed", "images") as progress:  # locked before torch is loaded
         from mocoembed.data.skipped import skipped_text
         from mocoembed.embed.extract import embed_images
-        from mocoembed.search.trailer import outdated_index
+        from mocoembed.search.matching import outdated_index
 
         result = embed_images(config, progress, note)
     if result is None:  # another rank's to tell

@@ -13,7 +13,7 @@ from mocoembed.embed.work import describe_work
 from mocoembed.errors import FormatError, UsageError
 from mocoembed.files import through_link
 from mocoembed.model.encoder_metadata import is_classifier, read_classifier_metadata, read_metadata
-from mocoembed.search.trailer import MAGIC, outdated, read_manifest
+from mocoembed.search.trailer import MAGIC, read_manifest
 
 
 def describe(config: InfoConfig) -> dict[str, Any]:
@@ -103,6 +103,8 @@ def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
         from mocoembed.search.index import SearchIndex  # with FAISS, which the manifest does not need
 
         SearchIndex.open(path, verify=True)  # compares the SHA-256
+    from mocoembed.search.matching import outdated  # with what other files do not need
+
     manifest = read_manifest(path)
     return {**manifest, "outdated": outdated(path, manifest) or None, **_verified(verify)}
 

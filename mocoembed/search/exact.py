@@ -194,6 +194,8 @@ def _best(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray,
 class NoIndex:
     """An embeddings file in place of its index: it says the same about itself, and is searched exactly."""
 
+    exact = True
+
     def __init__(self, file: EmbeddingFile):
         self.path, self.file = file.path, file
         self.manifest: dict[str, Any] = {"encoder": file.fingerprint, "features": file.features,

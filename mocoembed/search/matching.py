@@ -1,10 +1,12 @@
 """An index file and the embeddings file that it was built from: opened together, and checked against each other."""
 
+import contextlib
 import os
 import pathlib
+import shlex
 
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import MismatchError, UsageError
+from mocoembed.errors import MismatchError, MocoembedError, UsageError
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.trailer import read_manifest
 from mocoembed.workspace import Workspace
@@ -18,8 +20,12 @@ def default_index(workspace: Workspace, embeddings: str | None) -> pathlib.Path:
     if beside.exists() or not workspace.index.exists():
         return beside
     with EmbeddingFile(embeddings) as file:
-        built_from = read_manifest(workspace.index)["embeddings"]["rows_sha256"] == file.identity
-    return workspace.index if built_from else beside
+        return workspace.index if is_of(read_manifest(workspace.index), file) else beside
+
+
+def is_of(manifest: dict, file: EmbeddingFile) -> bool:
+    """Whether an index with this manifest was built from the rows of `file`."""
+    return manifest["embeddings"]["rows_sha256"] == file.identity
 
 
 def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
@@ -27,11 +33,36 @@ def embeddings_path(index: pathlib.Path, given: str | None) -> pathlib.Path:
 
     Raises `UsageError` when it is not there.
     """
-    path = pathlib.Path(given or os.path.normpath(index.parent / read_manifest(index)["embeddings"]["path"]))
+    path = pathlib.Path(given) if given else _named(index, read_manifest(index))
     if not path.is_file():
         raise UsageError(f"The embeddings file {str(path)!r} of {index} does not exist. "
                          "If it has moved, give it with --embeddings FILE.")
     return path
+
+
+def _named(index: pathlib.Path, manifest: dict) -> pathlib.Path:
+    return pathlib.Path(os.path.normpath(index.parent / manifest["embeddings"]["path"]))
+
+
+def outdated(index: pathlib.Path, manifest: dict) -> str:
+    """Why an index is not of its embeddings file as it is now; empty where it is."""
+    path = _named(index, manifest)
+    try:
+        with EmbeddingFile(path) as file:
+            if is_of(manifest, file):
+                return ""
+    except (MocoembedError, OSError):
+        return f"{path} is not there, or damaged"
+    return f"{path} has other rows; update the index with: {_again(path, index)}"
+
+
+def outdated_index(embeddings: pathlib.Path) -> str:
+    """A line about the index beside an embeddings file that has other rows by now; empty without one."""
+    path = embeddings.with_suffix(".faiss")
+    with contextlib.suppress(MocoembedError):  # it is no index of ours
+        if path.exists() and (why := outdated(path, read_manifest(path))):
+            return f"{path} is of the rows before: {why}"
+    return ""
 
 
 def open_both(index: pathlib.Path, embeddings: pathlib.Path) -> tuple[SearchIndex, EmbeddingFile]:
@@ -57,10 +88,15 @@ def index_of(path: pathlib.Path, file: EmbeddingFile, for_rows: bool = False) ->
 
 def _require_same_rows(index: pathlib.Path, manifest: dict, file: EmbeddingFile):
     built_from = manifest["embeddings"]
-    if file.identity != built_from["rows_sha256"]:
+    if not is_of(manifest, file):
         raise MismatchError(f"{index} was built from {built_from['count']} rows ({built_from['rows_sha256'][:12]}), "
                             f"but {file.path} has {len(file)} rows ({file.identity[:12]}).\n"
-                            f"Run mocoembed index again: mocoembed index {file.path} --output {index}")
+                            f"Run mocoembed index again: {_again(file.path, index)}")
+
+
+def _again(embeddings: str | os.PathLike, index: pathlib.Path) -> str:
+    """The command that updates an index."""
+    return shlex.join(["mocoembed", "index", str(embeddings), "--output", str(index)])
 
 
 def index_by_cosine(given: str, file: EmbeddingFile) -> SearchIndex:

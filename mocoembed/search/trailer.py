@@ -5,16 +5,12 @@
 FAISS reads its part and ignores what follows. `docs/format.md` describes the manifest for other readers.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import pathlib
-import shlex
 import struct
 from typing import BinaryIO
 
-from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, MocoembedError
 from mocoembed.files import CHUNK
 
@@ -35,27 +31,6 @@ def trailer(manifest: dict) -> bytes:
     """What is appended to FAISS's bytes."""
     text = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
     return text + FOOTER.pack(hashlib.sha256(text).digest(), len(text), MAGIC)
-
-
-def outdated(path: pathlib.Path, manifest: dict) -> str:
-    """Why the index at `path` is not of its embeddings file as it is now; empty where it is."""
-    embeddings = path.parent / manifest["embeddings"]["path"]
-    try:
-        with EmbeddingFile(embeddings) as file:
-            if file.identity == manifest["embeddings"]["rows_sha256"]:
-                return ""
-    except (MocoembedError, OSError):
-        return f"{embeddings} is not there, or damaged"
-    return f"{embeddings} has other rows; update the index with: mocoembed index {shlex.quote(str(embeddings))}"
-
-
-def outdated_index(embeddings: pathlib.Path) -> str:
-    """A line about the index beside an embeddings file that has other rows by now; empty without one."""
-    path = embeddings.with_suffix(".faiss")
-    with contextlib.suppress(MocoembedError):  # it is no index of ours
-        if path.exists() and (why := outdated(path, read_manifest(path))):
-            return f"{path} is of the rows before: {why}"
-    return ""
 
 
 def read_manifest(path) -> dict:

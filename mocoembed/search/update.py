@@ -19,6 +19,7 @@ from mocoembed.memory import within_memory
 from mocoembed.search.index import SearchIndex, read_stamps, write_index
 from mocoembed.search.index_rows import Effort
 from mocoembed.search.kinds import Plan, kind_of
+from mocoembed.search.matching import is_of
 from mocoembed.search.trailer import read_manifest
 from mocoembed.search.tuning import Sample, curve, described
 
@@ -68,7 +69,7 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, 
     if why := _why_anew(old, kind, config, description):
         note(f"building anew: {why}")
         return None
-    if old["embeddings"]["rows_sha256"] == file.identity:
+    if is_of(old, file):
         SearchIndex.open(output)  # whole?
         return old, "up to date"
     if kind == "flat" or "stamps_bytes" not in old:

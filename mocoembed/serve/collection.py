@@ -44,7 +44,6 @@ class Wanted:
     diverse: bool = False
     exclude_self: bool = False
 
-
     @property
     def is_plain(self) -> bool:
         """Whether only the scores decide, and the hits are few."""
@@ -77,8 +76,7 @@ class Collection:
     @property
     def is_small(self) -> bool:
         """Whether a query takes less time than handing it to another thread does."""
-        is_exact = isinstance(self.pair.index, NoIndex) or self.pair.index.exact
-        return is_exact and 4 * len(self) * self.file.dimension <= SMALL
+        return self.pair.index.exact and 4 * len(self) * self.file.dimension <= SMALL
 
     def files(self) -> list[pathlib.Path]:
         """The files that it was read from."""

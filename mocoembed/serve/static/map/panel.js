@@ -1,6 +1,7 @@
 // What is around the map: buttons, the labels with their colours, and why there is no map.
 
 import { $, counted, el, icon } from '../dom.js';
+import { NO_LABEL } from '../query.js';
 import { go } from '../state.js';
 import { choose } from './chosen.js';
 import { agreementColour, labelColour, paint } from './colours.js';
@@ -64,7 +65,7 @@ function keys() {
   }
   const named = names.slice(0, MOST_KEYS).map((name, number) => [name, number]);
   const more = kinds - named.length;
-  if (named.length && labels.includes(-1)) named.push(['no label', -1]);
+  if (named.length && labels.includes(-1)) named.push([NO_LABEL, -1]);
   legend.replaceChildren(...named.map(([name, number], i) => {
     const dot = el('span', { className: 'dot' });
     dot.style.background = `rgb(${labelColour(number)})`;
