@@ -66,6 +66,8 @@ FLOWER_CELLS: dict[str, dict] = {
     "batch-32": {"batch_size": 32, "lr": 0.03}, "batch-128": {"batch_size": 128, "lr": 0.12},
     "lr-0.03": {"lr": 0.03}, "lr-0.12": {"lr": 0.12}, "no-warmup": {"warmup_epochs": 0.0},
     "T-0.1": {"temperature": 0.1}, "T-0.5": {"temperature": 0.5}, "symmetric": {"symmetric": True, "lr": 0.03},
+    "end-to-end": {"dictionary": "end-to-end"},
+    "end-to-end-batch-128": {"dictionary": "end-to-end", "batch_size": 128, "lr": 0.12},
     "v2-views": {"crop_scale": (0.2, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1), "blur_probability": 0.5},
     "crop-0.2": {"crop_scale": (0.2, 1.0)}, "hue-0.1": {"jitter": (0.4, 0.4, 0.4, 0.1)},
     "blur": {"blur_probability": 0.5}, "groups-4": {"bn_groups": 4}, "groups-8": {"bn_groups": 8},
@@ -78,6 +80,7 @@ CIFAR_CELLS: dict[str, dict] = {
     "batch-64": {"batch_size": 64, "bn_groups": 2, "lr": 0.03}, "lr-0.03": {"lr": 0.03},
     "batch-256": {"batch_size": 256, "bn_groups": 8, "lr": 0.12}, "T-0.2": {"temperature": 0.2},
     "mlp": {"head": "mlp"}, "mlp-T-0.2": {"head": "mlp", "temperature": 0.2}, "one-group": {"bn_groups": 1},
+    "end-to-end": {"dictionary": "end-to-end"},
     "small": {"recipe": "small", "stem": "3x3s2", "image_size": 32},
     "crop-0.2": {"crop_scale": (0.2, 1.0)}, "crop-0.4": {"crop_scale": (0.4, 1.0)},
 }

@@ -1,16 +1,26 @@
-"""benchmarks/reproduce/half_hour.py: it tries what pretrain takes, tunes on a held-out fifth, and chooses rightly."""
+"""benchmarks/reproduce/half_hour.py: it tries what pretrain takes, tunes on a held-out fifth, and chooses rightly.
+
+The peers of half_hour_peers.py themselves are not installed here: what is ours about them is tested.
+"""
 
 import time
 
 import click
 import pytest
+import torch
+from click.testing import CliRunner
 from test_reproduce_ablations import config_of
 
-from benchmarks.reproduce import half_hour
+from benchmarks.reproduce import half_hour, half_hour_peers
 from benchmarks.reproduce.half_hour import BASE, CANDIDATES, Bench, final, split, tune
 from benchmarks.reproduce.queue_of_work import Work
 from mocoembed.data.images import scan
+from mocoembed.data.loader import evaluation_batches
 from mocoembed.files import write_json
+from mocoembed.model.embedder import Embedder
+from mocoembed.model.encoder import Encoder
+from mocoembed.model.precision import Compute
+from mocoembed.train.run import encoder_spec, frozen_encoder
 
 TINY = ["--batch-size", "16", "--bn-groups", "2", "--width", "0.125", "--precision", "fp32"]
 
@@ -74,3 +84,49 @@ def test_the_chosen_one_is_measured_with_three_seeds(bench, monkeypatch):
     monkeypatch.setattr(Bench, "measured", lambda self, *arguments: arguments)
     assert final(bench, "train", "test") == [
         (f"final-seed{seed}", ["--lr", "0.03", "--seed", str(seed)], "train", "test") for seed in half_hour.SEEDS]
+
+
+def test_a_peer_as_it_is_and_with_ours(bench, monkeypatch):
+    write_json(bench.output / "chosen.json", {"options": ["--width", "0.25", "--lr", "0.03"]})
+    commands = []
+    monkeypatch.setattr(Work, "run", lambda self, command, log: commands.append(command[3:]) or
+                        'Trainer says something\n{"knn_top1": 40.0, "epochs": 3, "minutes": 29.5}\n')
+    results = half_hour.peer(bench, "train", "test", "solo-learn", "checkout")
+    assert [one["name"] for one in results] == ["solo-learn-as-it-is", "solo-learn-with-ours"]
+    common = ["solo-learn", "train", "test", "--minutes", "0.001", "--checkout", "checkout"]
+    assert commands == [common, [*common, "--width", "0.25", "--stem", "3x3s2", "--batch-size", "256", "--ours"]]
+    assert half_hour.peer(bench, "train", "test", "solo-learn", "checkout") == results
+    assert len(commands) == 2  # what is there is not run again
+
+
+def test_a_peer_gets_the_faster_loading_and_the_epochs_that_fit(images):
+    asked = []
+
+    class Peer:
+        folder, backbone = str(images), None
+        config = config_of([*BASE, "--epochs", "1", "--batch-size", "4", "--bn-groups", "1"])
+
+        def train(self, epochs, workers, steps=None):
+            asked.append((epochs, workers, steps))
+            return {1: 12.0, 2: 6.0}[workers]  # for 6 steps: an epoch
+
+    _, result = half_hour_peers.learn(Peer, 1.0)
+    assert asked == [(1, 1, 12), (1, 2, 12), (9, 2, None)]  # 57 s of the minute, 6 s an epoch
+    assert result == {"epochs": 9, "minutes": 0.1, "workers": 2}
+
+
+def test_the_features_of_a_peer_are_those_that_our_embedder_gives(images):
+    config = config_of([*BASE, "--epochs", "1", *TINY])
+    encoder = Encoder(encoder_spec(config)).eval()
+    ours = Embedder(frozen_encoder(encoder.state_dict(), config, {}), Compute.of("cpu", "fp32"), "backbone", True)
+    found, labels = half_hour_peers.embedded(encoder.backbone, str(images), config)
+    listing = scan(images)
+    expected = torch.cat([ours(batch.pixels) for batch in evaluation_batches(listing, ours.frozen.transform, 8, 0)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert labels.tolist() == listing.labels.tolist()
+
+
+def test_solo_learn_without_its_checkout_is_one_line(images):
+    result = CliRunner().invoke(half_hour_peers.main, ["solo-learn", str(images), str(images)])
+    assert result.exit_code == 2
+    assert "give --checkout" in result.output

@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce.half_hour tune cifar/train                      choices, on a held-out fifth
     python -m benchmarks.reproduce.half_hour final cifar/train cifar/test          the chosen one, three seeds
     python -m benchmarks.reproduce.half_hour lightly cifar/train cifar/test        lightly's MoCo in the same time
+    python -m benchmarks.reproduce.half_hour solo-learn cifar/train cifar/test --checkout solo-learn     solo-learn's
 
 `tune` learns from four fifths of the training images and measures on the fifth one (kNN of the learned ones, backbone,
 k 200, T 0.1). Every candidate changes one thing of `base` and gets the same minutes: a short trial tells its images/s,
@@ -40,6 +41,7 @@ CANDIDATES: dict[str, list[str]] = {
     "width-0.5": ["--width", "0.5"], "stem-3x3s1": ["--stem", "3x3s1"], "symmetric": ["--symmetric"],
     "end-to-end": ["--dictionary", "end-to-end"], "crop-0.2": ["--crop-scale", "0.2,1.0"],
     "mlp": ["--head", "mlp", "--temperature", "0.2"], "bf16": ["--precision", "bf16"], "compile": ["--compile"]}
+PEERS = ("lightly", "solo-learn")
 GAIN = 0.5  # points, about the sampling error of 10,000 images
 SEEDS, TRIAL_STEPS, SHARE = (0, 1, 2), 30, 0.95
 """SHARE: of the time, that the epochs may take by the trial's rate."""
@@ -142,36 +144,39 @@ def final(bench: Bench, train: str, test: str) -> list[dict]:
             for seed in SEEDS]
 
 
-def lightly(bench: Bench, train: str, test: str) -> list[dict]:
-    """lightly's MoCo as its documentation has it, and with the chosen network, batch size and our settings."""
-    script, results = [sys.executable, "-m", "benchmarks.reproduce.half_hour_lightly"], []
+def peer(bench: Bench, train: str, test: str, name: str, checkout: str | None) -> list[dict]:
+    """lightly's or solo-learn's MoCo as they have it, and with the chosen network, batch size and our settings."""
+    script, results = [sys.executable, "-m", "benchmarks.reproduce.half_hour_peers", name], []
+    where = ["--checkout", checkout] if checkout else []
     chosen = bench.kept("chosen") or {"options": []}
-    for name, options in (("lightly-as-it-is", []), ("lightly-with-ours", [*BASE, *chosen["options"]])):
-        if (result := bench.kept(name)) is None:
+    for kind, options in (("as-it-is", []), ("with-ours", [*BASE, *chosen["options"]])):
+        if (result := bench.kept(f"{name}-{kind}")) is None:
             network = [part for option in ("--width", "--stem", "--batch-size")
                        if (value := _last(options, option)) for part in (option, value)]
             network += ["--ours"] if options else []
-            with open(bench.output / f"{name}.log", "a") as log:
-                output = bench.work.run([*script, train, test, "--minutes", str(bench.minutes), *network], log)
-            result = {"name": name, **json.loads(output.splitlines()[-1])}
-            write_json(bench.output / f"{name}.json", result)
+            with open(bench.output / f"{name}-{kind}.log", "a") as log:
+                output = bench.work.run([*script, train, test, "--minutes", str(bench.minutes), *where, *network], log)
+            result = {"name": f"{name}-{kind}", **json.loads(output.splitlines()[-1])}
+            write_json(bench.output / f"{name}-{kind}.json", result)
         results.append(result)
     return results
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["tune", "final", "lightly"]))
+@click.argument("what", type=click.Choice(["tune", "final", *PEERS]))
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--output", type=click.Path(path_type=pathlib.Path), default="half-hour", show_default=True)
 @click.option("--minutes", default=30.0, show_default=True, help="Of pretraining, for each.")
 @click.option("--seconds", default=0.0, help="Stop after about so many; 0: when all is done.")
-def main(what, folders, output, minutes, seconds):
+@click.option("--checkout", type=click.Path(exists=True, file_okay=False), help="Of solo-learn's repository.")
+def main(what, folders, output, minutes, seconds, checkout):
     """Tune on a held-out fifth, measure the chosen one on the test images, or a peer."""
     if len(folders) != (1 if what == "tune" else 2):
-        raise click.UsageError("tune takes the training images; final and lightly take training and test images.")
+        raise click.UsageError("tune takes the training images; the others take training and test images.")
     bench = Bench(output, minutes, Work(time.monotonic() + (seconds or 1e6), threads=2))
     try:
-        found = {"tune": tune, "final": final, "lightly": lightly}[what](bench, *folders)
+        found = (peer(bench, *folders, what, checkout) if what in PEERS
+                 else {"tune": tune, "final": final}[what](bench, *folders))
     except (Stopped, KeyboardInterrupt):
         bench.work.stop()
         click.echo("Stopped. Run the same command again to go on.", err=True)
