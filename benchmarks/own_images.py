@@ -76,7 +76,8 @@ FLOWER_CELLS: dict[str, dict] = {
 }
 CIFAR_CELLS: dict[str, dict] = {
     "base": {}, "width-0.25": {"width": 0.25}, "width-1": {"width": 1.0}, "stem-3x3s1": {"stem": "3x3s1"},
-    "K-1024": {"queue_size": 1024}, "K-16384": {"queue_size": 16384}, "m-0.999": {"momentum": 0.999},
+    "K-256": {"queue_size": 256}, "K-1024": {"queue_size": 1024}, "K-16384": {"queue_size": 16384},
+    "m-0.999": {"momentum": 0.999},
     "batch-64": {"batch_size": 64, "bn_groups": 2, "lr": 0.03}, "lr-0.03": {"lr": 0.03},
     "batch-256": {"batch_size": 256, "bn_groups": 8, "lr": 0.12}, "T-0.2": {"temperature": 0.2},
     "mlp": {"head": "mlp"}, "mlp-T-0.2": {"head": "mlp", "temperature": 0.2}, "one-group": {"bn_groups": 1},
