@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from mocoembed.serve.parameters import (
     asked_of,
     crop_of,
     filter_of,
+    flag,
     integer,
     json_of,
     number,
@@ -116,14 +118,19 @@ class Api:
         async with self.service.images.turn():
             data = await self.service.decode(original, collection, asked.rows[0])
         vector = await self.service.embedded(collection, data, crop)
-        return Asked(vector[None], asked.selves)
+        return replace(asked, vectors=vector[None])
 
     async def embed(self, request: Request) -> Response:
         """Vectors of an image in the body, or of what JSON names."""
-        collection, given = self._asked_of(request, "crop")
-        asked = await self._asked(request, collection, crop_of(given))
-        return Json({"version": collection.version, "encoder": collection.file.fingerprint,
-                     "vectors": [list(map(float, vector)) for vector in asked.vectors]})
+        collection, given = self._asked_of(request, "crop", "selves")
+        with_selves = flag(given, "selves")
+        asked = await self._asked(request, collection, crop_of(given), with_selves)
+        answer = {"version": collection.version, "encoder": collection.file.fingerprint,
+                  "vectors": [list(map(float, vector)) for vector in asked.vectors]}
+        if with_selves:
+            async with self.service.searches.turn():
+                answer["selves"] = await self.service.run(_selves, collection, asked)
+        return Json(answer)
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -256,6 +263,12 @@ def _answer(collection: Collection, asked: Asked, wanted: Wanted) -> Response:
     excluded = asked.selves if wanted.exclude_self or asked.is_balance else ()
     hits = collection.search(asked.vectors, wanted, excluded)
     return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
+
+
+def _selves(collection: Collection, asked: Asked) -> list[list[int]]:
+    """For each query, the rows that it is, with those of the same bytes."""
+    selves = asked.selves if asked.rows is None else [collection.same_bytes(None, row) for row in asked.rows]
+    return [rows.tolist() for rows in selves]
 
 
 def _is_json(request: Request) -> bool:
