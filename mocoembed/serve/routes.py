@@ -188,24 +188,22 @@ class Api:
     async def duplicates(self, request: Request) -> Response:
         """Groups of near-duplicates; 202 with the progress while they are looked for."""
         collection, given = self._asked_of(request, "threshold", "offset", "limit")
-        threshold = number(given, "threshold", math.nan)
+        threshold = number(given, "threshold", math.nan) if "threshold" in given else None
         offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
-
-        def made(copies: Copies) -> dict:
-            return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
-
-        return await self._of_job(self.service.job("copies", collection, Copies), made)
+        return await self._of_job("copies", collection, Copies, Copies.groups, threshold, offset, limit)
 
     async def health_report(self, request: Request) -> Response:
         """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
         collection, _ = self._asked_of(request)
-        return await self._of_job(self.service.job("health", collection, report), lambda found: found)
+        return await self._of_job("health", collection, report)
 
-    async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
-        async with self.service.slow.turn():
-            if not await self.service.run(job.wait, SECONDS_OF_JOB):
-                return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
-            return Json(await self.service.run(made, job.result()))
+    async def _of_job(self, kind: str, collection: Collection, work: Callable[[Collection, Job], Any],
+                      made: Callable[..., dict] = lambda found: found, *arguments: Any) -> Response:
+        """`made(result, *arguments)` of a job's result; 202 while it is not there. Who asks the same shares both."""
+        job, slow = self.service.job(kind, collection, work), self.service.slow[kind]
+        if not (job.wait(0) or await slow.answer(job, lambda: self.service.run(job.wait, SECONDS_OF_JOB))):
+            return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
+        return Json(await slow.answer((job, *arguments), lambda: self.service.run(made, job.result(), *arguments)))
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
@@ -215,8 +213,9 @@ class Api:
     async def map(self, request: Request) -> Response:
         """The points of the map."""
         collection, _ = self._asked_of(request)
-        async with self.service.slow.turn():
-            data = await self.service.run(self._points.answer, collection)
+        async with self.service.searches.turn():
+            state = await self.service.run(self._points.state, collection)
+        data = await self.service.slow["map"].answer(state, lambda: self.service.run(self._points.answer, collection))
         return Response(data, media_type="application/json")
 
     async def labels(self, request: Request) -> Response:
