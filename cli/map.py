@@ -21,7 +21,8 @@ def map(as_json, **values):
 
     `mocoembed serve` shows the map, which is kept beside the embeddings file. Run the command again after `mocoembed
     embed`: images that were there stay in their places, and new ones are put among their nearest neighbours, as long
-    as no more than a fifth are new. Needs openTSNE (pip install 'mocoembed[map]').
+    as no more than a fifth are new. Otherwise all are arranged again, and the last line says so; as long as no more
+    than half are new, the others stay close to their places. Needs openTSNE (pip install 'mocoembed[map]').
 
     \b
       mocoembed map
@@ -35,5 +36,6 @@ def map(as_json, **values):
         click.echo(json.dumps({**dataclasses.asdict(result), "path": str(result.path)}, indent=2))
         return
     agreeing = "" if result.agreement is None else f", {100 * result.agreement:.1f} % of neighbours share the label"
-    put(f"{result.path}: {counted(result.count, 'image')} ({result.new} new) by {result.method}{agreeing}, in "
+    again = ", all arranged again" if result.arranged and result.new < result.count else ""
+    put(f"{result.path}: {counted(result.count, 'image')} ({result.new} new{again}) by {result.method}{agreeing}, in "
         f"{duration(result.seconds)}")

@@ -1,5 +1,6 @@
 """`mocoembed map`: alike images lie near each other, places stay, and a map belongs to its rows."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from mocoembed.config import EmbedConfig, MapConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.errors import FormatError, UsageError
-from mocoembed.search.map import VOTING, make_map, principal
+from mocoembed.search.map import EARLY, VOTING, _Making, make_map, principal
 from mocoembed.search.map_file import map_file_of, read_map, read_map_facts, write_map
 
 
@@ -63,7 +64,7 @@ def test_old_images_stay_and_new_ones_lie_among_their_neighbours(make_embeddings
                                              whole.agreement[keep]))
     result = make_map(MapConfig(path))
     made = read_map(result.path)
-    assert result.new == 6
+    assert (result.new, result.arranged) == (6, False)
     assert np.array_equal(made.places[keep], whole.places[keep])
     middles = [whole.places[keep & (np.arange(60) // 30 == half)].mean(axis=0) for half in (0, 1)]
     for row in np.flatnonzero(~keep):
@@ -72,7 +73,48 @@ def test_old_images_stay_and_new_ones_lie_among_their_neighbours(make_embeddings
     few = keep & (np.arange(60) % 3 == 0)  # so few that all are arranged again
     write_map(map_file_of(path), type(whole)(whole.identity, "t-SNE", whole.ids[few], whole.places[few],
                                              whole.agreement[few]))
-    assert make_map(MapConfig(path)).new == 60
+    result = make_map(MapConfig(path))
+    assert (result.new, result.arranged) == (42, True)
+
+
+@pytest.fixture
+def ring(make_embeddings):
+    """`ring(name, keep)`: an embeddings file of those of 240 vectors of length 1 around a ring."""
+    angles, noise = np.arange(240) / 240 * 2 * np.pi, np.random.default_rng(4).standard_normal((240, 8))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ np.eye(2, 8) + 0.05 * noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def make(name, keep):
+        return make_embeddings(name, vectors[keep], "a" * keep.sum(), normalized=True)
+    return make
+
+
+@pytest.mark.parametrize(("share", "early"), [(0.4, 0), (0.6, EARLY)])
+def test_of_many_new_images_all_are_arranged_again_and_up_to_a_half_the_old_ones_stay_near(
+        ring, run_cli, monkeypatch, share, early):
+    arranged, begun = _Making._arranged, []
+
+    def watched(self, first, early):
+        begun.append((early, bool(first.std() > 1)))
+        return arranged(self, first, early)
+
+    keep = np.random.default_rng(1).permutation(240) >= share * 240
+    old, path = read_map(make_map(MapConfig(ring("part", keep))).path), ring("whole", keep | True)
+    with EmbeddingFile(path) as file:
+        write_map(map_file_of(path), dataclasses.replace(old, identity=file.identity, ids=file.ids()[keep]))
+    monkeypatch.setattr(_Making, "_arranged", watched)
+    status, out, notes = run_cli("map", path)
+    assert begun == [(early, early == 0)]  # with exaggeration, from a point nearly; without, from the old places
+    assert (status, "deviation" in notes) == (0, False)
+    assert f"240 images ({240 * share:.0f} new, all arranged again) by t-SNE" in out
+    made = read_map(map_file_of(path))
+    assert not made.provisional
+    nearest = ((made.places[:, None] - made.places[None]) ** 2).sum(-1).argsort(axis=1)[:, 1:6]
+    apart = np.abs(nearest - np.arange(240)[:, None])
+    assert np.median(np.minimum(apart, 240 - apart)) <= 8  # neighbours on the map are neighbours on the ring
+    shown = [(places - places.min(axis=0)) / np.ptp(places, axis=0).max() for places in (old.places, made.places)]
+    moved = np.median(np.linalg.norm(shown[1][keep] - shown[0], axis=1))
+    assert early or moved < 0.06
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
@@ -101,7 +143,7 @@ def test_principal_components_are_those_of_the_singular_value_decomposition():
 def test_principal_components_are_shown_until_the_arrangement_is_done(clusters, monkeypatch):
     shown = []
 
-    def stopped(self, first):
+    def stopped(self, first, early):
         shown.append(read_map(map_file_of(clusters)))
         raise KeyboardInterrupt
 

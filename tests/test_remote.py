@@ -1,16 +1,18 @@
 """`mocoembed search --server`: the same results as here, and what is said when there are none."""
 
 import json
+import shutil
 import socket
 
 import pytest
 from PIL import Image
 from serving import Running
 
-from mocoembed.config import SearchConfig
+from mocoembed.config import EmbedConfig, SearchConfig
+from mocoembed.embed.extract import embed_images
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.search.query import search_images
-from mocoembed.search.remote import Server
+from mocoembed.search.remote import Combining, Server
 
 TOKEN = "0123456789abcdef"
 
@@ -39,6 +41,88 @@ def test_a_server_finds_what_is_found_here(indexed_workspace, images, address, v
         assert [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in one.hits] == \
             [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in other.hits]
         assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def with_copies(tmp_path_factory, make_images, workspace):
+    """A workspace without an index, of images of which two have the same bytes; and their folder."""
+    folder = tmp_path_factory.mktemp("copies")
+    images = make_images(folder / "images")
+    (images / "blue" / "copy.png").write_bytes((images / "red" / "000.png").read_bytes())
+    root = str(shutil.copytree(workspace, folder / "workspace"))
+    embed_images(EmbedConfig(str(images), workspace=root, workers=0, device="cpu", fresh=True))
+    return root, images
+
+
+@pytest.fixture(scope="module")
+def serving_copies(with_copies):
+    running = Running(workspace=with_copies[0])
+    yield f"http://127.0.0.1:{running.port}"
+    running.stop()
+
+
+@pytest.mark.parametrize("values", [
+    {"together": True}, {"together": True, "row": (3, 9), "k": 30}, {"unlike": "green", "row": (3,)},
+    {"together": True, "unlike": "green", "crop": (3, 4, 20, 21), "label": ("red", "green"), "unique": True},
+    {"together": True, "row": (3,), "exclude_self": True, "k": 30}, {"unlike": "green", "exclude_self": True, "k": 30},
+    {"row": (8, 17), "exclude_self": True, "k": 30}])
+def test_queries_are_combined_as_here(with_copies, serving_copies, values):
+    workspace, images = with_copies
+    names = tuple(str(images / name) for name in ("red/000.png", "blue/001.jpg"))
+    if "unlike" in values:  # a folder is its images, and another image
+        values = values | {"unlike": (str(images / "green"), str(images / "red/003.jpg"))}
+    here = search_images(SearchConfig(names, workspace, **values))
+    there = search_images(SearchConfig(names, server=serving_copies, **values))
+    assert [(one.query, one.image) for one in there] == [(one.query, one.image) for one in here]
+    for one, other in zip(here, there):
+        assert [hit._replace(score=0) for hit in other.hits] == [hit._replace(score=0) for hit in one.hits]
+        assert [hit.score for hit in other.hits] == pytest.approx([hit.score for hit in one.hits], abs=1e-5)
+
+
+def test_what_cannot_be_combined_is_told_as_here(with_copies, serving_copies, tmp_path):
+    workspace, images = with_copies
+    name, other, broken = str(images / "red/000.png"), str(images / "blue/001.jpg"), str(tmp_path / "broken.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for given, values in (((name,), {"unlike": (name,)}), ((name, broken), {"together": True}),
+                          ((name, other), {"unlike": (name,)}), ((name, other), {"unlike": (broken,)}),
+                          ((name, other), {"unlike": ("no.jpg",)})):
+        notes, kinds, texts = ([], []), [], []
+        for noted, where in zip(notes, ({"workspace": workspace}, {"server": serving_copies})):
+            with pytest.raises(MocoembedError) as error:
+                search_images(SearchConfig(given, **where, **values), note=noted.append)
+            kinds.append(error.type)
+            texts.append(str(error.value))
+        assert kinds[0] is kinds[1], texts
+        assert texts[0] == texts[1]
+        assert notes[0] == notes[1]
+
+
+def test_vectors_that_are_not_of_length_1_are_combined_as_here(images, fresh_workspace):
+    workspace, name = str(fresh_workspace), str(images / "red/000.png")
+    embed_images(EmbedConfig(str(images), workspace=workspace, workers=0, device="cpu", normalize=False, fresh=True))
+    running = Running(workspace=workspace)
+    try:
+        where = {"server": f"http://127.0.0.1:{running.port}"}
+        here, there = (search_images(SearchConfig(row=(3, 8, 20), together=True, **one))[0]
+                       for one in ({"workspace": workspace}, where))
+        assert [(hit.row, hit.score) for hit in there.hits] == [(hit.row, hit.score) for hit in here.hits]
+        with pytest.raises(UsageError, match="--unlike needs vectors of length 1"):
+            search_images(SearchConfig((name,), unlike=(name,), **where))
+    finally:
+        running.stop()
+
+
+def test_a_file_that_is_replaced_between_embedding_and_search_is_told(serving_copies, with_copies, monkeypatch):
+    """The rows that a query is, and its vector, would be those of other images."""
+    asked = Server.ask
+
+    def ask(self, method, path, *rest):
+        answer = asked(self, method, path, *rest)
+        return answer | {"version": "0" * 16} if path == "/api/info" else answer
+
+    monkeypatch.setattr(Server, "ask", ask)
+    with pytest.raises(MocoembedError, match="has been replaced"):
+        search_images(SearchConfig((str(with_copies[1] / "red/000.png"),), server=serving_copies, together=True))
 
 
 def test_the_command_prints_the_same(indexed_workspace, images, address, run_cli):
@@ -71,8 +155,7 @@ def test_what_the_server_says_is_told(images, address, tmp_path):
         search_images(SearchConfig((), row=(99,), server=address))
     with pytest.raises(CollectionError, match=r"broken\.jpg"):
         search_images(SearchConfig((str(tmp_path / "broken.jpg"),), server=address))
-    for values in ({"index": "x"}, {"root": "x"}, {"recall": 0.9}, {"unlike": (name,)}, {"together": True},
-                   {"device": "cpu"}):
+    for values in ({"index": "x"}, {"root": "x"}, {"recall": 0.9}, {"torch": True}, {"device": "cpu"}):
         with pytest.raises(UsageError, match="--server"):
             search_images(SearchConfig((name,), server=address, **values))
 
@@ -123,7 +206,9 @@ def test_what_is_no_server_of_ours_is_told():
     server = Server("http://127.0.0.1:1")
     server._once = lambda *arguments: (200, {"queries": []}, 1.0)
     with pytest.raises(MocoembedError, match="does not answer as"):
-        server.image(__file__, SearchConfig((__file__,)))
+        server.found(__file__, SearchConfig((__file__,)))
+    with pytest.raises(MocoembedError, match="does not answer as"):
+        Combining(server, SearchConfig((__file__,), together=True))
 
 
 def test_a_region_outside_of_one_image_costs_the_others_nothing(images, address, tmp_path, run_cli):

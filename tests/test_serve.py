@@ -146,6 +146,17 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     assert search(running, json={"vectors": answer["vectors"]}, k=1)[0][0]["row"] == 0
 
 
+@pytest.mark.parametrize("parameters", ["", "&crop=2,3,20,24"])
+def test_what_a_query_is_itself_can_be_left_out_of_a_search_by_its_vector(running, first_image, parameters):
+    for sent in ({"content": first_image.read_bytes()}, {"json": {"rows": [0]}}):
+        answer = running.client.post(f"/api/embed?selves=true{parameters}", **sent).json()
+        assert answer["selves"] == [[0]]
+        vectors = {"vectors": answer["vectors"] * 2, "selves": [[0], [0, 1, 2]]}
+        for wished, left_out in (({}, [set(), set()]), ({"exclude_self": "true"}, [{0}, {0, 1, 2}])):
+            found = search(running, json=vectors, k=24, **wished)
+            assert [set(range(24)) - {hit["row"] for hit in hits} for hits in found] == left_out
+
+
 @pytest.mark.parametrize(("body", "said"), [
     ({}, "must have one of"), ({"rows": []}, "1 to 256"), ({"rows": [1.0]}, "no row"), ({"rows": [True]}, "no row"),
     ({"rows": ["1"]}, "no row"), ({"rows": [-1]}, "no row"), ({"rows": [24]}, "rows are 0 to 23"),
@@ -153,7 +164,9 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     ({"ids": ["1"]}, "no image"), ({"paths": ["../../etc/passwd"]}, "no image"), ({"paths": ["\ud800"]}, "no path"),
     ({"paths": ["a\0b"]}, "no image"), ({"paths": [3]}, "no path"),
     ({"paths": ["http://127.0.0.1/1.jpg"]}, "no image"), ({"paths": ["file:///etc/passwd"]}, "no image"),
-    ({"vectors": [[1.0]]}, "64 numbers"),
+    ({"vectors": [[1.0]]}, "64 numbers"), ({"vectors": [[0.1] * 64], "selves": [[1], [2]]}, "selves"),
+    ({"vectors": [[0.1] * 64], "selves": [1]}, "selves"), ({"vectors": [[0.1] * 64], "selves": [[24]]}, "no row 24"),
+    ({"rows": [1], "selves": [[1]]}, "must have one of"),
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
     ({"unlike": [1]}, "must have one of"), ({"like": ["1"]}, "no image"), ({"like": ["x"]}, "texts of digits"),

@@ -12,7 +12,7 @@ from mocoembed.serve import batches as batches_module
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.batches import MOST, Batches
 from mocoembed.serve.jobs import Job
-from mocoembed.serve.limits import Gate
+from mocoembed.serve.limits import Gate, Shared
 from mocoembed.serve.refusals import PER_MINUTE, RefusalLog
 from mocoembed.serve.service import WAITING
 
@@ -37,6 +37,94 @@ def test_a_gate_lets_some_run_some_wait_and_refuses_the_rest():
         assert most == 2
         assert [getattr(one, "status", None) for one in done] == [None] * 5 + [429] * 3
         assert gate.inside == 0
+
+    asyncio.run(scenario())
+
+
+def ask(shared, question, work, times):
+    return [asyncio.create_task(shared.answer(question, work)) for _ in range(times)]
+
+
+async def settled():
+    for _ in range(9):
+        await asyncio.sleep(0)
+
+
+def test_who_asks_the_same_at_once_shares_an_answer():
+    """Each question is worked on once, one after the other; one that is asked later is worked on again."""
+    async def scenario():
+        shared, going, begun, ended = Shared(100), asyncio.Event(), [], []
+
+        def worked(name):
+            async def work():
+                begun.append(name)
+                await going.wait()
+                ended.append(name)
+                return f"{name} {begun.count(name)}"
+            return work
+
+        tasks = [*ask(shared, "a", worked("a"), 10), *ask(shared, "b", worked("b"), 2)]
+        await settled()
+        assert begun == ["a"]
+        going.set()
+        assert await asyncio.gather(*tasks) == ["a 1"] * 10 + ["b 1"] * 2
+        assert begun == ended == ["a", "b"]
+        assert await shared.answer("a", worked("a")) == "a 2"
+        assert shared._open == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_shared_answer_is_given_when_the_first_one_who_asked_goes_away_and_an_error_goes_to_all():
+    async def scenario():
+        shared, going, begun = Shared(100), asyncio.Event(), []
+
+        async def work():
+            begun.append(work)
+            await going.wait()
+            return "found"
+
+        async def fail():
+            raise Refusal(409, "impossible")
+
+        first, *others = ask(shared, "a", work, 3)
+        await settled()
+        first.cancel()
+        await settled()
+        assert first.cancelled()
+        going.set()
+        assert await asyncio.gather(*others) == ["found"] * 2
+        assert len(begun) == 1
+        failed = await asyncio.gather(*ask(shared, "a", fail, 3), return_exceptions=True)
+        assert [one.status for one in failed] == [409] * 3
+        assert await shared.answer("a", work) == "found"
+
+    asyncio.run(scenario())
+
+
+def test_so_many_may_ask_and_so_many_be_worked_for():
+    async def scenario():
+        shared, going = Shared(3), asyncio.Event()
+        tasks = [*ask(shared, "a", going.wait, 2), *ask(shared, "b", going.wait, 4)]
+        await settled()
+        for task in tasks[4:]:
+            with pytest.raises(Refusal) as refused:
+                await task
+            assert refused.value.status == 429
+        for number in range(2):  # work for those who have gone counts as well
+            tasks[number].cancel()
+            await settled()
+            (gone,) = ask(shared, number, going.wait, 1)
+            await settled()
+            gone.cancel()
+            await settled()
+        assert shared.askers.inside == 2
+        with pytest.raises(Refusal):
+            await shared.answer("c", going.wait)
+        going.set()
+        assert await tasks[3]
+        await settled()
+        assert (shared.askers.inside, shared._work.inside, shared._open) == (0, 0, {})
 
     asyncio.run(scenario())
 

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 from serving import Running, status_of
-from test_page import browser  # noqa: F401  # a fixture
+from test_page import WIDTHS, browser, serious  # noqa: F401  # a fixture is among them
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 VIEW = "like=5&like=u4f0c&label=daisy%26rose&k=30"
@@ -102,3 +102,23 @@ def test_a_person_comes_in_and_comes_in_again_after_a_restart(guarded, browser, 
     page.locator("#grid .tile").first.wait_for()
     assert "label=blue" in page.url
     page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_form_is_accessible_and_fits_the_screen(guarded, browser, scheme):  # noqa: F811
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"{guarded.client.base_url}/login")
+    assert page.evaluate("document.activeElement.id") == "token"
+    for is_wrong in (False, True):
+        if is_wrong:
+            page.get_by_label("Token").fill("wrong")
+            page.keyboard.press("Enter")
+            page.get_by_role("alert").wait_for()
+        for width, height in WIDTHS:
+            page.set_viewport_size({"width": width, "height": height})
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            serious(page)
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    context.close()

@@ -20,8 +20,11 @@ from serving import Running, received, status_of
 from mocoembed.config import EmbedConfig, ServeConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import UsageError
+from mocoembed.serve.copies import Copies
 from mocoembed.serve.limits import Bodies, Gate
+from mocoembed.serve.points import Points
 from mocoembed.serve.security import Hosts, name_of
+from mocoembed.serve.service import SLOW
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SECRET = b"nobody may read this"
@@ -426,11 +429,14 @@ def test_too_much_at_once_is_refused_and_may_come_again(running, place, monkeypa
     ("searches", "POST", "/api/search?exclude_self=true", "image"), ("searches", "GET", "/api/info", None),
     ("searches", "GET", "/api/rows", None), ("searches", "GET", "/api/labels", None),
     ("images", "GET", "/api/images/0", None), ("images", "GET", "/api/thumbnails/0", None),
-    ("images", "POST", "/api/search?crop=0,0,9,9", "rows"), ("slow", "GET", "/api/duplicates", None),
-    ("slow", "GET", "/api/health-report", None), ("slow", "GET", "/api/map", None)])
+    ("images", "POST", "/api/search?crop=0,0,9,9", "rows"), ("copies", "GET", "/api/duplicates", None),
+    ("health", "GET", "/api/health-report", None), ("map", "GET", "/api/map", None),
+    ("searches", "GET", "/api/map", None)])
 def test_every_kind_of_work_has_a_gate(running, place, monkeypatch, gate, method, path, sent):
     image = next((place / "photos" / "red").iterdir()).read_bytes()
-    monkeypatch.setattr(getattr(running.service, gate), "_most", 0)
+    service = running.service
+    monkeypatch.setattr(Points, "state", lambda *arguments: None)  # there is no map here
+    monkeypatch.setattr(service.slow[gate].askers if gate in SLOW else getattr(service, gate), "_most", 0)
     if sent == "image":
         same_bytes = []
         monkeypatch.setattr(running.service.following.current, "same_bytes", same_bytes.append)
@@ -439,6 +445,31 @@ def test_every_kind_of_work_has_a_gate(running, place, monkeypatch, gate, method
     else:
         answer = running.client.request(method, path, json=sent and {sent: [0]})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+def test_pages_that_wait_for_duplicates_share_the_work_and_hold_up_nothing_else(running, monkeypatch):
+    going, asked = threading.Event(), []
+
+    def slow(copies, *arguments):
+        asked.append(arguments)
+        going.wait(60)
+        return {"groups": []}
+
+    while running.get("/api/duplicates").status_code == 202:
+        pass
+    monkeypatch.setattr(Copies, "groups", slow)
+    with ThreadPoolExecutor(10) as pool:
+        try:
+            pages = [pool.submit(running.get, "/api/duplicates?threshold=0.99") for _ in range(10)]
+            while running.service.slow["copies"].askers.inside < 10:
+                time.sleep(0.01)
+            assert running.get("/api/health-report").status_code in (200, 202)
+            assert running.get("/api/map").status_code == 404
+            assert not any(one.done() for one in pages)
+        finally:
+            going.set()
+        assert [one.result().status_code for one in pages] == [200] * 10
+    assert asked == [(0.99, 0, 50)]
 
 
 def test_a_slow_encoder_makes_no_endless_queue(running, place, monkeypatch):

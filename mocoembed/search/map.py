@@ -5,12 +5,15 @@ FAISS finds, from the first two principal components. Of three libraries it is t
 `docs/page.md` has the figures. The only module that imports openTSNE.
 
 Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours;
-when more than a fifth is new all are arranged again, from the old places. The places that an arrangement begins from
-are written first, as a provisional map: principal components, or old places, which the page shows until it is done.
+when more than a fifth is new, all are arranged again. Up to a half, the optimisation goes on from the old places,
+without early exaggeration, so that images move little; beyond that, it begins from the old places made small, as from
+principal components. The places that an arrangement begins from are written first, as a provisional map: principal
+components, or old places, which the page shows until it is done.
 """
 
 import functools
 import importlib.util
+import logging
 import pathlib
 import time
 from collections.abc import Callable
@@ -39,6 +42,7 @@ FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
 VOTING = 10  # neighbours that agreement is counted over
 PLACING = 5  # neighbours that a new image is put among
 NEW_SHARE = 0.2  # of images that may be new without the others moving
+GOES_ON = 0.5  # of images that may be new where the arrangement goes on from the old places
 EARLY, NORMAL = 250, 500  # iterations, openTSNE's own defaults
 TOLD_EACH = 10  # iterations
 ON_ONE_CORE = 2_000  # images at most; for so few, threads wait for each other longer than they work
@@ -55,7 +59,9 @@ class MapResult:
     count: int
     method: str
     new: int
-    """Images that got a place now; the others stay where they were."""
+    """Images that were not on the map before."""
+    arranged: bool
+    """Whether all were arranged; otherwise those that were on the map before stay where they were."""
     agreement: float | None
     """Mean share of the ten nearest neighbours with the image's own label; `None` without labels."""
     seconds: float
@@ -84,11 +90,11 @@ def make_map(config: MapConfig,
                     unknown = np.full(len(ids), np.nan, np.float32)
                     write_map(output, ImageMap(file.identity, method, ids, places, unknown, provisional=True))
 
-            places, new, method = making.places(None if config.fresh else old, show)
+            places, new, method, arranged = making.places(None if config.fresh else old, show)
             made = ImageMap(file.identity, method, ids, places, making.agreement())
             write_map(output, made)
     known = made.agreement[np.isfinite(made.agreement)]
-    return MapResult(output, len(made), method, new, float(known.mean()) if len(known) else None,
+    return MapResult(output, len(made), method, new, arranged, float(known.mean()) if len(known) else None,
                      time.perf_counter() - begun)
 
 
@@ -144,8 +150,12 @@ class _Making:
         share = (labels[near] == labels[:, None]).mean(axis=1)
         return np.where(labels == NO_LABEL, np.nan, share).astype(np.float32)
 
-    def places(self, old: ImageMap | None, show: Callable[[np.ndarray, str], None]) -> tuple[np.ndarray, int, str]:
-        """(N, 2) float32, how many of them are new, and by which method; `show` gets what there is until then."""
+    def places(self, old: ImageMap | None,
+               show: Callable[[np.ndarray, str], None]) -> tuple[np.ndarray, int, str, bool]:
+        """(N, 2) float32, how many of them are new, the method, and whether all were arranged.
+
+        `show` gets what there is until they are.
+        """
         ids = self.file.ids()
         at = {int(one): row for row, one in enumerate(old.ids)} if old is not None else {}
         source = np.array([at.get(int(one), -1) for one in ids], np.int64)
@@ -153,16 +163,17 @@ class _Making:
         if old is not None and new < len(ids):
             places = self._among_known(old.places, source)
             if new <= NEW_SHARE * len(ids) and not old.provisional:
-                return places, new, old.method
+                return places, new, old.method, False
             first, method = places - places.mean(axis=0), old.method
         else:
             first, method = principal(self.vectors), PCA
         if len(ids) < FEWEST:
-            return principal(self.vectors).astype(np.float32), len(ids), PCA
+            return principal(self.vectors).astype(np.float32), new, PCA, True
         require_library()
         show(first.astype(np.float32), method)
-        scale = first[:, 0].std() or 1.0
-        return self._arranged(first * (START / scale)), len(ids), "t-SNE"
+        goes_on = old is not None and method != PCA and not old.provisional and new <= GOES_ON * len(ids)
+        scale = 1.0 if goes_on else START / (first[:, 0].std() or 1.0)
+        return self._arranged(first * scale, 0 if goes_on else EARLY), new, "t-SNE", True
 
     def _among_known(self, places: np.ndarray, source: np.ndarray) -> np.ndarray:
         """(N, 2): the old places, and for new rows the mean of those of their nearest known neighbours."""
@@ -175,11 +186,11 @@ class _Making:
             made[new] = (places[source[known[found]]] * weights[..., None]).sum(1) / weights.sum(1, keepdims=True)
         return made.astype(np.float32)
 
-    def _arranged(self, first: np.ndarray) -> np.ndarray:
-        """(N, 2) float32 by t-SNE, which begins from `first` (N, 2)."""
+    def _arranged(self, first: np.ndarray, early: int) -> np.ndarray:
+        """(N, 2) float32 by t-SNE, which begins from `first` (N, 2) with `early` iterations of exaggeration."""
         from openTSNE import TSNE, affinity, nearest_neighbors
 
-        count, last, before = len(first), 0, self.blocks
+        count, last, before = len(first), 0, self.blocks + EARLY - early
         jobs = -1 if count > ON_ONE_CORE else 1
 
         def told(iteration: int, error: float, places: Any) -> bool:
@@ -190,9 +201,10 @@ class _Making:
             self._progress(min(before + iteration, self.total), self.total)
             return self._stop.signal_number is not None  # ends the optimisation
 
+        logging.getLogger("openTSNE").setLevel(logging.ERROR)  # it warns of places that are large to begin from
         known = nearest_neighbors.PrecomputedNeighbors(*self.near)
         near = affinity.PerplexityBasedNN(perplexity=min(PERPLEXITY, (count - 1) / 3), knn_index=known, n_jobs=jobs)
-        tsne = TSNE(early_exaggeration_iter=EARLY, n_iter=NORMAL, n_jobs=jobs, random_state=0, callbacks=[told],
+        tsne = TSNE(early_exaggeration_iter=early, n_iter=NORMAL, n_jobs=jobs, random_state=0, callbacks=[told],
                     callbacks_every_iters=TOLD_EACH)
         places = tsne.fit(affinities=near, initialization=first.astype(np.float64))
         self._tell(self.total)

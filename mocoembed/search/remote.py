@@ -4,14 +4,18 @@ Requests go out one after the other over one connection. The token, if the serve
 variable MOCOEMBED_TOKEN; redirections are not followed, so that it goes nowhere else.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+import numpy as np
 
 from mocoembed.config import SearchConfig
 from mocoembed.data.facts import Failure
@@ -19,12 +23,12 @@ from mocoembed.errors import CollectionError, MocoembedError, UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.left_out import LeftOut
-from mocoembed.search.queries import query_names, read_bytes, shown
+from mocoembed.search.queries import UNLIKE, combined, combined_each, name_together, query_names, read_bytes, shown
 
 TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
 SECONDS = 60.0  # until an answer
 TRIES = 20  # of a request that a busy server refuses
-LOCAL = ("index", "embeddings", "encoder", "root", "unlike", "recall")  # options of a search on this machine
+LOCAL = ("index", "embeddings", "encoder", "root", "recall")  # options of a search on this machine
 FLAGS = ("unique", "diverse", "exclude_self")
 
 
@@ -38,22 +42,25 @@ def iterate_remote(config: SearchConfig, progress: Callable[[int, int], None] = 
     for name in LOCAL:
         if getattr(config, name):
             raise UsageError(f"--{name} cannot be given with --server, which searches its own collection.")
-    if config.together or config.torch or config.device != "auto":
-        raise UsageError("--together, --torch and --device cannot be given with --server.")
-    names = query_names(config.images, note)
-    total = len(names) + len(config.row)
-    left_out = LeftOut(total, note)
+    if config.torch or config.device != "auto":
+        raise UsageError("--torch and --device cannot be given with --server.")
+    queries: list[str | int] = [*query_names(config.images, note), *config.row]
+    left_out = LeftOut(len(queries), note)
     server = Server(config.server or "")
     try:
-        queries: list[str | int] = [*names, *config.row]
+        if config.together:
+            yield Combining(server, config).together(queries, progress)
+            return
+        # Of a row, a search by row leaves out that row, and not its copies.
+        apart = Combining(server, config) if config.unlike or (config.row and config.exclude_self) else None
         for done, query in enumerate(queries, 1):
             try:
-                result = server.row(query, config) if isinstance(query, int) else server.image(query, config)
+                results = [server.found(query, config)] if apart is None else apart.found(query, left_out)
             except (CollectionError, RegionError) as error:
                 left_out.add(error)
                 continue
-            yield result
-            progress(done, total)
+            yield from results
+            progress(done, len(queries))
     finally:
         server.close()
     left_out.raise_if_any()
@@ -83,22 +90,31 @@ class Server:
         """Close it."""
         self._connection.close()
 
-    def image(self, name: str, config: SearchConfig) -> QueryResult:
-        """The hits of an image; `CollectionError` when it cannot be read."""
-        try:
-            data = read_bytes(name)
-        except Exception as error:  # whatever the file system raises
-            raise CollectionError(f"The image {name!r} cannot be read: {Failure.of(0, error).said}") from error
-        crop = {"crop": ",".join(map(str, config.crop))} if config.crop else {}
-        path = f"/api/search?{urlencode(_wishes(config) | crop, doseq=True)}"
-        return _result(name, self.ask("POST", path, data, "application/octet-stream", name))
+    def found(self, query: str | int, config: SearchConfig) -> QueryResult:
+        """The hits of an image, or of a row of the server's collection; `CollectionError` when it cannot be read."""
+        found = self.sent("search", query, _wishes(config), config.crop)
+        return QueryResult(self.name(query), _hits(found))
 
-    def row(self, row: int, config: SearchConfig) -> QueryResult:
-        """The hits of an image of the server's collection."""
-        body = json.dumps({"rows": [row]}).encode()
-        found = self.ask("POST", f"/api/search?{urlencode(_wishes(config), doseq=True)}", body, "application/json")
-        facts = self.ask("GET", f"/api/rows?offset={row}&limit=1")["rows"]
-        return _result(facts[0]["path"], found)
+    def sent(self, where: str, query: str | int, given: dict[str, Any], crop: Sequence[int] = ()) -> Any:
+        """What /api/`where` answers to an image or its region `crop`, or to a row."""
+        if isinstance(query, int):
+            return self.sent_json(where, {"rows": [query]}, given)
+        try:
+            data = read_bytes(query)
+        except Exception as error:  # whatever the file system raises
+            raise CollectionError(f"The image {query!r} cannot be read: {Failure.of(0, error).said}") from error
+        region = {"crop": ",".join(map(str, crop))} if crop else {}
+        return self.ask("POST", _path(where, given | region), data, "application/octet-stream", query)
+
+    def sent_json(self, where: str, body: dict[str, Any], given: dict[str, Any]) -> Any:
+        """What it answers to JSON."""
+        return self.ask("POST", _path(where, given), json.dumps(body).encode(), "application/json")
+
+    def name(self, query: str | int) -> str:
+        """What a query is called: a row by its path."""
+        if isinstance(query, str):
+            return query
+        return self.ask("GET", f"/api/rows?offset={query}&limit=1")["rows"][0]["path"]
 
     def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "", name: str = "") -> Any:
         """The JSON that is answered; a busy server is asked again. `name` is that of an image in the body."""
@@ -142,6 +158,49 @@ class Server:
             return answer.status, None, 1.0
 
 
+class Combining:
+    """Queries of which one vector is made here, as in a local search: the server embeds each, and searches by it."""
+
+    def __init__(self, server: Server, config: SearchConfig):
+        """Also embeds the images that hits should be unlike."""
+        self._server, self._config = server, config
+        info = server.ask("GET", "/api/info")
+        with _as_answered():
+            self._normalized, self._version = info["normalized"], {"version": info["version"]}
+        unlike = query_names(config.unlike, say_nothing, UNLIKE)
+        self._unlike = np.concatenate([self._embedded(name)[0] for name in unlike]) if unlike else None
+
+    def found(self, query: str | int, left_out: LeftOut) -> list[QueryResult]:
+        """The result of one query; none if nothing is left of it, and it goes to `left_out`."""
+        vector, selves = self._embedded(query, self._config.crop)
+        name = self._server.name(query)
+        _, asked = combined_each([name], vector, self._unlike, self._normalized, left_out)
+        return [self._result(name, one, selves) for one in asked]
+
+    def together(self, queries: Sequence[str | int], progress: Callable[[int, int], None]) -> QueryResult:
+        """The result of all queries as one."""
+        vectors, selves = [], []
+        for done, query in enumerate(queries, 1):
+            vector, rows = self._embedded(query, self._config.crop)
+            vectors.append(vector)
+            selves += rows
+            progress(done, len(queries))
+        names = [self._server.name(query) for query in queries]
+        (asked,) = combined(np.concatenate(vectors), self._unlike, True, self._normalized)
+        return replace(self._result(name_together(names), asked, selves), image=names[0])
+
+    def _embedded(self, query: str | int, crop: Sequence[int] = ()) -> tuple[np.ndarray, list[int]]:
+        """The vector (1, D) float32 of an image or row, and the rows that it is itself, if these are no hits."""
+        selves = {"selves": "true"} if self._config.exclude_self else {}
+        answer = self._server.sent("embed", query, self._version | selves, crop)
+        with _as_answered():
+            return np.array(answer["vectors"], np.float32).reshape(1, -1), answer["selves"][0] if selves else []
+
+    def _result(self, name: str, vector: np.ndarray, selves: list[int]) -> QueryResult:
+        body = {"vectors": [list(map(float, vector))], "selves": [selves]}
+        return QueryResult(name, _hits(self._server.sent_json("search", body, self._version | _wishes(self._config))))
+
+
 def _no_address(address: str) -> UsageError:
     return UsageError(f"--server {address}: must be the address of a server, such as http://127.0.0.1:8765.")
 
@@ -154,11 +213,21 @@ def _wishes(config: SearchConfig) -> dict[str, Any]:
     return given | {name: "true" for name in FLAGS if getattr(config, name)}
 
 
-def _result(name: str, answer: Any) -> QueryResult:
-    try:
-        hits = [Hit(one["rank"], one["score"], one["path"], one["label"], one["row"], int(one["id"]), one.get("folded"),
-                    tuple(one.get("folded_rows", ())))
+def _path(where: str, given: dict[str, Any]) -> str:
+    return f"/api/{where}?{urlencode(given, doseq=True)}"
+
+
+def _hits(answer: Any) -> list[Hit]:
+    with _as_answered():
+        return [Hit(one["rank"], one["score"], one["path"], one["label"], one["row"], int(one["id"]),
+                    one.get("folded"), tuple(one.get("folded_rows", ())))
                 for one in answer["queries"][0]["hits"]]
+
+
+@contextlib.contextmanager
+def _as_answered():
+    """Turn what goes wrong with an answer's fields into a `MocoembedError`."""
+    try:
+        yield
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise MocoembedError("The server does not answer as mocoembed serve does.") from error
-    return QueryResult(name, hits)

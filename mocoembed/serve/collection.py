@@ -124,11 +124,11 @@ class Collection:
         row = bisect.bisect_left(self.file.paths, name)
         return row if row < len(self) and self.file.paths[row] == name else None
 
-    def same_bytes(self, data: bytes) -> np.ndarray:
-        """(n,) int64: the rows of images with these bytes."""
+    def same_bytes(self, data: bytes | None, row: int | None = None) -> np.ndarray:
+        """(n,) int64: the rows of images with these bytes, or those of `row`, which is one of them."""
         if self._selves is None:
             self._selves = Selves(self.file)
-        return self._selves.rows(Query("query"), data)
+        return self._selves.rows(Query("query", row), data)
 
     def mask(self, wanted: Wanted) -> np.ndarray | None:
         """(N,) bool: the rows that a filter selects; `None`: all. A `Refusal` (404) where none is."""

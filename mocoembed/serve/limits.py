@@ -1,11 +1,12 @@
-"""How much is done at once: gates for work, and a budget for what is being received.
+"""How much is done at once: gates for work, questions that are shared, and a budget for what is being received.
 
 What is over a limit is refused at once (429, with Retry-After), so no queue grows without end.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from typing import Any
 
 from starlette.requests import Request
 
@@ -36,6 +37,31 @@ class Gate:
                 yield
         finally:
             self.inside -= 1
+
+
+class Shared:
+    """Answers questions one at a time; those who ask the same at once share one answer. `waiting` may wait for it."""
+
+    def __init__(self, waiting: int):
+        self.askers, self._work = Gate(1 + waiting, 0), Gate(1, waiting)
+        self._open: dict[Hashable, asyncio.Task] = {}
+
+    async def answer(self, question: Hashable, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What `work()` gives, also for others who ask this meanwhile; a `Refusal` (429) when too many ask.
+
+        It goes on when the one who asked first goes away.
+        """
+        async with self.askers.turn():
+            if (task := self._open.get(question)) is None:
+                task = self._open[question] = asyncio.create_task(self._done(question, work))
+            return await asyncio.shield(task)
+
+    async def _done(self, question: Hashable, work: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            async with self._work.turn():
+                return await work()
+        finally:
+            del self._open[question]
 
 
 class Bodies:

@@ -83,7 +83,7 @@ WISHES = [parameter("k", "Number of hits.", bounded(1, MOST_HITS, 10)),
           parameter("min_score", "Only hits with this score or more.", NUMBER),
           parameter("unique", "Fold near-duplicates of a hit into it.", FLAG),
           parameter("diverse", "Hits that are unlike each other.", FLAG),
-          parameter("exclude_self", "Leave out the query itself: images with its bytes, or its row.", FLAG),
+          parameter("exclude_self", "Leave out the query itself: images with its bytes, its row, or its selves.", FLAG),
           CROP, VERSION]
 VECTOR = listed(NUMBER)
 ROW = parameter("row", "Row of the embeddings file.", bounded(0, 2**53), "path")
@@ -93,7 +93,8 @@ ONE_ID: Schema = {**TEXT, "pattern": f"^{ID}$"}
 EXAMPLE: Schema = {"anyOf": [bounded(0, 2**53), ONE_ID, VECTOR]}
 JSON_QUERIES: Schema = {"oneOf": [
     only({"rows": several(bounded(0, 2**53))}), only({"ids": several(ONE_ID)}),
-    only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}), only({"like": several(EXAMPLE)}),
+    only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}),
+    only({"vectors": several(VECTOR), "selves": several(listed(bounded(0, 2**53)))}), only({"like": several(EXAMPLE)}),
     only({"like": several(EXAMPLE), "unlike": several(EXAMPLE)})]}
 BODY: Schema = {"required": True,
                 "description": f"An image file of at most {MOST_UPLOAD} bytes, or JSON of {MOST_JSON}.",
@@ -141,7 +142,8 @@ def paths() -> Schema:
     image: Schema = {"type": "string", "format": "binary"}
     hit = fields({"rank": INTEGER, "score": NUMBER, **RECORD}, {"folded": INTEGER, "folded_rows": listed(INTEGER)})
     hits = fields({"version": TEXT, "queries": listed(fields({"hits": listed(hit)}))})
-    vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": listed(VECTOR)})
+    vectors = fields({"version": TEXT, "encoder": TEXT, "vectors": listed(VECTOR)}, {"selves": listed(listed(INTEGER))})
+    selves = parameter("selves", "Also give the rows that each is: images with its bytes, and its own.", FLAG)
     rows = fields({"version": TEXT, "total": INTEGER, "rows": listed(fields(RECORD))})
     labels = fields({"version": TEXT, "total": INTEGER, "labels": LABELS})
     info = fields({"version": TEXT, "count": INTEGER, "dimension": INTEGER, "embeddings": TEXT, "root": TEXT,
@@ -183,7 +185,8 @@ def paths() -> Schema:
         "/metrics": operation("Counts and times for Prometheus.", [], answers(TEXT, media="text/plain")),
     }
     return {"/api/search": {"post": operation("Nearest images of each query.", WISHES, answers(hits, *BODIES), BODY)},
-            "/api/embed": {"post": operation("Vectors of images.", [CROP, VERSION], answers(vectors, *BODIES), BODY)},
+            "/api/embed": {"post": operation("Vectors of images.", [CROP, selves, VERSION], answers(vectors, *BODIES),
+                                             BODY)},
             **{path: {"get": one} for path, one in gets.items()}}
 
 

@@ -147,16 +147,18 @@ class Asked:
 
 
 def asked_of(body: dict[str, Any], collection: Collection) -> Asked:
-    """The queries of a JSON body: rows, ids, paths or vectors; or one of `like` and `unlike`."""
+    """The queries of a JSON body: rows, ids, paths or vectors (and `selves`); or one of `like` and `unlike`."""
     names = set(body)
     if names == {"like"} or names == {"like", "unlike"}:
         return _balance(body, collection)
+    if names == {"vectors"} or names == {"vectors", "selves"}:
+        vectors = np.stack([_vector(one, collection) for one in _several(body, "vectors")])
+        return Asked(vectors, _selves(body.get("selves", [[]] * len(vectors)), len(vectors), collection))
     if len(names) != 1 or not names <= set(KINDS):
-        raise Refusal(400, f"The body must have one of {', '.join(KINDS)}; or like, or like and unlike.")
+        raise Refusal(400, f"The body must have one of {', '.join(KINDS)}; or vectors and selves, or like, or like and "
+                           "unlike.")
     (kind,) = names
     values = _several(body, kind)
-    if kind == "vectors":
-        return Asked(np.stack([_vector(one, collection) for one in values]), [np.empty(0, np.int64)] * len(values))
     find = {"rows": _row, "ids": _id, "paths": _path}[kind]
     rows = [find(one, collection) for one in values]
     return Asked(collection.vectors(rows), [np.array([row]) for row in rows], rows)
@@ -167,6 +169,13 @@ def _several(body: dict[str, Any], name: str) -> list:
     if not isinstance(values, list) or not 1 <= len(values) <= MOST_QUERIES:
         raise Refusal(400, f"{name}: must be a list of 1 to {MOST_QUERIES}.")
     return values
+
+
+def _selves(value: Any, count: int, collection: Collection) -> list[np.ndarray]:
+    """For each of `count` vectors, the rows that it is said to be."""
+    if not isinstance(value, list) or len(value) != count or not all(isinstance(rows, list) for rows in value):
+        raise Refusal(400, "selves: must be a list of rows for each of the vectors.")
+    return [np.array([_row(row, collection) for row in rows], np.int64) for rows in value]
 
 
 def _balance(body: dict[str, Any], collection: Collection) -> Asked:

@@ -32,19 +32,23 @@ class Points:
             return None
         return {"version": facts.digest[:16], "method": facts.method, "provisional": facts.provisional}
 
+    def state(self, collection: Collection) -> tuple[str, State]:
+        """What differs when another map is there; a `Refusal` (404) when there is none."""
+        try:
+            return collection.version, State.of(map_file_of(collection.file.path))
+        except FileNotFoundError as error:
+            raise Refusal(404, f"There is no map of this collection yet. {MAKE_IT}", "no map") from error
+
     def answer(self, collection: Collection) -> bytes:
         """JSON: version, method, provisional, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels
         (numbers, from 0 for the most frequent on, -1 for none), label_names (the first `LABELS`), agreement (0 to 100;
         `null` without labels). A `Refusal` (404) when there is no map of these rows.
         """
-        path = map_file_of(collection.file.path)
+        state = self.state(collection)
         try:
-            state = (collection.version, State.of(path))
             if state != self._known:
-                self._answer = _json(collection, path)
+                self._answer = _json(collection, map_file_of(collection.file.path))
                 self._known = state
-        except FileNotFoundError as error:
-            raise Refusal(404, f"There is no map of this collection yet. {MAKE_IT}", "no map") from error
         except FormatError as error:
             raise Refusal(404, str(error), "no map") from error
         return self._answer

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from mocoembed.serve.parameters import (
     asked_of,
     crop_of,
     filter_of,
+    flag,
     integer,
     json_of,
     number,
@@ -116,14 +118,19 @@ class Api:
         async with self.service.images.turn():
             data = await self.service.decode(original, collection, asked.rows[0])
         vector = await self.service.embedded(collection, data, crop)
-        return Asked(vector[None], asked.selves)
+        return replace(asked, vectors=vector[None])
 
     async def embed(self, request: Request) -> Response:
         """Vectors of an image in the body, or of what JSON names."""
-        collection, given = self._asked_of(request, "crop")
-        asked = await self._asked(request, collection, crop_of(given))
-        return Json({"version": collection.version, "encoder": collection.file.fingerprint,
-                     "vectors": [list(map(float, vector)) for vector in asked.vectors]})
+        collection, given = self._asked_of(request, "crop", "selves")
+        with_selves = flag(given, "selves")
+        asked = await self._asked(request, collection, crop_of(given), with_selves)
+        answer = {"version": collection.version, "encoder": collection.file.fingerprint,
+                  "vectors": [list(map(float, vector)) for vector in asked.vectors]}
+        if with_selves:
+            async with self.service.searches.turn():
+                answer["selves"] = await self.service.run(_selves, collection, asked)
+        return Json(answer)
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -181,24 +188,22 @@ class Api:
     async def duplicates(self, request: Request) -> Response:
         """Groups of near-duplicates; 202 with the progress while they are looked for."""
         collection, given = self._asked_of(request, "threshold", "offset", "limit")
-        threshold = number(given, "threshold", math.nan)
+        threshold = number(given, "threshold", math.nan) if "threshold" in given else None
         offset, limit = integer(given, "offset", 0, 0, 2**53), integer(given, "limit", 50, 1, MOST_GROUPS)
-
-        def made(copies: Copies) -> dict:
-            return copies.groups(None if math.isnan(threshold) else threshold, offset, limit)
-
-        return await self._of_job(self.service.job("copies", collection, Copies), made)
+        return await self._of_job("copies", collection, Copies, Copies.groups, threshold, offset, limit)
 
     async def health_report(self, request: Request) -> Response:
         """What the collection holds, and what looks wrong in it; 202 while it is looked at."""
         collection, _ = self._asked_of(request)
-        return await self._of_job(self.service.job("health", collection, report), lambda found: found)
+        return await self._of_job("health", collection, report)
 
-    async def _of_job(self, job: Job, made: Callable[[Any], dict]) -> Response:
-        async with self.service.slow.turn():
-            if not await self.service.run(job.wait, SECONDS_OF_JOB):
-                return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
-            return Json(await self.service.run(made, job.result()))
+    async def _of_job(self, kind: str, collection: Collection, work: Callable[[Collection, Job], Any],
+                      made: Callable[..., dict] = lambda found: found, *arguments: Any) -> Response:
+        """`made(result, *arguments)` of a job's result; 202 while it is not there. Who asks the same shares both."""
+        job, slow = self.service.job(kind, collection, work), self.service.slow[kind]
+        if not (job.wait(0) or await slow.answer(job, lambda: self.service.run(job.wait, SECONDS_OF_JOB))):
+            return Json({"done": job.done, "total": job.total}, 202, {"Retry-After": "1"})
+        return Json(await slow.answer((job, *arguments), lambda: self.service.run(made, job.result(), *arguments)))
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
@@ -208,8 +213,9 @@ class Api:
     async def map(self, request: Request) -> Response:
         """The points of the map."""
         collection, _ = self._asked_of(request)
-        async with self.service.slow.turn():
-            data = await self.service.run(self._points.answer, collection)
+        async with self.service.searches.turn():
+            state = await self.service.run(self._points.state, collection)
+        data = await self.service.slow["map"].answer(state, lambda: self.service.run(self._points.answer, collection))
         return Response(data, media_type="application/json")
 
     async def labels(self, request: Request) -> Response:
@@ -256,6 +262,12 @@ def _answer(collection: Collection, asked: Asked, wanted: Wanted) -> Response:
     excluded = asked.selves if wanted.exclude_self or asked.is_balance else ()
     hits = collection.search(asked.vectors, wanted, excluded)
     return Json({"version": collection.version, "queries": [{"hits": some} for some in hits]})
+
+
+def _selves(collection: Collection, asked: Asked) -> list[list[int]]:
+    """For each query, the rows that it is, with those of the same bytes."""
+    selves = asked.selves if asked.rows is None else [collection.same_bytes(None, row) for row in asked.rows]
+    return [rows.tolist() for rows in selves]
 
 
 def _is_json(request: Request) -> bool:

@@ -15,13 +15,14 @@ from mocoembed.serve.batches import Batches
 from mocoembed.serve.collection import Collection
 from mocoembed.serve.following import Following
 from mocoembed.serve.jobs import Job
-from mocoembed.serve.limits import Bodies, Gate
+from mocoembed.serve.limits import Bodies, Gate, Shared
 from mocoembed.serve.mapping import Mapping
 from mocoembed.serve.metrics import Metrics
 from mocoembed.serve.thumbnails import Thumbnails
 
 SECONDS_BETWEEN_LOOKS = 1.0
 WAITING = 256  # pieces of work of a kind that may wait for their turn
+SLOW = ("copies", "health", "map")  # kinds of questions that take long: of each, one is answered at a time
 
 
 class Service:
@@ -31,12 +32,13 @@ class Service:
         self.config, self.note = config, note
         self.following = Following(config, note)
         # Threads of each kind of their own: a disk that hangs holds up images, and nothing else.
-        self._searching = ThreadPoolExecutor(cores() + 2, "search")
+        self._searching = ThreadPoolExecutor(cores() + len(SLOW) + 1, "search")
         self._decoding = ThreadPoolExecutor(cores(), "decode")
         self._encoding = ThreadPoolExecutor(1, "encode")
         self.metrics, self.thumbnails, self.bodies = Metrics(), Thumbnails(), Bodies()
         self.searches, self.images, self.decoded = (Gate(cores(), WAITING) for _ in range(3))
-        self.slow, self.uploads = Gate(1, WAITING), Gate(WAITING, 0)  # uploads wait for the encoder, in batches
+        self.slow = {kind: Shared(WAITING) for kind in SLOW}
+        self.uploads = Gate(WAITING, 0)  # they wait for the encoder, in batches
         self.batches = Batches(self._encoding, self.metrics.batch)
         self.ready = False
         self._told: str | None = None
