@@ -10,6 +10,7 @@ import pytest
 from torchless import WITHOUT_TORCH
 
 from mocoembed.cli.info import _flat
+from mocoembed.cli.main import _unexpected
 
 TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16", "--queue-size", "20", "--batch-size",
         "8", "--bn-groups", "2", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -201,6 +202,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, images, number, s
     child.stderr.close()
     assert child.wait(timeout=60) == status
     assert any(f"after step {stopped_at} " in line for line in lines)
+
+
+@pytest.mark.parametrize(("said", "is_memory"), [
+    ("libtorch_cpu.so: failed to map segment from shared object", True),
+    ("libtorch_cpu.so: failed to map segment from shared object: Cannot allocate memory", True),
+    ("x.so: failed to map segment from shared object: Operation not permitted", False)])
+def test_libraries_that_do_not_fit_into_the_memory_are_no_bug(said, is_memory):
+    assert ("ulimit -v" in _unexpected(ImportError(said))) is is_memory
+    assert ("This is a bug" in _unexpected(ImportError(said))) is not is_memory
 
 
 def test_info_has_a_line_for_each_failed_image_without_the_names_of_classes():
