@@ -37,12 +37,18 @@ def info(as_json, **values):
 
 def _flat(values: dict, before: str = ""):
     """Pairs of a dotted name and its value as text, for a dict of dicts."""
+    from mocoembed.data.facts import reason_for_people
+
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{before}{name}.")
         elif name == "curve":
             for place, point in enumerate(value):
                 yield f"{before}{name}.{place}", ", ".join(f"{key} {number:.4g}" for key, number in point.items())
+        elif name == "failed" and value and isinstance(value, list):
+            yield before + name, f"{len(value)}" + (f", the first {SHOWN_ITEMS}:" if len(value) > SHOWN_ITEMS else "")
+            for place, one in enumerate(value[:SHOWN_ITEMS]):
+                yield f"{before}{name}.{place}", f"{one['path']}: {reason_for_people(one['error'], one['reason'])}"
         elif isinstance(value, list):
             shown = ", ".join(map(_text, value[:SHOWN_ITEMS]))
             more = f" ... ({len(value)} in total)" if len(value) > SHOWN_ITEMS else ""

@@ -20,6 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = ("demo", "pretrain", "export", "embed", "index", "search", "serve", "map", "push", "knn", "linear",
             "retrieval", "rankme", "compare", "report", "finetune", "classify", "duplicates", "convert", "info")
 
+# What the loader of libraries says under a limit of memory; for other reasons it goes on, with a colon.
+UNMAPPED = ("failed to map segment from shared object", "shared object: Cannot allocate memory")
+
 
 class LazyGroup(click.Group):
     """Imports a command's module only when that command or its help is asked for."""
@@ -106,6 +109,8 @@ def _unexpected(error: Exception) -> str:
     if is_out_of_memory(error):
         return ("out of memory, or out of shared memory. Give a smaller --batch-size or --queue-size, or fewer "
                 "--workers.\nWhat was saved is kept.")
+    if isinstance(error, ImportError) and str(error).endswith(UNMAPPED):
+        return f"not enough memory to load the libraries ({error}). Allow more: `ulimit -v` shows the limit."
     if isinstance(error, ModuleNotFoundError):  # on a machine that only searches, most often torch
         package = (error.name or str(error)).partition(".")[0]
         return f"this needs the package {package}, which is not installed. Install it with: pip install {package}"

@@ -44,4 +44,4 @@ def pretrain(images, recipe, **values):
     loss = f", loss {result.last.loss:.3f}" if result.last else " (already complete)"
     took = progress.took() if result.last else ""
     waiting = f", {result.waiting:.0%} of the time waiting for images" if result.last else ""
-    put(f"{result.encoder}: {result.steps} steps{took}{loss}{waiting}; run {result.run}")
+    put(f"{result.encoder}: {counted(result.steps, 'step')}{took}{loss}{waiting}; run {result.run}")

@@ -87,7 +87,7 @@ def rising_pair(config, name: str):
     """Raise `UsageError` unless field `name` is empty or holds two finite numbers, the lower one first."""
     value = getattr(config, name)
     ok = not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
-    require(config, name, ok, "two numbers, the lower one first")
+    require(config, name, ok, "two finite numbers, the lower one first")
 
 
 def standard_input_once(*images: str):

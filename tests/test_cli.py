@@ -9,6 +9,9 @@ import sys
 import pytest
 from torchless import WITHOUT_TORCH
 
+from mocoembed.cli.info import _flat
+from mocoembed.cli.main import _unexpected
+
 TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16", "--queue-size", "20", "--batch-size",
         "8", "--bn-groups", "2", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 
@@ -199,6 +202,31 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, images, number, s
     child.stderr.close()
     assert child.wait(timeout=60) == status
     assert any(f"after step {stopped_at} " in line for line in lines)
+
+
+@pytest.mark.parametrize(("said", "is_memory"), [
+    ("libtorch_cpu.so: failed to map segment from shared object", True),
+    ("libtorch_cpu.so: failed to map segment from shared object: Cannot allocate memory", True),
+    ("x.so: failed to map segment from shared object: Operation not permitted", False)])
+def test_libraries_that_do_not_fit_into_the_memory_are_no_bug(said, is_memory):
+    assert ("ulimit -v" in _unexpected(ImportError(said))) is is_memory
+    assert ("This is a bug" in _unexpected(ImportError(said))) is not is_memory
+
+
+def test_info_has_a_line_for_each_failed_image_without_the_names_of_classes():
+    failed = [{"path": f"{number}.jpg", "error": "OSError", "reason": "No such file"} for number in range(13)]
+    lines = list(_flat({"failed": failed[:1]}))
+    assert lines == [("failed", "1"), ("failed.0", "0.jpg: No such file")]
+    lines = list(_flat({"failed": failed}))
+    assert lines[0] == ("failed", "13, the first 12:")
+    assert lines[12:] == [("failed.11", "11.jpg: No such file")]
+    assert list(_flat({"failed": []})) == [("failed", "-")]
+
+
+def test_a_pretraining_of_one_step_says_so(tmp_path, images, run_cli):
+    status, out, _ = run_cli("pretrain", images, *TINY, "--epochs", "1", "--batch-size", "24", "--workspace", tmp_path)
+    assert status == 0
+    assert ": 1 step in " in out
 
 
 def test_output_into_a_closed_pipe_is_no_traceback(fresh_workspace, tmp_path):

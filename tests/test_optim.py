@@ -36,6 +36,12 @@ def test_warm_up_rises_linearly_and_the_cosine_takes_the_rest():
     assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
 
+@pytest.mark.parametrize("epochs", [0.04, 0.2, 0.55, 1.05])
+def test_a_warm_up_that_ends_within_a_step_never_exceeds_the_rate(epochs):
+    _, rates = curve("moco-v2", 10, epochs=3, warmup_epochs=epochs, lr=1.0)
+    assert max(rates) == 1.0
+
+
 def test_the_optimizer_is_plain_sgd_on_every_parameter():
     config = PretrainConfig.of("cifar10", "images")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))

@@ -56,6 +56,13 @@ def test_what_is_no_number_counts_as_low_and_infinity_is_clipped():
         everything.require_known()
 
 
+def test_an_image_of_nothing_but_nan_says_so():
+    scale = Scale("f", 32)
+    scale(np.full((2, 3), np.nan, np.float32))
+    with pytest.raises(UnreadableImage, match=r"32-bit floating-point pixels \(all NaN\): give --value-range LOW,HIGH"):
+        scale.require_known()
+
+
 @pytest.mark.parametrize(("kind", "bits", "low", "reason"), [
     ("f", 32, 0, "32-bit floating-point pixels"), ("f", 16, 0, "16-bit floating-point pixels"),
     ("u", 32, 0, "32-bit integer pixels"), ("i", 32, -3, "32-bit integer pixels"), ("i", 16, -3, "negative pixels"),
@@ -149,5 +156,5 @@ def test_pretraining_warns_at_the_end_of_the_first_epoch(dark, tmp_path):
 def test_a_wrong_range_is_refused(value_range):
     for make in (lambda: EmbedConfig("x", value_range=value_range),
                  lambda: PretrainConfig.of("small", "x", value_range=value_range)):
-        with pytest.raises(UsageError, match=r"--value-range .*: must be two numbers, the lower one first"):
+        with pytest.raises(UsageError, match=r"--value-range .*: must be two finite numbers, the lower one first"):
             make()

@@ -15,7 +15,7 @@ import stat
 import warnings
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from mocoembed.checks import size_of_variable
 from mocoembed.data.deep import Seen, ValueRange
@@ -34,6 +34,7 @@ MOST_MEMORY = 272 << 20  # four processes with an image that needs as much each,
 ADVISED = 4 << 30  # up to so much, the message about an image names what would allow it; beyond, it may be a bomb
 MAX_BYTES = 256 << 20
 TRANSPARENT_OVER = (255, 255, 255)
+STARTING = 15  # bytes of a file that is no image, which tell what it is: `<!DOCTYPE html>`
 STRIP = 1 << 18  # pixels converted at a time
 BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1}  # a pixel in memory; others: 4
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -166,7 +167,10 @@ def _opened(data: bytes, value_range: ValueRange) -> tuple[Image.Image | DeepPng
     if (kind := kind_of(data)) is not None:
         modern = open_modern(data, kind)
         return modern, 1 if kind == "HEIF" else _orientation(modern), False
-    image = open_gif(data) if data.startswith(GIF) else Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = open_gif(data) if data.startswith(GIF) else Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file, which starts with {data[:STARTING]!r}") from None
     return image, _orientation(image), False
 
 

@@ -116,7 +116,7 @@ class Scale:
         """Raise `UnreadableImage`, once all is seen, when only a value range could tell how dark the pixels are."""
         if self._given or not self.is_deep:
             return
-        found = f"from {self._lowest:g} to {self._highest:g}"
+        found = f"from {self._lowest:g} to {self._highest:g}" if self._lowest <= self._highest else "all NaN"
         if self.kind == "f" or self.bits > 16:
             what = "floating-point" if self.kind == "f" else "integer"
             raise UnreadableImage(f"{self.bits}-bit {what} pixels ({found}): give --value-range LOW,HIGH")

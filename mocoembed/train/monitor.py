@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -112,14 +113,28 @@ class JsonLines:
 
     def append(self, value: dict):
         """Add one object; `MocoembedError` when the disk refuses it."""
-        try:
+        with _told_of(self.path):
             self._file.write(json.dumps(value) + "\n")
-        except OSError as error:
-            raise write_error(self.path, error) from error
 
     def close(self):
-        """Close the file."""
-        self._file.close()
+        """Close the file; `MocoembedError` when the disk refuses what it still lacks."""
+        with _told_of(self.path):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _told_of(path: pathlib.Path):
+    """Turn a write that was refused within the block into the `MocoembedError` of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _excepthook(args):
+    """TensorBoard's thread keeps its error for the next call, which raises it; nobody needs its traceback too."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
 
 
 NOT_DRAWN = ("step", "epoch", "images", "knn_k", "knn_T", "rankme_n", "alignment_n")
@@ -132,22 +147,29 @@ class Recorder:
         """Go on after `step`: what an interrupted run wrote about later steps is cut off."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self.run = run
         self.lines = JsonLines(run / "metrics.jsonl")
         self.lines.keep(lambda line: line["step"] <= step)
-        self.board = SummaryWriter(str(run), purge_step=step + 1)
+        threading.excepthook, self._hook_before = _excepthook, threading.excepthook
+        with _told_of(run):
+            self.board = SummaryWriter(str(run), purge_step=step + 1)
 
     def record(self, report: StepReport | KnnReport):
         """Add one report."""
         values = asdict(report)
         self.lines.append(values)
-        for name, value in values.items():
-            if value is not None and name not in NOT_DRAWN:
-                self.board.add_scalar(name, value, report.step)
+        with _told_of(self.run):
+            for name, value in values.items():
+                if value is not None and name not in NOT_DRAWN:
+                    self.board.add_scalar(name, value, report.step)
 
     def close(self):
-        """Flush and close both."""
-        self.lines.close()
-        self.board.close()
+        """Flush and close both; `MocoembedError` when the disk refuses it."""
+        try:
+            with contextlib.closing(self.lines), _told_of(self.run):
+                self.board.close()
+        finally:
+            threading.excepthook = self._hook_before
 
 
 class KnnMonitor:

@@ -27,7 +27,7 @@ def learning_rate(config, step: int, steps_per_epoch: int) -> float:
     divided by ten at each milestone, a fraction of the epochs.
     """
     if step < config.warmup_epochs * steps_per_epoch:
-        return config.lr * (step + 1) / (config.warmup_epochs * steps_per_epoch)
+        return config.lr * min(1.0, (step + 1) / (config.warmup_epochs * steps_per_epoch))
     epoch = step // steps_per_epoch
     if config.schedule == "step":
         return config.lr * 0.1 ** sum(epoch >= milestone * config.epochs for milestone in config.milestones)
