@@ -208,14 +208,13 @@ def embedded(backbone: nn.Module, folder: str, config: PretrainConfig) -> tuple[
 @click.option("--stem", default="3x3s1")
 @click.option("--batch-size", default=256)
 @click.option("--ours", is_flag=True)
-def main(peer, folder, test, minutes, checkout, width, stem, batch_size, ours):
+def main(peer, folder, test, minutes, checkout, ours, **network):
     """Train on FOLDER, measure on TEST."""
     if peer == "solo-learn":
         if checkout is None:
             raise click.UsageError("solo-learn is not a package: give --checkout, a clone of its repository.")
         sys.path.insert(0, str(checkout))
-    network = {"width": width, "stem": stem, "batch_size": batch_size, "bn_groups": 1}
-    config = PretrainConfig.of("cifar10", folder, **network)
+    config = PretrainConfig.of("cifar10", folder, bn_groups=1, **network)
     torch.manual_seed(0)
     backbone, result = learn(lambda: PEERS[peer](folder, config, ours), minutes)
     backbone.eval()
