@@ -94,7 +94,7 @@ def test_a_peer_as_it_is_and_with_ours(bench, monkeypatch):
     results = half_hour.peer(bench, "train", "test", "solo-learn", "checkout")
     assert [one["name"] for one in results] == ["solo-learn-as-it-is", "solo-learn-with-ours"]
     common = ["solo-learn", "train", "test", "--minutes", "0.001", "--checkout", "checkout"]
-    assert commands == [common, [*common, "--width", "0.25", "--stem", "3x3s2", "--batch-size", "256", "--ours"]]
+    assert commands == [common, [*common, "--network", "0.25", "3x3s2", "256", "--ours"]]
     assert half_hour.peer(bench, "train", "test", "solo-learn", "checkout") == results
     assert len(commands) == 2  # what is there is not run again
 

@@ -151,9 +151,8 @@ def peer(bench: Bench, train: str, test: str, name: str, checkout: str | None) -
     chosen = bench.kept("chosen") or {"options": []}
     for kind, options in (("as-it-is", []), ("with-ours", [*BASE, *chosen["options"]])):
         if (result := bench.kept(f"{name}-{kind}")) is None:
-            network = [part for option in ("--width", "--stem", "--batch-size")
-                       if (value := _last(options, option)) for part in (option, value)]
-            network += ["--ours"] if options else []
+            network = ["--network", *(_last(options, one) or "" for one in ("--width", "--stem", "--batch-size"))]
+            network = [*network, "--ours"] if options else []
             with open(bench.output / f"{name}-{kind}.log", "a") as log:
                 output = bench.work.run([*script, train, test, "--minutes", str(bench.minutes), *where, *network], log)
             result = {"name": f"{name}-{kind}", **json.loads(output.splitlines()[-1])}

@@ -204,17 +204,16 @@ def embedded(backbone: nn.Module, folder: str, config: PretrainConfig) -> tuple[
 @click.argument("test", type=click.Path(exists=True))
 @click.option("--minutes", default=30.0)
 @click.option("--checkout", type=click.Path(exists=True), help="Of solo-learn's repository.")
-@click.option("--width", default=1.0)
-@click.option("--stem", default="3x3s1")
-@click.option("--batch-size", default=256)
+@click.option("--network", type=(float, str, int), default=(1.0, "3x3s1", 256), metavar="WIDTH STEM BATCH")
 @click.option("--ours", is_flag=True)
-def main(peer, folder, test, minutes, checkout, ours, **network):
+def main(peer, folder, test, minutes, checkout, network, ours):
     """Train on FOLDER, measure on TEST."""
     if peer == "solo-learn":
         if checkout is None:
             raise click.UsageError("solo-learn is not a package: give --checkout, a clone of its repository.")
         sys.path.insert(0, str(checkout))
-    config = PretrainConfig.of("cifar10", folder, bn_groups=1, **network)
+    width, stem, batch_size = network
+    config = PretrainConfig.of("cifar10", folder, width=width, stem=stem, batch_size=batch_size, bn_groups=1)
     torch.manual_seed(0)
     backbone, result = learn(lambda: PEERS[peer](folder, config, ours), minutes)
     backbone.eval()
