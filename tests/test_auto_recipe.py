@@ -21,7 +21,7 @@ def chosen(images, side=300, gpu=False, cores=2, processes=1, **given):
 
 def seconds(config, images, cores):
     plan = Plan(config.recipe, Facts(images, 300, False, cores, 1), {
-        name: getattr(config, name) for name in ("arch", "width", "stem", "image_size", "symmetric")})
+        name: getattr(config, name) for name in ("arch", "width", "stem", "image_size", "symmetric", "dictionary")})
     return estimated_seconds(plan, cost, config.epochs)
 
 
@@ -74,6 +74,19 @@ def test_small_images_get_the_stem_and_the_views_of_cifar():
     config, _ = chosen(50_000, side=32)
     assert (config.recipe, config.stem, config.image_size) == ("cifar10", "3x3s2", 32)
     assert config.batch_size // config.bn_groups == 64
+
+
+@pytest.mark.parametrize(("side", "gpu", "given", "dictionary"), [
+    (32, False, {}, "end-to-end"), (48, False, {"temperature": 0.2}, "end-to-end"), (49, False, {}, "queue"),
+    (32, True, {}, "queue"), (32, False, {"init": "moco-v2-800ep"}, "queue"), (32, False, {"momentum": 0.9}, "queue"),
+    (32, False, {"queue_size": 64}, "queue"), (32, False, {"groups_at_once": 1}, "queue"),
+    (32, False, {"dictionary": "queue"}, "queue"), (32, False, {"dictionary": "memory-bank"}, "memory-bank")])
+def test_small_images_on_a_cpu_get_negatives_from_the_batch_unless_a_queue_is_wanted(side, gpu, given, dictionary):
+    config, choice = chosen(800, side=side, gpu=gpu, **given)
+    assert config.dictionary == dictionary
+    assert any("end-to-end" in line for line in choice.reasons) == (dictionary == "end-to-end")
+    if dictionary != "end-to-end":
+        assert config.queue_size == given.get("queue_size", 512)
 
 
 @pytest.mark.parametrize(("side", "images", "expected"), [

@@ -21,6 +21,8 @@ BUDGET = 1800.0  # seconds that a pretraining on a CPU should take
 MOST_EPOCHS, EPOCHS_AT_800 = 400, 200
 LARGEST_QUEUE = 4096  # where no published recipe is run as it is
 SHARE_IN_QUEUE = 0.8  # of the images, whose keys the queue may hold
+OF_A_QUEUE = {"init", "dictionary", "queue_size", "momentum", "mask_same_image", "groups_at_once"}
+"""Settings that say that a queue is wanted, or that have been tried with no other dictionary."""
 BATCHES = ((2_000, 64), (20_000, 128), (math.inf, 256))  # (fewer images than, batch size)
 LR = 0.06  # with these batches; in proportion with others
 WARMUP_SHARE, LONGEST_WARMUP = 0.1, 5.0  # of the epochs; epochs
@@ -31,7 +33,7 @@ LADDER_OF_SMALL_IMAGES = ((1.0, 32), (0.5, 32), (0.25, 32))
 SMALLEST_GROUP = 32  # images, as in MoCo v2: 256 in 8 groups
 SMALLER_SIDES, SMALLER_WIDTHS, SMALLEST_BATCH = (160, 128, 96, 64), (0.5, 0.25), 8
 ROOM = 0.85  # of the memory, which what is estimated without a trial may take
-# Of one core of an Intel Xeon (Emerald Rapids). A step is four forward passes of an image; the rest are its views.
+# Of one core of an Intel Xeon (Emerald Rapids). A step is four or six forward passes of an image, the rest its views.
 MULTIPLICATIONS_A_SECOND, SECONDS_AN_IMAGE = 35e9, 0.001
 MORE_CORES = 0.8  # of a core, that each core after the first adds
 # Of every epoch, whatever its length: beginning it, and saving the checkpoint, whose size goes with the width's square.
@@ -112,8 +114,8 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
         reasons = [f"as published for many images on GPUs: {plan.recipe}", *_fit_memory(plan, resnets, needed)]
         return Choice(plan.recipe, plan.settings(), reasons)
     _choose_batch(plan, next(batch for fewer_than, batch in BATCHES if facts.images < fewer_than))
-    network = _choose_network(plan, cost, resnets)
     _choose_dictionary(plan)
+    network = _choose_network(plan, cost, resnets)
     for_memory = _fit_memory(plan, resnets, needed)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
     reasons = [network, *for_memory, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
@@ -174,8 +176,11 @@ def _fit_other_networks(plan: _Plan, resnets: tuple[str, ...]) -> None:
 
 
 def _choose_dictionary(plan: _Plan) -> None:
-    """K."""
+    """The dictionary, and K."""
     images = plan.facts.images
+    if plan.facts.small and not plan.facts.gpu and not OF_A_QUEUE & set(plan.given):
+        plan.put({"dictionary": "end-to-end"})
+        return
     size = min(LARGEST_QUEUE, 2 ** int(math.log2(max(2.0, SHARE_IN_QUEUE * images))))
     if plan["dictionary"] == "memory-bank":
         size = max(1, min(size, images - plan["batch_size"]))
@@ -220,7 +225,8 @@ def _smaller(plan: _Plan, resnets: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 def estimated_seconds(plan: _Plan, cost: Cost, epochs: int) -> float:
     """About what so many epochs take on this machine's cores."""
     encoder = cost(plan["arch"], plan["width"], plan["stem"], plan["image_size"])
-    each = 4 * encoder / MULTIPLICATIONS_A_SECOND + SECONDS_AN_IMAGE
+    forward = 6 if plan["dictionary"] == "end-to-end" else 4  # its keys have gradients too
+    each = forward * encoder / MULTIPLICATIONS_A_SECOND + SECONDS_AN_IMAGE
     passes = 2 if plan["symmetric"] else 1
     work = plan.facts.images * passes * each / (1 + MORE_CORES * (plan.facts.cores - 1))
     return epochs * (work + SECONDS_AN_EPOCH + SECONDS_TO_SAVE * plan["width"]**2)
@@ -233,8 +239,11 @@ def _shown_network(plan: _Plan) -> str:
 
 def _of_batch_and_dictionary(plan: _Plan) -> str:
     groups = counted(plan["bn_groups"], "BatchNorm group")
-    return (f"batch {plan['batch_size']} in {groups}, lr {plan['lr']:g}, K {plan['queue_size']}, "
-            f"m {plan['momentum']:g}: by the number of images, as in docs/own-images.md")
+    batch = f"batch {plan['batch_size']} in {groups}, lr {plan['lr']:g}"
+    if plan["dictionary"] == "end-to-end":
+        return (f"{batch}, its other images as negatives (end-to-end): better than a queue in short runs on images of "
+                f"at most {SMALL_SIDE} pixels, as in docs/own-images.md")
+    return f"{batch}, K {plan['queue_size']}, m {plan['momentum']:g}: by the number of images, as in docs/own-images.md"
 
 
 def _of_time(plan: _Plan, cost: Cost) -> str:
