@@ -5,8 +5,10 @@
 `reshape` is the idea of the authors' SplitBatchNorm: the batch is viewed as N/G samples of G C channels, so that one
 call does for all groups. Sample i is then in group i modulo G, which no set of ranks has, and only the plain layout
 can be viewed so: it runs in that one, the others channels-last, as we train. `calls` is what `GroupedBatchNorm2d` once
-was, one call for each group and a concatenation. `one` is plain BatchNorm. A round is a forward and a backward pass of
-each in turn. Seconds are the process's own, so that other work on the machine counts as little as it can.
+was, one call for each group and a concatenation. `fused` takes the statistics of all groups in one pass and normalises
+in another, by plain operations, whose backward pass is autograd's. `one` is plain BatchNorm. A round is a forward and a
+backward pass of each in turn. Seconds are the process's own, so that other work on the machine counts as little as it
+can.
 """
 
 import argparse
@@ -51,6 +53,21 @@ class Reshape(GroupedBatchNorm2d):
         return y.view(n, c, h, w)
 
 
+class Fused(GroupedBatchNorm2d):
+    """The statistics of all groups in one pass, channels-last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.unflatten(0, (self.groups, -1))  # G x N/G x C x H x W
+        var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)  # G x 1 x C x 1 x 1
+        scale = self.weight.view(-1, 1, 1) * (var + self.eps).rsqrt()
+        y = parts * scale + (self.bias.view(-1, 1, 1) - mean * scale)
+        count = parts[0].numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.mean(dim=0).flatten(), self.momentum)
+            self.running_var.lerp_(var.mean(dim=0).flatten() * count / (count - 1), self.momentum)
+        return y.flatten(0, 1)
+
+
 def built(spec: EncoderSpec, groups: int, kind: type | None) -> nn.Module:
     """The encoder in training, its BatchNorm layers made `kind`."""
     torch.manual_seed(0)
@@ -78,7 +95,8 @@ def main():
     arguments = parser.parse_args()
     spec, batch, side = CASES[arguments.case]
     kinds = {"ours": built(spec, arguments.groups, None), "calls": built(spec, arguments.groups, Calls),
-             "reshape": built(spec, arguments.groups, Reshape), "one": built(spec, 1, None)}
+             "reshape": built(spec, arguments.groups, Reshape),
+             "fused": built(spec, arguments.groups, Fused), "one": built(spec, 1, None)}
     x = torch.randn(batch, 3, side, side)
     found: dict[str, list[float]] = {name: [] for name in kinds}
     with freed_memory_kept():

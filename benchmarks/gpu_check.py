@@ -166,6 +166,9 @@ def measure_loader(lab: Lab, show: Callable[[str], None]) -> dict:
 @click.option("--seconds", default=440.0, show_default=True, help="After this long no more is measured.")
 def main(device, quick, only, speed, seconds):
     """Check, measure, print a table and a JSON line; exit status 1 when a check failed."""
+    names = tuple(filter(None, only.split(",")))
+    if unknown := [name for name in names if name not in gpu_checks.CHECKS]:
+        raise click.UsageError(f"--only {unknown[0]}: must be one of {', '.join(gpu_checks.CHECKS)}")
     end = time.monotonic() + seconds
     chosen = Compute.of(device, "fp32").device
     gpu = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else None
@@ -174,7 +177,7 @@ def main(device, quick, only, speed, seconds):
     click.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(str(chosen), pathlib.Path(folder), quick)
-        report = {**machine, "checks": run_checks(lab, tuple(filter(None, only.split(","))), click.echo)}
+        report = {**machine, "checks": run_checks(lab, names, click.echo)}
         if speed:
             report["loader"] = measure_loader(lab, click.echo)
             report["speed"] = measure_speed(lab, end, click.echo)

@@ -26,6 +26,7 @@ def one_way(at_once: int, steps: int, options: dict) -> dict:
     """Take the steps here; bytes and images per second."""
     import torch
     from gpu_checks import made_up_batch
+    from torch.utils.data._utils.pin_memory import pin_memory
 
     from mocoembed.config import PretrainConfig
     from mocoembed.model.precision import Compute
@@ -44,6 +45,7 @@ def one_way(at_once: int, steps: int, options: dict) -> dict:
     with compute.keeping_memory():
         for step in range(steps):
             batch = made_up_batch(config, step)
+            batch = pin_memory(batch) if on_gpu else batch
             begun, processor_begun = time.perf_counter(), time.process_time()
             training_step(training, make_views(batch, training), (), lambda numbers: None)
             if on_gpu:

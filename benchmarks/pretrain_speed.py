@@ -66,10 +66,14 @@ def our_step(config: PretrainConfig, compute: Compute):
     training = set_up(config, compute, IMAGES)
     rows = torch.arange(config.batch_size, device=compute.device)
     order = torch.from_numpy(shuffle_order(0, 0, config.batch_size)) if config.shuffles_keys else None
+    if order is not None and compute.device.type == "cuda":
+        order = order.pin_memory()  # as the loader gives it: from other memory the step would wait for its copy
 
     def step(views):
         x_q, x_k = views
-        views = Views([x_q], [x_k if order is None else x_k[order.to(x_k.device)]], rows, order)
+        if order is not None:
+            x_k = x_k[order.to(x_k.device, non_blocking=True)]
+        views = Views([x_q], [x_k], rows, order)
         training_step(training, views, (), lambda numbers: None)
 
     return step

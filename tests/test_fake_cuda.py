@@ -1,10 +1,11 @@
 """The code for GPUs by PyTorch's own rules for shapes, dtypes, memory layouts and devices, without values (FakeTensor).
 
 What this finds: a tensor left on the wrong device, a shape that does not fit, a dtype that autocast or a gradient does
-not have, channels-last lost on the way, a value that the host waits for. What it cannot find, because nothing is
-computed and no kernel runs: wrong numbers (test_pretended_cuda.py has the CPU's, gpu_check.py a real GPU's), overflow
-in fp16, a kernel that is missing or refuses its input, races between streams, too little memory, what cuDNN, the
-compiler and NCCL do, and speed. The backward pass goes through the graph node by node, not by PyTorch's engine.
+not have, channels-last lost on the way, a value that the host waits for, a collective on tensors of the CPU. What it
+cannot find, because nothing is computed and no kernel runs: wrong numbers (test_pretended_cuda.py has the CPU's,
+gpu_check.py a real GPU's), overflow in fp16, a kernel that is missing or refuses its input, races between streams, too
+little memory, what cuDNN, the compiler, DistributedDataParallel, SyncBatchNorm and NCCL do, and speed. The backward
+pass goes through the graph node by node, not by PyTorch's engine.
 
 Each part runs in a process of its own, this file as a script: telling PyTorch that there is a GPU cannot be taken back.
 """
@@ -17,9 +18,11 @@ import sys
 import pytest
 from own_process import ROOT, found_by
 
-CASES = ("queue", "masked", "symmetric", "keys-own-views", "groups-at-once", "sync", "end-to-end", "separate",
-         "two-heads", "memory-bank")
+CASES = ("queue", "masked", "symmetric", "keys-own-views", "groups-at-once", "symmetric-in-pieces", "sync",
+         "end-to-end", "separate", "two-heads", "memory-bank", "resident")
 DTYPES = {"fp64": "torch.float64", "tf32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
+COLLECTIVES = ("all_gather_into_tensor", "all_to_all_single", "all_reduce", "all_gather_object",
+               "broadcast_object_list")
 STEPS = [("queue", precision) for precision in DTYPES] + [(case, "fp16") for case in CASES[1:]]
 
 
@@ -65,6 +68,21 @@ def test_no_rank_waits_for_its_gpu_to_exchange_crops(found):
     assert found["exchange"] == {"shape": [4, 8, 8, 3], "device": "cuda:0", "waits": []}
 
 
+@pytest.mark.parametrize("case", ["queue", "masked", "symmetric", "end-to-end", "memory-bank"])
+def test_what_ranks_tell_each_other_in_a_step_lies_on_their_gpus(found, case):
+    """Nothing goes by objects, for which all would wait; nor does a rank wait for its own GPU."""
+    step = found["ranks"][case]
+    assert step["devices"] == ["cuda:0"]
+    assert step["waits"] == []
+    assert step["collectives"] == ["all_gather_into_tensor", "all_reduce",
+                                   *(["all_to_all_single"] if case != "memory-bank" else [])]
+
+
+def test_the_step_that_benchmarks_measure_waits_for_nothing(found):
+    """As in training; else the host would not be ahead of the GPU, and ours would be measured too slow."""
+    assert found["benchmark"] == {"waits": []}
+
+
 def test_faults_are_found(found):
     """Of each kind that is looked for, one."""
     assert "cuda:0 and cpu" in found["faults"]["device"]
@@ -80,26 +98,36 @@ def test_faults_are_found(found):
 def run_steps(folder: pathlib.Path) -> dict:
     """A step of every case, looked at; of the queue the second one in every precision."""
     lab, steps = gpu_checks.Lab("cuda", folder, True), {}
-    changes = {**gpu_checks.VARIANTS, "masked": {"mask_same_image": True}, "groups-at-once": {},
+    changes = {**gpu_checks.VARIANTS, "masked": {"mask_same_image": True}, "groups-at-once": {}, "resident": {},
+               "symmetric-in-pieces": {"symmetric": True, "mask_same_image": True},
                "separate": {"dictionary": "end-to-end", "key_encoder": "separate"},
                "keys-own-views": {"key_image_size": 48}}
     for case, precision in STEPS:
         config = gpu_checks.tiny(lab, {**changes[case], "precision": precision})
         with FakeGpu() as gpu:
-            steps[f"{case} {precision}"] = stepped(config, gpu, int(case == "groups-at-once"))
+            at_once = int(case in ("groups-at-once", "symmetric-in-pieces"))
+            steps[f"{case} {precision}"] = stepped(config, gpu, at_once, case == "resident")
     return steps
 
 
-def stepped(config, gpu, at_once: int) -> dict:
-    """The last step, looked at."""
+def stepped(config, gpu, at_once: int, with_images: bool) -> dict:
+    """The last step, looked at; `with_images`: its crops are made of images in the GPU's memory."""
     compute = Compute.of("auto", config.precision)
     compute.tune()
     training = set_up(config, compute, gpu_checks.IMAGES)
     training.groups_at_once = at_once or training.groups
-    watched = Watched(training.method)
+    watched, images = Watched(training.method), None
+    if with_images:
+        pixels = torch.zeros(gpu_checks.IMAGES, 20, 24, 3, dtype=torch.uint8)
+        stack = type("Stack", (), {"stacked": lambda self: pixels})()
+        images = ResidentImages(stack, config.view_sizes, compute.device)
     for step in range(2 if config.dictionary == "queue" and not config.symmetric else 1):
+        batch = gpu_checks.made_up_batch(config, step)
+        if with_images:
+            batch = batch._replace(crops=(torch.tensor([[0, 0, 9, 9]] * config.batch_size),) * 2)
+        batch = pin_memory(batch)
         gpu.waits.clear()
-        views = make_views(pin_memory(gpu_checks.made_up_batch(config, step)), training)
+        views = make_views(batch, training, images)
         assert len(views.pieces) == (2 if at_once else 0)
         training_step(training, views, (), lambda numbers: None)
     trained = {name: one for name, one in training.method.named_parameters() if one.requires_grad}
@@ -182,6 +210,46 @@ def run_exchange() -> dict:
     return {"shape": list(rows.shape), "device": str(rows.device), "waits": gpu.waits}
 
 
+def run_ranks(folder: pathlib.Path) -> dict:
+    """A step of rank 0 of two, the second: what it gives to collectives, which do nothing, and what it waits for."""
+    lab, found = gpu_checks.Lab("cuda", folder, True), {}
+    changes = {**gpu_checks.VARIANTS, "masked": {"mask_same_image": True}}
+    for case in ("queue", "masked", "symmetric", "end-to-end", "memory-bank"):
+        config = gpu_checks.tiny(lab, {"precision": "fp32", **changes[case]})
+        called: dict[str, list] = {}
+        with contextlib.ExitStack() as held:
+            gpu = held.enter_context(FakeGpu())
+            for name in COLLECTIVES:
+                held.enter_context(mock.patch(f"torch.distributed.{name}", partial(noted, called, name)))
+            held.enter_context(mock.patch.object(Ranks, "wrap", lambda self, module: module))
+            training = set_up(config, Compute.of("auto", "fp32"), gpu_checks.IMAGES, Ranks(0, 2))
+            half = dataclasses.replace(config, batch_size=config.batch_size // 2, bn_groups=1)
+            for step in range(2):
+                order = torch.from_numpy(shuffle_order(0, step, config.batch_size)) if config.shuffles_keys else None
+                batch = pin_memory(gpu_checks.made_up_batch(half, step)._replace(order=order))
+                gpu.waits.clear()
+                training_step(training, make_views(batch, training), (), lambda numbers: None)
+            found[case] = {"devices": sorted({str(one.device) for some in called.values() for one in some}),
+                           "collectives": sorted(called), "waits": gpu.waits}
+    return found
+
+
+def noted(called: dict[str, list], name: str, *arguments, **_):
+    """A collective that does nothing but note its tensors."""
+    called.setdefault(name, []).extend(one for one in arguments if isinstance(one, torch.Tensor))
+
+
+def run_benchmark() -> dict:
+    """What the step of `pretrain_speed.py` waits for."""
+    config = gpu_checks.tiny(gpu_checks.Lab("cuda", pathlib.Path(), True), {"precision": "fp32"})
+    with FakeGpu() as gpu:
+        step = our_step(config, Compute.of("auto", "fp32"))
+        views = [torch.zeros(config.batch_size, 3, 32, 32).to("cuda").contiguous(memory_format=torch.channels_last)] * 2
+        gpu.waits.clear()
+        step(views)
+    return {"waits": gpu.waits}
+
+
 def run_faults() -> dict:
     """Of each kind one fault, and what is said of it."""
     what = {}
@@ -205,6 +273,9 @@ def run_faults() -> dict:
 
 
 if __name__ == "__main__":
+    import contextlib
+    import dataclasses
+    from functools import partial
     from unittest import mock
 
     import torch
@@ -213,8 +284,10 @@ if __name__ == "__main__":
     sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
     import gpu_checks
     from fake_cuda import FakeGpu
+    from pretrain_speed import our_step
 
     from mocoembed.data import resident
+    from mocoembed.data.loader import shuffle_order
     from mocoembed.data.resident import ResidentImages
     from mocoembed.model.embedder import Embedder
     from mocoembed.model.precision import Compute
@@ -226,4 +299,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     place = pathlib.Path(sys.argv[1])
     print(json.dumps({"faults": run_faults(), "exchange": run_exchange(), "resident": run_resident(),
+                      "ranks": run_ranks(place), "benchmark": run_benchmark(),
                       "embedder": run_embedder(place), "memory": run_memory(place), "steps": run_steps(place)}))

@@ -45,3 +45,12 @@ def test_what_is_wrong_fails_the_script(check, monkeypatch, name, part, broken):
     monkeypatch.setattr(gpu_checks, part, broken)
     status, report = check("--only", name)
     assert (status, report["failed"]) == (1, [name])
+
+
+def test_a_check_that_is_not_there_is_refused(monkeypatch):
+    """Else nothing would be checked, and all would be well."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = importlib.import_module("gpu_check")
+    result = CliRunner().invoke(script.main, ["--device", "cpu", "--only", "views,viwes"])
+    assert result.exit_code == 2
+    assert "--only viwes: must be one of float64," in result.output

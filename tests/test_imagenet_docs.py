@@ -97,6 +97,12 @@ def test_the_arithmetic():
         assert (f"{found:,.0f}", f"{images / found / 3600:.1f}") == (rate, hours)
         assert f"| {rate} (estimate) | {hours} | {gpu_hours} | {round(2 * 8 * images / found / 3600)} |" in TEXT
         assert f"{found / 390:.0f}" in ("9", "20")
+    hours = {name: images / (rate * 0.75 * share) / 3600 for name, rate in (("TF32", 7248), ("bf16", 16621))}
+    for run, times in (("`v1-r50`, `v2-r50`", 1), ("`v2-r50-800`", 4), ("`v1-rx50`", 2.07), ("`v1-r50w2x`", 3.94),
+                       ("`v1-r50w4x`", 15.65)):
+        (line,) = (one for one in TEXT.splitlines() if one.startswith(f"| {run} |") and one.count("|") == 5)
+        _, _, _, tf32, bf16, _ = (cell.strip() for cell in line.split("|"))
+        assert (int(tf32.partition(",")[0]), int(bf16)) == tuple(round(times * one) for one in hours.values()), run
     assert "10.5 GB" in TEXT
     assert round(1_281_167 * 2048 * 4 / 1e9, 1) == 10.5
 

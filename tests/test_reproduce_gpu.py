@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks.reproduce import gpu, gpu_pieces
@@ -65,6 +66,45 @@ def test_out_of_time_and_failures_are_told_and_tried_again(tmp_path, monkeypatch
     status, output = run(tmp_path / "other", "--device", "cpu", "--quick", "--seconds", 5)
     assert status == gpu.MORE_TO_DO
     assert output.count("not begun") == 3
+
+
+def test_too_little_memory_leaves_a_piece_out_and_none_is_kept_from_the_next(tmp_path, monkeypatch):
+    given_back = []
+
+    def large(lab):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(gpu, "PIECES", {"step-bf16": large, "search": lambda lab: []})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(len(given_back)))
+    status, output = run(tmp_path, "--device", "cpu", "--quick")
+    assert status == 0
+    assert "- step-bf16: left out: not enough memory" in output
+    assert given_back == [0, 1]
+
+
+def test_a_check_that_dies_says_so(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu_check.py").write_text("raise SystemExit(7)")
+    monkeypatch.setattr(gpu_pieces, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="ended with status 7 and without its last line"):
+        gpu_pieces.check(gpu_pieces.Lab("cpu", True, tmp_path, None, None, 0.0))
+
+
+def test_peers_get_plain_views_and_are_held_against_one_group(tmp_path, monkeypatch):
+    """Channels-last views would make theirs convert all weights in every step; theirs has no groups."""
+    seen = {}
+
+    def step_of(name, groups):
+        return lambda views: seen.setdefault(name, set()).add(
+            (groups, all(one.is_contiguous(memory_format=torch.channels_last) for one in views)))
+
+    monkeypatch.setattr(gpu_pieces, "our_step", lambda config, compute: step_of("ours", config.bn_groups))
+    monkeypatch.setattr(gpu_pieces, "bare_step", lambda config, compute: step_of("bare", config.bn_groups))
+    monkeypatch.setattr(gpu_pieces, "lightly_step", lambda config, compute, autocast: step_of("theirs", 1))
+    rows = gpu_pieces.step_speed(gpu_pieces.Lab("cpu", True, tmp_path, None, None, 0.0), "bf16")
+    assert seen == {"ours": {(2, True), (1, True)}, "bare": {(2, True)}, "theirs": {(1, False)}}
+    aims = [one["what"] for one in rows if one["expected"] == "1.2"]
+    assert aims == ["step of R50 at 224, bf16: ours with one BatchNorm group, against lightly's with autocast"]
 
 
 def test_without_a_gpu_only_the_quick_sizes_run(tmp_path, whole):

@@ -82,6 +82,13 @@ def test_all_encoders_begin_as_the_source(config, source, more):
                      "backbone, and the head too"]
 
 
+def test_the_keys_own_head_begins_as_the_sources_too(config, source):
+    training, _ = begun(config(dictionary="end-to-end", key_encoder="shared-backbone"))
+    wanted = load_encoder(source).encoder.head.state_dict()
+    for name, tensor in training.method.head_k.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
 @pytest.mark.parametrize("other", [{"dim": 8}, {"head": "linear"}])
 def test_another_head_begins_as_by_chance(config, source, other):
     notes = []

@@ -1,6 +1,7 @@
 """A training step of the authors' own code and of lightly's, on ready views; what `gpu.py` measures ours against.
 
-Both compute in plain float32 as they are written; with `autocast` (a dtype) under autocast, as a user would add it.
+Both compute in float32 as they are written (on a GPU PyTorch convolves in TF32 then); with `autocast` (a dtype) under
+autocast, as a user would add it.
 """
 
 import contextlib

@@ -49,6 +49,11 @@ class EndToEnd(nn.Module):
             self.encoder_k = copy.deepcopy(encoder_q)
             self.trained["encoder_k"] = self.encoder_k
 
+    def let_heads_be_equal(self):
+        """Give the keys' own head, where there is one, the weights of the queries'."""
+        if self.two_heads:
+            self.head_k.load_state_dict(self.encoder_q.head.state_dict())
+
     def query(self, x_q: torch.Tensor) -> torch.Tensor:
         """q (N, C) of unit length from views (N, 3, S, S)."""
         return encode(self.trained["encoder_q"], x_q)

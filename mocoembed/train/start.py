@@ -16,6 +16,7 @@ from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import FROM_INIT
 from mocoembed.errors import UsageError
 from mocoembed.files import read_json
+from mocoembed.model.dictionary import EndToEnd
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.encoder_file import FrozenEncoder
 from mocoembed.train.checkpoint import MANIFEST
@@ -93,3 +94,5 @@ def begin(training: Training, start: Start):
     for encoder in training.method.children():
         if isinstance(encoder, Encoder):
             encoder.load_state_dict({**encoder.state_dict(), **start.weights})
+    if isinstance(training.method, EndToEnd):
+        training.method.let_heads_be_equal()

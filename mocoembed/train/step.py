@@ -26,7 +26,7 @@ def training_step(training: Training, views: Views, told: tuple[float, ...],
     Each rank's `NUMBERS`, what it has been `told` and the scale of the loss (of fp16, else 1) are gathered, (W, 5 + n)
     float64 on the CPU, and given to `check` on all ranks before the weights change; what it raises ends the step. On a
     GPU the backward pass runs meanwhile, and nothing else waits for it (in fp16 the scaler does: is there an infinite
-    gradient?). They are returned.
+    gradient? And with several ranks every layer of torch's SyncBatchNorm). They are returned.
 
     With a symmetric loss the sum of both losses is minimised, as the authors' CIFAR-10 demo does, and their mean
     reported, to be held against ln(K+1). With `views.pieces`, forward and backward see one piece after another.
