@@ -36,7 +36,6 @@ ENVIRONMENTS = {"threads wait actively": {"OMP_WAIT_POLICY": "ACTIVE"},
                 "threads bound to cores": {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"},
                 "oneDNN without AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
 IN_ALL_ENVIRONMENTS = ("cifar-64", "cifar-256", "r50-96-64")  # a process each would take too much memory for the others
-WARM_UP = 2
 # What to change in the config, besides what `step_variants_steps` does to the step.
 SYMMETRIC = {"symmetric": True}
 VARIANTS: dict[str, dict] = {
@@ -77,7 +76,7 @@ def serve(case: str, quick: bool):
     """Take a step of each variant that is named on standard input."""
     from benchmarks.step_variants_steps import Steps
 
-    steps = Steps(config_of(case, quick))
+    steps = Steps(config_of(case, quick), VARIANTS)
     for line in sys.stdin:
         print(json.dumps(steps.take(line.strip())), flush=True)
 
@@ -176,19 +175,19 @@ def shares(lines: list[str]) -> str:
               help="Only this; repeatable.")
 @click.option("--rounds", default=7, show_default=True, help="Steps of each variant that count.")
 @click.option("--quick", is_flag=True, help="Tiny sizes, to know that it works.")
-@click.option("--report", "only_report", is_flag=True, help="Print the tables, measure nothing.")
-@click.option("--reorders", "only_reorders", is_flag=True, help="Print oneDNN's time for layouts instead.")
-@click.option("--serve", "serving", is_flag=True, hidden=True)
-def main(output, cases, variants, rounds, quick, only_report, only_reorders, serving):
+@click.option("--report", "instead", flag_value="report", help="Print the tables, measure nothing.")
+@click.option("--reorders", "instead", flag_value="reorders", help="Print oneDNN's time for layouts instead.")
+@click.option("--serve", "instead", flag_value="serve", hidden=True)
+def main(output, cases, variants, rounds, quick, instead):
     """Measure what is missing in OUTPUT (JSON lines), then print the tables."""
-    if serving:
+    if instead == "serve":
         serve(cases[0], quick)
         return
-    if only_reorders:
+    if instead == "reorders":
         for case in cases or CASES:
             click.echo(reorders(case, quick))
         return
-    for case in () if only_report else cases or CASES:
+    for case in () if instead == "report" else cases or CASES:
         begun = time.monotonic()
         measure(case, output, variants or (*VARIANTS, *ENVIRONMENTS), rounds, quick)
         click.echo(f"{case}: {time.monotonic() - begun:.0f} s", err=True)

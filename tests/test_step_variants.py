@@ -1,5 +1,7 @@
 """benchmarks/step_variants.py: its variants compute what the step computes; it goes on where it was stopped."""
 
+import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -9,37 +11,38 @@ from click.testing import CliRunner
 from benchmarks import step_variants
 from benchmarks.batchnorm_speed import Fused
 from benchmarks.step_variants import AGAINST, AS_IT_IS, ENVIRONMENTS, VARIANTS, config_of
-from benchmarks.step_variants_steps import Steps, made
+from benchmarks.step_variants_steps import Steps, made, rounds_to_bf16
 from mocoembed.model.batchnorm import GroupedBatchNorm2d
 from mocoembed.train.run import set_up
 
 UNCOMPILED = [name for name in VARIANTS if "compiled" not in name]
-NEAR = {"bf16": 0.1, "oneDNN multiplies in bf16": 0.1}  # losses of about 3
+NEAR = {"bf16": 0.3, "oneDNN multiplies in bf16": 0.3}  # of the loss, which random keys make small
 
 
 @pytest.fixture(scope="module")
 def steps():
-    return Steps(config_of("cifar-64", quick=True))
+    return Steps(config_of("cifar-64", quick=True), VARIANTS)
 
 
 @pytest.mark.parametrize("name", [name for name in UNCOMPILED if name not in (AS_IT_IS, "symmetric")])
 def test_a_variant_gives_the_steps_loss(steps, name):
     found, wanted = steps.take(name), steps.take(AGAINST.get(name, AS_IT_IS))
-    assert found["seconds"] > 0 or name in NEAR
-    assert "left_out" in found or found["loss"] == pytest.approx(wanted["loss"], abs=NEAR.get(name, 1e-4))
+    if name in NEAR and "left_out" in found:
+        return  # this processor has none
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=NEAR.get(name, 1e-3))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "compiled" in name and "bf16" not in name])
 def test_a_compiled_variant_gives_the_steps_loss(steps, name):
     wanted = steps.take(AGAINST.get(name, AS_IT_IS))
-    assert steps.take(name)["loss"] == pytest.approx(wanted["loss"], abs=1e-3)
+    assert steps.take(name)["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
 
 
 def test_both_views_at_once_learn_the_same(monkeypatch):
     weights = []
     for name in ("symmetric", "symmetric, both views at once"):
-        config = config_of("cifar-64", quick=True)
+        config = dataclasses.replace(config_of("cifar-64", quick=True), **VARIANTS[name])
         trainings = []
         monkeypatch.setattr("benchmarks.step_variants_steps.set_up",
                             lambda *given, found=trainings: found.append(set_up(*given)) or found[0])
@@ -50,6 +53,11 @@ def test_both_views_at_once_learn_the_same(monkeypatch):
         weights.append([*method.encoder_q.parameters(), *method.encoder_k.parameters(), method.queue.keys])
     for one, other in zip(*weights, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_setting_without_effect_is_seen():
+    assert not rounds_to_bf16(contextlib.nullcontext)
+    assert rounds_to_bf16(lambda: torch.autocast("cpu", torch.bfloat16))
 
 
 def test_one_thing_alone_is_changed_in_each_variant(steps):
@@ -106,7 +114,7 @@ def test_the_command_measures_in_processes_and_reports(tmp_path):
                                                      "--variant", AS_IT_IS, "--variant", "threads wait actively"])
     assert result.exit_code == 0, result.output
     (one, other) = step_variants.lines_of(path)
-    assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     assert "| threads wait actively | 1 |" in result.output
 
 
