@@ -56,7 +56,7 @@ class TrainingProgress:
 
     def __init__(self, stream):
         self.stream = stream
-        self.epochs, self.bar, self.last = 0, None, 0.0
+        self.epochs, self.with_queue, self.bar, self.last = 0, True, None, 0.0
         self.forecast, self.foreseen = Forecast(), False
         self.begun, self.resumed = time.monotonic(), False
 
@@ -74,7 +74,7 @@ class TrainingProgress:
         return Watcher(self._step, self._note, self._begin)
 
     def _begin(self, config):
-        self.epochs = config.epochs
+        self.epochs, self.with_queue = config.epochs, config.dictionary == "queue"
 
     def took(self) -> str:
         """How long it has taken, to stand behind the steps: ` in 26 min 52 s`."""
@@ -90,7 +90,8 @@ class TrainingProgress:
     def _step(self, report, steps: int):
         numbers = (f"loss {report.loss:.3f} (chance {report.chance:.2f})  top-1 {report.top1:.1%}  "
                    f"top-5 {report.top5:.1%}  lr {report.lr:.4f}  {report.images_per_second:.0f} images/s  "
-                   f"waiting {report.waiting:.0%}  queue {report.queue_filled:.0%}")
+                   f"waiting {report.waiting:.0%}")
+        numbers += f"  queue {report.queue_filled:.0%}" if self.with_queue else ""
         left = self.forecast.words(report.step, steps)
         if self.bar is None and self.last == 0.0:
             self.resumed = report.step > 1

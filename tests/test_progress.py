@@ -34,9 +34,9 @@ def report(step, epoch=0):
     return StepReport(step, epoch, 0.1, 5.0, 0.5, 4.0, 0.1, 0.2, 1.0, 100.0, 0.0, 0.0)
 
 
-def train(clock, steps, seconds):
+def train(clock, steps, seconds, **settings):
     shown = progress.TrainingProgress(io.StringIO())
-    shown.watcher().begin(PretrainConfig.of("small", "images", epochs=10))
+    shown.watcher().begin(PretrainConfig.of("small", "images", epochs=10, **settings))
     for step in steps:
         clock.now += seconds
         shown.watcher().step(report(step, (step - 1) // 100), 1000)
@@ -56,6 +56,13 @@ def test_the_last_line_has_nothing_left(clock, lines):
     assert lines[-1].startswith("epoch 10/10  step 1000/1000")
     assert "left" not in lines[-1]
     assert lines[-2].endswith("about 40 s left")
+
+
+@pytest.mark.parametrize("dictionary", ["queue", "memory-bank", "end-to-end"])
+def test_only_a_queue_is_said_to_fill(clock, lines, dictionary):
+    train(clock, range(1, 5), 2.0, dictionary=dictionary)
+    assert ["queue 50%" in line for line in lines] == [dictionary == "queue"] * len(lines)
+    assert lines
 
 
 def test_a_resumed_pretraining_says_that_its_time_is_not_all(clock, lines):
