@@ -31,8 +31,8 @@ def test_the_default_says_what_it_chose_and_its_command_is_the_same_run(tmp_path
         assert said in err
     (run,) = (tmp_path / "ws" / "runs").iterdir()
     recorded = json.loads((run / "config.json").read_text())
-    assert (recorded["recipe"], recorded["given"], recorded["batch_size"], recorded["queue_size"]) \
-        == ("cifar10", [], 24, 16)
+    assert (recorded["recipe"], recorded["given"], recorded["batch_size"], recorded["dictionary"]) \
+        == ("cifar10", [], 24, "end-to-end")
     (command,) = [line.partition(": ")[2] for line in err.splitlines() if line.startswith("  the same run anywhere")]
     words = shlex.split(command)
     assert "--cache" not in words  # two epochs do not pay for it
@@ -64,9 +64,9 @@ def test_fields_that_differ_from_the_defaults_count_as_given(images):
     listing = scan(str(images))
     plain, _ = resolved(PretrainConfig(str(images), epochs=3, bn_groups=2), listing, Machine())
     assert (plain.epochs, plain.bn_groups, plain.batch_size) == (3, 2, 24)
-    assert plain.queue_size == 16  # not the default, which nobody gave
+    assert plain.dictionary == "end-to-end"  # not the default, which nobody gave
     given, _ = resolved(PretrainConfig.of("auto", str(images), queue_size=65536), listing, Machine())
-    assert given.queue_size == 65536
+    assert (given.dictionary, given.queue_size) == ("queue", 65536)
 
 
 def test_a_config_survives_its_command(run_cli, monkeypatch):
