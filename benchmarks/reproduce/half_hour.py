@@ -151,10 +151,10 @@ def peer(bench: Bench, train: str, test: str, name: str, checkout: str | None) -
     chosen = bench.kept("chosen") or {"options": []}
     for kind, options in (("as-it-is", []), ("with-ours", [*BASE, *chosen["options"]])):
         if (result := bench.kept(f"{name}-{kind}")) is None:
-            network = ["--network", *(_last(options, one) or "" for one in ("--width", "--stem", "--batch-size"))]
-            network = [*network, "--ours"] if options else []
+            network = [_last(options, one) or "" for one in ("--width", "--stem", "--batch-size")]
+            ours = ["--network", *network, "--ours"] if options else []
             with open(bench.output / f"{name}-{kind}.log", "a") as log:
-                output = bench.work.run([*script, train, test, "--minutes", str(bench.minutes), *where, *network], log)
+                output = bench.work.run([*script, train, test, "--minutes", str(bench.minutes), *where, *ours], log)
             result = {"name": f"{name}-{kind}", **json.loads(output.splitlines()[-1])}
             write_json(bench.output / f"{name}-{kind}.json", result)
         results.append(result)

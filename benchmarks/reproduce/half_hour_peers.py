@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.own_images_lightly import _Paths
+from benchmarks.reproduce.half_hour import SHARE
 from mocoembed.config import PretrainConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
@@ -36,8 +37,7 @@ from mocoembed.model.encoder import Encoder
 from mocoembed.train.optim import learning_rate, set_learning_rate
 from mocoembed.train.run import encoder_spec
 
-TRIAL_STEPS, WORKERS, SHARE = 12, (1, 2), 0.95
-"""SHARE: of the time, that the epochs may take by the trial's rate; as in `half_hour.py`."""
+TRIAL_STEPS, WORKERS = 12, (1, 2)
 CIFAR = pathlib.Path("scripts/pretrain/cifar")
 """Where a checkout of solo-learn has its settings."""
 
@@ -109,7 +109,11 @@ class SoloLearn:
         if ours:
             self._as_ours()
         self.model = self._model(1)
-        self.backbone = self.model.backbone
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What has been learned."""
+        return self.model.backbone
 
     def _as_ours(self) -> None:
         from solo.methods.base import BaseMethod
@@ -158,7 +162,7 @@ class SoloLearn:
                           enable_model_summary=False)
         begun = time.monotonic()
         trainer.fit(model, prepare_dataloader(images, self.config.batch_size, workers))
-        self.model, self.backbone = model, model.backbone
+        self.model = model
         return time.monotonic() - begun
 
 
