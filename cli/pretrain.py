@@ -33,8 +33,9 @@ def pretrain(images, recipe, **values):
       mocoembed pretrain cifar10/train --recipe cifar10 --width 0.375 --stem 3x3s2 --batch-size 256 --bn-groups 4
     """
     from mocoembed.train.loop import pretrain as run_pretrain
+    from mocoembed.train.resolve import with_processes
 
-    config = PretrainConfig.of(recipe or AUTO, images, **given(values))
+    config = with_processes(PretrainConfig.of(recipe or AUTO, images, **given(values)))
     with TrainingProgress(sys.stderr) as progress:
         result = run_pretrain(config, progress.watcher())
     if result is None:  # another rank's to tell

@@ -18,10 +18,12 @@ import sys
 import pytest
 from own_process import ROOT, found_by
 
+from mocoembed.model.ranks import GATHER
+
 CASES = ("queue", "masked", "symmetric", "keys-own-views", "groups-at-once", "symmetric-in-pieces", "sync",
          "end-to-end", "separate", "two-heads", "memory-bank", "resident")
 DTYPES = {"fp64": "torch.float64", "tf32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
-COLLECTIVES = ("all_gather_into_tensor", "all_to_all_single", "all_reduce", "all_gather_object",
+COLLECTIVES = (GATHER, "all_to_all_single", "all_reduce", "all_gather_object",
                "broadcast_object_list")
 STEPS = [("queue", precision) for precision in DTYPES] + [(case, "fp16") for case in CASES[1:]]
 
@@ -74,7 +76,7 @@ def test_what_ranks_tell_each_other_in_a_step_lies_on_their_gpus(found, case):
     step = found["ranks"][case]
     assert step["devices"] == ["cuda:0"]
     assert step["waits"] == []
-    assert step["collectives"] == ["all_gather_into_tensor", "all_reduce",
+    assert step["collectives"] == [GATHER, "all_reduce",
                                    *(["all_to_all_single"] if case != "memory-bank" else [])]
 
 

@@ -36,7 +36,7 @@ def test_pretrain_takes_every_candidate(name):
     assert (config.recipe, config.epochs) == ("cifar10", 3)
     differing = {field for field in vars(config)
                  if getattr(config, field) != getattr(config_of([*BASE, "--epochs", "3"]), field)}
-    assert len(differing) == (name != "base") + (name in ("batch-128", "mlp"))
+    assert len(differing) == (name != "base") + (name in ("batch-128", "batch-512", "mlp", "stem-3x3s1"))
 
 
 def test_a_fifth_is_held_out(images, bench):
@@ -50,7 +50,7 @@ def test_a_fifth_is_held_out(images, bench):
 
 
 def test_gains_are_put_together_and_the_best_is_chosen(bench, images, monkeypatch):
-    accuracies = {"tune-k-256": 52.0, "tune-lr-0.12": 51.0, "tune-lr-0.03": 53.0, "tune-width-0.5": 50.4,
+    accuracies = {"tune-t-0.2": 52.0, "tune-lr-0.12": 51.0, "tune-lr-0.03": 53.0, "tune-width-0.5": 50.4,
                   "tune-together": 55.0}
     asked = {}
 
@@ -63,7 +63,7 @@ def test_gains_are_put_together_and_the_best_is_chosen(bench, images, monkeypatc
     best = tune(bench, str(images))
     assert set(asked) == {f"tune-{name}" for name in (*CANDIDATES, "together")}
     # of the two learning rates the better one comes last, and counts
-    assert asked["tune-together"] == ["--lr", "0.12", "--queue-size", "256", "--lr", "0.03"]
+    assert asked["tune-together"] == ["--lr", "0.12", "--temperature", "0.2", "--lr", "0.03"]
     assert best["name"] == "tune-together"
     assert bench.kept("chosen") == best
 

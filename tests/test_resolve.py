@@ -5,6 +5,7 @@ import json
 import shlex
 
 import pytest
+import torch
 
 from mocoembed.checks import to_dict
 from mocoembed.config import PretrainConfig
@@ -14,10 +15,11 @@ from mocoembed.memory import GIB, shown
 from mocoembed.model.cost import multiplications, work
 from mocoembed.model.encoder import EncoderSpec
 from mocoembed.model.precision import Compute
+from mocoembed.train import resolve
 from mocoembed.train.loop import pretrain
 from mocoembed.train.memory_plan import least_needed, plan
 from mocoembed.train.monitor import Watcher
-from mocoembed.train.resolve import Machine, command_of, resolved
+from mocoembed.train.resolve import Machine, command_of, resolved, with_processes
 from mocoembed.train.run import set_up
 
 TINY = ["--width", "0.125", "--epochs", "2", "--workers", "0"]
@@ -94,6 +96,61 @@ def test_two_processes_agree(tmp_path, images):
     assert result.steps == 1
     assert (begun[0].batch_size, begun[0].bn_groups, begun[0].recipe) == (24, 2, "cifar10")
     assert sum(line.startswith("--recipe auto") for line in notes) == 1
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """A machine of two cores and much memory, on which no run is too short for two processes."""
+    monkeypatch.setattr(resolve, "cores", lambda: 2)
+    monkeypatch.setattr(resolve, "available_memory", lambda sharing=1: (20 << 30) // sharing)
+    monkeypatch.setattr(resolve, "LONG_RUN", 20)
+
+
+def test_a_small_network_gets_two_processes(images, two_cores, monkeypatch):
+    config = PretrainConfig.of("auto", str(images), width=0.25)
+    assert with_processes(config) == dataclasses.replace(config, processes=2)
+    small, _ = resolved(config, scan(str(images)), Machine(processes=2))
+    cost = work(EncoderSpec(small.arch, small.width, small.stem, "linear", 128), small.image_size)
+    monkeypatch.setattr(resolve, "SMALL_NETWORK", cost - 1)
+    assert with_processes(config) == config
+
+
+@pytest.mark.parametrize("given", [
+    {"processes": 1}, {"bn_groups": 1, "batch_size": 8}, {"batch_size": 9, "bn_groups": 3}, {"batchnorm": "sync"},
+    {"drop_last": False}, {"init": "moco-v2-800ep"}, {"limit": 12}])
+def test_one_process_where_two_would_not_do_as_was_asked(images, two_cores, given):
+    config = PretrainConfig.of("auto", str(images), width=0.25, **given)
+    assert with_processes(config) == config
+
+
+@pytest.mark.parametrize(("name", "value"), [("cores", lambda: 1), ("available_memory", lambda sharing: 1 << 30),
+                                             ("LONG_RUN", 24 * 400 + 1)])
+def test_one_process_on_one_core_in_little_memory_and_for_a_short_run(images, two_cores, monkeypatch, name, value):
+    monkeypatch.setattr(resolve, name, value)
+    config = PretrainConfig.of("auto", str(images), width=0.25)
+    assert with_processes(config) == config
+
+
+def test_another_recipe_keeps_one_process(images, two_cores):
+    config = PretrainConfig.of("small", str(images), bn_groups=2)
+    assert with_processes(config) == config
+
+
+def test_the_two_processes_run_and_are_said(tmp_path, images, two_cores, run_cli):
+    status, _, err = run_cli("pretrain", images, *TINY, "--device", "cpu", "--workspace", tmp_path)
+    assert status == 0
+    assert "\n  2 processes: " in err
+    assert "2 processes: each has 12 of the batch's 24 images" in err
+    assert "deprecated" not in err
+
+
+def test_one_process_on_a_gpu_and_in_a_group_of_torchrun(images, two_cores, monkeypatch):
+    config = PretrainConfig.of("auto", str(images), width=0.25)
+    monkeypatch.setattr(resolve, "joined_ranks", lambda: "a group")
+    assert with_processes(config) == config
+    monkeypatch.setattr(resolve, "joined_ranks", lambda: None)
+    monkeypatch.setattr(Compute, "of", lambda device, precision: Compute(torch.device("cuda"), precision))
+    assert with_processes(config) == config
 
 
 def test_little_memory_gets_a_smaller_network_and_the_command_says_so(images):

@@ -151,8 +151,8 @@ class PretrainConfig:
     compile: bool = False
     """Compile the encoders with torch.compile: a slow start, then faster steps."""
     processes: int | None = None
-    """Processes on this machine; by default, one per GPU, or one on a CPU. Not used under torchrun and
-    srun."""
+    """Processes on this machine; by default, one per GPU; on a CPU one, or two where the recipe auto finds
+    them faster. Not used under torchrun and srun."""
     timeout: float = 600.0
     """Timeout in seconds: how long a process waits for the others before the job is ended."""
     check_ranks: bool = False

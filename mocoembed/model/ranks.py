@@ -20,6 +20,8 @@ from mocoembed.errors import MocoembedError
 
 AT_WORK, DONE = 0, 1
 SECONDS_BETWEEN_SIGNS = 1.0
+# The same under the name that newer versions of PyTorch give it, which warn of the other.
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Ranks:
         if self.size == 1:
             return x
         whole = x.new_empty(self.size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x.detach().contiguous())
+        getattr(dist, GATHER)(whole, x.detach().contiguous())
         return whole
 
     def gather_with_gradient(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,24 +12,29 @@ from typing import Any
 
 from mocoembed.checks import option_name
 from mocoembed.config import PretrainConfig
-from mocoembed.config.pretrain import FROM_INIT
+from mocoembed.config.pretrain import AUTO, FROM_INIT
 from mocoembed.cores import cores
-from mocoembed.data.images import Listing
+from mocoembed.data.images import Listing, scan
 from mocoembed.memory import available_memory
 from mocoembed.memory import shown as memory_shown
 from mocoembed.model.cost import work
 from mocoembed.model.encoder import ARCHITECTURES, EncoderSpec
+from mocoembed.model.precision import Compute
 from mocoembed.model.ranks import ALONE
 from mocoembed.notes import counted
-from mocoembed.train.auto_recipe import Facts, choose
+from mocoembed.train.auto_recipe import SMALLEST_BATCH, Facts, choose
 from mocoembed.train.filling import Filling
+from mocoembed.train.launch import joined_ranks
 from mocoembed.train.memory_plan import least_needed
-from mocoembed.train.run import EXECUTION, require_shares
+from mocoembed.train.run import EXECUTION, limited, require_shares
 
 # What --init brings is not opened yet, and taken for a ResNet-50, which few sources exceed.
 AS_INIT: dict[str, Any] = {"arch": "resnet50", "width": 1.0, "stem": "7x7s2-pool"}
 SAMPLE = 256  # images whose headers tell how large the images are
 CACHE_SHARE, CACHED_FROM = 0.25, 3  # of the available memory, that decoded images take unasked; epochs
+# Two processes serve two cores better than one process with two threads does, which wait for each other in every
+# layer, where the network has so few multiplications, the run sees so many images, and memory has room for both.
+SMALL_NETWORK, LONG_RUN, ROOM_FOR_TWO = 100_000_000, 20_000, 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,32 @@ def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tupl
     where = "GPU" if machine.gpu else f"CPU, {counted(facts.cores, 'core')}"
     if machine.memory is not None:
         where += f", {memory_shown(machine.memory)} available"
+    also = [] if machine.gpu or machine.processes == 1 else [
+        f"{machine.processes} processes: faster for a small network than the threads of one (--processes)"]
     return chosen, [f"--recipe auto: {len(listing):,} images{shown}; {where}",
-                    *(f"  {reason}" for reason in choice.reasons), f"  the same run anywhere: {command_of(chosen)}"]
+                    *(f"  {reason}" for reason in (*choice.reasons, *also)),
+                    f"  the same run anywhere: {command_of(chosen)}"]
+
+
+def with_processes(config: PretrainConfig) -> PretrainConfig:
+    """The config of a run on a CPU, with two processes if `auto` is asked and they are faster (docs/pretraining.md).
+
+    What was given for the batch, its BatchNorm groups or the number of processes is kept to. For the command line:
+    a script of a user's would need a guard around its main part to have processes started.
+    """
+    asked = config.recipe == AUTO and config.processes is None and not config.init and config.drop_last
+    if not asked or config.batch_size % 2 or config.bn_groups % 2 or config.batchnorm == "sync":
+        return config
+    if cores() < 2 or joined_ranks() or Compute.of(config.device, "fp32").device.type != "cpu":
+        return config
+    memory = available_memory(2)
+    listing = limited(scan(config.images, "none", exclude=config.exclude), config)
+    if (memory is not None and 2 * memory < ROOM_FOR_TWO) or len(listing) < 2 * SMALLEST_BATCH:
+        return config
+    chosen, _ = resolved(config, listing, Machine(processes=2, memory=memory))
+    cost = work(EncoderSpec(chosen.arch, chosen.width, chosen.stem, "linear", 128), chosen.image_size)
+    faster = 0 < cost <= SMALL_NETWORK and chosen.epochs * len(listing) >= LONG_RUN
+    return dataclasses.replace(config, processes=2) if faster else config
 
 
 def _filling(config: PretrainConfig, listing: Listing) -> Filling:
