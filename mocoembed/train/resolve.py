@@ -80,7 +80,8 @@ def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tupl
     if machine.memory is not None:
         where += f", {memory_shown(machine.memory)} available"
     also = [] if machine.gpu or machine.processes == 1 else [
-        f"{machine.processes} processes: faster for a small network than the threads of one (--processes)"]
+        f"{machine.processes} processes: faster for a small network than the threads of one; the command below needs "
+        f"--processes {machine.processes} for them"]
     return chosen, [f"--recipe auto: {len(listing):,} images{shown}; {where}",
                     *(f"  {reason}" for reason in (*choice.reasons, *also)),
                     f"  the same run anywhere: {command_of(chosen)}"]
