@@ -8,7 +8,6 @@ end-to-end), and the same at full width with a queue. images/s: the median of th
 Expected: the fewer multiplications a layer has, the more do two processes gain, for threads meet after every layer.
 """
 
-import json
 import pathlib
 import statistics
 import subprocess
@@ -16,6 +15,8 @@ import sys
 import tempfile
 
 import click
+
+from benchmarks.reproduce.half_hour import settled_rate
 
 NETWORKS = {
     "width 0.25, 64 pixels, batch 64": (0, ["--recipe", "small", "--bn-groups", "2"]),
@@ -33,9 +34,7 @@ def images_per_second(folder: str, options: list[str], processes: int) -> float:
         subprocess.run([sys.executable, "-m", "mocoembed", "pretrain", folder, *options, "--cache", "ram", "--device",
                         "cpu", "--epochs", "2", "--run", "run", "--workspace", workspace, "--processes",
                         str(processes)], check=True, capture_output=True)
-        text = (pathlib.Path(workspace) / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-    rates = [line["images_per_second"] for line in map(json.loads, text.splitlines()) if "loss" in line]
-    return statistics.median(rates[len(rates) // 3:])
+        return settled_rate(pathlib.Path(workspace))
 
 
 @click.command()

@@ -117,7 +117,7 @@ def test_a_small_network_gets_two_processes(images, two_cores, monkeypatch):
 
 @pytest.mark.parametrize("given", [
     {"processes": 1}, {"bn_groups": 1, "batch_size": 8}, {"batch_size": 9, "bn_groups": 3}, {"batchnorm": "sync"},
-    {"drop_last": False}, {"init": "moco-v2-800ep"}, {"limit": 12}])
+    {"batch_size": 2}, {"drop_last": False}, {"init": "moco-v2-800ep"}, {"limit": 12}])
 def test_one_process_where_two_would_not_do_as_was_asked(images, two_cores, given):
     config = PretrainConfig.of("auto", str(images), width=0.25, **given)
     assert with_processes(config) == config

@@ -80,7 +80,7 @@ class Bench:
                 self.work.run([*TOOL, "embed", images, "--output", str(workspace / f"{part}.h5"), *common], log)
             found = json.loads(self.work.run([*TOOL, "knn", str(workspace / "learned.h5"), str(workspace / "other.h5"),
                                               "--preset", "lightly", "--json", *common], log))
-        lines = _lines(workspace, "run")
+        lines = _lines(workspace)
         batch = json.loads((workspace / "runs" / "run" / "config.json").read_text())["batch_size"]
         result = {"name": name, "options": options, "epochs": epochs, "limit": limit,
                   "knn_top1": found["results"][0]["top1"],
@@ -106,8 +106,7 @@ class Bench:
         batch = int(_last([*BASE, *costly], "--batch-size") or 0)
         self.work.run([*TOOL, "pretrain", learn, *BASE, *costly, "--limit", str(TRIAL_STEPS * batch // 2), "--epochs",
                        "2", "--run", "run", "--fresh", "--workspace", str(self.output / name)], log)
-        lines = _lines(self.output / name, "run")
-        rate = statistics.median(line["images_per_second"] for line in lines[len(lines) // 3:])
+        rate = settled_rate(self.output / name)
         write_json(self.output / f"{name}.json", {"images_per_second": rate})
         return rate
 
@@ -127,8 +126,14 @@ def _last(options: list[str], name: str) -> str | None:
     return options[places[-1] + 1] if places else None
 
 
-def _lines(workspace: pathlib.Path, run: str) -> list[dict]:
-    text = (workspace / "runs" / run / "metrics.jsonl").read_text(encoding="utf-8")
+def settled_rate(workspace: pathlib.Path) -> float:
+    """Images/s of the workspace's pretraining `run`: the median after the first third of its lines."""
+    lines = _lines(workspace)
+    return statistics.median(line["images_per_second"] for line in lines[len(lines) // 3:])
+
+
+def _lines(workspace: pathlib.Path) -> list[dict]:
+    text = (workspace / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
 
 

@@ -116,8 +116,8 @@ def choose(facts: Facts, given: dict[str, Any], cost: Cost, resnets: tuple[str, 
     _choose_batch(plan, next(batch for fewer_than, batch in BATCHES if facts.images < fewer_than))
     _choose_dictionary(plan)
     network = _choose_network(plan, cost, resnets)
-    for_memory = _fit_memory(plan, resnets, needed)
     plan.put({"warmup_epochs": round(min(LONGEST_WARMUP, WARMUP_SHARE * plan["epochs"]), 1)})
+    for_memory = _fit_memory(plan, resnets, needed)
     reasons = [network, *for_memory, _of_batch_and_dictionary(plan), _of_time(plan, cost)]
     if facts.images < FEW_FOR_SCRATCH and not given.get("init"):
         reasons.append(f"{counted(facts.images, 'image')} are few to learn from scratch: published weights may serve "

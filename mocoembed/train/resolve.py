@@ -34,7 +34,7 @@ SAMPLE = 256  # images whose headers tell how large the images are
 CACHE_SHARE, CACHED_FROM = 0.25, 3  # of the available memory, that decoded images take unasked; epochs
 # Two processes serve two cores better than one process with two threads does, which wait for each other in every
 # layer, where the network has so few multiplications, the run sees so many images, and memory has room for both.
-SMALL_NETWORK, LONG_RUN, ROOM_FOR_TWO = 100_000_000, 20_000, 4 << 30
+SMALL_NETWORK, LONG_RUN, ROOM_OF_EACH = 100_000_000, 20_000, 2 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +54,22 @@ def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tupl
 
     Raises `UsageError` when what was given does not go together, or with so many processes.
     """
-    given = {name: getattr(config, name) for name in config.given_fields()}
-    sides = _filling(config, listing).sample(SAMPLE)[:, :2].min(dim=1).values
-    side = int(sides[sides > 0].median()) if sides.any() else 0
-    facts = Facts(len(listing), side, machine.gpu, cores(), machine.processes, machine.memory)
+    facts, given = _facts(config, listing, machine), _given(config)
 
-    @cache
-    def cost(arch: str, width: float, stem: str, size: int) -> int:
-        if arch == FROM_INIT:
-            arch, width, stem = AS_INIT.values()
-        return work(EncoderSpec(arch, width, stem, "linear", 128), size)
+    @cache  # asked for the same by both who want to know
+    def least(tried: PretrainConfig) -> int:
+        return least_needed(tried, facts.images, machine.processes, machine.workers, not machine.gpu)
 
     def needed(recipe: str, settings: dict[str, Any]) -> int:
         of_init = AS_INIT if settings.get("arch", given.get("init") and FROM_INIT) == FROM_INIT else {}
-        tried = PretrainConfig.of(recipe, config.images, **{**settings, **of_init})
-        return least_needed(tried, facts.images, machine.processes, machine.workers, not machine.gpu)
+        return least(PretrainConfig.of(recipe, config.images, **{**settings, **of_init}))
 
-    choice = choose(facts, given, cost, tuple(ARCHITECTURES), needed)
+    choice = choose(facts, given, _cost, tuple(ARCHITECTURES), needed)
     chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)
     require_shares(chosen, machine.processes, machine.gpu)
     if "cache" not in given and _fits_the_cache(chosen, listing, machine, needed(choice.recipe, choice.settings)):
         chosen = dataclasses.replace(chosen, cache="ram")
-    shown = f", shorter side {side} pixels in the median" if side else ""
+    shown = f", shorter side {facts.side} pixels in the median" if facts.side else ""
     where = "GPU" if machine.gpu else f"CPU, {counted(facts.cores, 'core')}"
     if machine.memory is not None:
         where += f", {memory_shown(machine.memory)} available"
@@ -87,6 +81,22 @@ def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tupl
                     f"  the same run anywhere: {command_of(chosen)}"]
 
 
+def _given(config: PretrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.given_fields()}
+
+
+def _facts(config: PretrainConfig, listing: Listing, machine: Machine) -> Facts:
+    sides = _filling(config, listing).sample(SAMPLE)[:, :2].min(dim=1).values
+    side = int(sides[sides > 0].median()) if sides.any() else 0
+    return Facts(len(listing), side, machine.gpu, cores(), machine.processes, machine.memory)
+
+
+def _cost(arch: str, width: float, stem: str, size: int) -> int:
+    if arch == FROM_INIT:
+        arch, width, stem = AS_INIT.values()
+    return work(EncoderSpec(arch, width, stem, "linear", 128), size)
+
+
 def with_processes(config: PretrainConfig) -> PretrainConfig:
     """The config of a run on a CPU, with two processes if `auto` is asked and they are faster (docs/pretraining.md).
 
@@ -94,16 +104,19 @@ def with_processes(config: PretrainConfig) -> PretrainConfig:
     a script of a user's would need a guard around its main part to have processes started.
     """
     asked = config.recipe == AUTO and config.processes is None and not config.init and config.drop_last
-    if not asked or config.batch_size % 2 or config.bn_groups % 2 or config.batchnorm == "sync":
+    shared = config.batch_size % 2 == config.bn_groups % 2 == 0 and config.batchnorm != "sync"
+    if not asked or not shared or config.batch_size < 2 * SMALLEST_BATCH:
         return config
     if cores() < 2 or joined_ranks() or Compute.of(config.device, "fp32").device.type != "cpu":
         return config
     memory = available_memory(2)
     listing = limited(scan(config.images, "none", exclude=config.exclude), config)
-    if (memory is not None and 2 * memory < ROOM_FOR_TWO) or len(listing) < 2 * SMALLEST_BATCH:
+    if (memory is not None and memory < ROOM_OF_EACH) or len(listing) < 2 * SMALLEST_BATCH:
         return config
-    chosen, _ = resolved(config, listing, Machine(processes=2, memory=memory))
-    cost = work(EncoderSpec(chosen.arch, chosen.width, chosen.stem, "linear", 128), chosen.image_size)
+    # Without the memory, which takes a trial: the processes choose again, with it.
+    choice = choose(_facts(config, listing, Machine(processes=2)), _given(config), _cost, tuple(ARCHITECTURES))
+    chosen = PretrainConfig.of(choice.recipe, config.images, **choice.settings)
+    cost = _cost(chosen.arch, chosen.width, chosen.stem, chosen.image_size)
     faster = 0 < cost <= SMALL_NETWORK and chosen.epochs * len(listing) >= LONG_RUN
     return dataclasses.replace(config, processes=2) if faster else config
 
