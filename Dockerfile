@@ -6,7 +6,7 @@
 #
 # docs/serving.md says more.
 FROM python:3.12-slim
-RUN pip install --no-cache-dir numpy h5py pillow click safetensors tqdm faiss-cpu onnxruntime starlette uvicorn httptools
+RUN pip install --no-cache-dir numpy h5py pillow click safetensors tqdm faiss-cpu onnxruntime starlette uvicorn httptools orjson
 COPY setup.py pyproject.toml README.md LICENSE /source/
 COPY mocoembed /source/mocoembed
 COPY cli /source/cli

@@ -35,6 +35,7 @@ setup(
         "starlette>=0.46",
         "uvicorn>=0.54",
         "httptools>=0.6.4",
+        "orjson>=3.10",
         "tensorboard>=2.17",
     ],
     extras_require={

@@ -291,7 +291,7 @@ def test_the_container_has_what_the_server_needs():
     packages = set(re.search(r"pip install --no-cache-dir (?!--no-deps)(.*)", text)[1].split())
     (searching,) = re.findall(r"^searching/bin/pip install (?!--no-deps)(.*)$",
                               (ROOT / "docs" / "search.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert packages == {*searching.split(), "starlette", "uvicorn", "httptools"}
+    assert packages == {*searching.split(), "starlette", "uvicorn", "httptools", "orjson"}
     for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
         for name in line.split()[:-1]:
             assert (ROOT / name).exists()

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mocoembed.search.exact import require_queries
 from mocoembed.serve import metrics
 from mocoembed.serve.answers import Json, Refusal
 from mocoembed.serve.collection import Collection, Wanted
@@ -125,8 +126,8 @@ class Api:
         collection, given = self._asked_of(request, "crop", "selves")
         with_selves = flag(given, "selves")
         asked = await self._asked(request, collection, crop_of(given), with_selves)
-        answer = {"version": collection.version, "encoder": collection.file.fingerprint,
-                  "vectors": [list(map(float, vector)) for vector in asked.vectors]}
+        vectors = require_queries(collection.file, asked.vectors).tolist()
+        answer = {"version": collection.version, "encoder": collection.file.fingerprint, "vectors": vectors}
         if with_selves:
             async with self.service.searches.turn():
                 answer["selves"] = await self.service.run(_selves, collection, asked)
