@@ -260,8 +260,3 @@ def _join_found(index: SearchIndex, file: EmbeddingFile, components: Components,
             rows, vectors, wanted = rows[more], vectors[more], min(4 * wanted, count)
         _advance(min(first + MOST_ROWS, count), count, progress, stop)
     return told(index)
-
-
-def group_of(file: EmbeddingFile, rows: np.ndarray, root: str | None) -> Group:
-    """The group of some rows."""
-    return next(groups_of(file, [rows], root))
