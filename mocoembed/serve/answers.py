@@ -21,17 +21,22 @@ class Refusal(Exception):
         self.status, self.text, self.reason = status, text, reason
 
 
+def encoded(content: Any) -> bytes:
+    """JSON; names that are not UTF-8 are written as Python writes them, `\\udcff` for the byte 0xff."""
+    try:
+        return orjson.dumps(content)  # a tenth of the time that Python's own takes, a fifth of a search's
+    except orjson.JSONEncodeError:  # a name that is not UTF-8
+        return ENCODER.encode(content).encode("ascii")
+
+
 class Json(Response):
-    """JSON: names that are not UTF-8 are written as Python writes them, `\\udcff` for the byte 0xff."""
+    """An answer in JSON, as `encoded` writes it."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The bytes of the answer."""
-        try:
-            return orjson.dumps(content)  # a tenth of the time that Python's own takes, a fifth of a search's
-        except orjson.JSONEncodeError:  # a name that is not UTF-8
-            return ENCODER.encode(content).encode("ascii")
+        return encoded(content)
 
 
 def refused(refusal: Refusal) -> Json:

@@ -1,6 +1,5 @@
 """The map for the page: embeddings.map -> JSON of points by row, kept as bytes while the files stay the same."""
 
-import json
 
 import numpy as np
 
@@ -8,7 +7,7 @@ from mocoembed.data.found import State
 from mocoembed.data.images import NO_LABEL
 from mocoembed.errors import FormatError
 from mocoembed.search.map_file import map_file_of, read_map, read_map_facts
-from mocoembed.serve.answers import Refusal
+from mocoembed.serve.answers import Refusal, encoded
 from mocoembed.serve.collection import LABELS, Collection
 
 STEPS = 65_535  # of the longer side; finer places cannot be told apart on a screen
@@ -67,7 +66,6 @@ def _json(collection: Collection, path) -> bytes:
     names = [one["label"] for one in collection.label_counts() if one["label"] is not None]
     place = {name: number for number, name in enumerate(names)}
     number = np.array([*(place.get(name, NO_LABEL) for name in collection.label_names), NO_LABEL])
-    return json.dumps({"version": collection.version, "method": made.method,
-                       "provisional": made.provisional, "points": points.tolist(),
-                       "labels": number[collection.labels].tolist(), "label_names": names[:LABELS],
-                       "agreement": agreement}, separators=(",", ":")).encode("ascii")
+    return encoded({"version": collection.version, "method": made.method, "provisional": made.provisional,
+                    "points": points.tolist(), "labels": number[collection.labels].tolist(),
+                    "label_names": names[:LABELS], "agreement": agreement})
