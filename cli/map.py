@@ -20,9 +20,9 @@ def map(as_json, **values):
     """Give every image of the embeddings file EMBEDDINGS a place on a map, similar ones near each other.
 
     `mocoembed serve` shows the map, which is kept beside the embeddings file. Run the command again after `mocoembed
-    embed`: images that were there stay in their places, and new ones are put among their nearest neighbours, as long
-    as no more than a fifth are new. Otherwise all are arranged again, and the last line says so; as long as no more
-    than half are new, the others stay close to their places. Needs openTSNE (pip install 'mocoembed[map]').
+    embed`: images that were there stay in their places, and new ones are put among their nearest neighbours. Once more
+    than a fifth of all have come that way, all are arranged again, and the last line says so; as long as no more than
+    half are new, the others stay close to their places. Needs openTSNE (pip install 'mocoembed[map]').
 
     \b
       mocoembed map

@@ -89,6 +89,22 @@ def ring(make_embeddings):
     return make
 
 
+def test_images_that_come_little_by_little_count_together(ring):
+    def kept(count):
+        return np.random.default_rng(1).permutation(240) < count
+
+    made, path = read_map(make_map(MapConfig(ring("first", kept(170)))).path), None
+    for count, arranged in ((190, False), (209, False), (220, True), (240, False)):  # a fifth of 220 is 44
+        before, path = made, ring(f"of{count}", kept(count))
+        with EmbeddingFile(path) as file:
+            ids = file.ids()[np.isin(np.flatnonzero(kept(count)), np.flatnonzero(kept(len(before))))]
+            write_map(map_file_of(path), dataclasses.replace(before, identity=file.identity, ids=ids))
+        result = make_map(MapConfig(path))
+        made = read_map(result.path)
+        assert (result.new, result.arranged) == (count - len(before), arranged)
+        assert made.placed == {190: 20, 209: 39, 220: 0, 240: 20}[count]
+
+
 @pytest.mark.parametrize(("share", "early"), [(0.4, 0), (0.6, EARLY)])
 def test_of_many_new_images_all_are_arranged_again_and_up_to_a_half_the_old_ones_stay_near(
         ring, run_cli, monkeypatch, share, early):

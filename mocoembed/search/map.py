@@ -4,11 +4,12 @@ t-SNE (van der Maaten and Hinton 2008) with FFT interpolation (Linderman et al. 
 FAISS finds, from the first two principal components. Of three libraries it is the most faithful and the smallest:
 `docs/page.md` has the figures. The only module that imports openTSNE.
 
-Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours;
-when more than a fifth is new, all are arranged again. Up to a half, the optimisation goes on from the old places,
-without early exaggeration, so that images move little; beyond that, it begins from the old places made small, as from
-principal components. The places that an arrangement begins from are written first, as a provisional map: principal
-components, or old places, which the page shows until it is done.
+Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours; when
+more than a fifth of all have come that way, at once or little by little, all are arranged again. If no more than half
+are new, the optimisation goes on from the old places, without early exaggeration, so that images move little; beyond
+that, it begins from the old places made small, as from principal components. The places that an arrangement begins
+from are written first, as a provisional map: principal components, or old places, which the page shows until it is
+done.
 """
 
 import functools
@@ -41,7 +42,7 @@ PCA = "PCA"
 FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
 VOTING = 10  # neighbours that agreement is counted over
 PLACING = 5  # neighbours that a new image is put among
-NEW_SHARE = 0.2  # of images that may be new without the others moving
+NEW_SHARE = 0.2  # of images that may be put among their neighbours since all were arranged
 GOES_ON = 0.5  # of images that may be new where the arrangement goes on from the old places
 EARLY, NORMAL = 250, 500  # iterations, openTSNE's own defaults
 TOLD_EACH = 10  # iterations
@@ -90,8 +91,10 @@ def make_map(config: MapConfig,
                     unknown = np.full(len(ids), np.nan, np.float32)
                     write_map(output, ImageMap(file.identity, method, ids, places, unknown, provisional=True))
 
-            places, new, method, arranged = making.places(None if config.fresh else old, show)
-            made = ImageMap(file.identity, method, ids, places, making.agreement())
+            before = None if config.fresh else old
+            places, new, method, arranged = making.places(before, show)
+            placed = 0 if before is None or arranged else placed_on(before, len(ids), new)
+            made = ImageMap(file.identity, method, ids, places, making.agreement(), placed=placed)
             write_map(output, made)
     known = made.agreement[np.isfinite(made.agreement)]
     return MapResult(output, len(made), method, new, arranged, float(known.mean()) if len(known) else None,
@@ -111,6 +114,11 @@ def _old(path: pathlib.Path) -> ImageMap | None:
     except (FileNotFoundError, FormatError):
         return None
     return None if found.provisional and found.method == PCA else found
+
+
+def placed_on(old: ImageMap, count: int, new: int) -> int:
+    """How many of `count` images were put among their neighbours since all were arranged, with `new` ones now."""
+    return min(old.placed, count - new) + new
 
 
 class _Making:
@@ -162,7 +170,7 @@ class _Making:
         new = int((source < 0).sum())
         if old is not None and new < len(ids):
             places = self._among_known(old.places, source)
-            if new <= NEW_SHARE * len(ids) and not old.provisional:
+            if placed_on(old, len(ids), new) <= NEW_SHARE * len(ids) and not old.provisional:
                 return places, new, old.method, False
             first, method = places - places.mean(axis=0), old.method
         else:

@@ -1,8 +1,8 @@
 """The file of a map, `embeddings.map` beside `embeddings.h5`: places in two dimensions, bound to the rows' identity.
 
-A line of JSON (format, kind, identity of the embeddings, method, whether it is provisional, count, SHA-256 of the
-rest), then little-endian
-arrays: ids int64 (N,), places float32 (N, 2), agreement float32 (N,), NaN where nothing is known.
+A line of JSON (format, kind, identity of the embeddings, method, whether it is provisional, count, how many of them
+were placed since the last arrangement, SHA-256 of the rest), then little-endian arrays: ids int64 (N,), places float32
+(N, 2), agreement float32 (N,), NaN where nothing is known.
 """
 
 import hashlib
@@ -34,9 +34,10 @@ class ImageMap:
     """(N, 2) float32."""
     agreement: np.ndarray
     """(N,) float32: the share of an image's nearest neighbours that have its label; NaN for one without a label."""
-
     provisional: bool = False
     """Whether a better arrangement is being computed, which will take its place."""
+    placed: int = 0
+    """Images that were put among their neighbours since all were arranged."""
 
     def __len__(self):
         return len(self.ids)
@@ -63,7 +64,8 @@ def write_map(path, made: ImageMap):
     body = b"".join((made.ids.astype("<i8").tobytes(), made.places.astype("<f4").tobytes(),
                      made.agreement.astype("<f4").tobytes()))
     header = {"format": FORMAT_VERSION, "kind": KIND, "embeddings": made.identity, "method": made.method,
-              "provisional": made.provisional, "count": len(made), "sha256": hashlib.sha256(body).hexdigest()}
+              "provisional": made.provisional, "count": len(made), "placed": made.placed,
+              "sha256": hashlib.sha256(body).hexdigest()}
     write_bytes(path, json.dumps(header).encode() + b"\n" + body)
 
 
@@ -76,8 +78,10 @@ def read_map(path) -> ImageMap:
         raise FormatError(f"{path} is damaged: its bytes are not those that were written. Make it again: "
                           "mocoembed map --fresh")
     ids, places = np.frombuffer(body, "<i8", count), np.frombuffer(body, "<f4", 2 * count, 8 * count)
+    placed = header.get("placed")
     return ImageMap(str(header.get("embeddings")), str(header.get("method")), ids, places.reshape(count, 2),
-                    np.frombuffer(body, "<f4", count, 16 * count), header.get("provisional") is True)
+                    np.frombuffer(body, "<f4", count, 16 * count), header.get("provisional") is True,
+                    placed if type(placed) is int else 0)
 
 
 def read_map_facts(path) -> MapFacts:
