@@ -29,6 +29,13 @@ def test_cosine_schedule_by_epoch(recipe):
         assert rates[3 * epoch:3 * epoch + 3] == pytest.approx([expected] * 3)
 
 
+def test_cosine_schedule_by_step():
+    _, rates = curve("moco-v2", 10, epochs=2, schedule="cosine-by-step", lr=1.0)
+    assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(20)])
+    _, rates = curve("moco-v2", 10, epochs=2, schedule="cosine-by-step", lr=1.0, warmup_epochs=0.5)
+    assert rates[5:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 15)) for step in range(15)])
+
+
 def test_warm_up_rises_linearly_and_the_cosine_takes_the_rest():
     _, rates = curve("moco-v2", 10, epochs=10, warmup_epochs=2.0, lr=1.0)
     assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])

@@ -36,10 +36,11 @@ BASE = ["--recipe", "cifar10", "--dictionary", "end-to-end", "--width", "0.375",
         "--batch-size", "256", "--bn-groups", "2", "--cache", "ram", "--workers", "1", "--device", "cpu",
         "--processes", "2"]
 CANDIDATES: dict[str, list[str]] = {
-    "base": [], "lr-0.12": ["--lr", "0.12"], "t-0.2": ["--temperature", "0.2"], "crop-0.2": ["--crop-scale", "0.2,1.0"],
-    "mlp": ["--head", "mlp", "--temperature", "0.2"], "width-0.25": ["--width", "0.25"],
-    "queue": ["--dictionary", "queue"], "batch-128": ["--batch-size", "128", "--lr", "0.03"],
-    "width-0.5": ["--width", "0.5"], "stem-3x3s1": ["--width", "0.25", "--stem", "3x3s1"],
+    "base": [], "by-step": ["--schedule", "cosine-by-step"], "crop-0.2": ["--crop-scale", "0.2,1.0"],
+    "lr-0.12": ["--lr", "0.12"], "mlp": ["--head", "mlp", "--temperature", "0.2"], "t-0.2": ["--temperature", "0.2"],
+    "batch-128": ["--batch-size", "128", "--lr", "0.03"], "lr-0.24": ["--lr", "0.24"],
+    "queue": ["--dictionary", "queue"], "width-0.5": ["--width", "0.5"],
+    "stem-3x3s1": ["--width", "0.25", "--stem", "3x3s1"], "width-0.25": ["--width", "0.25"],
     "decay-1e-4": ["--weight-decay", "1e-4"], "warm-up": ["--warmup-epochs", "1"], "lr-0.03": ["--lr", "0.03"],
     "batch-512": ["--batch-size", "512", "--lr", "0.12"], "groups-4": ["--bn-groups", "4"],
     "symmetric": ["--symmetric"], "compile": ["--compile"]}

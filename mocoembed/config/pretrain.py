@@ -13,7 +13,7 @@ DEFAULT_WORKSPACE = "mocoembed-workspace"
 AUTO = "auto"  # the recipe that is chosen when the images are known
 STEMS = ("7x7s2-pool", "3x3s1", "3x3s2")
 HEADS = ("linear", "mlp")
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "cosine-by-step", "step")
 DICTIONARIES = ("queue", "memory-bank", "end-to-end")
 KEY_ENCODERS = ("shared", "shared-backbone", "separate")
 BATCHNORMS = ("shuffled", "none", "sync")
@@ -88,7 +88,8 @@ class PretrainConfig:
     lr: float = 0.03
     """Initial learning rate, after the warm-up."""
     schedule: str = "cosine"
-    """Learning rate schedule: cosine (to zero) or step (see --milestones)."""
+    """Learning rate schedule: cosine (to zero, once an epoch), cosine-by-step (every step: for runs of few epochs) or
+    step (see --milestones)."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Fractions of the epochs at which the step schedule divides the learning rate by ten."""
     warmup_epochs: float = 0.0
