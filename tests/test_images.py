@@ -233,7 +233,7 @@ def test_a_truncated_image_is_an_error(cut):
 def test_refuses_formats_off_the_list_and_bombs():
     for data, start in ((encoded(Image.new("RGB", (8, 8)), "EPS"), "%!PS-Adobe-3.0 "),
                         (b"<!DOCTYPE html><html>", "<!DOCTYPE html>"), (b"\0\0\0\x18ftypmp42", ".*ftypmp42'$")):
-        with pytest.raises(Exception, match=f"cannot identify image file, which starts with b'{start}"):
+        with pytest.raises(Exception, match=f"cannot identify image file, which starts with '{start}"):
             EncodedImage(data)
     with pytest.raises(UnreadableImage, match="take 686 MiB to decode; at most 272 MiB"):
         pixels(encoded(Image.new("1", (12_000, 12_000))))

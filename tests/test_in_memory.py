@@ -76,7 +76,7 @@ def test_settings_are_those_of_embed(workspace):
 
 
 @pytest.mark.parametrize(("image", "error", "said"), [
-    (b"no image", CollectionError, "Image 1 cannot be read: .* image file, which starts with b'no image'$"),
+    (b"no image", CollectionError, "Image 1 cannot be read: .* image file, which starts with 'no image'$"),
     ("nowhere.jpg", CollectionError, r"Image 1 \('nowhere.jpg'\) cannot be read: No such file or directory$"),
     (np.zeros((4, 4, 3)), UsageError, r"Image 1: an array of float64 and shape \(4, 4, 3\)"),
     (np.zeros((4, 4, 5), np.uint8), UsageError, r"Image 1: an array of uint8 and shape \(4, 4, 5\)"),

@@ -250,3 +250,9 @@ def test_the_log_of_refusals_is_limited():
     assert len(lines) == PER_MINUTE + 2
     log(scope, Refusal(410, "", "outside"))
     assert lines[-1].endswith("GET /api/info from 127.0.0.1: 410 outside")
+    log.tell_rest()
+    assert lines[-1].endswith("410 outside")  # nothing was left out
+    for _ in range(PER_MINUTE):
+        log(scope, Refusal(421, "", "host"))
+    log.tell_rest()
+    assert lines[-1] == "refused: 2 more requests within a minute"

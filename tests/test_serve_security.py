@@ -21,7 +21,7 @@ from mocoembed.config import EmbedConfig, ServeConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import UsageError
 from mocoembed.serve.copies import Copies
-from mocoembed.serve.limits import Bodies, Gate
+from mocoembed.serve.limits import SMALL, Bodies, Gate
 from mocoembed.serve.points import Points
 from mocoembed.serve.security import Hosts, name_of
 from mocoembed.serve.service import SLOW
@@ -329,6 +329,19 @@ def test_slow_bodies_end_in_408(running, monkeypatch):
         assert status_of(received(connection)) in (408, 0)
 
 
+def test_a_slow_upload_that_keeps_coming_is_taken(running, place, monkeypatch):
+    image = next((place / "photos" / "red").iterdir()).read_bytes()
+    monkeypatch.setattr(running.service.bodies, "seconds", 0.3)
+    monkeypatch.setattr("mocoembed.serve.limits.BYTES_A_SECOND", len(image))
+    with running.connect() as connection:
+        connection.sendall((f"POST /api/search HTTP/1.1\r\nHost: localhost:{running.port}\r\nConnection: close\r\n"
+                            f"Content-Length: {len(image)}\r\n\r\n").encode())
+        for first in range(0, len(image), len(image) // 10 + 1):
+            connection.sendall(image[first:first + len(image) // 10 + 1])
+            time.sleep(0.06)
+        assert status_of(received(connection)) == 200
+
+
 def test_a_head_that_does_not_come_is_not_waited_for(running, monkeypatch):
     monkeypatch.setattr("mocoembed.serve.connections.SECONDS_FOR_HEAD", 0.2)
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
@@ -414,10 +427,12 @@ def test_long_heads_are_cut_off(running):
 
 
 def test_too_much_at_once_is_refused_and_may_come_again(running, place, monkeypatch):
-    image = next((place / "photos" / "red").iterdir()).read_bytes()
+    image = next((place / "photos" / "red").iterdir()).read_bytes() + bytes(SMALL)
     monkeypatch.setattr(running.service, "bodies", Bodies(most=10))
     answer = running.client.post("/api/search", content=image)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert running.client.post("/api/search", json={"rows": [0]}).status_code == 200  # small bodies need no room
+    assert running.service.bodies.held == 0
     monkeypatch.undo()
     assert running.client.post("/api/search", content=image).status_code == 200
 
@@ -533,6 +548,17 @@ def test_without_the_token_nothing_is_told(guarded):
 def test_the_token_opens_everything(guarded):
     assert guarded.get("/api/info", Authorization=f"Bearer {TOKEN}").status_code == 200
     assert guarded.get("/api/info", Authorization=f"bearer  {TOKEN}").status_code == 200
+
+
+@pytest.mark.parametrize("other", ['prefs={"theme":"dark"}', "a b=c d", "a[b]=1", "user@x=1", "name=caf\u00e9", "flag"])
+def test_cookies_of_other_servers_on_this_machine_do_not_matter(guarded, other):
+    tokens = guarded.server.tokens
+    for cookies in (f"{other}; {tokens.cookie}={tokens.session}", f"{tokens.cookie}={tokens.session}; {other}",
+                    f"{tokens.cookie}=of-before; {other}; {tokens.cookie}={tokens.session}"):
+        assert guarded.get("/api/info", Cookie=cookies.encode()).status_code == 200
+    for cookies in (other, f"{other}; x{tokens.cookie}={tokens.session}",
+                    f"{tokens.cookie}={tokens.session}x; {other}"):
+        assert guarded.get("/api/info", Cookie=cookies.encode()).status_code == 401
 
 
 def test_the_link_works_once_and_gives_a_cookie(guarded):

@@ -170,7 +170,8 @@ def _opened(data: bytes, value_range: ValueRange) -> tuple[Image.Image | DeepPng
     try:
         image = open_gif(data) if data.startswith(GIF) else Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"cannot identify image file, which starts with {data[:STARTING]!r}") from None
+        start = repr(data[:STARTING])[1:]  # without the b
+        raise UnidentifiedImageError(f"cannot identify image file, which starts with {start}") from None
     return image, _orientation(image), False
 
 

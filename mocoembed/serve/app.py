@@ -84,6 +84,7 @@ def app_of(service: Service, tokens: Tokens, files: StaticFiles | None = None) -
         service.start()
         yield {"tell": tell}  # for connections, which refuse what is no request
         await service.stop()
+        log.tell_rest()
 
     login = Route("/login", login_of(tokens, files, service.bodies, tell), methods=["GET", "POST"])
     app = Starlette(routes=[*routes_of(service, files), login], lifespan=lifespan,
@@ -98,7 +99,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, UsageError):
-        return Refusal(400, in_words(error))
+        return Refusal(400, in_words(error), "parameter")
     if isinstance(error, CollectionError):
         return Refusal(422, str(error), "unreadable image")
     if isinstance(error, HTTPException):

@@ -66,7 +66,7 @@ class Copies:
         threshold = self.auto.cosine if threshold is None else threshold
         least = round(float(np.ceil(1e4 * self.least) / 1e4), 4)
         if not least <= threshold <= 1:
-            raise Refusal(400, f"threshold {threshold:g}: must be from {least:g} to 1.")
+            raise Refusal(400, f"threshold {threshold:g}: must be from {least:g} to 1.", "parameter")
         components = copy.deepcopy(self._identical)
         near = self._cosines >= np.float32(threshold) - np.float32(1e-6)
         components.join_pairs(*self._pairs[:, near])

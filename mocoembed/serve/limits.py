@@ -10,13 +10,16 @@ from typing import Any
 
 from starlette.requests import Request
 
+from mocoembed.memory import shown
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.refusals import DISCONNECTED
 
 MOST_UPLOAD = 64 << 20  # bytes of an image
 MOST_JSON = 16 << 20  # bytes of queries in JSON
-MOST_RECEIVED = 256 << 20  # bytes of all bodies together, until they are answered
-SECONDS_FOR_BODY = 20.0  # until it is there as a whole
+MOST_RECEIVED = 256 << 20  # bytes of all large bodies together, until they are answered
+SMALL = 64 << 10  # bytes of a body that need no place among them, so that large ones keep no search by row waiting
+SECONDS_FOR_BODY = 20.0  # until it is there as a whole, and
+BYTES_A_SECOND = 100_000  # for each so many bytes that have come a second more: a slow connection is none that stalls
 SECONDS_FOR_PART = 5.0  # until the next part of it
 
 
@@ -79,28 +82,30 @@ class Bodies:
         """
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            raise Refusal(413, f"The body has {announced} bytes; at most {limit} are read.", "too large")
-        taken = 0
-        parts: list[bytes] = []
+            raise Refusal(413, f"The body has {shown(int(announced))}; at most {shown(limit)} are read.", "too large")
+        taken = held = 0
+        body = bytearray()  # one piece of memory, which the system takes back
         loop = asyncio.get_running_loop()
         end = loop.time() + self.seconds
         try:
             is_more = True
             while is_more:
                 try:
-                    message = await asyncio.wait_for(request.receive(), min(self.seconds_for_part, end - loop.time()))
+                    left = end + taken / BYTES_A_SECOND - loop.time()
+                    message = await asyncio.wait_for(request.receive(), min(self.seconds_for_part, left))
                 except (asyncio.TimeoutError, TimeoutError) as error:
                     raise Refusal(408, "The body came too slowly.", "slow") from error
                 if message["type"] == "http.disconnect":
                     raise Refusal(400, "The connection was closed.", DISCONNECTED)
                 part, is_more = message.get("body", b""), message.get("more_body", False)
                 taken += len(part)
-                self.held += len(part)
                 if taken > limit:
-                    raise Refusal(413, f"The body is too large; at most {limit} bytes are read.", "too large")
-                if self.held > self.most:
-                    raise Refusal(429, "The server is receiving too much; try again in a moment.", "busy")
-                parts.append(part)
-            yield b"".join(parts)
+                    raise Refusal(413, f"The body is too large; at most {shown(limit)} are read.", "too large")
+                if taken > SMALL:
+                    self.held, held = self.held + taken - held, taken
+                    if self.held > self.most:
+                        raise Refusal(429, "The server is receiving too much; try again in a moment.", "busy")
+                body += part
+            yield part if len(part) == taken else bytes(body)
         finally:
-            self.held -= taken
+            self.held -= held

@@ -26,16 +26,32 @@ IDS_END = 2**63  # which no id and no negative one reaches
 KINDS = ("rows", "ids", "paths", "vectors")
 
 
+def _parameter(text: str) -> Refusal:
+    return Refusal(400, text, "parameter")
+
+
+def _body(text: str) -> Refusal:
+    return Refusal(400, text, "body")
+
+
 def allow(given: QueryParams, *names: str):
     """Refuse parameters with other names, and those that are given twice but may not be."""
     for name in given:
         if name not in names:
-            raise Refusal(400, f"Unknown parameter {name[:50]!r}. Allowed: {', '.join(names) or 'none'}.")
+            raise _parameter(f"Unknown parameter {name[:50]!r}. Allowed: {', '.join(names) or 'none'}.")
         values = given.getlist(name)
         if name not in REPEATED and len(values) > 1:
-            raise Refusal(400, f"{name} is given {len(values)} times.")
+            raise _parameter(f"{name} is given {len(values)} times.")
         if len(values) > MOST_FILTERS or max(map(len, values)) > MOST_LETTERS:
-            raise Refusal(400, f"{name}: at most {MOST_FILTERS} values of {MOST_LETTERS} letters.")
+            raise _parameter(f"{name}: at most {MOST_FILTERS} values of {MOST_LETTERS} letters.")
+
+
+def exclusive(given: QueryParams, some: tuple[str, ...], others: tuple[str, ...]):
+    """Refuse one of `some` together with one of `others`, which would say nothing beside it."""
+    for one in some:
+        for other in others:
+            if given.get(one) and other in given:
+                raise _parameter(f"Give {one} or {other}, not both.")
 
 
 def integer(given: QueryParams, name: str, default: int, least: int, most: int) -> int:
@@ -44,7 +60,7 @@ def integer(given: QueryParams, name: str, default: int, least: int, most: int) 
     if text is None:
         return default
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise Refusal(400, f"{name} {text!r}: must be a whole number from {least} to {most}.")
+        raise _parameter(f"{name} {text!r}: must be a whole number from {least} to {most}.")
     return int(text)
 
 
@@ -54,7 +70,7 @@ def number(given: QueryParams, name: str, default: float) -> float:
     if text is None:
         return default
     if not re.fullmatch(r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?", text) or not math.isfinite(float(text)):
-        raise Refusal(400, f"{name} {text!r}: must be a number.")
+        raise _parameter(f"{name} {text!r}: must be a number.")
     return float(text)
 
 
@@ -62,7 +78,7 @@ def flag(given: QueryParams, name: str) -> bool:
     """true or false."""
     text = given.get(name, "false")
     if text not in WORDS:
-        raise Refusal(400, f"{name} {text!r}: must be true or false.")
+        raise _parameter(f"{name} {text!r}: must be true or false.")
     return WORDS[text]
 
 
@@ -71,7 +87,7 @@ def crop_of(given: QueryParams) -> tuple[int, ...]:
     if (text := given.get("crop")) is None:
         return ()
     if not re.fullmatch(r"[0-9]{1,7},[0-9]{1,7},[1-9][0-9]{0,6},[1-9][0-9]{0,6}", text):
-        raise Refusal(400, f"crop {text!r}: must be four numbers X,Y,WIDTH,HEIGHT of pixels.")
+        raise _parameter(f"crop {text!r}: must be four numbers X,Y,WIDTH,HEIGHT of pixels.")
     return tuple(map(int, text.split(",")))
 
 
@@ -100,10 +116,10 @@ def rows_of(given: QueryParams, collection: Collection) -> list[int] | None:
     for name, pattern in (("rows", ROWS), ("ids", IDS)):
         text = given.get(name, "")
         if text and not re.fullmatch(pattern, text):
-            raise Refusal(400, f"{name} {text!r}: must be whole numbers with commas between them.")
+            raise _parameter(f"{name} {text!r}: must be whole numbers with commas between them.")
         numbers[name] = [int(one) for one in text.split(",")] if text else []
     if all(numbers.values()):
-        raise Refusal(400, "Give rows or ids, not both.")
+        raise _parameter("Give rows or ids, not both.")
     if numbers["ids"]:
         found = (collection.row_of_id(one) for one in numbers["ids"] if abs(one) < IDS_END)
         return [row for row in found if row is not None]
@@ -122,9 +138,9 @@ def json_of(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "The body is not JSON.") from error
+        raise _body("The body is not JSON.") from error
     if not isinstance(value, dict):
-        raise Refusal(400, "The body is not a JSON object.")
+        raise _body("The body is not a JSON object.")
     return value
 
 
@@ -155,7 +171,7 @@ def asked_of(body: dict[str, Any], collection: Collection) -> Asked:
         vectors = np.stack([_vector(one, collection) for one in _several(body, "vectors")])
         return Asked(vectors, _selves(body.get("selves", [[]] * len(vectors)), len(vectors), collection))
     if len(names) != 1 or not names <= set(KINDS):
-        raise Refusal(400, f"The body must have one of {', '.join(KINDS)}; or vectors and selves, or like, or like and "
+        raise _body(f"The body must have one of {', '.join(KINDS)}; or vectors and selves, or like, or like and "
                            "unlike.")
     (kind,) = names
     values = _several(body, kind)
@@ -167,14 +183,14 @@ def asked_of(body: dict[str, Any], collection: Collection) -> Asked:
 def _several(body: dict[str, Any], name: str) -> list:
     values = body[name]
     if not isinstance(values, list) or not 1 <= len(values) <= MOST_QUERIES:
-        raise Refusal(400, f"{name}: must be a list of 1 to {MOST_QUERIES}.")
+        raise _body(f"{name}: must be a list of 1 to {MOST_QUERIES}.")
     return values
 
 
 def _selves(value: Any, count: int, collection: Collection) -> list[np.ndarray]:
     """For each of `count` vectors, the rows that it is said to be."""
     if not isinstance(value, list) or len(value) != count or not all(isinstance(rows, list) for rows in value):
-        raise Refusal(400, "selves: must be a list of rows for each of the vectors.")
+        raise _body("selves: must be a list of rows for each of the vectors.")
     return [np.array([_row(row, collection) for row in rows], np.int64) for rows in value]
 
 
@@ -198,41 +214,42 @@ def _balance(body: dict[str, Any], collection: Collection) -> Asked:
 
 def _row(value: Any, collection: Collection) -> int:
     if type(value) is not int or not 0 <= value < len(collection):
-        raise Refusal(400 if type(value) is not int else 404, collection.no_row(_shown(value)))
+        raise Refusal(400 if type(value) is not int else 404, collection.no_row(_shown(value)),
+                      "body" if type(value) is not int else "unknown row")
     return value
 
 
 def _id(value: Any, collection: Collection) -> int:
     if not isinstance(value, str) or not re.fullmatch(ID, value) or abs(int(value)) >= IDS_END:
-        raise Refusal(400, f"{_shown(value)} is no id: ids are texts of digits.")
+        raise _body(f"{_shown(value)} is no id: ids are texts of digits.")
     if (row := collection.row_of_id(int(value))) is None:
-        raise Refusal(404, f"There is no image with the id {value}.")
+        raise Refusal(404, f"There is no image with the id {value}.", "unknown row")
     return row
 
 
 def _path(value: Any, collection: Collection) -> int:
     if not isinstance(value, str):
-        raise Refusal(400, f"{_shown(value)} is no path.")
+        raise _body(f"{_shown(value)} is no path.")
     try:
         row = collection.row_of_path(value)
     except UnicodeEncodeError as error:
-        raise Refusal(400, f"{_shown(value)} is no path.") from error
+        raise _body(f"{_shown(value)} is no path.") from error
     if row is None:
-        raise Refusal(404, f"There is no image with the path {_shown(value)}.")
+        raise Refusal(404, f"There is no image with the path {_shown(value)}.", "unknown row")
     return row
 
 
 def _vector(value: Any, collection: Collection) -> np.ndarray:
     dimension = collection.file.dimension
     if not isinstance(value, list) or len(value) != dimension or not all(type(one) in (int, float) for one in value):
-        raise Refusal(400, f"A vector must be a list of {dimension} numbers.")
+        raise _body(f"A vector must be a list of {dimension} numbers.")
     try:
         with np.errstate(over="ignore"):
             vector = np.array(value, np.float64).astype(np.float32)
     except OverflowError as error:
-        raise Refusal(400, "A vector holds a number that is too large.") from error
+        raise _body("A vector holds a number that is too large.") from error
     if not np.isfinite(vector).all():
-        raise Refusal(400, "A vector holds a number that is too large.")
+        raise _body("A vector holds a number that is too large.")
     return vector
 
 

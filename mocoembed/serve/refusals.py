@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
+from mocoembed.notes import counted
 from mocoembed.serve.answers import Refusal
 
 PER_MINUTE = 20  # lines; the rest are counted
@@ -27,15 +28,20 @@ class RefusalLog:
         if refusal.reason in QUIET:
             return
         if (now := self._clock()) - self._begun >= 60:
-            if self._left_out:
-                self._note(f"refused: {self._left_out} more requests within a minute")
-            self._begun, self._told, self._left_out = now, 0, 0
+            self.tell_rest()
+            self._begun, self._told = now, 0
         if self._told >= PER_MINUTE:
             self._left_out += 1
             return
         self._told += 1
         self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {_what(scope)} from {_address(scope)}: "
                    f"{refusal.status} {refusal.reason}")
+
+    def tell_rest(self):
+        """Note how many were left out since the last time, if there were any."""
+        if self._left_out:
+            self._note(f"refused: {counted(self._left_out, 'more request')} within a minute")
+        self._left_out = 0
 
 
 def _what(scope: Scope) -> str:

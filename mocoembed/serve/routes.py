@@ -29,6 +29,7 @@ from mocoembed.serve.parameters import (
     allow,
     asked_of,
     crop_of,
+    exclusive,
     filter_of,
     flag,
     integer,
@@ -115,7 +116,7 @@ class Api:
     async def _cropped(self, collection: Collection, asked: Asked, crop: tuple[int, ...]) -> Asked:
         """The query is a region of an image of the collection."""
         if asked.rows is None or len(asked.rows) != 1:
-            raise Refusal(400, "crop: is of an image in the body, or of one row, id or path.")
+            raise Refusal(400, "crop: is of an image in the body, or of one row, id or path.", "parameter")
         async with self.service.images.turn():
             data = await self.service.decode(original, collection, asked.rows[0])
         vector = await self.service.embedded(collection, data, crop)
@@ -169,6 +170,8 @@ class Api:
         sample = integer(given, "sample", 0, 0, MOST_ROWS)
         seed, offset = integer(given, "seed", 0, 0, 2**53), integer(given, "offset", 0, 0, 2**53)
         limit = integer(given, "limit", 100, 1, MOST_ROWS)
+        exclusive(given, ("rows", "ids"), ("sample", "seed", "offset", "limit", "min_side", *REPEATED))
+        exclusive(given, ("sample",), ("offset", "limit"))
         wanted = Wanted(filter=filter_of(given), min_side=integer(given, "min_side", 0, 0, MOST_SIDE))
 
         def found() -> dict[str, Any]:

@@ -79,7 +79,7 @@ const [CHUNK, IDS] = [100, 45]; // rows and ids asked for at a time
 export async function records(wanted, signal) {
   const found = [];
   for (let first = 0; first < wanted.length; first += CHUNK) {
-    found.push(...(await rows({ rows: wanted.slice(first, first + CHUNK).join(','), limit: CHUNK }, signal)).rows);
+    found.push(...(await rows({ rows: wanted.slice(first, first + CHUNK).join(',') }, signal)).rows);
   }
   return found;
 }

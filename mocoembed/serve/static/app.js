@@ -94,7 +94,7 @@ function pressed(event) {
   event.preventDefault();
 }
 
-const PICTURES = '.member-image, .near a'; // outside the grid
+const IMAGES = '.member-image, .near a'; // outside the grid
 
 /** Go through the images of the duplicates and of the health lists, mark them, decide about them; whether the key does so. */
 function along(key) {
@@ -103,7 +103,7 @@ function along(key) {
   const rows = { ArrowDown: 1, ArrowUp: -1 }[key];
   const now = document.activeElement;
   if (step || rows) {
-    const links = [...view.querySelectorAll(PICTURES)];
+    const links = [...view.querySelectorAll(IMAGES)];
     const place = links.indexOf(now);
     if (place < 0 && Math.abs(step) !== 1) return false; // the page is scrolled, until an image has the focus
     const to = rows ? nextRow(links, now, rows) : links[Math.max(0, Math.min(place + step, links.length - 1))];

@@ -2,13 +2,13 @@
 
 import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
 import * as api from './api.js';
-import { exportAs, tick } from './marks.js';
+import { exportAs, placeOf, tick } from './marks.js';
 import { imageLink, ratio } from './grid.js';
 import { go, state } from './state.js';
 
 const AT_ONCE = 30;
 const PAGE = 50; // groups asked for at a time
-const [PLACE, MOST_KEPT] = ['mocoembed-kept', 10000];
+const MOST_KEPT = 10000;
 const kept = new Map(); // id -> true: keep, false: remove, as a person decided; this browser remembers it
 let asking = null;
 let shown = null;
@@ -17,11 +17,13 @@ let found = null;
 let coming = null; // the next groups
 let parts = null;
 
-const stays = (group, record) => kept.get(record.id) ?? record === group.rows[0];
+const isAlike = (record) => record.score >= found.threshold - 1e-6; // the ends of a chain may not be
+const stays = (group, record) => kept.get(record.id) ?? (record === group.rows[0] || !isAlike(record));
 
 function recall() {
   try {
-    for (const [id, stay] of JSON.parse(localStorage.getItem(PLACE) ?? '[]')) kept.set(id, stay);
+    kept.clear();
+    for (const [id, stay] of JSON.parse(localStorage.getItem(placeOf('kept')) ?? '[]')) kept.set(id, stay);
   } catch { /* storage may be off; decisions then last as long as the page */ }
 }
 
@@ -29,7 +31,7 @@ function decide(record, stay) {
   kept.delete(record.id); // so that it becomes the latest one
   kept.set(record.id, stay);
   try {
-    localStorage.setItem(PLACE, JSON.stringify([...kept].slice(-MOST_KEPT)));
+    localStorage.setItem(placeOf('kept'), JSON.stringify([...kept].slice(-MOST_KEPT)));
   } catch { /* as above */ }
 }
 const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
@@ -62,6 +64,12 @@ const groupOf = ({ members }) => ({ rows: members.map(({ similarity, ...record }
 
 function build() {
   recall();
+  addEventListener('storage', ({ key }) => { // decided in another tab
+    if (key !== placeOf('kept')) return;
+    recall();
+    parts.list.replaceChildren(...groups.slice(0, parts.list.children.length).map(card));
+    tell();
+  });
   const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
   const value = el('output', { id: 'threshold-shown', for: 'threshold' });
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
@@ -69,7 +77,8 @@ function build() {
   const foot = el('div', { className: 'foot' });
   const button = (text, form) => el('button', { textContent: text,
     onclick: () => take(form) });
-  const exports = el('div', { className: 'exports', hidden: true }, el('span', { textContent: 'List of those to remove:' }),
+  const leaving = el('span');
+  const exports = el('div', { className: 'exports', hidden: true }, leaving,
     button('Copy paths', 'paths'), button('Text', 'text'), button('CSV', 'csv'), button('JSON', 'json'));
   let waiting;
   slider.oninput = () => {
@@ -79,11 +88,10 @@ function build() {
   };
   $('view-duplicates').append(
     el('div', { className: 'panel-bar' },
-      el('label', { className: 'slide' }, 'Alike from ', el('span', { className: 'ends', textContent: 'loose' }), slider,
-        el('span', { className: 'ends', textContent: 'exact' }), value), exports),
-    status, el('p', { className: 'hint', textContent: 'Click to keep an image or to put it on the '
-      + 'list; the largest of each group is kept at first. Nothing is ever deleted here: take the list away, and remove the files yourself.' }), list, foot);
-  parts = { slider, value, status, list, foot, exports };
+      el('label', { className: 'slide' }, 'Similarity of at least ', slider, value), exports),
+    status, el('p', { className: 'hint', textContent: 'By default, the largest image of each group is kept, and those '
+      + 'that are so similar to it are to be removed: click to change that. Nothing is deleted here: export the list, and remove the files yourself.' }), list, foot);
+  parts = { slider, value, status, list, foot, exports, leaving };
   new IntersectionObserver((seen) => { if (seen[0].isIntersecting) extend(); }, { rootMargin: '1500px' }).observe(foot);
 }
 
@@ -126,12 +134,12 @@ export function forget() {
 }
 
 function tell() {
-  const changed = groups.reduce((sum, group) => sum + leavingOf(group).length - (group.rows.length - 1), 0);
-  const extra = found.extra + changed;
-  parts.exports.hidden = !extra;
+  const leaving = groups.reduce((sum, group) => sum + leavingOf(group).length, 0);
+  parts.exports.hidden = !found.total;
+  parts.leaving.textContent = groups.length < found.total ? 'Images to remove:' : `${counted(leaving, 'image')} to remove:`;
   const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} was chosen: ${found.reason}` : '';
   parts.status.textContent = found.total
-    ? `${counted(found.total, 'group')}, ${counted(extra, 'image')} to remove${why}` : `No near-duplicates${why}`;
+    ? `${counted(found.total, 'group')} with ${counted(found.total + found.extra, 'image')}${why}` : `No near-duplicates${why}`;
 }
 
 async function extend() {
@@ -141,27 +149,31 @@ async function extend() {
   if (first >= groups.length) await more().catch(() => {});
   if (turn !== found || parts.list.children.length !== first) return;
   parts.list.append(...groups.slice(first, first + AT_ONCE).map(card));
+  tell();
 }
 
 function card(group) {
   const list = el('ul', { className: 'members' });
-  list.append(...group.rows.map((record) => member(group, record)));
-  return el('section', { className: 'group', 'aria-label': `Group of ${group.rows.length}` }, list);
+  const none = el('p', { className: 'hint', role: 'status' });
+  const warn = () => { none.textContent = group.rows.some((one) => stays(group, one)) ? '' : 'No image of this group is kept.'; };
+  list.append(...group.rows.map((record) => member(group, record, warn)));
+  warn();
+  return el('section', { className: 'group', 'aria-label': `Group of ${group.rows.length}` }, none, list);
 }
 
-function member(group, record) {
+function member(group, record, warn) {
   const link = imageLink(record);
   link.className = 'member-image';
   link.style.setProperty('--ratio', ratio(record));
   tick(link, record);
   const button = el('button', { className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
-  const alike = record === group.rows[0] ? '' : record.score.toFixed(3);
+  const alike = `similarity ${record.score.toFixed(3)}${isAlike(record) ? '' : ', by others between them'}`;
   const made = el('li', { className: 'member' }, link,
     el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
     el('p', { className: 'member-facts', textContent: [size, record.size ? bytesOf(record.size) : '',
       record.label].filter(Boolean).join(' · ') }),
-    el('p', { className: 'member-facts', textContent: alike ? `similarity ${alike}` : 'suggested to keep' }), button);
+    el('p', { className: 'member-facts', textContent: record === group.rows[0] ? 'suggested to keep' : alike }), button);
   const show = () => {
     const stay = stays(group, record);
     button.replaceChildren(icon(stay ? 'check' : 'close'), stay ? 'Kept' : 'To remove');
@@ -169,7 +181,7 @@ function member(group, record) {
     button.ariaLabel = `${stay ? 'Kept' : 'To remove'}: ${nameOf(record.path)}`;
     made.classList.toggle('leaves', !stay);
   };
-  button.onclick = () => { decide(record, !stays(group, record)); show(); tell(); };
+  button.onclick = () => { decide(record, !stays(group, record)); show(); warn(); tell(); };
   show();
   return made;
 }

@@ -72,6 +72,13 @@ export class Grid {
     if (isByKeyboard) this.list.children[place]?.querySelector('a').focus({ preventScroll: true });
   }
 
+  /** Scroll to a place that was reached before, rendering as much as it takes. */
+  async reach(scroll) {
+    const { turn } = this;
+    scrollTo(0, scroll);
+    while (turn === this.turn && scrollY < scroll - 1 && await this.extend()) scrollTo(0, scroll);
+  }
+
   /** The place of the image that has, or had, the focus. */
   get place() {
     return Number(this.current?.dataset.place ?? 0);
@@ -155,18 +162,19 @@ export class Grid {
     return this.coming;
   }
 
-  /** Render more; ask for more when all are there. */
+  /** Render more, and whether there were more; ask for more when all are there. */
   async extend() {
     const { turn } = this;
     try {
       if (!this.pending.length) await this.more();
     } catch {
       setTimeout(() => turn === this.turn && this.#watch(), 2000); // what there is stays, and more is asked for again
-      return;
+      return false;
     }
-    if (turn !== this.turn || !this.pending.length) return;
+    if (turn !== this.turn || !this.pending.length) return false;
     this.#render(AT_ONCE);
     this.#watch();
+    return true;
   }
 
   /** Observed anew, the foot tells again whether it is near. */

@@ -1,13 +1,13 @@
 // What the collection holds: counts, failed images, suspected wrong labels, outliers, encoder and index.
 
-import { $, counted, el, nameOf } from './dom.js';
+import { $, el, nameOf } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { imageLink } from './grid.js';
 import { fresh, write } from './state.js';
 
 const TITLES = { neighbours_agree: 'Neighbours that share the label', suspected_total: 'Suspected labels', labels_total: 'Labels',
-  recall_at_10: 'Recall@10', latency_ms: 'Milliseconds a query', measured_on: 'Queries measured', checkpoint_sha256: 'Checkpoint (SHA-256)' };
+  recall_at_10: 'Recall@10', latency_ms: 'Milliseconds a query', measured_on: 'Queries measured', checkpoint_sha256: 'Checkpoint (SHA-256)', mocoembed: 'mocoembed version', torch: 'PyTorch version' };
 const FACTS = ['images', 'failed_images', 'labels_total', 'neighbours_agree', 'suspected_total'];
 const SHARES = ['neighbours_agree', 'recall_at_10'];
 const MOST_LINES = 500;
@@ -39,7 +39,7 @@ export async function render() {
     place.replaceChildren(
       panel('Collection', facts(FACTS.map((name) => [name, report[name]]))),
       panel('Encoder', facts(flat(encoder))),
-      panel('Index', facts(flat(index))),
+      panel('Index', index.type === 'none' ? null : facts(flat(index))),
       panel('Labels', bars(labels.map(({ label, count }) => [el('a', { href: write(fresh({ label: [label ?? ''] })),
         textContent: label ?? 'no label' }), count])), labels.length, labels_total),
       panel('Suffixes', bars(suffixes.map(({ suffix, count }) => [el('span', { textContent: suffix }), count]))),
@@ -47,7 +47,7 @@ export async function render() {
         failed_images, 'Files that could not be embedded, and why.'),
       panel('Suspected labels', images(suspected_labels), suspected_labels.length, suspected_total,
         'At least 7 of the 10 nearest images share another label; the clearest cases first. Look before you change a label.'),
-      panel('Outliers', images(outliers), 0, 0, 'The images that are least like their neighbours, the loneliest first.'));
+      panel('Outliers', images(outliers), 0, 0, 'The images that are least like their neighbours, least similar first.'));
   } catch (error) {
     shown = false;
     place.replaceChildren(el('p', { className: 'status error', role: 'alert', textContent: error.message }));
@@ -93,8 +93,8 @@ function bars(entries) {
 /** Images, which can be marked all at once, to look through or to export; nothing for none. */
 function images(list) {
   if (!list.length) return null;
-  const mark = el('button', { className: 'small', textContent: `Mark ${counted(list.length, 'image')}`,
-    onclick: () => marks.set(list, !list.every(marks.has)) });
+  const mark = el('button', { className: 'small' });
+  marks.markAll(mark, () => list)();
   return el('div', {}, mark, el('ul', { className: 'near wide' }, ...list.map((record) => {
     const link = imageLink(record);
     marks.tick(link, record);

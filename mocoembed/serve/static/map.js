@@ -78,7 +78,7 @@ export function tell(progress) {
 
 function showStatus() {
   const where = whereOf(state());
-  scene.parts.status.textContent = `${counted(scene.points.count, 'image')} by ${scene.points.method}`
+  scene.parts.status.textContent = `${counted(scene.points.count, 'image')}, arranged by ${scene.points.method}`
     + (scene.points.provisional ? `; a better arrangement is being computed${scene.progress} and will appear here` : '')
     + (scene.lit.size ? ` · ${scene.lit.size} nearest to the query${where && ` in ${where}`} are ringed` : '');
 }

@@ -5,18 +5,28 @@ import { recordsOfIds, thumbnail } from './api.js';
 
 const marked = new Map(); // id -> {row, id, path, label, width, height}
 const listeners = [];
-let [place, version] = [null, null];
+let [name, place, version] = ['', null, null];
 
-/** Take up the marks of a collection; `name` tells it from others. In another version, their rows are looked up anew. */
-export async function load(name, now) {
-  let kept = {};
+/** Where this browser keeps something of this collection. */
+export const placeOf = (what) => `mocoembed-${what}-${name}`;
+
+const kept = () => JSON.parse(localStorage.getItem(place) ?? '{}');
+
+/** Take up the marks of a collection; `root` tells it from others. In another version, their rows are looked up anew. */
+export async function load(root, now) {
+  let before = {};
+  name = root;
+  place = placeOf('marks');
   try {
-    kept = JSON.parse(localStorage.getItem(`mocoembed-marks-${name}`) ?? '{}');
+    before = kept();
   } catch { /* storage may be off; marks then last as long as the page */ }
-  const some = kept.marked ?? [];
-  const found = kept.version === now ? null : await recordsOfIds(some.map(({ id }) => id), now);
-  place = `mocoembed-marks-${name}`;
+  const some = before.marked ?? [];
   version = now;
+  addEventListener('storage', ({ key }) => { // another tab has marked
+    const theirs = key === place ? kept() : {};
+    if (theirs.version === version) show(theirs.marked);
+  });
+  const found = before.version === now ? null : await recordsOfIds(some.map(({ id }) => id), now);
   set(found ? some.map(({ id }) => found.get(id)).filter(Boolean) : some, true);
 }
 
@@ -25,10 +35,10 @@ export const onChange = (listener) => listeners.push(listener);
 export const has = (record) => marked.has(record.id);
 export const all = () => [...marked.values()];
 
-function changed() {
-  try {
-    if (place) localStorage.setItem(place, JSON.stringify({ version, marked: all() }));
-  } catch { /* as above */ }
+/** Have these records marked, and no others. */
+function show(records) {
+  marked.clear();
+  for (const { row, id, path, label, width, height } of records) marked.set(id, { row, id, path, label, width, height });
   $('tray').hidden = marked.size === 0;
   document.body.classList.toggle('has-tray', marked.size > 0);
   $('tray-count').textContent = `${counted(marked.size, 'image')} marked`;
@@ -52,12 +62,20 @@ export function clear() {
 
 /** Mark records, or take their marks away. */
 export function set(records, on) {
-  for (const { row, id, path, label, width, height } of records) {
-    const record = { row, id, path, label, width, height };
-    if (on) marked.set(id, record);
-    else marked.delete(id);
-  }
-  changed();
+  const ids = new Set(records.map(({ id }) => id));
+  show([...all().filter(({ id }) => on || !ids.has(id)), ...(on ? records : [])]);
+  try {
+    localStorage.setItem(place, JSON.stringify({ version, marked: all() }));
+  } catch { /* as above */ }
+}
+
+/** Let `button` mark `records()`, or take their marks away once all have one; gives what shows which of both. */
+export function markAll(button, records) {
+  const areAll = () => records().every(has);
+  const tell = () => { button.textContent = `${areAll() ? 'Unmark' : 'Mark'} ${counted(records().length, 'image')}`; };
+  button.onclick = () => set(records(), !areAll());
+  onChange(() => { if (button.isConnected) tell(); });
+  return tell;
 }
 
 /** The collection is another by now, where images may have other rows: those that are not `found` ({id: record}) lose their mark. */

@@ -25,7 +25,7 @@ export async function requireThere(now) {
   const lost = [...ids.filter((id) => !found.has(id)), ...sent.filter((_, i) => !kept[i])];
   if (!lost.length) return;
   const rest = [like, unlike].map((list) => list.filter((one) => !lost.includes(one)));
-  const why = uploads.isUpload(lost[0]) ? 'was uploaded in another browser. Drop or choose it here again.'
+  const why = uploads.isUpload(lost[0]) ? 'was uploaded in another browser, or too long ago. Drop or choose it here again.'
     : 'is not in this collection. It has been removed since, or the link is of another collection.';
   throw new api.Refused(`A query image of this link ${why}`, 404, [
     rest.flat().length ? 'Search without it' : 'Show all images', withFilters(now, { like: rest[0], unlike: rest[1] })]);
@@ -47,8 +47,8 @@ export const NO_LABEL = 'no label'; // what stands for the label ''
 export const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
 
 /** The filters in words. */
-export const whereOf = (now) => [...now.label.map((label) => label || NO_LABEL), filterText(now),
-  now.side && `${now.side} pixels and more`].filter(Boolean).join(', ');
+export const whereOf = (now) => [now.label.map((label) => label || NO_LABEL).join(' or '), filterText(now),
+  now.side && `${now.side} pixels or more`].filter(Boolean).join(', and ');
 
 /** A state that keeps the filters of `now`, with another query. */
 export const withFilters = ({ label, path, side, min, k, fold }, patch) => fresh(
@@ -69,19 +69,40 @@ async function bodyOf({ like, unlike }, signal) {
   return unlike.length ? { ...body, unlike: await Promise.all(unlike.map(one)) } : body;
 }
 
+/** A glob that takes capitals and small letters alike: `*[rR][oO][sS][eE]*`; a path in the folders stays as it is. */
+const anyCase = (path) => (/[/[]/.test(path) ? path : path.replace(/\p{L}/gu, (one) => {
+  const both = [one.toLowerCase(), one.toUpperCase()];
+  return both.some((other) => other.length !== one.length) ? one : `[${both.join('')}]`;
+}));
+
 /** The filters of a state, as the API takes them. */
-export const filtersOf = ({ label, path, side }) => ({ label, path, min_side: side });
+export const filtersOf = ({ label, path, side }) => ({ label, path: anyCase(path), min_side: side });
 
 /** What asks for the hits of a state's query: (offset, k) -> records. */
 export async function hitsOf(now, signal) {
   const body = await bodyOf(now, signal);
   const given = { ...filtersOf(now), min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop,
     exclude_self: body.ids && !now.crop ? 'true' : '' };
-  return (offset, k) => api.search(body, { ...given, offset, k }, signal);
+  return (offset, k) => named(now.like[0], () => api.search(body, { ...given, offset, k }, signal));
 }
 
-const vectorOf = async (value, signal) => (await api.embed(
-  uploads.isUpload(value) ? await blobOf(value) : { ids: [value] }, signal))[0];
+const vectorOf = async (value, signal) => (await named(value, async () => api.embed(
+  uploads.isUpload(value) ? await blobOf(value) : { ids: [value] }, signal)))[0];
+
+/** What `does` gives; where it refuses an upload, its name is said, with the way to search without it. */
+async function named(value, does) {
+  try {
+    return await does();
+  } catch (error) {
+    if (!uploads.isUpload(value ?? '') || ![413, 415, 422].includes(error.status)) throw error;
+    const now = state();
+    const [like, unlike] = [now.like, now.unlike].map((list) => list.filter((one) => one !== value));
+    const { name } = await uploads.get(value);
+    const said = error.message.replace("'query'", name);
+    throw new api.Refused(said === error.message ? `${name}: ${said}` : said, error.status,
+      [like.length + unlike.length ? 'Search without it' : 'Show all images', withFilters(now, { like, unlike })]);
+  }
+}
 
 /** Width and height of a query image, in its own pixels; what is shown of it may be smaller. */
 const sizeOf = async (value, shown) => (uploads.isUpload(value) ? shown : api.recordOf(value));
@@ -149,7 +170,10 @@ export async function cropQuery(value) {
     const size = await sizeOf(value, { width: bitmap.width, height: bitmap.height });
     const { width } = size.width ? size : bitmap;
     const part = await cropOf(bitmap, width / bitmap.width);
-    if (part) go(withFilters(state(), { like: [value], crop: part.join(',') }), { from: {} });
+    if (part) {
+      go(withFilters(state(), { like: [value], crop: part.join(',') }), { from: {} });
+      $('cards').querySelector('.crop-it')?.focus();
+    }
   } catch (error) {
     toast(error instanceof api.Refused ? error.message : 'This browser cannot show the image; it cannot be cropped here.');
   }

@@ -23,10 +23,11 @@ let grid;
 let facts = {};
 let asking = null;
 let shownKey = null;
+let showMarkAll; // only images that are there can be marked: more come by scrolling
 
 const hasQuery = (now) => now.like.length + now.unlike.length > 0;
 const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
-const isFiltered = (now) => isBrowsing(now) || (hasQuery(now) && now.min !== '');
+const isFiltered = (now) => isBrowsing(now) || (hasQuery(now) && now.min + now.k !== '');
 const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search', by: '', only: [] });
 const toggled = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
 
@@ -72,6 +73,9 @@ export function listen(info) {
     if (open) scrollTo(0, 0);
   };
   $('options').addEventListener('submit', (event) => event.preventDefault());
+  $('options').addEventListener('keydown', ({ key }) => {
+    if (key === 'Escape') { $('options-button').click(); $('options-button').focus(); }
+  });
   $('k').onchange = () => go({ k: $('k').value });
   $('side').onchange = () => go({ side: $('side').value });
   $('fold').onchange = () => go({ fold: $('fold').checked ? '1' : '' });
@@ -82,11 +86,10 @@ export function listen(info) {
     waiting = setTimeout(() => go({ min: Number($('min').value) > ANY ? $('min').value : '' }, { replace: true }), 120);
   };
   $('min').closest('label').hidden = facts.normalized === false;
-  $('empty-clear').onclick = () => go({ label: [], path: '', side: '', min: '' });
+  $('empty-clear').onclick = () => go({ label: [], path: '', side: '', min: '', k: '' });
   $('empty-again').onclick = refresh;
   $('another').onclick = () => go({ ...fresh(), seed: String(1 + Math.floor(Math.random() * 1e6)) }, { from: {} });
-  $('mark-all').onclick = () => marks.set(grid.all(), !grid.all().every(marks.has));
-  grid.grown = showMarkAll;
+  grid.grown = showMarkAll = marks.markAll($('mark-all'), () => grid.all());
   marks.onChange(() => { if (state().marked && state().view === 'search') refresh(); });
 }
 
@@ -266,7 +269,7 @@ function show(now, answer, scroll) {
   $('grid').classList.remove('waiting');
   grid.unfolded = now.unfold;
   grid.show(answer.records, { next: answer.next, kept: answer.rendered, place: answer.place });
-  scrollTo(0, scroll);
+  grid.reach(scroll);
   const { records: some, total } = answer;
   const noImages = total === 0 || facts.count === 0;
   setEmpty(now, some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now) && !now.marked
@@ -290,11 +293,6 @@ function statusOf(now, { records: some, total, seconds, more }) {
   if (now.rows) return `${counted(total, 'image')} chosen on the map`;
   if (isBrowsing(now)) return `${counted(total, 'image')} in ${where}`;
   return `${counted(total, 'image')}, in random order`;
-}
-
-/** Only images that are there can be marked: more come by scrolling. */
-function showMarkAll() {
-  $('mark-all').textContent = `Mark ${counted(grid.all().length, 'image')}`;
 }
 
 /** What is said when there is nothing to show. */

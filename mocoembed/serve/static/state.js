@@ -10,6 +10,7 @@ export function read(search = location.search) {
   const state = {};
   for (const name of LISTS) state[name] = [...new Set(given.getAll(name))];
   for (const name of TEXTS) state[name] = given.get(name) ?? DEFAULTS[name] ?? '';
+  for (const name of ['k', 'side']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
   return state;
 }
 
@@ -33,6 +34,7 @@ export const state = () => current;
 export function start(render) {
   listener = render;
   history.scrollRestoration = 'manual';
+  addEventListener('pagehide', keepScroll);
   addEventListener('popstate', (event) => {
     const before = current;
     current = read();

@@ -21,7 +21,7 @@ const done = (request) => new Promise((resolve) => {
 
 export const isUpload = (value) => value.startsWith('u');
 
-/** Keep an image; its key. Older ones are forgotten beyond 60. */
+/** Keep an image; its key. Beyond 60, those of earlier visits are forgotten. */
 export async function add(blob, name = blob.name ?? 'image') {
   const random = crypto.getRandomValues(new Uint8Array(6));
   const key = `u${Date.now().toString(36)}${Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
@@ -31,7 +31,7 @@ export async function add(blob, name = blob.name ?? 'image') {
   if (store) {
     await done(store.put(kept, key));
     const keys = (await done(store.getAllKeys())) ?? [];
-    for (const old of keys.slice(0, Math.max(0, keys.length - MOST))) store.delete(old);
+    for (const old of keys.slice(0, Math.max(0, keys.length - MOST))) if (!known.has(old)) store.delete(old);
   }
   return key;
 }

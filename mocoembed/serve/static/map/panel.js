@@ -88,5 +88,5 @@ export function setEmpty(error) {
   status.textContent = '';
   const isNone = error.status === 404;
   empty.querySelector('h2').textContent = isNone ? 'There is no map yet' : 'No answer';
-  empty.querySelector('p').textContent = isNone ? `${error.message}. It appears here by itself.` : error.message;
+  empty.querySelector('p').textContent = isNone ? 'Run mocoembed map; the map then appears here.' : error.message;
 }

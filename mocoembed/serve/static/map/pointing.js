@@ -66,7 +66,9 @@ export function listen() {
     down.delete(event.pointerId);
     const drawn = scene.lasso;
     scene.lasso = null;
-    if (drawn?.length > 2) choose(rowsIn(drawn));
+    const inside = drawn?.length > 2 && rowsIn(drawn);
+    if (inside?.length) choose(inside);
+    else if (inside) toast('There are no images inside.');
     else if (moved < 4 * density()) {
       const row = rowAt(...place(event));
       if (row >= 0) api.records([row]).then(([{ id }]) => go({ open: id }), (error) => toast(error.message));
@@ -79,7 +81,8 @@ export function listen() {
     const step = 80 * density();
     const does = { ArrowLeft: () => moveBy(step, 0), ArrowRight: () => moveBy(-step, 0), ArrowUp: () => moveBy(0, step),
       ArrowDown: () => moveBy(0, -step), '+': () => zoomBy(1.4), '=': () => zoomBy(1.4), '-': () => zoomBy(1 / 1.4),
-      0: reset, Enter: () => choose(scene.parts.seen), m: markView }[event.key];
+      0: reset, Enter: () => choose(scene.parts.seen), m: markView,
+      ...(scene.lasso ? { Escape: () => { down.clear(); scene.lasso = null; plan(); } } : {}) }[event.key];
     if (!does || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
