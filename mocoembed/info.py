@@ -110,7 +110,7 @@ def _index(path: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 
 def _work(path: pathlib.Path, verify: bool) -> dict[str, Any]:
-    if verify:
+    if verify and path.exists():
         raise FormatError(f"{path} is an unfinished embedding, which has no hash yet. "
                           "Run the embed command again to finish it.")
     return {"kind": f"{KIND}, unfinished", **describe_work(path)}

@@ -51,6 +51,8 @@ def test_images_to_hits_without_any_path(tmp_path, images, run_cli, monkeypatch)
         status, out, _ = run_cli("info", tmp_path / "mocoembed-workspace" / path, "--json", "--verify")
         assert status == 0
         assert json.loads(out)["verified"] is True
+    status, _, err = run_cli("info", tmp_path / "nothing.h5", "--verify")
+    assert (status, "does not exist" in err) == (2, True)
     (run,) = (tmp_path / "mocoembed-workspace" / "runs").iterdir()
     assert json.loads(run_cli("info", run, "--json")[1])["step"] == 6
     assert run_cli("export")[0] == 0

@@ -195,7 +195,7 @@ def test_labels_and_paths(make_embeddings):
         assert sorted(rows((), ("", "a"))) == ["2", "3", "4", "5"]
         assert rows((), (), ("b",)) == rows((), (), ("b/*",)) == ["2", "3"]
         assert rows(("a", "b"), ("b",), ("*1.png", "0003.png")) == ["1"]
-        for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. It has 4 labels, such as '\?', 'a', "),
+        for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. The collection has 4 labels, such as '\?', 'a', "),
                                (((), ("B",)), r"--not-label 'B': 0 of 9 images match\. The nearest labels: 'b'\."),
                                (((), (), ("0005.jpg",)), r"--path '0005\.jpg': 0 of 9 .* nearest names: '0005\.png'"),
                                (((), (), ("b", "b/0002.pgn")), r"The nearest names: 'b/0002\.png'"),
@@ -325,7 +325,7 @@ def test_command_streams(indexed_workspace, images, run_cli, monkeypatch):
     (("--row", "24"), 2, "--row 24: "), (("--row", "-1"), 2, "--row -1: must be 0 or more."),
     (("--row", "x"), 2, "'x' is not a valid integer"), (("IMAGE", "--min-score", "nan"), 2, "must be a number"),
     (("IMAGE", "--crop", "0,0,5"), 2, "--crop 0,0,5: must be four numbers X,Y,WIDTH,HEIGHT"),
-    (("IMAGE", "--crop", "0,0,0,5"), 2, "--crop 0,0,0,5"), (("--row", "1", "--crop", "0,0,5,5"), 2, "of an IMAGE"),
+    (("IMAGE", "--crop", "0,0,0,5"), 2, "--crop 0,0,0,5"), (("--row", "1", "--crop", "0,0,5,5"), 2, "with an IMAGE"),
     (("IMAGE", "--crop", "30,30,30,30"), 2, "and the region must lie inside it"),
     (("IMAGE", "--unlike", "absent.png"), 2,
      "'absent.png' does not exist. Give one or more: mocoembed search IMAGE --unlike FILE"),

@@ -74,7 +74,8 @@ def test_a_type_finds_what_it_promises(make_embeddings, name, normalized):
     assert manifest["recall_at_10"] >= 0.95
     assert manifest["metric"] == ("inner_product" if normalized else "l2")
     breadths = [point.get("nprobe", point.get("efSearch")) for point in manifest["curve"]]
-    assert breadths == sorted(set(breadths))
+    assert breadths == sorted(breadths)
+    assert {point["batch"] for point in manifest["curve"]} == {1000}
     assert all({"recall_at_1", "recall_at_10", "latency_ms", "batch_latency_ms"} <= set(point)
                for point in manifest["curve"])
     assert {**manifest["parameters"]}.items() <= next(
@@ -191,6 +192,47 @@ def test_factory_strings_of_faiss(rows_file, factory, keeps):
     assert result.manifest["type"] == factory
     assert ("stamps_bytes" in result.manifest) == keeps
     assert recall_of(result.path) >= 0.75
+
+
+@pytest.mark.parametrize("factory", ["PCA8,IVF16,Flat", "PCA8,HNSW16,Flat", "OPQ4_16,IVF16,Flat"])
+def test_scores_are_those_of_the_vectors_whatever_the_index_makes_of_them(rows_file, factory):
+    """FAISS's own would be products of centred, shortened vectors."""
+    index = SearchIndex.open(build_index(IndexConfig(str(rows_file), type=factory, recall=0.9)).path)
+    with EmbeddingFile(rows_file) as file:
+        scores, rows = index.rows(file).nearest(file.embeddings()[:100], 5)
+        found = rows[:, 0] == np.arange(100)
+        np.testing.assert_allclose(scores[found, 0], 1, atol=1e-6)
+        expected = (file.embeddings()[rows] * file.embeddings()[:100, None]).sum(axis=2)
+    assert found.mean() > 0.95
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_points_of_a_curve_have_more_candidates(rows_file, run_cli, monkeypatch):
+    """What they bring is little where the breadth rises, and enough for a recall that is nearly all."""
+    monkeypatch.setattr(tuning, "CANDIDATES", (12, 14, 400))
+    monkeypatch.setattr(tuning, "WORTH", 1.0)
+    manifest = build_index(IndexConfig(str(rows_file), type="ivf-pq", recall=0.999)).manifest
+    counts = [point["candidates"] for point in manifest["curve"]]
+    assert counts == sorted(counts)
+    assert counts[-1] == 400
+    assert manifest["parameters"]["candidates"] == 400
+    assert manifest["recall_at_10"] >= 0.999
+    assert run_cli("search", "--embeddings", rows_file, "--row", "1", "--recall", "0.999")[0] == 0
+
+
+def test_a_lower_recall_says_what_is_kept(rows_file, run_cli):
+    build_index(IndexConfig(str(rows_file), type="ivf-flat", recall=0.99))
+    status, _, err = run_cli("index", rows_file, "--recall", "0.5")
+    assert status == 0
+    assert "the index was made for a recall of 0.99 and keeps it; --fresh builds it for 0.5" in err
+
+
+def test_more_lists_than_vectors_to_learn_from_are_refused_before_the_work(rows_file, run_cli):
+    status, out, err = run_cli("index", rows_file, "--type", "IVF1400,Flat")
+    assert (status, out) == (2, "")
+    assert f"1400 lists need as many vectors to learn from, and {rows_file} has 1200 beside those" in err
+    assert "128 lists are usual for so many" in err
+    assert "plan:" not in err
 
 
 @pytest.mark.parametrize("factory", ["PQ4", "OPQ4_16,PQ4", "OPQ4_16,IVF16,PQ4", "IVF16,PQ4x4fs"])
@@ -465,7 +507,7 @@ def test_a_search_picks_its_point_from_the_curve(rows_file):
         assert effort.breadth <= point["nprobe"]
     assert index.effort() == Effort(index.manifest["parameters"]["nprobe"])
     index.manifest["curve"] = [{**curve[0], "recall_at_10": 0.5}]
-    with pytest.raises(UsageError, match=r"--recall 0\.9: .* reaches 0\.500 at most"):
+    with pytest.raises(UsageError, match=r"--recall 0\.9: .* reaches 0\.5000 at most"):
         index.effort(0.9)
 
 

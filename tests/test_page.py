@@ -398,7 +398,7 @@ def test_filter_to_one_percent(watched):
     page.locator("#labels a", has_text=RARE).click()
     watched.changed(["rare, only.png"])
     before = watched.rows()
-    page.locator("#filter").fill("only")
+    page.locator("#filter").fill("ONLY")  # capitals or not
     page.keyboard.press("Enter")
     watched.changed(before)
     assert watched.rows() == ["rare, only.png"]
@@ -432,6 +432,19 @@ def test_results_begin_at_the_top_and_back_is_where_one_was(watched):
     assert page.evaluate("scrollY") == 900
 
 
+def test_a_reload_is_where_one_was(watched):
+    page = watched.open("?path=*")
+    page.set_viewport_size({"width": 500, "height": 300})  # where all images take several screens
+    watched.until("scrollTo(0, document.body.scrollHeight), "
+                  f"document.querySelectorAll('#grid .tile').length === {3 * PER_CLASS + 4}")
+    page.evaluate("scrollTo(0, document.body.scrollHeight - 700)")
+    place = page.evaluate("scrollY")
+    watched.until("place => history.state?.scroll === place", place)
+    page.reload()
+    watched.settled()
+    watched.until("place => Math.abs(scrollY - place) < 2", place)
+
+
 def test_options(watched):
     page = watched.open()
     watched.search(0)
@@ -445,6 +458,12 @@ def test_options(watched):
     page.locator("#fold").check()
     watched.until("location.search.includes('fold=1')")
     watched.settled()
+    page.keyboard.press("Escape")
+    assert page.locator("#options").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "options-button"
+    page.goto(watched.address + "?k=abc&side=-5")  # as somebody may type it
+    watched.settled()
+    assert page.locator("#grid .tile").count() >= 60
 
 
 def test_near_duplicates_unfold_in_place(watched):
@@ -692,6 +711,30 @@ def test_duplicates_tell_sizes_and_what_is_on_the_list(watched):
     page.reload()
     watched.settled()
     assert page.locator(".keep").all_inner_texts() == ["Kept", "Kept"]  # what was decided is remembered
+    for one in (first, second):
+        one.locator(".keep").click()
+    assert page.locator(".group .hint").inner_text() == "No image of this group is kept."
+    page.route("**/api/info", lambda route: route.fulfill(json={**route.fetch().json(), "root": "/elsewhere"}))
+    page.reload()
+    watched.settled()
+    assert page.locator(".keep").all_inner_texts() == ["Kept", "To remove"]  # and not for another collection
+
+
+def test_the_ends_of_a_chain_are_kept_unless_someone_decides_otherwise(watched):
+    page = watched.open()
+    rows = page.evaluate("fetch('/api/rows?limit=4').then((answer) => answer.json())")["rows"]
+    members = [{**row, "size": 100, "similarity": similarity, "identical": None}
+               for row, similarity in zip(rows, (1.0, 0.985, 0.98, 0.971))]
+    page.route("**/api/duplicates?*", lambda route: route.fulfill(json={
+        "threshold": 0.98, "auto": 0.98, "least": 0.9, "reason": "", "total": 1, "extra": 3,
+        "groups": [{"members": members}]}))
+    page.locator(".tabs [data-view=duplicates]").click()
+    page.wait_for_selector(".member")
+    assert page.locator(".keep").all_inner_texts() == ["Kept", "To remove", "To remove", "Kept"]
+    assert "similarity 0.971, by others between them" in page.locator(".member").last.inner_text()
+    assert page.locator(".exports").inner_text().startswith("2 images to remove:")
+    page.locator(".keep").last.click()
+    assert page.locator(".exports").inner_text().startswith("3 images to remove:")
 
 
 def test_health_explains_its_lists_and_marks_them(watched):
@@ -705,7 +748,7 @@ def test_health_explains_its_lists_and_marks_them(watched):
     watched.until(f"document.querySelectorAll('#grid .tile').length === {count}")
 
 
-def test_bad_upload(watched, tmp_path):
+def test_bad_upload(watched, places, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no image")
     page = watched.open()
     page.locator("#files").set_input_files(str(tmp_path / "bad.jpg"))
@@ -714,6 +757,57 @@ def test_bad_upload(watched, tmp_path):
     assert page.locator("#grid .tile").count() == 0
     page.locator("#cards .remove").click()
     page.wait_for_selector("#grid .tile")
+    (tmp_path / "text.jpg").write_bytes(b"nope")
+    good = next((places[0] / "red").iterdir())
+    page.locator("#files").set_input_files([str(tmp_path / "text.jpg"), str(good)])
+    page.wait_for_selector("#empty:not([hidden])")
+    said = page.locator("#empty p").inner_text()
+    assert said.startswith("The image text.jpg cannot be read: ")
+    assert "starts with 'nope'" in said
+    page.locator("#empty-way").click()
+    page.wait_for_selector("#grid .tile")
+    assert page.locator("#cards .card").count() == 1
+    assert "Similar images" in page.title()
+
+
+def test_more_uploads_than_are_kept_are_there_after_a_reload(watched, places):
+    some = sorted(str(path) for path in (places[0] / "red").iterdir())
+    some = (3 * some)[:70]
+    page = watched.open()
+    page.locator("#files").set_input_files(some)
+    watched.until("document.querySelectorAll('#cards .card').length === 70")
+    watched.settled()
+    page.reload()
+    watched.settled()
+    assert page.locator("#cards .card").count() == 70
+    assert page.locator("#grid .tile").count() > 0
+
+
+def test_marks_of_two_tabs_are_those_of_both(watched):
+    page = watched.open()
+    other = watched.context.new_page()
+    other.goto(watched.address)
+    other.wait_for_selector("#grid .tile")
+    for one, place in ((page, 0), (other, 1), (page, 2)):
+        one.locator("#grid .tile").nth(place).hover()
+        one.locator("#grid .tile .mark").nth(place).click()
+        for count in (page, other):
+            count.wait_for_timeout(200)
+    assert [one.locator("#tray-count").inner_text() for one in (page, other)] == ["3 images marked"] * 2
+    page.reload()
+    watched.settled()
+    assert page.locator("#tray-count").inner_text() == "3 images marked"
+    other.locator("#tray [data-do=clear]").click()
+    page.wait_for_selector("#tray", state="hidden")
+
+
+def test_marking_all_twice_says_what_it_does(watched):
+    page = watched.open("?label=rare")
+    page.locator("#mark-all", has_text="Mark 1 image").click()
+    assert page.locator("#tray-count").inner_text() == "1 image marked"
+    page.locator("#mark-all", has_text="Unmark 1 image").click()
+    assert page.locator("#tray").is_hidden()
+    assert page.locator("#mark-all").inner_text() == "Mark 1 image"
 
 
 def test_names_are_text(watched):
@@ -1037,7 +1131,7 @@ def test_map(watched, places, mapped):
     assert page.locator("#view-map .empty").is_hidden()
     write_map(final, made)
     page.evaluate(look)
-    watched.until("document.querySelector('#view-map .status').textContent.endsWith('images by t-SNE')")
+    watched.until("document.querySelector('#view-map .status').textContent.endsWith('images, arranged by t-SNE')")
     watched.until("!document.querySelector('.map-stage').hidden")
     page.wait_for_timeout(1000)  # the points glide to their places
     serious(page)

@@ -128,6 +128,10 @@ def test_a_stale_pair_is_refused(fresh_index, make_images, tmp_path):
     with pytest.raises(MismatchError, match=r"faiss was built from 24 rows \(\w{12}\), but .*h5 has 27 rows \(\w{12}\)"
                                             r".\nRun mocoembed index again"):
         search(fresh_index, query)
+    other = shutil.copy(fresh_index / "embeddings.h5", tmp_path / "other.h5")
+    with pytest.raises(MismatchError, match=r"\.faiss is the index of .*embeddings\.h5, not of .*other\.h5\. .*: "
+                                            r"mocoembed index \S*other\.h5$"):
+        search(fresh_index, query, embeddings=str(other), index=str(fresh_index / "embeddings.faiss"))
     build_index(IndexConfig(workspace=str(fresh_index)))
     assert search(fresh_index, query)[0].hits[0].path == str(query)
 

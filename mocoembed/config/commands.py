@@ -182,7 +182,7 @@ class SearchConfig:
         require(self, "min_score", self.min_score is None or abs(self.min_score) < math.inf, "a number")
         require(self, "crop", not self.crop or (len(self.crop) == 4 and min(self.crop) >= 0 < min(self.crop[2:])),
                 "four numbers X,Y,WIDTH,HEIGHT of pixels")
-        require(self, "crop", not self.crop or bool(self.images), "of an IMAGE that is given")
+        require(self, "crop", not self.crop or bool(self.images), "used with an IMAGE; it does not apply to --row")
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class DuplicatesConfig:
 
     def __post_init__(self):
         require(self, "threshold", self.threshold == "auto" if isinstance(self.threshold, str)
-                else 0 < self.threshold <= 1, "auto, or a number above 0, 1 at most")
+                else 0 < self.threshold <= 1, "auto, or a number above 0 and at most 1")
         if self.exact_only and self.index is not None:
             raise UsageError("--index: bytes are compared without an index. Leave out --index or --exact-only.")
 

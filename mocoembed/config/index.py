@@ -22,11 +22,11 @@ class IndexConfig:
     fresh: bool = False
     """Build anew instead of updating, and replace an index of another embeddings file."""
     type: str = "auto"
-    """Kind of index: auto, flat (exact), rabitq, ivf-sq8, ivf-pq, ivf-flat, hnsw, or a factory string of FAISS. Where
-    an index is there, auto keeps the type that was asked for when it was built."""
+    """Kind of index: auto, flat (exact), rabitq, ivf-sq8, ivf-pq, ivf-flat, hnsw, or a factory string of FAISS. If
+    an index exists, auto keeps the type that was asked for when it was built."""
     recall: float | None = None
-    """Recall@10 to reach: the share of the ten nearest neighbours that a search finds. By default, that of the index
-    that is there, or 0.99 for a new one."""
+    """Recall@10 to reach: the share of the ten nearest neighbours that a search finds. By default, that of the
+    existing index, or 0.99 for a new one. A lower one than it was built for takes --fresh."""
     allow_lower_recall: bool = False
     """Keep an index that misses --recall."""
     memory: str | None = None

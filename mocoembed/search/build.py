@@ -24,10 +24,10 @@ from mocoembed.search.blocks import blocks, finite
 from mocoembed.search.faiss_index import FaissIndex, faiss_version, require_gpu
 from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
-from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, require_cap
+from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, lists_for, require_cap
 from mocoembed.search.stamps import verified_stamps
 from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
-from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, described, measure
+from mocoembed.search.tuning import HELD_OUT, HELD_SHARE, Sample, chosen, curve, described, measure
 from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
@@ -97,6 +97,11 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     if config.type != "auto":
         plan = Plan(kind_of(config.type), len(file), file.dimension)
         require_cap(plan, cap)
+        learned_from = len(file) - min(HELD_OUT, int(HELD_SHARE * len(file)))
+        if plan.parts.lists > learned_from:
+            raise UsageError(f"--type {config.type}: {plan.parts.lists} lists need as many vectors to learn from, and "
+                             f"{file.path} has {learned_from} beside those that the recall is measured with. "
+                             f"{lists_for(len(file))} lists are usual for so many.")
         return [plan]
     small = 4 * len(file) * file.dimension <= FLAT_BYTES
     plans = [Plan(KINDS[name], len(file), file.dimension) for name in (["flat"] if small else ["rabitq", "flat"])]
@@ -148,7 +153,7 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
             if config.type == "auto":
                 return None
             raise MocoembedError(f"--type {config.type} reaches a recall@10 of "
-                                 f"{max(one['recall_at_10'] for one in points):.3f} at most, below --recall "
+                                 f"{max(one['recall_at_10'] for one in points):.4f} at most, below --recall "
                                  f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
                                  "use --type flat, which is exact.")
         point = max(points, key=lambda one: one["recall_at_10"])

@@ -28,6 +28,7 @@ from mocoembed.search.faiss_parts import (
     one_thread,
     quick_codes,
     reason,
+    transformations,
 )
 
 __all__ = ["METRICS", "FaissIndex", "faiss_version"]
@@ -91,6 +92,11 @@ class FaissIndex:
     def lists(self) -> int:
         """Inverted lists; 0 where there are none."""
         return self._ivf.nlist if self._ivf is not None else 0
+
+    @property
+    def transforms(self) -> bool:
+        """Whether vectors are changed before they are compared, as in `PCA64,Flat`: scores are then those of others."""
+        return bool(transformations(self._index))
 
     def anatomy(self) -> Anatomy:
         """What it takes, by its parts."""

@@ -5,6 +5,7 @@ The only module that imports faiss.
 
 import contextlib
 import re
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,9 @@ class _Faiss:
         try:
             import faiss
         except (RuntimeError, OSError) as error:  # its own word for a library that cannot be loaded
-            raise MocoembedError(f"FAISS cannot be loaded: {reason(error)}.") from error
+            limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+            within = " within the memory that `ulimit -v` allows" if limited else ""
+            raise MocoembedError(f"FAISS cannot be loaded{within}: {reason(error)}.") from error
         return getattr(faiss, name)
 
 
@@ -54,7 +57,7 @@ def _layers(index: Any) -> list[Any]:
     return layers
 
 
-def _transformations(index: Any) -> list[Any]:
+def transformations(index: Any) -> list[Any]:
     """What is done to a vector before its code is made, outermost first."""
     return [faiss.downcast_VectorTransform(one.chain.at(place)) for one in _layers(index)
             if isinstance(one, faiss.IndexPreTransform) for place in range(one.chain.size())]
@@ -88,7 +91,7 @@ def quick_codes(index: Any) -> list[Any]:
     no search of ours looks at.
     """
     inner = _layers(index)[-1]
-    rotations = [one for one in _transformations(index) if isinstance(one, faiss.OPQMatrix)]
+    rotations = [one for one in transformations(index) if isinstance(one, faiss.OPQMatrix)]
     if hasattr(inner, "do_polysemous_training"):
         inner.do_polysemous_training = False
     codes = [faiss.ProductQuantizer(one.d_out, one.M, 8) for one in rotations]  # as FAISS makes them
@@ -157,12 +160,12 @@ class Anatomy:
     @classmethod
     def of(cls, index: Any) -> "Anatomy":
         """Of an index of FAISS, which may be empty."""
-        inner, transformations = _layers(index)[-1], _transformations(index)
+        inner, changes = _layers(index)[-1], transformations(index)
         lists = inner.nlist if isinstance(inner, faiss.IndexIVF) else 0
         links = inner.hnsw.nb_neighbors(1) if isinstance(inner, faiss.IndexHNSW) else 0
-        matrices = sum(4 * one.d_in * one.d_out for one in transformations)
+        matrices = sum(4 * one.d_in * one.d_out for one in changes)
         codes = [(one.M * 256, one.niter_pq_0 + (one.niter - 1) * one.niter_pq + ENCODING * one.niter)
-                 for one in transformations if isinstance(one, faiss.OPQMatrix)]
+                 for one in changes if isinstance(one, faiss.OPQMatrix)]
         if hasattr(inner, "pq"):
             codes.append((inner.pq.M * inner.pq.ksub, ITERATIONS))
         return cls(_vector_bytes(inner), matrices, lists, links, sum(centres * rounds for centres, rounds in codes),

@@ -141,7 +141,7 @@ class SearchIndex:
         point = next((point for point in curve if point["recall_at_10"] >= recall), None)
         if point is None:
             best = max((point["recall_at_10"] for point in curve), default=self.manifest.get("recall_at_10", 0.0))
-            raise UsageError(f"--recall {recall:g}: {self.path} reaches {best:.3f} at most. Build it again with "
+            raise UsageError(f"--recall {recall:g}: {self.path} reaches {best:.4f} at most. Build it again with "
                              f"--recall {recall:g}, or with --type flat, which is exact.")
         return Effort.of(point)
 

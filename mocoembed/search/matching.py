@@ -87,8 +87,11 @@ def index_of(path: pathlib.Path, file: EmbeddingFile, for_rows: bool = False) ->
 
 
 def _require_same_rows(index: pathlib.Path, manifest: dict, file: EmbeddingFile):
-    built_from = manifest["embeddings"]
+    built_from, named = manifest["embeddings"], _named(index, manifest)
     if not is_of(manifest, file):
+        if os.path.realpath(named) != os.path.realpath(file.path):
+            raise MismatchError(f"{index} is the index of {named}, not of {file.path}. Give one that belongs to it "
+                                f"with --index; make one with: {shlex.join(['mocoembed', 'index', str(file.path)])}")
         raise MismatchError(f"{index} was built from {built_from['count']} rows ({built_from['rows_sha256'][:12]}), "
                             f"but {file.path} has {len(file)} rows ({file.identity[:12]}).\n"
                             f"Run mocoembed index again: {_again(file.path, index)}")

@@ -43,7 +43,7 @@ class Described:
     """What a collection says of itself, as an index and an embeddings file do, for choosing the encoder."""
 
     def __init__(self, collection: Milvus, about_it: dict):
-        self.path, self.manifest = f"the Milvus collection {collection}", about_it
+        self.path, self.manifest = f"The Milvus collection {collection}", about_it
         self.precision, self.full_decode = about_it["precision"], about_it["full_decode"]
         self.value_range = tuple(map(float, about_it["value_range"]))
 

@@ -20,6 +20,7 @@ from mocoembed.search.index_rows import TUNED_FOR, Effort, IndexRows, others
 HELD_OUT, HELD_SHARE = 500, 0.2  # rows as queries: so many, but at most this share of all
 STORED = 100  # queries for an index that is not tuned
 ALONE = 50  # of them are timed one by one
+BATCH = 1000  # are timed together
 TOLERANCE = 1e-5  # relative; FAISS adds up in float32, the reference in float64
 CANDIDATES = (40, 100, 200, 400)  # that are ranked again
 WORTH = 0.002  # of recall, for which more candidates are taken
@@ -79,7 +80,9 @@ def recall(file: EmbeddingFile, sample: Sample, found: np.ndarray) -> np.ndarray
 
 
 def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequest) -> dict:
-    """Recall@10, its standard error, recall@1, and milliseconds for a query, alone and among all of the sample.
+    """Recall@10, its standard error, recall@1, and milliseconds for a query, alone and in a batch of `batch` queries.
+
+    The batch is `BATCH` queries, held-out ones again and again; of stored ones, which an update measures, each once.
 
     Recall@1 is the share of queries whose first hit is as near as the nearest.
     """
@@ -89,29 +92,35 @@ def measure(rows: IndexRows, file: EmbeddingFile, sample: Sample, stop: StopRequ
         rows.nearest(query[None], sample.k)
         seconds.append(time.perf_counter() - begun)
         stop.raise_if_set(STOPPED)
+    together = sample.queries if sample.stored else np.resize(sample.queries, (BATCH, sample.queries.shape[1]))
     begun = time.perf_counter()
-    found = rows.nearest(sample.queries, sample.k + sample.stored)[1]
-    batch = time.perf_counter() - begun
-    found = sample.without_queries(found)
+    found = rows.nearest(together, sample.k + sample.stored)[1]
+    batch = (time.perf_counter() - begun) / len(together)
+    found = sample.without_queries(found[:len(sample.queries)])
     each = recall(file, sample, found)
     stop.raise_if_set(STOPPED)
     return {"recall_at_10": float(each.mean()), "recall_error": float(each.std() / np.sqrt(len(each))),
             "recall_at_1": float(recall(file, sample, found[:, :1]).mean()),
-            "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch / len(each)}
+            "latency_ms": 1e3 * float(np.median(seconds)), "batch_latency_ms": 1e3 * batch, "batch": len(together)}
 
 
 def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool, stop: StopRequest,
           ids: np.ndarray | None = None) -> Iterator[dict]:
     """Points of rising breadth: its parameters, as a manifest names them, and what `measure` says.
 
-    Of the numbers of candidates, the least that more of them does not improve is taken. The curve ends where all is
-    found. `ids`: of the file's rows, if they have been read.
+    Of the numbers of candidates, the least that more of them does not improve much is taken; the rest come last, with
+    the largest breadth. The curve ends where all is found. `ids`: of the file's rows, if they have been read.
     """
-    rows, candidates = IndexRows(index, file, Effort(), ids=ids), list(CANDIDATES) if reranks else [0]
+    rows = IndexRows(index, file, Effort(), ids=ids)
+    candidates = list(CANDIDATES) if reranks or index.transforms else [0]
+
+    def point_at(breadth: int, count: int) -> dict:
+        rows.effort = Effort(breadth, count)
+        return {**rows.effort.parameters(index.breadth_name), **measure(rows, file, sample, stop)}
+
     for breadth in _breadths(index):
         while True:
-            rows.effort = Effort(breadth, candidates[0])
-            point = {**rows.effort.parameters(index.breadth_name), **measure(rows, file, sample, stop)}
+            point = point_at(breadth, candidates[0])
             if len(candidates) == 1:
                 break
             rows.effort = Effort(breadth, candidates[1])
@@ -120,6 +129,10 @@ def curve(index: FaissIndex, file: EmbeddingFile, sample: Sample, reranks: bool,
                 break
             del candidates[0]
         yield point
+        if point["recall_at_10"] >= ENOUGH:
+            return
+    for count in candidates[1:]:
+        yield (point := point_at(breadth, count))
         if point["recall_at_10"] >= ENOUGH:
             return
 

@@ -71,6 +71,9 @@ def update_index(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, 
         return None
     if is_of(old, file):
         SearchIndex.open(output)  # whole?
+        target = old.get("recall_target", 0)
+        if kind != "flat" and config.recall < target:
+            note(f"the index was made for a recall of {target:g} and keeps it; --fresh builds it for {config.recall:g}")
         return old, "up to date"
     if kind == "flat" or "stamps_bytes" not in old:
         note(f"building anew: the embeddings have changed, and an index of type {kind} cannot be updated")

@@ -5,6 +5,7 @@ of them have the same other label; those where they agree most, and are nearest,
 that are least like their neighbours.
 """
 
+import math
 import os
 from collections import Counter
 from typing import Any
@@ -19,6 +20,7 @@ from mocoembed.serve.jobs import Job
 NEIGHBOURS = 10
 BLOCK = 512  # rows at a time
 SHOWN = 60  # images of a kind
+OUTLIERS = 0.05  # of the images are listed as outliers at most
 MOST_FAILED = 500
 LEAST_SHARE = 0.7  # of the neighbours that agree on another label
 
@@ -84,10 +86,10 @@ def _votes(theirs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _outliers(collection: Collection, scores: np.ndarray) -> list[dict]:
-    """The images that are least like their neighbours, the loneliest first."""
+    """The images that are least like their neighbours, the least similar first."""
     if not scores.shape[1]:
         return []
     near = scores.mean(axis=1)
-    rows = np.argsort(near, kind="stable")[:SHOWN]
+    rows = np.argsort(near, kind="stable")[:min(SHOWN, math.ceil(OUTLIERS * len(near)))]
     return [{**facts, "similarity": round(float(near[row]), 4)}
             for row, facts in zip(rows.tolist(), collection.facts(rows.tolist()))]

@@ -135,8 +135,9 @@ export function forget() {
 
 function tell() {
   const leaving = groups.reduce((sum, group) => sum + leavingOf(group).length, 0);
-  parts.exports.hidden = !found.total;
-  parts.leaving.textContent = groups.length < found.total ? 'Images to remove:' : `${counted(leaving, 'image')} to remove:`;
+  const areAll = groups.length >= found.total;
+  parts.exports.hidden = areAll && !leaving;
+  parts.leaving.textContent = areAll ? `${counted(leaving, 'image')} to remove:` : 'Images to remove:';
   const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} was chosen: ${found.reason}` : '';
   parts.status.textContent = found.total
     ? `${counted(found.total, 'group')} with ${counted(found.total + found.extra, 'image')}${why}` : `No near-duplicates${why}`;

@@ -34,7 +34,11 @@ export const state = () => current;
 export function start(render) {
   listener = render;
   history.scrollRestoration = 'manual';
-  addEventListener('pagehide', keepScroll);
+  let resting;
+  addEventListener('scroll', () => { // for a reload
+    clearTimeout(resting);
+    resting = setTimeout(keepScroll, 200);
+  });
   addEventListener('popstate', (event) => {
     const before = current;
     current = read();

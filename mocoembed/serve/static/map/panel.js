@@ -87,6 +87,6 @@ export function setEmpty(error) {
   if (!error) return;
   status.textContent = '';
   const isNone = error.status === 404;
-  empty.querySelector('h2').textContent = isNone ? 'There is no map yet' : 'No answer';
-  empty.querySelector('p').textContent = isNone ? 'Run mocoembed map; the map then appears here.' : error.message;
+  empty.querySelector('h2').textContent = isNone ? 'No map' : 'No answer';
+  empty.querySelector('p').textContent = isNone ? `${error.message}; it then appears here.` : error.message;
 }
