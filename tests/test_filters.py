@@ -195,7 +195,8 @@ def test_labels_and_paths(make_embeddings):
         assert sorted(rows((), ("", "a"))) == ["2", "3", "4", "5"]
         assert rows((), (), ("b",)) == rows((), (), ("b/*",)) == ["2", "3"]
         assert rows(("a", "b"), ("b",), ("*1.png", "0003.png")) == ["1"]
-        for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. The collection has 4 labels, such as '\?', 'a', "),
+        for given, message in [((("d",),), r"--label 'd': 0 of 9 images match\. The collection has 4 labels, such as "
+                                           r"'\?', 'a', "),
                                (((), ("B",)), r"--not-label 'B': 0 of 9 images match\. The nearest labels: 'b'\."),
                                (((), (), ("0005.jpg",)), r"--path '0005\.jpg': 0 of 9 .* nearest names: '0005\.png'"),
                                (((), (), ("b", "b/0002.pgn")), r"The nearest names: 'b/0002\.png'"),

@@ -106,5 +106,6 @@ def nothing_matches(what: str, count: int, kind: str, wanted: str, names: Iterab
     if not near:
         shown = list(lower.values())[:SHOWN]
         some = f"{len(lower)} labels," if kind == "labels" else kind  # of names not all are looked at
-        hint = f" The collection has {some} such as {', '.join(map(repr, shown))}." if shown else f" The collection has no {kind}."
+        hint = f"{some} such as {', '.join(map(repr, shown))}" if shown else f"no {kind}"
+        hint = f" The collection has {hint}."
     return UsageError(f"{what}: 0 of {count} images match.{hint}")

@@ -52,7 +52,8 @@ def choose_threshold(count: int, vectors_of: Callable[[np.ndarray], np.ndarray],
     spread = (float(np.percentile(near, 75)) - float(np.median(near))) / UPPER_QUARTILE
     cosine = 1 - math.exp(middle - DEVIATIONS * math.hypot(spread, GUMBEL * power))
     cosine = min(HIGHEST, max(LOWEST, math.floor(10_000 * cosine) / 10_000))
-    return Threshold(cosine, f"the nearest neighbours of these images have a cosine similarity of about {1 - math.exp(middle):.2f}")
+    return Threshold(cosine, "the nearest neighbours of these images have a cosine similarity of about "
+                             f"{1 - math.exp(middle):.2f}")
 
 
 def _first_of_each(digests: np.ndarray) -> np.ndarray:
