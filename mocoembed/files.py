@@ -269,9 +269,10 @@ class StopRequest:
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self, patient: bool = False):
+    def __init__(self, patient: bool = False, said: str = ""):
+        """`said` is a line for people, at the first signal: for work whose safe points are far apart."""
         self.signal_number: int | None = None
-        self.patient = patient
+        self.patient, self.said = patient, said
         self._previous: dict[int, Any] = {}
 
     def __enter__(self):
@@ -281,6 +282,9 @@ class StopRequest:
         return self
 
     def _note(self, number, frame):
+        if self.said and self.signal_number is None:
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{self.said}\n".encode())  # what prints may be in the middle of it
         self.signal_number = number
         if not self.patient:
             self._restore()

@@ -14,7 +14,8 @@ LARGEST_KEPT = 32 * MIB  # that glibc comes to keep by itself, of what a program
 # In messages of errors that are no MemoryError: of torch on a CPU, of its DataLoader, and of a GPU's libraries, which
 # allocate for themselves. A thread's stack is memory too.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "CUDNN_STATUS_ALLOC_FAILED",
-             "CUBLAS_STATUS_ALLOC_FAILED", "unable to allocate shared memory", "can't start new thread")
+             "CUBLAS_STATUS_ALLOC_FAILED", "unable to allocate shared memory", "can't start new thread",
+             "could not execute a primitive", "could not create a primitive")  # oneDNN
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 

@@ -81,7 +81,7 @@ WRONG_CALLS = [
     ("pretrain {images} --recipe moco-v9", 2, "must be one of auto, moco-v1, moco-v2, moco-v2-plus, lightly"),
     ("pretrain {images} --epochs many", 2, "many"),
     ("pretrain {images} --epochs 0", 2, "--epochs 0: must be 1 or more"),
-    ("pretrain {images} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be one of resnet18"),
+    ("pretrain {images} --arch resnet9 --batch-size 16", 2, "--arch resnet9: must be timm:NAME or one of resnet18"),
     ("pretrain {images} --device tpu", 2, "--device tpu"),
     ("pretrain {images} --device cuda:99", 2, "--device cuda:99: not on this machine"),
     ("pretrain {images} --jitter 1,2", 2, "'1,2' is not 4 numbers separated by commas"),

@@ -125,7 +125,7 @@ def test_every_classifier_is_known_or_refused_with_a_reason():
 
 def test_unknown_names_are_refused_with_the_known_ones():
     for name in ("resnet19", "fcn_resnet50", "r3d_18", "quantized_resnet18", "fasterrcnn_resnet50_fpn", ""):
-        with pytest.raises(UsageError, match=rf"--arch {name}: must be one of resnet18, .*resnet50.* vit_l_32\."):
+        with pytest.raises(UsageError, match=rf"--arch {name}: must be timm:NAME or one of resnet18, .*resnet50.* vit"):
             build_backbone(name, 1, STEM)
 
 

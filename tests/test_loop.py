@@ -23,6 +23,7 @@ from mocoembed.knn import knn_accuracy_of
 from mocoembed.model.embedder import Embedder
 from mocoembed.model.encoder_file import load_encoder
 from mocoembed.model.precision import Compute
+from mocoembed.train import loop
 from mocoembed.train.checkpoint import load_newest
 from mocoembed.train.loop import pretrain
 from mocoembed.train.monitor import Watcher
@@ -91,6 +92,21 @@ def test_trains_records_and_exports(config):
     assert (result.encoder.parent.parent / "encoder.safetensors").read_bytes() == result.encoder.read_bytes()
     assert json.loads((result.run / "config.json").read_text())["batch_size"] == 8
     assert list(result.run.glob("events.out.tfevents.*"))
+
+
+def test_a_signal_during_a_step_stops_after_that_step(config, monkeypatch, capfd):
+    step = loop.training_step
+
+    def long_step(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given)
+
+    monkeypatch.setattr(loop, "training_step", long_step)
+    with pytest.raises(Interrupted, match="Stopped after step 1 of 9; saved in "):
+        pretrain(config)
+    assert capfd.readouterr().err.count("mocoembed: stopping after this step") == 1
+    monkeypatch.undo()
+    assert pretrain(config).steps == 9
 
 
 @pytest.mark.parametrize("workers", [0, 2])

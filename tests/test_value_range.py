@@ -83,14 +83,26 @@ def test_the_warning_comes_once_and_only_for_little_of_the_range():
         said = []
         watch = RangeWatch(said.append)
         for _ in range(module.ENOUGH + 5):
-            watch.add(Seen(*seen, 65535))
+            watch.add(Seen.of(*seen, 65535))
             watch.add(None)
         watch.close()
         watch.close()
         assert len(said) == (text is not None)
         assert text is None or text in said[0]
-    assert joined([None, Seen(5, 9, 100), Seen(2, 7, 200, 3), None]) == (2, 9, 200, 4)
+    assert joined([None, Seen(5, 9, 100), Seen(2, 7, 200, 3), None]) == (2, 9, 200, 4, 0)
     assert joined([None]) is None
+
+
+@pytest.mark.parametrize(("dark", "bright", "warned"), [(3, 0, True), (2, 1, True), (1, 3, True), (1, 4, False)])
+def test_images_of_the_full_range_among_dark_ones_do_not_silence_the_warning(dark, bright, warned):
+    said: list[str] = []
+    watch = RangeWatch(said.append)
+    watch.add(joined([Seen.of(0, 65535, 65535)] * bright))
+    for seen in [Seen.of(10, 4080, 65535)] * dark:
+        watch.add(seen)
+    watch.close()
+    assert [text.rpartition(" ")[2] for text in said] == ["10,4080"] * warned
+    assert ("of the first" in "".join(said)) == (warned and bright > 0)
 
 
 def test_embed_warns_once_of_dark_images(dark, fresh_workspace, run_cli):
@@ -101,7 +113,7 @@ def test_embed_warns_once_of_dark_images(dark, fresh_workspace, run_cli):
     status, _, said = run_cli(*arguments, "--value-range", "0,4095")
     assert status == 0
     assert "give --value-range" not in said
-    assert "--value-range 0,4095; the encoder was pretrained with none" in said
+    assert "--value-range 0,4095; the encoder's own is none" in said
     told = json.loads(run_cli("info", str(fresh_workspace / "embeddings.h5"), "--json")[1])
     assert told["value_range"] == [0, 4095]
     assert "value_range" not in told["encoder"]["transform"]

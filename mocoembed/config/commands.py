@@ -45,7 +45,7 @@ class ExportConfig:
 
     def __post_init__(self):
         one_of(self, "format", EXPORT_FORMATS)
-        at_least(self, 1, "image_size")
+        at_least(self, 8, "image_size")
         require(self, "mean", len(self.mean) in (0, 3), "three numbers")
         require(self, "std", len(self.std) in (0, 3) and min(self.std, default=1) > 0, "three numbers above 0")
 

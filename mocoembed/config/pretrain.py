@@ -176,8 +176,9 @@ class PretrainConfig:
         one_of(self, "dictionary", DICTIONARIES)
         one_of(self, "key_encoder", KEY_ENCODERS)
         one_of(self, "batchnorm", BATCHNORMS)
-        at_least(self, 1, "queue_size", "dim", "bn_groups", "epochs", "image_size", "val_every",
-                 "checkpoint_every", "processes", "groups_at_once", "key_image_size")
+        at_least(self, 8, "image_size", "key_image_size")
+        at_least(self, 1, "queue_size", "dim", "bn_groups", "epochs", "val_every", "checkpoint_every", "processes",
+                 "groups_at_once")
         at_least(self, 2, "batch_size", "limit")
         at_least(self, 0, "lr", "warmup_epochs", "weight_decay", "sgd_momentum", "seed", "workers")
         at_most(self, 2**63 - 1, "seed")

@@ -13,7 +13,8 @@ from PIL import Image
 from mocoembed.errors import UnreadableImage
 
 BLOCK = 1 << 16  # pixels converted at a time
-SHARE_OF_RANGE = 1 / 8  # deep images that use less of their range are warned of
+SHARE_OF_RANGE = 1 / 8  # deep images that use less of their range are warned of,
+SHARE_OF_IMAGES = 1 / 4  # where they are so many of all: a few may be blank
 ENOUGH = 256  # deep images after which their range is judged
 
 ValueRange = tuple[float, ...]
@@ -34,20 +35,31 @@ def joined(seen: Iterable["Seen | None"]) -> "Seen | None":
 
 
 class Seen(NamedTuple):
-    """The lowest and the highest pixel of some deep images that were scaled by their own full range."""
+    """The lowest and the highest pixel of some deep images that were scaled by their own full range.
+
+    Where some of them use little of it, that of these alone.
+    """
 
     low: float
     high: float
     most: float
     """The largest number that their pixels can hold."""
     images: int = 1
+    dark: int = 0
+    """Of these, the images that use little of their range."""
+
+    @classmethod
+    def of(cls, low: float, high: float, most: float) -> "Seen":
+        """What one image has shown."""
+        return cls(low, high, most, 1, int(high - low < SHARE_OF_RANGE * most))
 
     def joined(self, other: "Seen | None") -> "Seen":
         """That of these images and others."""
         if other is None:
             return self
-        return Seen(min(self.low, other.low), max(self.high, other.high), max(self.most, other.most),
-                    self.images + other.images)
+        some = [one for one in (self, other) if one.dark] or [self, other]
+        return Seen(min(one.low for one in some), max(one.high for one in some), max(one.most for one in some),
+                    self.images + other.images, self.dark + other.dark)
 
 
 class RangeWatch:
@@ -69,10 +81,11 @@ class RangeWatch:
         if self.judged or self.seen is None:
             return
         self.judged = True
-        low, high, most, _ = self.seen
-        if high - low < SHARE_OF_RANGE * most:
+        low, high, most, images, dark = self.seen
+        if dark >= SHARE_OF_IMAGES * images and high - low < SHARE_OF_RANGE * most:
             high = max(high, low + 1)
-            self.note(f"deep images use {low:.0f}..{high:.0f} of 0..{most:.0f}, so they have little contrast: give "
+            which = "deep images use" if dark == images else f"{dark} of the first {images} deep images use only"
+            self.note(f"{which} {low:.0f}..{high:.0f} of 0..{most:.0f}, so they have little contrast: give "
                       f"--value-range {low:.0f},{high:.0f}")
 
 
@@ -98,7 +111,7 @@ class Scale:
         """What was seen of deep samples that no value range was given for."""
         if self._given or not self.is_deep or self._lowest > self._highest:
             return None
-        return Seen(float(self._lowest), float(self._highest), self._most)
+        return Seen.of(float(self._lowest), float(self._highest), self._most)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """uint8 of the shape of `samples`, which may have either byte order."""

@@ -105,7 +105,7 @@ def embed_rank(config: EmbedConfig, ranks: Ranks, watcher: Watcher) -> EmbedResu
                         config.precision, config.labels, config.full_decode, config.dtype,
                         config.value_range or frozen.transform.value_range)
     if settings.value_range != frozen.transform.value_range:
-        say(f"--value-range {shown_range(settings.value_range)}; the encoder was pretrained with "
+        say(f"--value-range {shown_range(settings.value_range)}; the encoder's own is "
             f"{shown_range(frozen.transform.value_range)}")
     if ranks.first and (slow := compute.slowness()):
         say(slow)

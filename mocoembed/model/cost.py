@@ -1,9 +1,9 @@
 """What an encoder costs: a network and a size of image -> multiplications, without computing any of them."""
 
 import functools
+import logging
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mocoembed.model.encoder import ARCHITECTURES, Encoder, EncoderSpec
 
@@ -34,6 +34,9 @@ def work(spec: EncoderSpec, image_size: int) -> int:
 @functools.cache  # a second for the larger networks, and asked for more than once
 def _counted(spec: EncoderSpec, image_size: int) -> tuple[int, int]:
     """Multiplications of one forward pass of an image, and numbers that its layers write."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns where Triton cannot be loaded
+    from torch.utils.flop_counter import FlopCounterMode
+
     written = 0
 
     def count_output(module, given, output):

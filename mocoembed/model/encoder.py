@@ -164,7 +164,7 @@ def build_backbone(arch: str, width: float, stem: str,
         if arch.startswith(family):
             raise UsageError(f"--arch {arch}: cannot be a backbone: {reason}.")
     if arch not in (known := known_architectures()):
-        raise UsageError(f"--arch {arch}: must be one of {', '.join(known)}.")
+        raise UsageError(f"--arch {arch}: must be timm:NAME or one of {', '.join(known)}.")
     _require_no_width(arch, width, stem)
     return OtherBackbone(arch, bn_groups)
 

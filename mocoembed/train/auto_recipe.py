@@ -202,7 +202,7 @@ def _fit_memory(plan: _Plan, resnets: tuple[str, ...], needed: Needed) -> list[s
             if plan[name] != {**plan.preset, **before, **plan.given}[name] for text in [text.format(plan[name])]]
     return [f"it would take {shown(asked)} even computed in the smallest parts, and {shown(memory)} are available: "
             + (", ".join(less) or "nothing smaller goes with what was given")
-            + (f" ({shown(least)})" if less else "")]
+            + (f" ({shown(least)})" if less else "") + (", which is more, too" if least > memory else "")]
 
 
 def _smaller(plan: _Plan, resnets: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -61,9 +61,9 @@ class Guard:
     def _unreadable(self, in_a_row: bool) -> CollectionError | None:
         if not in_a_row and len(self.unreadable) <= UNREADABLE_SHARE * len(self.listing):
             return None
-        return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} images so far cannot be read, more "
-                               f"than {UNREADABLE_SHARE:.0%} or too many in a row. Repair or remove them; they are "
-                               "named above.")
+        why = "too many in a row" if in_a_row else f"more than {UNREADABLE_SHARE:.0%}"
+        return CollectionError(f"{len(self.unreadable)} of {len(self.listing)} images so far cannot be read, {why}. "
+                               "Repair or remove them; they are named above.")
 
     def _not_finite(self, numbers: torch.Tensor) -> TrainingError | None:
         bad = (~torch.isfinite(numbers).all(dim=1)).nonzero().flatten().tolist()

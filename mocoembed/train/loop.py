@@ -163,7 +163,8 @@ class Session:
         """Train to the last step; then, on rank 0, export the encoder."""
         self._say_what_comes(workers)
         places = Places(len(self.listing), self.config, self.training.step, self.ranks.rank, self.ranks.size)
-        with contextlib.ExitStack() as held, StopRequest(patient=self.ranks.size > 1) as stop:
+        said = "mocoembed: stopping after this step" if self.ranks.first else ""
+        with contextlib.ExitStack() as held, StopRequest(patient=self.ranks.size > 1, said=said) as stop:
             if self.ranks.first:
                 self.recorder = held.enter_context(contextlib.closing(Recorder(self.run, self.training.step)))
             if monitor and self._evaluation_is_due() and not self.ranks.from_first(self._evaluated):
@@ -231,6 +232,8 @@ class Session:
         told = self.guard.told(batch, stop.signal_number)
         numbers = training_step(training, make_views(batch, training, self.images), told, self.guard.check)
         training.step += 1
+        if self.ranks.size == 1:
+            self.guard.signal_number = stop.signal_number or 0  # also one that came during the step, which may be long
         if self.config.check_ranks:
             require_equal_ranks(training)
         self.meter.images += self.config.batch_size if self.config.drop_last else len(batch.rows)

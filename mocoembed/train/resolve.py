@@ -72,7 +72,7 @@ def resolved(config: PretrainConfig, listing: Listing, machine: Machine) -> tupl
     shown = f", shorter side {facts.side} pixels in the median" if facts.side else ""
     where = "GPU" if machine.gpu else f"CPU, {counted(facts.cores, 'core')}"
     if machine.memory is not None:
-        where += f", {memory_shown(machine.memory)} available"
+        where += f", {memory_shown(machine.memory)} available" + " for each process" * (machine.processes > 1)
     also = [] if machine.gpu or machine.processes == 1 else [
         f"{machine.processes} processes: faster for a small network than the threads of one; the command below needs "
         f"--processes {machine.processes} for them"]
