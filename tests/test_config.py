@@ -127,7 +127,7 @@ WRONG = [
     (PretrainConfig, {"key_encoder": "shared-backbone", "dictionary": "memory-bank"},
      "--key-encoder shared-backbone: not with --dictionary memory-bank, which encodes no keys."),
     (PretrainConfig, {"key_encoder": "none"}, "--key-encoder none: must be one of shared, shared-backbone, separate"),
-    (PretrainConfig, {"key_image_size": 0}, "--key-image-size 0: must be 1 or more"),
+    (PretrainConfig, {"key_image_size": 0}, "--key-image-size 0: must be 8 or more"),
     (PretrainConfig, {"key_image_size": 96, "symmetric": True}, "--key-image-size: not with --symmetric"),
     (PretrainConfig, {"key_crop_scale": (0.2, 1.0), "dictionary": "memory-bank"},
      "--key-crop-scale: not with --dictionary memory-bank, which encodes no keys."),
