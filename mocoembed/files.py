@@ -264,13 +264,12 @@ class StopRequest:
     """While the block runs, SIGINT and SIGTERM only set `signal_number`; ask `raise_if_set` at a safe point.
 
     A second signal is left to its usual effect, for people who cannot wait; not with `patient`, for a process that
-    gets each signal from several sides. Outside the main thread, where signals cannot be caught, it does nothing.
+    gets each signal from several sides. `said` is printed at the first one. Outside the main thread, it does nothing.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, patient: bool = False, said: str = ""):
-        """`said` is a line for people, at the first signal: for work whose safe points are far apart."""
         self.signal_number: int | None = None
         self.patient, self.said = patient, said
         self._previous: dict[int, Any] = {}
@@ -282,9 +281,8 @@ class StopRequest:
         return self
 
     def _note(self, number, frame):
-        if self.said and self.signal_number is None:
-            with contextlib.suppress(OSError):
-                os.write(2, f"\n{self.said}\n".encode())  # what prints may be in the middle of it
+        with contextlib.suppress(OSError):  # what prints may be in the middle of it
+            os.write(2, f"\n{self.said}\n".encode() if self.said and self.signal_number is None else b"")
         self.signal_number = number
         if not self.patient:
             self._restore()

@@ -119,7 +119,7 @@ def test_what_range_deep_pixels_use_is_seen(colour):
     samples[0, 0], samples[0, 1] = 0, 4095
     image = EncodedImage(png(samples, 16, colour))
     image.rgb()
-    assert image.seen == (0, 4095, 65535, 1)
+    assert image.seen == (0, 4095, 65535, 1, 1)
 
 
 DAMAGE = {

@@ -87,7 +87,7 @@ def test_exact_copies_are_found_whatever_the_threshold(tmp_path, run_cli):
     assert result.threshold == chosen(vectors, digests).cosine
     status, out, _ = run_cli("duplicates", path)
     assert status == 0
-    assert f"threshold {result.threshold:g} (auto): the nearest neighbours of these images have cosines" in out
+    assert f"threshold {result.threshold:g} (auto): the nearest neighbours of these images have a cosine" in out
     status, given, _ = run_cli("duplicates", path, "--threshold", result.threshold)
     assert (status, "(auto)" in given) == (0, False)
     assert [line for line in out.splitlines() if "(auto)" not in line] == given.splitlines()

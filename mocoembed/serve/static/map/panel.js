@@ -18,7 +18,7 @@ export function build() {
     'aria-label': 'Map of all images. Arrows move, plus and minus zoom, Enter shows the images in view, m marks them.' });
   const by = el('select', {}, new Option('label'), new Option('agreement of neighbours', 'agreement'));
   const lassoButton = el('button', { 'aria-pressed': 'false' }, icon('lasso'), 'Lasso');
-  const inView = el('button');
+  const inView = el('button', { textContent: 'Show images in view' });
   const whole = el('button', { textContent: 'Whole map', onclick: reset });
   const tip = el('div', { className: 'map-tip', hidden: true }, el('img', { alt: '' }), el('span'));
   const status = el('p', { className: 'status', role: 'status' });
