@@ -20,6 +20,7 @@ end-to-end since it was 7.5 points better on 5,000 images in ten minutes. A wide
 import json
 import math
 import pathlib
+import signal
 import statistics
 import sys
 import time
@@ -201,6 +202,7 @@ def main(what, folders, output, minutes, seconds, checkout):
     if len(folders) != (1 if what == "tune" else 2):
         raise click.UsageError("tune takes the training images; the others take training and test images.")
     bench = Bench(output, minutes, Work(time.monotonic() + (seconds or 1e6), threads=2))
+    signal.signal(signal.SIGTERM, bench.work.stop)  # what runs saves first
     try:
         found = (peer(bench, *folders, what, checkout) if what in PEERS
                  else {"tune": tune, "final": final}[what](bench, *folders))
