@@ -443,6 +443,8 @@ def test_a_reload_is_where_one_was(watched):
     page.reload()
     watched.settled()
     watched.until("place => Math.abs(scrollY - place) < 2", place)
+    page.wait_for_timeout(300)
+    assert abs(page.evaluate("scrollY") - place) < 2  # and stays there
 
 
 def test_options(watched):

@@ -27,7 +27,7 @@ from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, lists_for, require_cap
 from mocoembed.search.stamps import verified_stamps
 from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
-from mocoembed.search.tuning import HELD_OUT, HELD_SHARE, Sample, chosen, curve, described, measure
+from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, described, held_out_of, measure
 from mocoembed.search.update import update_index
 from mocoembed.version import __version__
 from mocoembed.workspace import Workspace
@@ -97,7 +97,7 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     if config.type != "auto":
         plan = Plan(kind_of(config.type), len(file), file.dimension)
         require_cap(plan, cap)
-        learned_from = len(file) - min(HELD_OUT, int(HELD_SHARE * len(file)))
+        learned_from = len(file) - held_out_of(len(file))
         if plan.parts.lists > learned_from:
             raise UsageError(f"--type {config.type}: {plan.parts.lists} lists need as many vectors to learn from, and "
                              f"{file.path} has {learned_from} beside those that the recall is measured with. "

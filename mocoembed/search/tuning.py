@@ -28,6 +28,11 @@ ENOUGH = 0.9995  # of recall, above which the curve ends
 STOPPED = "Stopped while measuring; no index was written. Run the same command again."
 
 
+def held_out_of(count: int) -> int:
+    """How many of so many rows an index is first built without, as queries."""
+    return min(HELD_OUT, int(HELD_SHARE * count))
+
+
 @dataclass(frozen=True)
 class Sample:
     """Queries and how near their nearest neighbours are."""
@@ -44,8 +49,7 @@ class Sample:
     @classmethod
     def held_out(cls, file: EmbeddingFile, stop: StopRequest, seed: int = 0) -> "Sample":
         """Rows that the index is built without."""
-        count = min(HELD_OUT, int(HELD_SHARE * len(file)))
-        rows = np.sort(np.random.default_rng(seed).choice(len(file), count, replace=False))
+        rows = np.sort(np.random.default_rng(seed).choice(len(file), held_out_of(len(file)), replace=False))
         others = np.setdiff1d(np.arange(len(file)), rows, assume_unique=True)
         queries = file.vectors_at(rows)
         return cls(rows, queries, _bounds(ExactRows(file, others), queries, TUNED_FOR, stop), False)

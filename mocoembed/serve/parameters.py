@@ -172,7 +172,7 @@ def asked_of(body: dict[str, Any], collection: Collection) -> Asked:
         return Asked(vectors, _selves(body.get("selves", [[]] * len(vectors)), len(vectors), collection))
     if len(names) != 1 or not names <= set(KINDS):
         raise _body(f"The body must have one of {', '.join(KINDS)}; or vectors and selves, or like, or like and "
-                           "unlike.")
+                    "unlike.")
     (kind,) = names
     values = _several(body, kind)
     find = {"rows": _row, "ids": _id, "paths": _path}[kind]
@@ -213,9 +213,10 @@ def _balance(body: dict[str, Any], collection: Collection) -> Asked:
 
 
 def _row(value: Any, collection: Collection) -> int:
-    if type(value) is not int or not 0 <= value < len(collection):
-        raise Refusal(400 if type(value) is not int else 404, collection.no_row(_shown(value)),
-                      "body" if type(value) is not int else "unknown row")
+    if type(value) is not int:
+        raise _body(collection.no_row(_shown(value)))
+    if not 0 <= value < len(collection):
+        raise Refusal(404, collection.no_row(_shown(value)), "unknown row")
     return value
 
 

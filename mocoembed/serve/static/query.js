@@ -98,7 +98,7 @@ async function named(value, does) {
     const now = state();
     const [like, unlike] = [now.like, now.unlike].map((list) => list.filter((one) => one !== value));
     const { name } = await uploads.get(value);
-    const said = error.message.replace("'query'", name);
+    const said = error.message.replace("'query'", () => name); // in a text, $ would stand for something
     throw new api.Refused(said === error.message ? `${name}: ${said}` : said, error.status,
       [like.length + unlike.length ? 'Search without it' : 'Show all images', withFilters(now, { like, unlike })]);
   }
