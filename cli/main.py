@@ -1,7 +1,9 @@
 """The group of commands, loaded one at a time, and the one place where errors become exit statuses."""
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 import warnings
 
@@ -73,15 +75,16 @@ def main(arguments: list[str] | None = None):
     debug = "--debug" in arguments[:1]
     warnings.showwarning = warnings.showwarning if debug else _show_warning
     try:
-        status = cli.main(list(arguments), prog_name="mocoembed", standalone_mode=False, obj=tuple(arguments))
-        sys.stdout.flush()
+        with _interrupts():
+            status = cli.main(list(arguments), prog_name="mocoembed", standalone_mode=False, obj=tuple(arguments))
+            sys.stdout.flush()
     except MocoembedError as error:
         if debug:
             raise
         if not error.quiet:
             note(f"mocoembed: {error}")
         status = error.status
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("mocoembed: stopped", err=True)
         status = 130
     except click.ClickException as error:
@@ -102,6 +105,35 @@ def main(arguments: list[str] | None = None):
         click.echo(f"mocoembed: {_unexpected(error)}", err=True)
         status = 1
     sys.exit(status or 0)
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """Errors after a SIGINT are KeyboardInterrupts: libraries may take one for an error of their own.
+
+    torch does while it makes a tensor: "could not determine the shape of object type".
+    """
+    came = False
+
+    def interrupt(number, frame):
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind `nohup ... &`
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if usual:
+            signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        with contextlib.suppress(ValueError):
+            if usual:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _unexpected(error: Exception) -> str:

@@ -100,6 +100,7 @@ def _run(gate, folder: pathlib.Path, arguments: list[str], prepare):
 
     from mocoembed.cli.main import main
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what comes before the command counts as coming in it
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # the usual one, not that of the server
     torch.set_num_threads(1)
@@ -112,9 +113,12 @@ def _run(gate, folder: pathlib.Path, arguments: list[str], prepare):
         prepare()
     status = 0
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main(arguments)
     except SystemExit as leaving:
         status = leaving.code or 0
+    except KeyboardInterrupt:  # in the line above
+        status = 130
     sys.stdout.flush()
     sys.stderr.flush()
     gc.freeze()  # spares the exit a search through all that the server has loaded

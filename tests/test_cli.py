@@ -1,5 +1,6 @@
 """The command line as a user types it: the five commands in a row, and wrong input to every one of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 from torchless import WITHOUT_TORCH
 
 from mocoembed.cli.info import _flat
-from mocoembed.cli.main import _unexpected
+from mocoembed.cli.main import _unexpected, cli, main
 
 TINY = ["--recipe", "small", "--width", "0.125", "--stem", "3x3s2", "--dim", "16", "--queue-size", "20", "--batch-size",
         "8", "--bn-groups", "2", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -235,3 +236,21 @@ def test_output_into_a_closed_pipe_is_no_traceback(fresh_workspace, tmp_path):
     script = f"{sys.executable} -m mocoembed info {fresh_workspace}/embeddings.h5 | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_an_interrupt_that_a_library_took_for_an_error(monkeypatch, capsys, interrupted):
+    def read(*arguments, **settings):
+        if interrupted:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(cli, "main", read)
+    with pytest.raises(SystemExit) as leaving:
+        main([])
+    assert leaving.value.code == (130 if interrupted else 1)
+    said = capsys.readouterr().err
+    assert (said == "mocoembed: stopped\n") is interrupted
+    assert ("This is a bug" in said) is not interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
