@@ -30,7 +30,7 @@ import click
 import torch
 from torch.nn import functional
 
-from benchmarks.own_images_lightly import train_lightly
+from benchmarks.lightly_moco import LightlyMoCo, batches_of, momenta
 from mocoembed.config import PretrainConfig
 from mocoembed.data.images import Listing, scan
 from mocoembed.data.loader import evaluation_batches, steps_per_epoch
@@ -202,15 +202,25 @@ def run_lightly(collection: Collection, cell: str, seed: int, minutes: float) ->
     config = PretrainConfig.of(settings.pop("recipe"), "-", **settings)
     torch.manual_seed(seed)
     begun = time.process_time()
-    train_lightly(Encoder(encoder_spec(config)), collection.list, config.image_size, 1)
+    _train_lightly(Encoder(encoder_spec(config)), collection.list, config.image_size, 1)
     epochs = max(1, round(minutes * SECONDS_A_MINUTE / (time.process_time() - begun)))
     torch.manual_seed(seed)
     encoder, begun = Encoder(encoder_spec(config)), time.process_time()
-    steps, loss = train_lightly(encoder, collection.list, config.image_size, epochs)
+    steps, loss = _train_lightly(encoder, collection.list, config.image_size, epochs)
     used = time.process_time() - begun
     frozen = frozen_encoder(encoder.state_dict(), config, {"epochs": epochs})
     return {"epochs": epochs, "steps": steps, "used": used, "loss": loss, "images_per_second": 256 * steps / used,
             **collection.measured(features_of(frozen))}
+
+
+def _train_lightly(encoder: Encoder, images: pathlib.Path, size: int, epochs: int) -> tuple[int, float]:
+    """Train the encoder's backbone on the images of a list: the number of steps, and the last loss."""
+    from lightly.transforms import MoCoV2Transform
+
+    method = LightlyMoCo(encoder.backbone)
+    batches = batches_of(images.read_text().splitlines(), MoCoV2Transform(input_size=size))
+    optimizer = torch.optim.SGD(method.encoder_q.parameters(), lr=0.06)
+    return epochs * len(batches), method.train(optimizer, batches, momenta(epochs))
 
 
 class Results:

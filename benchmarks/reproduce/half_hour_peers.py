@@ -6,28 +6,31 @@
 As they are: lightly's example (ResNet-18 of the 3x3 stem, batch 256, memory bank of 4096, T 0.5, m from 0.996 to 1, SGD
 0.06 without momentum, views of MoCo v2 without blur), and solo-learn's MoCo v2+ by its CIFAR-10 settings (ResNet-18,
 batch 256, K 32768, T 0.2, m from 0.99 to 0.999, SGD 0.3 without momentum, symmetric loss, warm-up of 10 epochs, trained
-by Lightning). With `--ours`: with our network, and with our settings where they have them (T 0.1, K 4096, SGD with
-momentum and weight decay, m 0.99, no warm-up, our views in solo-learn). Loading processes: one or two, which a short
-trial finds faster; its rate also gives the number of epochs, so that every schedule ends in time. Prints one JSON
-object. Stopped, it begins anew. Needs `pip install lightly`, or for solo-learn (commit 9187ea3) `pip install lightning
-omegaconf einops torchmetrics timm`.
+by Lightning). With `--ours FILE`, the config.json of a run of ours: with its network, and with its settings where they
+have them (batch, T, K, m, SGD's rate, momentum and weight decay, our views; lightly our schedule, solo-learn its own
+without warm-up). Loading processes: one or two, which a short trial finds faster; its rate also gives the number of
+epochs and how many images are learned from, so that each schedule fills the time, as ours does. solo-learn's 10 epochs
+of warm-up, of 1,000, are the same share of these epochs. Prints one JSON object. Stopped, it begins anew. Needs `pip
+install lightly`, or for solo-learn (commit 9187ea3) `pip install lightning omegaconf einops torchmetrics timm`.
 """
 
-import copy
 import json
+import math
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import click
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.own_images_lightly import _Paths
+from benchmarks.lightly_moco import LightlyMoCo, batches_of, momenta
 from benchmarks.reproduce.half_hour import SHARE
+from mocoembed.checks import from_dict
 from mocoembed.config import PretrainConfig
 from mocoembed.data.evaluation import EvaluationTransform
 from mocoembed.data.images import scan
@@ -37,7 +40,8 @@ from mocoembed.model.encoder import Encoder
 from mocoembed.train.optim import learning_rate, set_learning_rate
 from mocoembed.train.run import encoder_spec
 
-TRIAL_STEPS, WORKERS = 12, (1, 2)
+TRIAL_STEPS, FIRST_STEPS, WORKERS = 15, 3, (1, 2)
+"""FIRST_STEPS: of the trial, that do not count, as workers and memory begin in them."""
 CIFAR = pathlib.Path("scripts/pretrain/cifar")
 """Where a checkout of solo-learn has its settings."""
 
@@ -46,52 +50,41 @@ class Lightly:
     """lightly's MoCo, in the loop of its documentation."""
 
     def __init__(self, folder: str, config: PretrainConfig, ours: bool):
-        from lightly.models.modules import MoCoProjectionHead
-        from lightly.models.utils import deactivate_requires_grad
-
         self.folder, self.config, self.ours = folder, config, ours
         self.backbone = Encoder(encoder_spec(config)).backbone
-        width = self.backbone.features
-        self.encoder_q = nn.Sequential(self.backbone, MoCoProjectionHead(width, width, 128)).train()
-        self.encoder_k = copy.deepcopy(self.encoder_q)
-        deactivate_requires_grad(self.encoder_k)
+        self.method = (LightlyMoCo(self.backbone, config.dim, config.queue_size, config.temperature) if ours
+                       else LightlyMoCo(self.backbone))
 
-    def batches(self, workers: int):
-        """Two views of every image, as its CIFAR-10 benchmark makes them."""
+    def _views(self):
+        """As its CIFAR-10 benchmark makes them, or ours."""
         from lightly.transforms import MoCoV2Transform
 
-        listing = scan(self.folder)
-        images = _Paths.__new__(_Paths)
-        images.paths = [bytes(listing.full_path(row)).decode() for row in range(len(listing))]
-        images.transform = MoCoV2Transform(input_size=32, gaussian_blur=0.0)
-        return torch.utils.data.DataLoader(images, self.config.batch_size, shuffle=True, drop_last=True,
-                                           num_workers=workers, persistent_workers=True)
+        config = self.config
+        colours = {"mean": list(config.mean), "std": list(config.std)}
+        if not self.ours:
+            return MoCoV2Transform(input_size=32, gaussian_blur=0.0, normalize=colours)
+        brightness, contrast, saturation, hue = config.jitter
+        return MoCoV2Transform(
+            input_size=config.image_size, cj_prob=config.jitter_probability, cj_bright=brightness,
+            cj_contrast=contrast, cj_sat=saturation, cj_hue=hue, min_scale=config.crop_scale[0],
+            random_gray_scale=config.grey_probability, gaussian_blur=config.blur_probability, normalize=colours)
 
-    def train(self, epochs: int, workers: int, steps: int | None = None) -> float:
-        """Learn for so many epochs, or only `steps`: seconds from the first batch on."""
-        from lightly.loss import NTXentLoss
-        from lightly.models.utils import update_momentum
-        from lightly.utils.scheduler import cosine_schedule
-
-        config, ours = self.config, self.ours
-        criterion = NTXentLoss(config.temperature if ours else 0.5, (4096, 128))
+    def train(self, epochs: int, rows: np.ndarray, workers: int) -> list[float]:
+        """Learn from these rows of the folder for so many epochs: `time.monotonic()` at the end of each step."""
+        config, ours = replace(self.config, epochs=epochs), self.ours
         more = {"momentum": config.sgd_momentum, "weight_decay": config.weight_decay} if ours else {}
-        optimizer = torch.optim.SGD(self.encoder_q.parameters(), config.lr, **more)
-        batches, done, begun = self.batches(workers), 0, time.monotonic()
-        for epoch in range(epochs):
+        optimizer = torch.optim.SGD(self.method.encoder_q.parameters(), config.lr if ours else 0.06, **more)
+        listing, ends = scan(self.folder), []
+        batches = batches_of([bytes(listing.full_path(row)).decode() for row in rows], self._views(),
+                             config.batch_size, workers)
+
+        def begin(epoch: int):
             if ours:
-                set_learning_rate(optimizer, learning_rate(replace(config, epochs=epochs), epoch, 1))
-            momentum = config.momentum if ours else cosine_schedule(epoch, max(2, epochs), 0.996, 1)
-            for x_q, x_k in batches:
-                update_momentum(self.encoder_q, self.encoder_k, m=momentum)
-                loss = criterion(self.encoder_q(x_q), self.encoder_k(x_k))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                done += 1
-                if done == steps:
-                    return time.monotonic() - begun
-        return time.monotonic() - begun
+                set_learning_rate(optimizer, learning_rate(config, epoch, 1))
+
+        self.method.train(optimizer, batches, [config.momentum] * epochs if ours else momenta(epochs), begin,
+                          lambda: ends.append(time.monotonic()))
+        return ends
 
 
 class SoloLearn:
@@ -100,7 +93,7 @@ class SoloLearn:
     def __init__(self, folder: str, config: PretrainConfig, ours: bool):
         from omegaconf import OmegaConf
 
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.ours = folder, config, ours
         checkout = pathlib.Path(sys.path[0])
         self.settings = OmegaConf.load(checkout / CIFAR / "mocov2plus.yaml")
         self.views = OmegaConf.load(checkout / CIFAR / "augmentations" / "symmetric_weak.yaml")
@@ -126,7 +119,6 @@ class SoloLearn:
         settings.momentum.merge_with({"base_tau": config.momentum, "final_tau": config.momentum})
         settings.optimizer.merge_with({"lr": config.lr, "weight_decay": config.weight_decay,
                                        "kwargs": {"momentum": config.sgd_momentum}})
-        settings.scheduler.warmup_epochs = 0
         low, high = config.crop_scale
         brightness, contrast, saturation, hue = config.jitter
         self.views[0].merge_with({
@@ -138,11 +130,12 @@ class SoloLearn:
         from solo.methods import METHODS
 
         self.settings.max_epochs = epochs
+        self.settings.scheduler.warmup_epochs = 0.0 if self.ours else 10 / 1000 * epochs
         return METHODS["mocov2plus"](self.settings).to(memory_format=torch.channels_last)
 
-    def train(self, epochs: int, workers: int, steps: int | None = None) -> float:
-        """Learn for so many epochs, or only `steps`: seconds from the first batch on."""
-        from lightning.pytorch import Trainer
+    def train(self, epochs: int, rows: np.ndarray, workers: int) -> list[float]:
+        """Learn from these rows of the folder for so many epochs: `time.monotonic()` at the end of each step."""
+        from lightning.pytorch import Callback, Trainer
         from solo.data.pretrain_dataloader import (
             FullTransformPipeline,
             NCropAugmentation,
@@ -154,16 +147,20 @@ class SoloLearn:
 
         views = FullTransformPipeline([NCropAugmentation(build_transform_pipeline("cifar10", one), one.num_crops)
                                        for one in self.views])
-        images = dataset_with_index(ImageFolder)(self.folder, views)
-        model = self._model(epochs)
+        images = torch.utils.data.Subset(dataset_with_index(ImageFolder)(self.folder, views), rows.tolist())
+        model, ends = self._model(epochs), []
         model.load_state_dict(self.model.state_dict())
-        trainer = Trainer(accelerator="cpu", devices=1, precision=32, max_epochs=epochs, max_steps=steps or -1,
-                          logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                          enable_model_summary=False)
-        begun = time.monotonic()
+
+        class Clock(Callback):
+            def on_train_batch_end(self, *arguments):
+                ends.append(time.monotonic())
+
+        trainer = Trainer(accelerator="cpu", devices=1, precision=32, max_epochs=epochs, logger=False,
+                          enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                          callbacks=[Clock()])
         trainer.fit(model, prepare_dataloader(images, self.config.batch_size, workers))
         self.model = model
-        return time.monotonic() - begun
+        return ends
 
 
 class _Backbone(nn.Module):
@@ -181,15 +178,31 @@ class _Backbone(nn.Module):
 PEERS = {"lightly": Lightly, "solo-learn": SoloLearn}
 
 
+def seconds_a_step(ends: list[float], first: int = FIRST_STEPS) -> float:
+    """The mean, without the first steps, if there are more."""
+    first = min(first, len(ends) - 2)
+    return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
+
+
 def learn(peer: Callable[[], Lightly | SoloLearn], minutes: float) -> tuple[nn.Module, dict]:
-    """The backbone after as many epochs as fit; and their number, and the minutes."""
-    took = {workers: peer().train(1, workers, TRIAL_STEPS) for workers in WORKERS}
-    workers = min(took, key=took.__getitem__)
+    """The backbone after as many epochs of as many images as fill the minutes; and these numbers."""
     learner = peer()
-    steps = len(scan(learner.folder)) // learner.config.batch_size
-    epochs = max(1, int(SHARE * 60 * minutes * min(TRIAL_STEPS, steps) / took[workers] / steps))
-    seconds = learner.train(epochs, workers)
-    return learner.backbone, {"epochs": epochs, "minutes": seconds / 60, "workers": workers}
+    batch, listing = learner.config.batch_size, scan(learner.folder)
+    order = np.random.default_rng(0).permutation(len(listing))
+    took = {workers: seconds_a_step(peer().train(1, order[:TRIAL_STEPS * batch], workers)) for workers in WORKERS}
+    workers = min(took, key=took.__getitem__)
+    seen = SHARE * 60 * minutes / took[workers] * batch
+    epochs = max(1, math.ceil(seen / len(order)))
+    limit = min(len(order), max(2 * batch, int(seen / epochs)))
+    ends = learner.train(epochs, order[:limit], workers)
+    return learner.backbone, {"epochs": epochs, "limit": limit, "workers": workers,
+                              "minutes": len(ends) * seconds_a_step(ends, 0) / 60}
+
+
+def config_of(file: str) -> PretrainConfig:
+    """The settings in the config.json of a run, which has more."""
+    values = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    return from_dict(PretrainConfig, {field.name: values[field.name] for field in fields(PretrainConfig)})
 
 
 @torch.inference_mode()
@@ -197,7 +210,7 @@ def embedded(backbone: nn.Module, folder: str, config: PretrainConfig) -> tuple[
     """Features of unit length (N, D) and labels (N,) of a folder's images."""
     listing = scan(folder)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
-    batches = evaluation_batches(listing, EvaluationTransform.of(32, config.mean, config.std), 256, 1)
+    batches = evaluation_batches(listing, EvaluationTransform.of(config.image_size, config.mean, config.std), 256, 1)
     features = [backbone((batch.pixels.float() / 255 - mean) / std) for batch in batches]
     return functional.normalize(torch.cat(features)), torch.from_numpy(listing.labels).long()
 
@@ -208,18 +221,17 @@ def embedded(backbone: nn.Module, folder: str, config: PretrainConfig) -> tuple[
 @click.argument("test", type=click.Path(exists=True))
 @click.option("--minutes", default=30.0)
 @click.option("--checkout", type=click.Path(exists=True), help="Of solo-learn's repository.")
-@click.option("--network", type=(float, str, int), default=(1.0, "3x3s1", 256), metavar="WIDTH STEM BATCH")
-@click.option("--ours", is_flag=True)
-def main(peer, folder, test, minutes, checkout, network, ours):
+@click.option("--ours", type=click.Path(exists=True, dir_okay=False), help="config.json of a run of ours.")
+def main(peer, folder, test, minutes, checkout, ours):
     """Train on FOLDER, measure on TEST."""
     if peer == "solo-learn":
         if checkout is None:
             raise click.UsageError("solo-learn is not a package: give --checkout, a clone of its repository.")
         sys.path.insert(0, str(checkout))
-    width, stem, batch_size = network
-    config = PretrainConfig.of("cifar10", folder, width=width, stem=stem, batch_size=batch_size, bn_groups=1)
+    config = replace(PretrainConfig.of("cifar10", folder, batch_size=256) if ours is None else config_of(ours),
+                     bn_groups=1)
     torch.manual_seed(0)
-    backbone, result = learn(lambda: PEERS[peer](folder, config, ours), minutes)
+    backbone, result = learn(lambda: PEERS[peer](folder, config, ours is not None), minutes)
     backbone.eval()
     bank, bank_labels = embedded(backbone, folder, config)
     queries, labels = embedded(backbone, test, config)

@@ -5,7 +5,6 @@ autocast, as a user would add it.
 """
 
 import contextlib
-import copy
 import importlib.util
 import pathlib
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.lightly_moco import LightlyMoCo
 from mocoembed.config import PretrainConfig
 from mocoembed.model.encoder import Encoder
 from mocoembed.model.precision import Compute
@@ -50,24 +50,10 @@ def authors_step(checkout: str, config: PretrainConfig, compute: Compute, autoca
 
 def lightly_step(config: PretrainConfig, compute: Compute, autocast: torch.dtype | None) -> Step:
     """lightly's example of MoCo (pip install lightly), with its memory bank of K keys."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import MoCoProjectionHead
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-
-    encoder = Encoder(encoder_spec(config)).backbone
-    encoder_q = nn.Sequential(encoder, MoCoProjectionHead(encoder.features, encoder.features, config.dim))
-    encoder_q = encoder_q.to(compute.device).train()
-    encoder_k = copy.deepcopy(encoder_q)
-    deactivate_requires_grad(encoder_k)
-    criterion = NTXentLoss(config.temperature, (config.queue_size, config.dim)).to(compute.device)
-
-    def loss(views: list[torch.Tensor]) -> torch.Tensor:
-        update_momentum(encoder_q, encoder_k, m=config.momentum)
-        with torch.no_grad():
-            k = encoder_k(views[1])
-        return criterion(encoder_q(views[0]).float(), k.float())
-
-    return _learning(encoder_q, config, compute, autocast, loss)
+    method = LightlyMoCo(Encoder(encoder_spec(config)).backbone, config.dim, config.queue_size, config.temperature,
+                         compute.device)
+    return _learning(method.encoder_q, config, compute, autocast,
+                     lambda views: method.loss(views[0], views[1], config.momentum))
 
 
 def _learning(model: nn.Module, config: PretrainConfig, compute: Compute, autocast: torch.dtype | None,
