@@ -18,8 +18,14 @@ crash-test: $(INSTALLED)
 # What it measures: benchmarks/reproduce/gpu.py. SECONDS=540: stop after nine minutes; run it again to go on.
 SECONDS := 0
 GPU_OPTIONS :=
+# The peers it compares with are lightly and the authors' code; without a network, the rest is measured.
+PEER := gpu-results/moco
 gpu: $(INSTALLED)
-	$(BIN)/python -m benchmarks.reproduce.gpu gpu-results --seconds $(SECONDS) $(GPU_OPTIONS)
+	-$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/pip install -q lightly
+	-test -d $(PEER) || { GIT_TERMINAL_PROMPT=0 git clone -q https://github.com/facebookresearch/moco $(PEER) && \
+	  git -C $(PEER) checkout -q 132aea9; }
+	$(BIN)/python -m benchmarks.reproduce.gpu gpu-results --seconds $(SECONDS) \
+	  $$(test -d $(PEER)/moco && echo --official $(PEER)) $(GPU_OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

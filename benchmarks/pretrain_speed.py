@@ -97,11 +97,11 @@ def bare_step(config: PretrainConfig, compute: Compute):
 def timed(step, views, device: torch.device) -> float:
     """Seconds for one step."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     begun = time.perf_counter()
     step(views)
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 
@@ -117,6 +117,7 @@ def main(official, batch_size, bn_groups, rounds, device, precision, compiled):
     """Print images per second of ours, the bare encoders and the authors' step."""
     config = PretrainConfig.of("cifar10", "none", batch_size=batch_size, bn_groups=bn_groups, precision=precision)
     compute = Compute.of(device, precision)
+    compute.tune()
     steps = {"ours": our_step(config, compute), "bare": bare_step(config, compute)}
     if compiled:
         steps["compiled"] = our_step(dataclasses.replace(config, compile=True), compute)

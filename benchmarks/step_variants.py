@@ -7,7 +7,9 @@
 A round is one step of every variant, one after another, each with weights of its own. Every step is a line of the
 file, written at once: stop it at any time and run it again, and it goes on with what is missing (the first steps of a
 variant, which do not count, are done again). `loss` is that of the variant's first step, by which one sees whether it
-computes the same. Variants that differ by environment are processes of their own, which take turns with the others.
+computes the same. Variants that differ by environment are processes of their own, which take turns with the others and
+are stopped (SIGSTOP) between their turns: threads that wait actively would take a core. Tiny and real rounds, and those
+of another processor or torch, do not go into one file.
 
 A batch of 256 at 224 pixels is not among the cases: it takes 27 GB. How long oneDNN spends on converting layouts
 (`--reorders`) is the most that keeping the converted weights could gain.
@@ -16,6 +18,7 @@ A batch of 256 at 224 pixels is not among the cases: it takes 27 GB. How long on
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +27,8 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the mocoembed command does
 
 import click
+
+from benchmarks.machine import about
 
 ROOT = pathlib.Path(__file__).parent.parent
 AS_IT_IS = "as it is"
@@ -57,13 +62,15 @@ class Child:
             stdout=subprocess.PIPE, text=True)
 
     def step(self, variant: str) -> dict:
-        """What a step of it gave: `seconds` and `loss`, or `left_out` with the reason."""
+        """What a step of it gave: `seconds` and `loss`, or `left_out` with the reason. Then the process rests."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(variant + "\n")
         self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
             raise click.ClickException(f"the process of {variant!r} ended with status {self._process.wait()}")
+        self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def end(self):
@@ -90,8 +97,12 @@ def config_of(case: str, quick: bool):
 
 
 def measure(case: str, path: pathlib.Path, variants: tuple[str, ...], rounds: int, quick: bool):
-    """Add the rounds of a case that are missing."""
-    done = {(one["round"], one["variant"]) for one in lines_of(path) if one["case"] == case}
+    """Add the rounds of a case that are missing; `UsageError` when the file has rounds of another kind."""
+    lines, where = lines_of(path), {"quick": quick, **about()}
+    for line in lines:
+        if other := {key: line.get(key) for key in where if line.get(key) != where[key]}:
+            raise click.UsageError(f"{path} has rounds of {other}; now it is {where}. Give another file.")
+    done = {(one["round"], one["variant"]) for one in lines if one["case"] == case}
     names = [name for name in variants if name in VARIANTS or case in IN_ALL_ENVIRONMENTS]
     children: dict[str, Child] = {}
     try:
@@ -102,7 +113,7 @@ def measure(case: str, path: pathlib.Path, variants: tuple[str, ...], rounds: in
                     children[place] = Child(case, quick, ENVIRONMENTS.get(place, {}))
                 found = children[place].step(AS_IT_IS if place else name)
                 with open(path, "a") as file:
-                    file.write(json.dumps({"case": case, "round": turn, "variant": name, **found}) + "\n")
+                    file.write(json.dumps({"case": case, "round": turn, "variant": name, **found, **where}) + "\n")
                 click.echo(f"{case}, round {turn + 1} of {rounds}, {name}: {found}", err=True)
     finally:
         for child in children.values():

@@ -107,6 +107,39 @@ def test_peers_get_plain_views_and_are_held_against_one_group(tmp_path, monkeypa
     assert aims == ["step of R50 at 224, bf16: ours with one BatchNorm group, against lightly's with autocast"]
 
 
+def test_a_peer_that_comes_later_is_measured_then(tmp_path, monkeypatch):
+    asked, figures = [], {"step-bf16": None, "search": 1.0}
+
+    def piece(name):
+        return lambda lab: asked.append(name) or [gpu_pieces.row(name, figures[name], "images/s")]
+
+    monkeypatch.setattr(gpu, "PIECES", {name: piece(name) for name in figures})
+    monkeypatch.setattr(gpu_pieces, "find_spec", lambda name: None)
+    arguments = (tmp_path, "--device", "cpu", "--quick")
+    assert run(*arguments)[0] == run(*arguments)[0] == 0
+    assert asked == ["step-bf16", "search"]
+    figures["step-bf16"] = 7.0
+    status, output = run(*arguments, "--official", tmp_path)
+    assert (status, "step-bf16: again, as there is now: official" in output) == (0, True)
+    assert run(*arguments, "--official", tmp_path)[0] == 0
+    assert asked == ["step-bf16", "search", "step-bf16"]
+
+
+def test_too_little_memory_for_a_peer_leaves_that_one_out(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    ours = lambda config, compute: lambda views: None  # noqa: E731
+    monkeypatch.setattr(gpu_pieces, "our_step", ours)
+    monkeypatch.setattr(gpu_pieces, "bare_step", ours)
+    monkeypatch.setattr(gpu_pieces, "lightly_step", lambda *arguments: full)  # in its step
+    monkeypatch.setattr(gpu_pieces, "authors_step", full)  # when it is made
+    rows = gpu_pieces.step_speed(gpu_pieces.Lab("cpu", True, tmp_path, None, "checkout", 0.0), "bf16")
+    left_out = {one["what"].partition("against ")[2] for one in rows if one["unit"] == gpu_pieces.NO_MEMORY}
+    assert left_out == {"lightly's with autocast", "the authors' code as it is"}
+    assert sum(one["figure"] is not None for one in rows) == 3
+
+
 def test_without_a_gpu_only_the_quick_sizes_run(tmp_path, whole):
     status, output = run(tmp_path, "--device", "cpu")
     assert status == 2

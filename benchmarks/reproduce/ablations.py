@@ -20,7 +20,6 @@ much a figure varies between runs; that the test images are a sample adds about 
 
 import json
 import pathlib
-import platform
 import shutil
 import statistics
 import sys
@@ -29,10 +28,11 @@ from functools import partial
 
 import click
 
+from benchmarks.machine import about
 from benchmarks.reproduce.cells import BASE, CELLS, STUDIES
 from benchmarks.reproduce.queue_of_work import Work, ended, is_done, run_all
-from benchmarks.reproduce.tables import write_report
-from mocoembed import __version__
+from benchmarks.reproduce.tables import results, write_report
+from mocoembed.data.images import scan
 from mocoembed.files import write_json
 
 LAST_STEPS, SEEDS, AT_A_TIME = 100, (0, 1, 2), 2
@@ -58,8 +58,9 @@ def result_of(metrics: pathlib.Path) -> dict:
         "images_per_second": statistics.median(step["images_per_second"] for step in steps)}
 
 
-def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: pathlib.Path, quick: bool, work: Work):
-    """Run one cell, or finish it, and keep what it gave."""
+def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: pathlib.Path, quick: bool, work: Work,
+             images: str):
+    """Run one cell, or finish it, and keep what it gave; `images` is the digest of what it learns from."""
     workspace, options = output / "work" / name, options_of(cell, seed, quick)
     tool = [sys.executable, "-m", "mocoembed"]
     workspace.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: 
         work.run([*tool, "embed", folders[1], "--workspace", str(workspace), "--device", "cpu", "--workers", "1"], log)
         probe = work.run([sys.executable, "-m", "benchmarks.reproduce.probe", str(workspace / "embeddings.h5")], log)
     result = {"cell": cell, "seed": seed, "quick": quick, "options": options, **result_of(run / "metrics.jsonl"),
-              **json.loads(probe), "version": __version__, "processor": platform.processor() or platform.machine()}
+              **json.loads(probe), "images_digest": images, **about()}
     kept = output / "runs" / name
     kept.mkdir(parents=True, exist_ok=True)
     for file in ("metrics.jsonl", "config.json"):
@@ -92,17 +93,19 @@ def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: 
 def main(folders, output, only, seeds, seconds, quick, report):
     """Run the cells on FOLDERS (images to learn from, images to measure on), or report."""
     if report:
+        if not results(report):
+            raise click.UsageError(f"{report} has no results: cells/*.json.")
         return click.echo(write_report(report))
     if len(folders) != 2:
         raise click.UsageError("Give two folders: images to learn from, and images to measure on.")
     wanted = dict.fromkeys(cell for name in only or STUDIES for cell in STUDIES.get(name, [name]))
     work = Work(time.monotonic() + (seconds or 1e6))
-    todo = []
+    todo, images = [], scan(folders[0]).digest()
     for seed in seeds or SEEDS:  # one seed of all before the next, so that a part is a whole study
         for cell in wanted:
             name = f"{cell}-seed{seed}"
-            if not is_done(output, name, options_of(cell, seed, quick)):
-                todo.append((name, partial(run_cell, name, cell, seed, folders, output, quick, work)))
+            if not is_done(output, name, options_of(cell, seed, quick), images):
+                todo.append((name, partial(run_cell, name, cell, seed, folders, output, quick, work, images)))
     (output / "cells").mkdir(parents=True, exist_ok=True)
     left, failed = run_all(work, todo, AT_A_TIME, lambda text: click.echo(text, err=True))
     if any((output / "cells").iterdir()):

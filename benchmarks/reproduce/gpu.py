@@ -2,14 +2,15 @@
 
     make gpu                            all of it: an hour or two on one GPU, by estimate
     make gpu SECONDS=540                as much as fits into nine minutes; again and again until it is done
-    make gpu GPU_OPTIONS='--official moco-official'
+    make gpu GPU_OPTIONS='--cifar cifar'
     python -m benchmarks.reproduce.gpu results --device cpu --quick      the same code on tiny sizes
 
 Pieces, each kept as one JSON file in OUTPUT/pieces and not run again:
 
 - the checks of `gpu_check.py`;
 - images/s of a step of R50 at 224 in bf16 and fp16 on ready tensors, against the bare encoders, the authors' code
-  (--official: a checkout of github.com/facebookresearch/moco at 132aea9; its newest commit is empty) and lightly's;
+  (--official: a checkout of github.com/facebookresearch/moco at 132aea9; its newest commit is empty) and lightly's.
+  `make gpu` gets both, if there is a network; what could not be measured without them is measured when they are there;
 - images/s from JPEG files by the number of loading processes; embedding against the bare network; FAISS on the GPU;
 - the authors' CIFAR-10 demo, asymmetric and symmetric, on the original pixels (downloaded by torchvision unless --cifar
   has a folder with `train` and `test`; from JPEG files expect one to two points less).
@@ -73,7 +74,7 @@ def run_piece(name: str, lab: Lab) -> str | None:
         gc.collect()
         torch.cuda.empty_cache()
     write_json(kept, {"piece": name, "quick": lab.quick, "seconds": round(time.monotonic() - begun, 1),
-                      "machine": machine(lab.device), **result})
+                      "machine": machine(lab.device), "means": lab.means(), **result})
     return None
 
 
@@ -113,10 +114,14 @@ def main(output, device, quick, seconds, cifar, official, wanted):
     for name in wanted or PIECES:
         kept = output / "pieces" / f"{name}.json"
         if kept.exists():
-            if json.loads(kept.read_text())["quick"] != quick:
+            found = json.loads(kept.read_text())
+            if found["quick"] != quick:
                 how = "without" if quick else "with"
                 raise click.UsageError(f"{kept} was made {how} --quick. Give another OUTPUT.")
-            continue
+            more = set(lab.means()) - set(found["means"])
+            if not more or all(one["figure"] is not None for one in found["rows"]):
+                continue
+            click.echo(f"{name}: again, as there is now: {', '.join(sorted(more))}", err=True)
         if end - time.monotonic() < LEAST_SECONDS.get(name, LEAST_OF_OTHERS):
             unfinished[name] = "not begun"
             continue

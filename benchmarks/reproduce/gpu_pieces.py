@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -63,9 +64,16 @@ class Lab:
     end: float
     """`time.monotonic()` at which to stop."""
 
+    def means(self) -> list[str]:
+        """What peers can be measured with."""
+        return [*(["official"] if self.official else []), *(["lightly"] if find_spec("lightly") else [])]
+
     def config(self, changes: dict) -> PretrainConfig:
         """MoCo v2 on ImageNet, or a tiny network, with these settings changed."""
         return PretrainConfig.of("moco-v2", "none", device=self.device, **{**changes, **(QUICK if self.quick else {})})
+
+
+NO_MEMORY = "not measured: not enough memory"
 
 
 def row(what: str, figure: float | None, unit: str, expected: str = "", source: str = "") -> dict:
@@ -105,32 +113,42 @@ def step_speed(lab: Lab, precision: str) -> list[dict]:
     steps = {"ours": our_step(config, compute), "the bare encoders": bare_step(config, compute),
              ONE_GROUP: our_step(dataclasses.replace(config, bn_groups=1), compute)}
     own, missing = list(steps), {}
-    if lab.official:
-        steps["the authors' code as it is"] = authors_step(lab.official, config, compute, None)
+    peers = {"lightly's with autocast": lambda: lightly_step(config, compute, autocast)}
+    if (official := lab.official) is not None:
+        peers["the authors' code as it is"] = lambda: authors_step(official, config, compute, None)
         if autocast:
-            steps["the authors' code with autocast"] = authors_step(lab.official, config, compute, autocast)
+            peers["the authors' code with autocast"] = lambda: authors_step(official, config, compute, autocast)
     else:
         missing["the authors' code"] = "not measured: give --official"
-    try:
-        steps["lightly's with autocast"] = lightly_step(config, compute, autocast)
-    except ImportError:
-        missing["lightly's"] = "not measured: pip install lightly"
+    for name, made in peers.items():
+        try:
+            steps[name] = made()
+        except ImportError:
+            missing["lightly's"] = "not measured: pip install lightly"
+        except torch.OutOfMemoryError:
+            missing[name] = NO_MEMORY
     size = config.image_size
     plain = [torch.randn(config.batch_size, 3, size, size, device=compute.device) for _ in range(2)]
     channels_last = [view.contiguous(memory_format=torch.channels_last) for view in plain]
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(3 if lab.quick else 14):
-        for name, step in steps.items():
-            seconds = timed(step, channels_last if name in own else plain, compute.device)
+        for name in [name for name in steps if name not in missing]:
+            try:
+                seconds = timed(steps[name], channels_last if name in own else plain, compute.device)
+            except torch.OutOfMemoryError:
+                if name in own:
+                    raise
+                missing[name] = NO_MEMORY
+                continue
             if turn >= (1 if lab.quick else 4):
                 rates[name].append(config.batch_size / seconds)
-    median = {name: statistics.median(values) for name, values in rates.items()}
+    median = {name: statistics.median(values) for name, values in rates.items() if name not in missing}
     aims = {"the authors' code as it is": "2", "lightly's with autocast": "1.2"}
     what = f"step of R50 at 224, {precision}"
     rows = [row(f"{what}: {name}", median[name], "images/s") for name in ("ours", ONE_GROUP)]
     rows.append(row(f"{what}: ours against the bare encoders", median["ours"] / median["the bare encoders"], "times"))
     rows += [row(f"{what}: {ONE_GROUP}, against {name}", median[ONE_GROUP] / median[name], "times",
-                 aims.get(name, ""), "our aim" if name in aims else "") for name in list(steps)[len(own):]]
+                 aims.get(name, ""), "our aim" if name in aims else "") for name in median if name not in own]
     return rows + [row(f"{what}: {ONE_GROUP}, against {name}", None, why) for name, why in missing.items()]
 
 
@@ -271,12 +289,13 @@ def search(lab: Lab) -> list[dict]:
     if lab.device != "cpu" and not gpus():
         return [*rows, row("FAISS on the GPU", None, "not measured: this faiss has no part for GPUs")]
     resources = faiss.StandardGpuResources() if lab.device != "cpu" else None
+    number = torch.device(lab.device).index or 0
     for kind in ("Flat", f"IVF{lists},Flat", f"IVF{lists},SQ8"):
         index = faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
         index.train(base[:50 * lists])
         index.add(base)
         for place in ("CPU", "GPU") if resources else ("CPU",):
-            searched = faiss.index_cpu_to_gpu(resources, 0, index) if place == "GPU" else index
+            searched = faiss.index_cpu_to_gpu(resources, number, index) if place == "GPU" else index
             if kind != "Flat":
                 searched.nprobe = 16
             searched.search(queries, 10)

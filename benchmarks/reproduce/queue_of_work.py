@@ -110,13 +110,16 @@ def run_all(work: Work, cells: Iterable[tuple[str, Callable[[], None]]], at_a_ti
     return left, failed
 
 
-def is_done(output: pathlib.Path, name: str, options: list[str]) -> bool:
-    """Whether the cell's file is there; `UsageError` when it was made with other options."""
+def is_done(output: pathlib.Path, name: str, options: list[str], images: str | None = None) -> bool:
+    """Whether the cell's file is there; `UsageError` when it was made with other options or images (their digest)."""
     kept = output / "cells" / f"{name}.json"
     if not kept.exists():
         return False
-    if json.loads(kept.read_text(encoding="utf-8"))["options"] != options:
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    if found["options"] != options:
         raise click.UsageError(f"{kept} was made with other options. Remove it, or give another --output.")
+    if found.get("images_digest", images) != images:
+        raise click.UsageError(f"{kept} was made with other images. Give another --output.")
     return True
 
 

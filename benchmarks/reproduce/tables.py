@@ -5,10 +5,13 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from benchmarks.reproduce.cells import CELLS, CLAIMS, STUDIES, Claim
+from benchmarks.reproduce.cells import CELLS, CLAIMS, MOMENTA, STUDIES, Claim
 from benchmarks.reproduce.statistics_of_seeds import correlation, mean_of, paired, verdict
 from mocoembed.files import write_bytes
 
+TITLES = {"a-dictionary": "Dictionary size", "b-momentum": "Momentum of the key encoder", "c-batchnorm": "BatchNorm",
+          "d-v1-to-v2": "From v1 to v2", "e-symmetric": "Symmetric loss", "keys": "Encoders and views of the keys"}
+PLACES = {"a-dictionary": "K (negatives)", "b-momentum": "m"}
 Found = dict[str, dict[int, dict]]
 """Cell -> seed -> its result."""
 COLUMNS = {"kNN top-1, %": "knn_top1", "linear top-1, %": "linear_top1", "loss": "loss",
@@ -31,7 +34,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 def study_table(study: str, found: Found) -> str:
     """The cells of a study that have results: means with t-intervals over the seeds."""
-    rows = [["cell", "", *COLUMNS, "chance", "images/s", "papers, % (ImageNet, linear)"]]
+    rows = [["cell", "", *COLUMNS, "chance", "images/s", "papers, %"]]
     for name in STUDIES[study]:
         if seeds := found.get(name):
             runs = list(seeds.values())
@@ -99,9 +102,10 @@ def write_report(output: pathlib.Path) -> str:
             plot_study(figure.subplots(), study, found)
             figure.savefig(output / f"{study}.png", dpi=100)
     figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    for study in STUDIES:
-        runs = [run for name in STUDIES[study] for run in found.get(name, {}).values()]
+    axes, drawn = figure.subplots(), set[str]()
+    for study in STUDIES:  # some cells are in two
+        runs = [run for name in STUDIES[study] if name not in drawn for run in found.get(name, {}).values()]
+        drawn.update(STUDIES[study])
         if runs:
             axes.plot([run["knn_top1"] for run in runs], [run["linear_top1"] for run in runs], "o", label=study,
                       markersize=4)
@@ -112,23 +116,36 @@ def write_report(output: pathlib.Path) -> str:
 
 
 def plot_study(axes, study: str, found: Found):
-    """kNN accuracy of the cells: means with intervals, a point for each seed; lines where cells have a place."""
+    """kNN accuracy of the cells: means with intervals, a point for each seed; lines where cells have a place.
+
+    What the papers have stands below the interval, in the first study that has the cell.
+    """
     names = [name for name in STUDIES[study] if name in found]
-    placed = study == "a-dictionary"
-    for line in dict.fromkeys(CELLS[name].line for name in names):
-        own = [name for name in names if CELLS[name].line == line]
+    before = {name for other in list(STUDIES)[:list(STUDIES).index(study)] for name in STUDIES[other]}
+    placed = study in PLACES
+    for line in dict.fromkeys(CELLS[name].line if placed else "" for name in names):
+        own = [name for name in names if not placed or CELLS[name].line == line]
         places = [CELLS[name].place if placed else names.index(name) for name in own]
         means = [mean_of([run["knn_top1"] for run in found[name].values()]) for name in own]
         bars = axes.errorbar(places, [one.mean for one in means], [one.half if one.n > 1 else 0 for one in means],
                              fmt="o-" if placed else "o", capsize=3, label=line)
-        for place, name in zip(places, own):
+        for place, name, mean in zip(places, own, means):
+            if CELLS[name].published and name not in before:
+                low = mean.mean - (mean.half if mean.n > 1 else 0)
+                axes.annotate(f"paper: {CELLS[name].published}", (place, low), (0, -9), ha="center",
+                              fontsize="x-small", textcoords="offset points")
             values = [run["knn_top1"] for run in found[name].values()]
             axes.plot([place] * len(values), values, ".", color=bars[0].get_color(), markersize=3)
     if placed:
+        axes.legend(fontsize="small")
+        axes.set(xlabel=PLACES[study])
+    if study == "a-dictionary":
         axes.set_xscale("log", base=4)
         ticks = sorted({CELLS[name].place for name in names})
-        axes.set(xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks], xlabel="K (negatives)")
-        axes.legend()
+        axes.set(xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks])
+    elif placed:
+        axes.set_xticks(range(len(MOMENTA)), MOMENTA)
     else:
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
-    axes.set(ylabel="kNN top-1, %", title=study)
+    axes.margins(0.12)
+    axes.set(ylabel="kNN top-1, %", title=TITLES[study])

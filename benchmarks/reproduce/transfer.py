@@ -22,7 +22,6 @@ learning rate was tried with random backbones alone, with another seed.
 
 import json
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -31,12 +30,12 @@ from typing import NamedTuple
 
 import click
 
+from benchmarks.machine import about
 from benchmarks.reproduce.cells import Claim
 from benchmarks.reproduce.queue_of_work import Work, ended, is_done, run_all
 from benchmarks.reproduce.statistics_of_seeds import mean_of
 from benchmarks.reproduce.tables import Found, markdown, results, sections
 from benchmarks.reproduce.transfer_trial import FIGURES
-from mocoembed import __version__
 from mocoembed.data.sample import write_collection
 from mocoembed.files import write_bytes, write_json
 
@@ -111,8 +110,7 @@ def run_trial(name: str, cell: str, seed: int, output: pathlib.Path, quick: bool
     with open(output / "log.txt", "a") as log:
         found = work.run([sys.executable, "-m", "benchmarks.reproduce.transfer_trial", *options, *weights], log)
     write_json(output / "cells" / f"{name}.json", {
-        "cell": cell, "seed": seed, "quick": quick, "options": options, **json.loads(found), "version": __version__,
-        "processor": platform.processor() or platform.machine()})
+        "cell": cell, "seed": seed, "quick": quick, "options": options, **json.loads(found), **about()})
 
 
 def task_table(task: str, found: Found) -> str:
