@@ -112,14 +112,13 @@ def wanted_of(given: QueryParams) -> Wanted:
 
 def rows_of(given: QueryParams, collection: Collection) -> list[int] | None:
     """The rows that `rows` or `ids` name, 1,2,3; `None` if neither is given. Ids that are not there are left out."""
+    exclusive(given, ("rows",), ("ids",))
     numbers = {}
     for name, pattern in (("rows", ROWS), ("ids", IDS)):
         text = given.get(name, "")
         if text and not re.fullmatch(pattern, text):
             raise _parameter(f"{name} {text!r}: must be whole numbers with commas between them.")
         numbers[name] = [int(one) for one in text.split(",")] if text else []
-    if all(numbers.values()):
-        raise _parameter("Give rows or ids, not both.")
     if numbers["ids"]:
         found = (collection.row_of_id(one) for one in numbers["ids"] if abs(one) < IDS_END)
         return [row for row in found if row is not None]
