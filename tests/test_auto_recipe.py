@@ -122,8 +122,10 @@ def test_what_is_given_stays_and_the_others_go_with_it(given, with_it):
 
 
 def test_epochs_that_are_given_do_not_change_the_network():
-    few, many = chosen(800, epochs=1)[0], chosen(800, epochs=10_000)[0]
+    (few, choice), many = chosen(800, epochs=1), chosen(800, epochs=10_000)[0]
     assert (few.arch, few.width, few.image_size) == (many.arch, many.width, many.image_size)
+    assert "the largest whose 200 epochs would fit into 30 min here" in choice.reasons[0]
+    assert "the largest whose 200 epochs fit into 30 min here" in chosen(800)[1].reasons[0]
 
 
 @pytest.mark.parametrize(("images", "processes"), [(800, 2), (800, 3), (50, 4), (100_000, 8)])

@@ -76,7 +76,8 @@ def test_a_config_survives_its_command(run_cli, monkeypatch):
     config = PretrainConfig.of("moco-v1", "my 'images'", arch="resnet18", width=0.375, jitter=(0.1, 0.2, 0.3, 0.4),
                                grey_first=False, symmetric=True, decay_norms=False, lr=0.0123456789, cache="ram",
                                mask_same_image=False, milestones=(0.5,), run="a b", workspace="w",
-                               exclude=("*.png", "old raw"))
+                               exclude=("*.png", "old raw"), value_range=(0.0, 4095.5))
+    assert "--value-range 0,4095.5" in command_of(config)
     arrived = []
     monkeypatch.setattr("mocoembed.train.loop.pretrain", lambda config, watcher: arrived.append(config) or 1 / 0)
     run_cli(*shlex.split(command_of(config))[1:])

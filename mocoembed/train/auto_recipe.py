@@ -164,7 +164,8 @@ def _choose_network(plan: _Plan, cost: Cost, resnets: tuple[str, ...]) -> str:
                   "stem": "3x3s2" if facts.small else "7x7s2-pool"})
         _fit_other_networks(plan, resnets)
         if (seconds := estimated_seconds(plan, cost, wanted)) <= BUDGET:
-            return f"{_shown_network(plan)}: the largest whose {wanted} epochs fit into {BUDGET / 60:.0f} min here"
+            fit = "fit" if plan["epochs"] == wanted else "would fit"
+            return f"{_shown_network(plan)}: the largest whose {wanted} epochs {fit} into {BUDGET / 60:.0f} min here"
     plan.put({"epochs": max(1, int(wanted * BUDGET / seconds))})
     return f"{_shown_network(plan)}: the smallest, with the epochs that {BUDGET / 60:.0f} min here allow"
 

@@ -14,6 +14,7 @@ from mocoembed.checks import option_name
 from mocoembed.config import PretrainConfig
 from mocoembed.config.pretrain import AUTO, FROM_INIT
 from mocoembed.cores import cores
+from mocoembed.data.deep import shown_range
 from mocoembed.data.images import Listing, scan
 from mocoembed.memory import available_memory
 from mocoembed.memory import shown as memory_shown
@@ -153,6 +154,8 @@ def command_of(config: PretrainConfig, also: tuple[str, ...] = ()) -> str:
             words.append(name if value else name.replace("--", "--no-", 1))
         elif field.name == "exclude":
             words += [word for glob in value for word in (name, glob)]
+        elif field.name == "value_range":
+            words += [name, shown_range(value)]
         else:
             words += [name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
