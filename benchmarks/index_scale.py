@@ -40,6 +40,7 @@ from mocoembed.embed.store import EmbeddingFile
 from mocoembed.embed.store_writer import Settings, write_embeddings
 from mocoembed.errors import MocoembedError
 from mocoembed.files import write_json
+from mocoembed.memory import available_memory
 from mocoembed.search.build import build_index
 from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.faiss_parts import look_wider
@@ -48,6 +49,8 @@ from mocoembed.search.index_rows import Effort
 from mocoembed.search.kinds import POINTS
 
 QUERIES, K, ALONE = 1000, 10, 200
+LEAST_MISSED = 3e-4  # stands for none in the plot
+REFINED = "ranked again by IndexRefineFlat"
 CENTRES, INNER, SPREAD, NOISE = 2000, 32, 0.45, 0.3
 BLOCK = 1 << 14
 Search = Callable[[np.ndarray], np.ndarray]  # queries (Q, D) -> rows (Q, K)
@@ -147,7 +150,7 @@ def raw_faiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tup
         yield f"{breadth} {point.get(breadth)} for {count}", lambda some, count=count: index.search(some, count)[1]
         if "candidates" in point:
             refined.k_factor = count / K
-            yield (f"{breadth} {point.get(breadth)}, {count} ranked again by IndexRefineFlat",
+            yield (f"{breadth} {point.get(breadth)}, {count} {REFINED}",
                    lambda some: refined.search(some, K)[1])
 
 
@@ -181,13 +184,13 @@ def usearch(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple
 
 
 def autofaiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
-    """autofaiss under the cap, for its index and for building it: what it chooses, at the parameters it chooses."""
+    """autofaiss under the cap, or what is available, for its index and for building it: as it chooses."""
     import faiss
     from autofaiss import build_index as build
 
     with EmbeddingFile(path) as file:
         vectors = file.embeddings()
-    cap = memory or "4GB"
+    cap = memory or f"{(available_memory() or 16 << 30) >> 20}M"
     index, chosen = build(vectors, save_on_disk=False, max_index_memory_usage=cap, current_memory_available=cap,
                           metric_type="ip", verbose=40)
     if index is None:
@@ -251,7 +254,7 @@ def run(contender: str, name: str, path: pathlib.Path, memory: str | None) -> di
 
 
 def plot(results: list[dict], path: pathlib.Path):
-    """Recall against the time for a query alone, one line for each contender."""
+    """Recall against the time for a query alone, one line for each contender; what is missed grows to the left."""
     try:
         import matplotlib
     except ImportError as error:
@@ -261,12 +264,21 @@ def plot(results: list[dict], path: pathlib.Path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for result in results:
-        points = sorted(result["points"], key=lambda point: point["recall"])
-        axes.plot([point["recall"] for point in points], [point["alone_ms"] for point in points],
-                  "o-" if result["contender"] == "ours" else "x--",
-                  label=f"{result['contender']} {result['type']}".strip())
-    axes.set(xlabel="recall@10", ylabel="ms for a query alone", yscale="log", xlim=(0.7, 1.005))
+        for again in (False, True):
+            points = sorted((point for point in result["points"] if (REFINED in str(point["parameters"])) is again),
+                            key=lambda point: point["recall"])
+            if points:
+                axes.plot([max(1 - point["recall"], LEAST_MISSED) for point in points],
+                          [point["alone_ms"] for point in points],
+                          "o-" if result["contender"] == "ours" else "x--",
+                          label=f"{result['contender']} {result['type']}".strip() + (f", {REFINED}" if again else ""))
+    axes.set(xlabel="recall@10", ylabel="ms for a query alone", yscale="log", xscale="log",
+             xlim=(0.4, 0.8 * LEAST_MISSED))
+    ticks = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001, LEAST_MISSED]
+    axes.set_xticks(ticks, [f"{1 - missed:g}" for missed in ticks[:-1]] + ["1"])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
