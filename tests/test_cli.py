@@ -247,10 +247,14 @@ def test_an_interrupt_that_a_library_took_for_an_error(monkeypatch, capsys, inte
         raise ValueError("could not determine the shape")
 
     monkeypatch.setattr(cli, "main", read)
-    with pytest.raises(SystemExit) as leaving:
-        main([])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a job of the background
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            main([])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert leaving.value.code == (130 if interrupted else 1)
     said = capsys.readouterr().err
     assert (said == "mocoembed: stopped\n") is interrupted
     assert ("This is a bug" in said) is not interrupted
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -386,6 +386,20 @@ def test_crop(watched):
     page.locator("#crop-go").click()
     watched.changed(before)
     assert re.search(r"crop=\d+(%2C\d+){3}", page.url)
+    before = watched.rows()
+    page.locator("#grid .more").nth(2).evaluate("one => one.click()")  # the part stays beside another image
+    watched.changed(before)
+    assert re.search(r"\?like=u\w+&like=\d+$", page.url)
+    assert page.locator("#cards .card").count() == 2
+    before = watched.rows()
+    page.locator("#cards .crop-it").last.click()
+    page.wait_for_selector("#crop[open]")
+    page.locator("#crop-go").click()
+    watched.changed(before)
+    assert re.search(r"\?like=u\w+&like=u\w+$", page.url)
+    assert page.locator("#cards .card:not(.undrawn)").count() == 2
+    page = watched.open(f"{page.url.removeprefix(watched.address)}&crop=1,1,9,9")  # of which image?
+    assert page.locator("#grid .score").count() > 0
 
 
 def test_filter_to_one_percent(watched):
@@ -402,10 +416,16 @@ def test_filter_to_one_percent(watched):
     page.keyboard.press("Enter")
     watched.changed(before)
     assert watched.rows() == ["rare, only.png"]
+    (path,) = page.evaluate("fetch('/api/rows?label=rare').then(answer => answer.json())")["rows"]
+    page.locator("#filter").fill(path["path"])  # as "copy path" gives it
+    page.keyboard.press("Enter")
+    watched.until("document.querySelectorAll('#grid .tile').length === 1 && !document.querySelector('.waiting')"
+                  " && location.search.includes('only.png')")
+    assert watched.rows() == ["rare, only.png"]
     page.locator("#filter").fill("nothing-like-it")
     page.keyboard.press("Enter")
     page.wait_for_selector("#empty:not([hidden])")
-    assert page.locator("#empty p").inner_text() == "No image matches nothing-like-it."
+    assert page.locator("#empty p").inner_text() == "There is no image in nothing-like-it."
     page.reload()
     page.wait_for_selector("#empty:not([hidden])")
     assert page.locator("#filter").input_value() == "nothing-like-it"  # without the stars of the address
@@ -430,6 +450,32 @@ def test_results_begin_at_the_top_and_back_is_where_one_was(watched):
     page.keyboard.press("Escape")
     page.wait_for_selector("#lightbox:not([open])", state="attached")
     assert page.evaluate("scrollY") == 900
+    assert page.evaluate("history.state.scroll") == 900  # for a reload
+
+
+def test_a_view_that_was_left_does_not_move_the_page(watched):
+    page = watched.page
+    page.route("**/api/health-report*", lambda route: (page.wait_for_timeout(1500), route.continue_()))
+    page = watched.open()
+    page.locator(".tabs [data-view=health]").click()
+    page.locator(".tabs [data-view=search]").click()
+    page.evaluate("scrollTo(0, 900)")
+    watched.until("document.querySelector('#view-health .card-panel') !== null")
+    page.wait_for_timeout(100)
+    assert page.evaluate("scrollY") == 900
+
+
+def test_more_hits_come_after_going_back(browser, many):
+    one = Watched(browser, many, viewport={"width": 390, "height": 600})  # where the page asks for no more by itself
+    page = one.open("?path=*")
+    one.search(3)
+    before = one.rows()
+    page.go_back()
+    one.changed(before)
+    one.until("scrollTo(0, document.body.scrollHeight), "
+              f"document.querySelectorAll('#grid .tile').length === {MANY}")
+    one.context.close()
+    assert one.wrong == []
 
 
 def test_a_reload_is_where_one_was(watched):
@@ -506,7 +552,7 @@ def test_images_without_a_label_are_a_filter(browser, make_images, workspace, tm
         page.locator("#labels a", has_text="no label").click()
         one.until("document.querySelectorAll('#grid .tile').length === 1")
         assert one.rows() == ["bare.png"]
-        assert "1 image in no label" in page.locator("#status").inner_text()
+        assert "1 image without a label" in page.locator("#status").inner_text()
         page.reload()
         one.until("document.querySelectorAll('#grid .tile').length === 1")
         one.context.close()
@@ -612,12 +658,14 @@ def test_more_like_more_marked_images_than_a_query_takes(browser, many):
     assert set(np.diff(places)) == {1, 2}
     assert (places[0], places[-1]) == (0, MANY - 2)
     page.locator("#tray [data-do=clear]").click()
-    page = one.open("?label=red&path=00*")
-    page.locator("#mark-all").click()
+    page = one.open("?label=red")
+    for place in (0, 1):
+        page.locator("#grid .mark").nth(place).evaluate("one => one.click()")
     page.locator("#tray [data-do=like]").click()
     page.wait_for_selector("#grid .score")
     one.settled()
     assert "marked" not in page.locator("#status").inner_text()
+    assert "label=red" in page.url  # filters stay, as with a click
     one.context.close()
     assert one.wrong == []
 
@@ -650,9 +698,10 @@ def test_the_lightbox_goes_on_to_the_next_group(watched):
                                                                                route.request.url)))
     page = watched.open("?view=duplicates")
     watched.until("Number.parseInt(document.querySelector('#view-duplicates .status').textContent) > 1")
-    assert page.locator(".group").count() == 1
-    group = set(page.evaluate("[...document.querySelectorAll('.member-image')].map(link => link.href)"))
-    page.locator(".member-image").last.click()
+    watched.until("document.querySelectorAll('.group').length > 1")  # they come one by one
+    group = set(page.evaluate("[...document.querySelector('.group').querySelectorAll('.member-image')]"
+                              ".map(link => link.href)"))
+    page.locator(".group").first.locator(".member-image").last.click()
     page.wait_for_selector("#lb-right", state="visible")
     page.keyboard.press("ArrowRight")
     watched.until("document.querySelector('#lb-left').hidden === false")
@@ -701,6 +750,29 @@ def test_duplicates_slider(watched):
     assert all(os.path.exists(path) for path in before)
 
 
+def test_all_groups_come_by_scrolling_on_a_large_screen(watched):
+    page = watched.open()
+    page.set_viewport_size({"width": 2560, "height": 1440})
+    rows = page.evaluate("fetch('/api/rows?limit=100').then((answer) => answer.json())")["rows"]
+    groups = [{"members": [{**row, "size": 100, "similarity": 1.0, "identical": None} for row in rows[place:place + 2]]}
+              for place in range(98)]
+
+    def answer(route):
+        first = int((re.search(r"offset=(\d+)", route.request.url) or [0, 0])[1])
+        route.fulfill(json={"threshold": 0.98, "auto": 0.98, "least": 0.9, "reason": "", "total": 98, "extra": 98,
+                            "groups": groups[first:first + 50]})
+
+    page.route("**/api/duplicates?*", answer)
+    page.locator(".tabs [data-view=duplicates]").click()
+    watched.until("scrollTo(0, document.body.scrollHeight), document.querySelectorAll('.group').length === 98")
+
+
+def test_a_threshold_below_the_least_leads_to_the_usual_one(watched):
+    page = watched.open("?view=duplicates&threshold=0.01")
+    watched.until("!/threshold/.test(location.search) && document.querySelectorAll('.group').length > 0")
+    assert "0.01" in page.locator("#toast").inner_text()
+
+
 def test_duplicates_tell_sizes_and_what_is_on_the_list(watched):
     page = watched.open("?view=duplicates&threshold=1")
     first, second = page.locator(".member").all()
@@ -733,7 +805,7 @@ def test_the_ends_of_a_chain_are_kept_unless_someone_decides_otherwise(watched):
     page.locator(".tabs [data-view=duplicates]").click()
     page.wait_for_selector(".member")
     assert page.locator(".keep").all_inner_texts() == ["Kept", "To remove", "To remove", "Kept"]
-    assert "similarity 0.971, by others between them" in page.locator(".member").last.inner_text()
+    assert "similarity 0.971, linked through other images" in page.locator(".member").last.inner_text()
     assert page.locator(".exports").inner_text().startswith("2 images to remove:")
     page.locator(".keep").last.click()
     assert page.locator(".exports").inner_text().startswith("3 images to remove:")
@@ -1037,6 +1109,37 @@ def test_images_gone_and_index_replaced(browser, make_images, workspace, tmp_pat
         page.locator("#grid .view").first.click(force=True)
         page.wait_for_selector("#lightbox[open]")
         assert page.locator("#lb-path").inner_text().endswith("green/003.jpg")
+        one.context.close()
+        assert one.wrong == []
+
+
+def test_a_replacement_that_shows_while_scrolling(browser, make_images, workspace, tmp_path):
+    """Thumbnails of the old rows are refused: the page looks what is there now, and calls no image gone."""
+    folder, root = make_images(tmp_path / "images", 60), tmp_path / "ws"
+    shutil.copytree(workspace, root)
+    embed(folder, root, fresh=True)
+    with serving(root) as where:
+        one = Watched(browser, where, viewport={"width": 390, "height": 400})
+        page = one.open("?path=*")
+        busy = []
+
+        def answer(route):
+            if "thumbnails/70?" in route.request.url and not busy.append(1) and len(busy) < 3:
+                route.fulfill(status=429, json={"error": "busy"})
+            else:
+                route.continue_()
+
+        page.route("**/api/thumbnails/*", answer)
+        next((folder / "blue").iterdir()).unlink()
+        embed(folder, root)
+        page.wait_for_timeout(1500)  # the server looks each second
+        one.until("scrollTo(0, document.body.scrollHeight), !document.querySelector('#toast').hidden")
+        one.until("scrollTo(0, document.body.scrollHeight), "
+                  "document.querySelectorAll('#grid .tile').length === 179")
+        page.evaluate("[...document.querySelectorAll('#grid img')].forEach((img) => { img.loading = 'eager'; })")
+        one.until("[...document.querySelectorAll('#grid img')].every((img) => img.naturalWidth > 0)")
+        assert len(busy) >= 3  # it was asked for again
+        assert page.locator(".tile.gone").count() == 0
         one.context.close()
         assert one.wrong == []
 

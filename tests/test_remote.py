@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 
+import numpy as np
 import pytest
 from PIL import Image
 from serving import Running
@@ -11,8 +12,10 @@ from serving import Running
 from mocoembed.config import EmbedConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
+from mocoembed.search.hits import QueryResult
 from mocoembed.search.query import search_images
-from mocoembed.search.remote import Combining, Server
+from mocoembed.search.remote import Combining, Server, iterate_remote, thumbnails
+from mocoembed.search.sheet import Sheet
 
 TOKEN = "0123456789abcdef"
 
@@ -41,6 +44,31 @@ def test_a_server_finds_what_is_found_here(indexed_workspace, images, address, v
         assert [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in one.hits] == \
             [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in other.hits]
         assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
+
+
+def test_an_image_that_is_too_large_for_the_server_is_named_and_left_out(address, images, tmp_path):
+    large, good = tmp_path / "large.png", images / "red" / "000.png"
+    with open(large, "wb") as file:
+        file.truncate(70 << 20)
+    results = iterate_remote(SearchConfig((str(large), str(good)), server=address))
+    assert next(results).query == str(good)
+    with pytest.raises(CollectionError, match=r"large\.png'? (is too large for the server: it has 70\.0 MiB|was not)"):
+        next(results)
+
+
+def test_a_sheet_is_drawn_from_the_servers_images(indexed_workspace, images, address, tmp_path, run_cli):
+    query = str(shutil.copy(images / "red" / "000.png", tmp_path / "query.png"))
+    (hit,) = search_images(SearchConfig((query,), server=address, k=1))[0].hits
+    assert run_cli("search", query, "--server", address, "-k", "1", "--sheet", tmp_path / "there.png")[0] == 0
+    assert thumbnails(address)(hit)[:2] == b"\xff\xd8"  # a JPEG
+    assert run_cli("search", query, "--workspace", indexed_workspace, "-k", "1", "--sheet",
+                   tmp_path / "here.png")[0] == 0
+    with Image.open(tmp_path / "there.png") as there, Image.open(tmp_path / "here.png") as here:
+        difference = np.abs(np.asarray(there, int) - np.asarray(here, int))
+    assert difference.mean() < 1  # but for JPEG
+    moved = hit._replace(path="/elsewhere/000.png")
+    sheet = Sheet([QueryResult(query, [moved])], 1, read=thumbnails(address)).image
+    assert np.abs(np.asarray(sheet, int) - np.asarray(here, int)).mean() < 1
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +232,7 @@ def test_a_busy_server_is_asked_again(running, address, images, monkeypatch):
 
 def test_what_is_no_server_of_ours_is_told():
     server = Server("http://127.0.0.1:1")
-    server._once = lambda *arguments: (200, {"queries": []}, 1.0)
+    server._once = lambda *arguments: (200, b'{"queries": []}', 1.0)
     with pytest.raises(MocoembedError, match="does not answer as"):
         server.found(__file__, SearchConfig((__file__,)))
     with pytest.raises(MocoembedError, match="does not answer as"):

@@ -79,6 +79,13 @@ def test_two_cells_for_real(tmp_path, images, monkeypatch):
     monkeypatch.setattr(ablations, "run_cell", lambda *_: 1 / 0)
     assert run(*arguments)[0] == 0  # nothing is run again
     assert run(*arguments, "--only", "bank-4")[0] == 1
+    kept = tmp_path / "cells" / "queue-4-seed1.json"
+    result = json.loads(kept.read_text())
+    assert result["processor"] not in ("", "x86_64")
+    write_json(kept, {**result, "images_digest": "another"})
+    status, output = run(*arguments)
+    assert (status, "was made with other images" in output) == (2, True)
+    write_json(kept, result)
     status, output = run(*arguments[:2], *arguments[3:])
     assert (status, "was made with other options" in output) == (2, True)
 

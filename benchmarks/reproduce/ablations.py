@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from functools import partial
+from typing import NamedTuple
 
 import click
 
@@ -58,20 +59,27 @@ def result_of(metrics: pathlib.Path) -> dict:
         "images_per_second": statistics.median(step["images_per_second"] for step in steps)}
 
 
-def run_cell(name: str, cell: str, seed: int, folders: tuple[str, str], output: pathlib.Path, quick: bool, work: Work,
-             images: str):
-    """Run one cell, or finish it, and keep what it gave; `images` is the digest of what it learns from."""
+class Images(NamedTuple):
+    """Folders to learn from and to measure on, and the digest of what is learned from."""
+
+    learn: str
+    measure: str
+    digest: str
+
+
+def run_cell(name: str, cell: str, seed: int, images: Images, output: pathlib.Path, quick: bool, work: Work):
+    """Run one cell, or finish it, and keep what it gave."""
     workspace, options = output / "work" / name, options_of(cell, seed, quick)
-    tool = [sys.executable, "-m", "mocoembed"]
+    tool, place = [sys.executable, "-m", "mocoembed"], ["--workspace", str(workspace)]
     workspace.mkdir(parents=True, exist_ok=True)
     run = workspace / "runs" / "run"
     with open(workspace / "log.txt", "a") as log:
-        work.run([*tool, "pretrain", folders[0], *options, "--val", folders[1], "--workspace", str(workspace), "--run",
-                  "run"], log)
-        work.run([*tool, "embed", folders[1], "--workspace", str(workspace), "--device", "cpu", "--workers", "1"], log)
+        work.run([*tool, "pretrain", images.learn, *options, "--val", images.measure, "--run", "run", *place],
+                 log)
+        work.run([*tool, "embed", images.measure, "--device", "cpu", "--workers", "1", *place], log)
         probe = work.run([sys.executable, "-m", "benchmarks.reproduce.probe", str(workspace / "embeddings.h5")], log)
     result = {"cell": cell, "seed": seed, "quick": quick, "options": options, **result_of(run / "metrics.jsonl"),
-              **json.loads(probe), "images_digest": images, **about()}
+              **json.loads(probe), "images_digest": images.digest, **about()}
     kept = output / "runs" / name
     kept.mkdir(parents=True, exist_ok=True)
     for file in ("metrics.jsonl", "config.json"):
@@ -100,12 +108,12 @@ def main(folders, output, only, seeds, seconds, quick, report):
         raise click.UsageError("Give two folders: images to learn from, and images to measure on.")
     wanted = dict.fromkeys(cell for name in only or STUDIES for cell in STUDIES.get(name, [name]))
     work = Work(time.monotonic() + (seconds or 1e6))
-    todo, images = [], scan(folders[0]).digest()
+    todo, images = [], Images(*folders, scan(folders[0]).digest())
     for seed in seeds or SEEDS:  # one seed of all before the next, so that a part is a whole study
         for cell in wanted:
             name = f"{cell}-seed{seed}"
-            if not is_done(output, name, options_of(cell, seed, quick), images):
-                todo.append((name, partial(run_cell, name, cell, seed, folders, output, quick, work, images)))
+            if not is_done(output, name, options_of(cell, seed, quick), images.digest):
+                todo.append((name, partial(run_cell, name, cell, seed, images, output, quick, work)))
     (output / "cells").mkdir(parents=True, exist_ok=True)
     left, failed = run_all(work, todo, AT_A_TIME, lambda text: click.echo(text, err=True))
     if any((output / "cells").iterdir()):

@@ -20,6 +20,7 @@ import numpy as np
 from mocoembed.config import SearchConfig
 from mocoembed.data.facts import Failure
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
+from mocoembed.memory import shown as memory_shown
 from mocoembed.notes import say_nothing
 from mocoembed.search.hits import Hit, QueryResult
 from mocoembed.search.left_out import LeftOut
@@ -116,46 +117,64 @@ class Server:
             return query
         return self.ask("GET", f"/api/rows?offset={query}&limit=1")["rows"][0]["path"]
 
+    def thumbnail(self, row: int) -> bytes:
+        """The small image of a row, as JPEG."""
+        return self._data("GET", f"/api/thumbnails/{row}")
+
     def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "", name: str = "") -> Any:
         """The JSON that is answered; a busy server is asked again. `name` is that of an image in the body."""
+        try:
+            return json.loads(self._data(method, path, body, kind, name))
+        except ValueError as error:
+            raise MocoembedError(f"{self.address} does not answer as mocoembed serve does.") from error
+
+    def _data(self, method: str, path: str, body: bytes | None = None, kind: str = "", name: str = "") -> bytes:
         headers = {"Content-Type": kind} if kind else {}
         if token := os.environ.get(TOKEN_VARIABLE):
             if not (token.isascii() and token.isprintable()):
                 raise UsageError(f"{TOKEN_VARIABLE} holds a character that a server's token cannot have. Set it again.")
             headers["Authorization"] = f"Bearer {token}"
         for _ in range(TRIES):
-            status, answer, wait = self._once(method, path, body, headers)
+            status, data, wait = self._once(method, path, body, headers, name)
             if status not in (429, 503):
                 break
             time.sleep(wait)
         if status == 200:
-            return answer
-        said = answer.get("error", "") if isinstance(answer, dict) else ""
+            return data
+        said = _said(data)
         if status == 401:
             what = "refuses the token given" if token else "needs its token. Give it"
             raise UsageError(f"{self.address} {what} in the environment variable {TOKEN_VARIABLE}.")
+        if name and status == 413:
+            raise CollectionError(f"The image {shown(name)} is too large for the server: it has "
+                                  f"{memory_shown(len(body or b''))}. {said}".rstrip())
         if name and "'query'" in said:
             raise (CollectionError if status == 422 else RegionError)(said.replace("'query'", shown(name)))
         if status in (400, 404) and said:
             raise UsageError(f"{self.address} refuses: {said}")
         raise MocoembedError(f"{self.address} answers with status {status}. {said}".rstrip())
 
-    def _once(self, method: str, path: str, body: bytes | None, headers: dict) -> tuple[int, Any, float]:
-        """Status, JSON, and the seconds to wait before asking again."""
+    def _once(self, method: str, path: str, body: bytes | None, headers: dict, name: str) -> tuple[int, bytes, float]:
+        """Status, body, and the seconds to wait before asking again; `CollectionError` when an image is not taken."""
+        is_connected = False
         try:
-            self._connection.request(method, self._above + path, body, headers)
+            if self._connection.sock is None:
+                self._connection.connect()
+            is_connected = True
+            with contextlib.suppress(ConnectionError):  # it may have answered before all was sent
+                self._connection.request(method, self._above + path, body, headers)
             answer = self._connection.getresponse()
             data, wait = answer.read(), answer.headers.get("Retry-After", "1")
         except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if name and is_connected and isinstance(error, (ConnectionError, http.client.ResponseNotReady)):
+                raise CollectionError(f"The image {shown(name)} was not taken: {self.address} closed the connection "
+                                      f"while {memory_shown(len(body or b''))} were sent, as it does when an image is "
+                                      "too large.") from error
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise MocoembedError(f"{self.address} does not answer: {reason}. Start a server with: mocoembed "
                                  "serve") from error
-        try:
-            return answer.status, json.loads(data), float(wait) if wait.isdecimal() else 1.0
-        except ValueError as error:
-            if answer.status == 200:
-                raise MocoembedError(f"{self.address} does not answer as mocoembed serve does.") from error
-            return answer.status, None, 1.0
+        return answer.status, data, float(wait) if wait.isdecimal() else 1.0
 
 
 class Combining:
@@ -199,6 +218,20 @@ class Combining:
     def _result(self, name: str, vector: np.ndarray, selves: list[int]) -> QueryResult:
         body = {"vectors": [list(map(float, vector))], "selves": [selves]}
         return QueryResult(name, _hits(self._server.sent_json("search", body, self._version | _wishes(self._config))))
+
+
+def thumbnails(address: str) -> Callable[[Hit], bytes]:
+    """What reads the small images of hits from a server, for a contact sheet."""
+    server = Server(address)
+    return lambda hit: server.thumbnail(hit.row)
+
+
+def _said(data: bytes) -> str:
+    """The reason in an answer that refuses."""
+    try:
+        return json.loads(data)["error"]
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _no_address(address: str) -> UsageError:

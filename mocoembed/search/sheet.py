@@ -8,6 +8,7 @@ import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
@@ -71,14 +72,20 @@ def _is_sheet(path) -> bool:
         return False
 
 
-def contact_sheet(results: list[QueryResult], path, words: Words = SEARCH) -> pathlib.Path:
-    """Draw the first hits of the first queries into the PNG file `path`; the path.
+def read_hit(hit: Hit) -> bytes:
+    """The bytes of a hit's image on this machine."""
+    return read_path(hit.path)
+
+
+def contact_sheet(results: list[QueryResult], path, words: Words = SEARCH,
+                  read: Callable[[Hit], bytes] = read_hit) -> pathlib.Path:
+    """Draw the first hits of the first queries into the PNG file `path`; the path. `read` gives a hit's bytes.
 
     An image that has gone or cannot be read leaves a grey tile that says so. Raises `UsageError` for a name that is
     not a PNG's or a file that is not a contact sheet, `MocoembedError` when the disk is full.
     """
     require_sheet(path)
-    sheet = Sheet(results[:SHOWN_QUERIES], len(results), words)
+    sheet = Sheet(results[:SHOWN_QUERIES], len(results), words, read)
     signed = PngImagePlugin.PngInfo()
     signed.add_text("Software", SIGNATURE)
     with replacing(path) as temporary:
@@ -98,12 +105,13 @@ def duplicates_sheet(result: DuplicatesResult, path) -> pathlib.Path:
 
 
 class Sheet:
-    """The drawing; `image` is the finished image (RGB). `queries` is the number of all queries."""
+    """The drawing; `image` is the finished image (RGB). `queries` is the number of all queries; `read` reads a hit."""
 
-    def __init__(self, results: list[QueryResult], queries: int, words: Words = SEARCH):
+    def __init__(self, results: list[QueryResult], queries: int, words: Words = SEARCH,
+                 read: Callable[[Hit], bytes] = read_hit):
         if not results:
             raise MocoembedError("There are no results to draw.")
-        self.words = words
+        self.words, self.read = words, read
         self.columns = max(1, min(SHOWN_HITS, max(len(result.hits) for result in results)))
         width = 2 * MARGIN + TILE + AFTER_QUERY + self.columns * (TILE + GAP) - GAP
         height = HEADER + MARGIN + len(results) * (TILE + CAPTION + GAP) - GAP
@@ -130,7 +138,8 @@ class Sheet:
 
     def _row(self, top: int, result: QueryResult) -> bool:
         """Draw a query and its hits; whether a hit was marked."""
-        self._image((MARGIN, top), result.image or result.query, result.value_range)
+        query = result.image or result.query
+        self._image((MARGIN, top), query, result.value_range, partial(read_path, query))
         self.pen.rounded_rectangle((MARGIN - 4, top - 4, MARGIN + TILE + 3, top + TILE + 3), 5, outline=ACCENT, width=3)
         heading = self._fit(readable(self.words.first(result)), TILE, self.large)
         self._caption(MARGIN, top, (heading, ACCENT), readable(os.path.basename(result.query)))
@@ -140,21 +149,21 @@ class Sheet:
             self._blank(self.image.width - MARGIN - TILE, top, f"+{len(result.hits) - len(shown)} more")
         for column, hit in enumerate(shown):
             left = MARGIN + TILE + AFTER_QUERY + column * (TILE + GAP)
-            self._image((left, top), hit.path, result.value_range)
+            self._image((left, top), hit.path, result.value_range, partial(self.read, hit))
             self._caption(left, top, (score_text(hit), INK), under(hit))
             if self.words.marks(result, hit):
                 self._dot(left + TILE - 11, top + TILE + 15)
                 marked = True
         return marked
 
-    def _image(self, place: tuple[int, int], path: str, value_range: ValueRange):
+    def _image(self, place: tuple[int, int], path: str, value_range: ValueRange, read: Callable[[], bytes]):
         """The image within its tile, or a grey tile with the reason."""
         left, top = place
         if path == STANDARD_INPUT:
             self._blank(left, top, "standard input")
             return
         try:
-            image = EncodedImage(read_path(path), value_range=value_range)
+            image = EncodedImage(read(), value_range=value_range)
             tile = ImageOps.contain(image.rgb(max(image.width, image.height) / TILE), (TILE, TILE))
         except Exception as error:  # whatever a decoder raises
             self._blank(left, top, "file not found" if isinstance(error, FileNotFoundError) else "cannot be read")

@@ -1,6 +1,6 @@
 """What a collection holds, and what looks wrong in it: failed images, labels that neighbours disagree with, outliers.
 
-The `NEIGHBOURS` nearest images of each image are looked at, copies of itself left out. A label is suspected when most
+The `NEIGHBOURS` nearest images of each image are looked at, without itself. A label is suspected when most
 of them have the same other label; those where they agree most, and are nearest, come first. Outliers are the images
 that are least like their neighbours.
 """
@@ -19,7 +19,7 @@ from mocoembed.serve.jobs import Job
 
 NEIGHBOURS = 10
 BLOCK = 512  # rows at a time
-SHOWN = 60  # images of a kind
+SHOWN, SUSPECTED = 60, 500  # outliers and suspected labels
 OUTLIERS = 0.05  # of the images are listed as outliers at most
 MOST_FAILED = 500
 LEAST_SHARE = 0.7  # of the neighbours that agree on another label
@@ -68,7 +68,8 @@ def _suspected(collection: Collection, rows: np.ndarray, scores: np.ndarray) -> 
         block = slice(first, first + BLOCK)
         own[block], other[block], most[block] = _votes(theirs[block], labels[block])
     suspected = np.flatnonzero(known & (most >= LEAST_SHARE * k))
-    order = suspected[np.lexsort((-scores[suspected].mean(axis=1), own[suspected] - most[suspected]))][:SHOWN].tolist()
+    clearest = np.lexsort((-scores[suspected].mean(axis=1), own[suspected] - most[suspected]))
+    order = suspected[clearest][:SUSPECTED].tolist()
     return {"neighbours_agree": round(float((theirs == labels[:, None])[known].mean()), 4),
             "suspected_total": len(suspected),
             "suspected_labels": [{**facts, "suggested": collection.label_names[other[row]],

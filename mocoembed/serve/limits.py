@@ -19,7 +19,8 @@ MOST_JSON = 16 << 20  # bytes of queries in JSON
 MOST_RECEIVED = 256 << 20  # bytes of all large bodies together, until they are answered
 SMALL = 64 << 10  # bytes of a body that need no place among them, so that large ones keep no search by row waiting
 SECONDS_FOR_BODY = 20.0  # until it is there as a whole, and
-BYTES_A_SECOND = 100_000  # for each so many bytes that have come a second more: a slow connection is none that stalls
+BYTES_A_SECOND = 100_000  # for each so many bytes that have come a second more: a slow connection is none that stalls.
+# What came quickly earns no more than the 20 seconds from then on, or a few bodies could stall for minutes.
 SECONDS_FOR_PART = 5.0  # until the next part of it
 
 
@@ -91,14 +92,14 @@ class Bodies:
             is_more = True
             while is_more:
                 try:
-                    left = end + taken / BYTES_A_SECOND - loop.time()
-                    message = await asyncio.wait_for(request.receive(), min(self.seconds_for_part, left))
+                    message = await asyncio.wait_for(request.receive(), min(self.seconds_for_part, end - loop.time()))
                 except (asyncio.TimeoutError, TimeoutError) as error:
                     raise Refusal(408, "The body came too slowly.", "slow") from error
                 if message["type"] == "http.disconnect":
                     raise Refusal(400, "The connection was closed.", DISCONNECTED)
                 part, is_more = message.get("body", b""), message.get("more_body", False)
                 taken += len(part)
+                end = min(end + len(part) / BYTES_A_SECOND, loop.time() + self.seconds)
                 if taken > limit:
                     raise Refusal(413, f"The body is too large; at most {shown(limit)} are read.", "too large")
                 if taken > SMALL:

@@ -32,7 +32,8 @@ RECORD = {"row": INTEGER, "id": {**TEXT, "pattern": "^-?[0-9]+$"}, "path": TEXT,
           "height": INTEGER}
 
 WORDS = {400: "A parameter or the body is wrong.", 401: "The token is missing or wrong.",
-         403: "The request comes from another site.", 404: "There is no such row, image or page.",
+         403: "The request comes from another site.",
+         404: "There is no such row, image or page, or no image that the filters leave.",
          408: "The body came too slowly.", 409: "The embeddings file has been replaced, or this cannot be done for it.",
          410: "The image's file has been removed or changed.", 413: "The body is too large.",
          415: "The body is neither an image nor JSON.", 421: "The host name is not served here.",

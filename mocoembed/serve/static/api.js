@@ -64,6 +64,16 @@ function parameters(given) {
   return made;
 }
 
+/** The status of an address of an image, after it could not be shown; 0 without an answer. */
+export async function statusOf(address) {
+  const status = await fetch(address).then((answer) => answer.status, () => 0);
+  if (status === 409) replaced();
+  return status;
+}
+
+/** Whether that says that there is no such image any more. */
+export const isGone = (status) => [404, 410, 422].includes(status);
+
 export const thumbnail = (row) => `/api/thumbnails/${row}?${parameters({})}`;
 export const image = (row) => `/api/images/${row}?${parameters({})}`;
 export const info = () => ask('/api/info');

@@ -18,6 +18,7 @@ const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collec
 let info = {};
 let looked = 0; // when, last
 let isLooking = false;
+let opened = ''; // the image in the lightbox
 
 const shown = () => modules[state().view] ?? search;
 const records = () => shown().records();
@@ -31,8 +32,10 @@ function render(now, before, scroll) {
   const title = view === 'search' ? search.titleOf(now) : tab(view).textContent;
   document.title = [title, 'mocoembed'].filter(Boolean).join(' – ');
   modules[view].render(now, scroll).then(() => {
+    if (state() !== now) return; // one has gone on meanwhile
     if (view !== 'search') scrollTo(0, scroll); // the search does it by itself, before its images are there
-    if ((before?.open ?? '') !== now.open) lightbox.show(now.open);
+    if (before === null ? now.open : opened !== now.open) lightbox.show(now.open);
+    opened = now.open;
   });
 }
 
@@ -71,7 +74,7 @@ function likeMarked() {
   const ids = marks.all().map(({ id }) => id);
   const length = Math.min(MOST_LIKE, ids.length);
   const like = Array.from({ length }, (_, i) => ids[Math.floor(i * ids.length / length)]);
-  go(fresh({ like, of: length < ids.length ? String(ids.length) : '' }), { from: {} });
+  go(query.withFilters(state(), { like, of: length < ids.length ? String(ids.length) : '' }), { from: {} });
 }
 
 function help() {

@@ -81,6 +81,12 @@ export function bytesOf(count) {
 /** The last part of a path. */
 export const nameOf = (path) => path.slice(path.lastIndexOf('/') + 1);
 
+/** A path without the collection's root before it. */
+export function relativeTo(path, root) {
+  const base = root && !root.endsWith('/') ? `${root}/` : root;
+  return base && path.startsWith(base) ? path.slice(base.length) : path;
+}
+
 /** Splits a text at the bytes of names that are not UTF-8, which the API writes as half pairs of UTF-16. */
 export const RAW = /([\udc80-\udcff]+)/u;
 

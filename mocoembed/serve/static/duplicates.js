@@ -89,10 +89,11 @@ function build() {
   $('view-duplicates').append(
     el('div', { className: 'panel-bar' },
       el('label', { className: 'slide' }, 'Similarity of at least ', slider, value), exports),
-    status, el('p', { className: 'hint', textContent: 'By default, the largest image of each group is kept, and those '
-      + 'that are so similar to it are to be removed: click to change that. Nothing is deleted here: export the list, and remove the files yourself.' }), list, foot);
+    status, el('p', { className: 'hint', textContent: 'By default, the largest image of each group is kept, and the '
+      + 'images similar to it are marked for removal: click to change that. Nothing is deleted here: export the list, and remove the files yourself.' }), list, foot);
   parts = { slider, value, status, list, foot, exports, leaving };
-  new IntersectionObserver((seen) => { if (seen[0].isIntersecting) extend(); }, { rootMargin: '1500px' }).observe(foot);
+  parts.watcher = new IntersectionObserver((seen) => { if (seen.at(-1).isIntersecting) extend(); }, { rootMargin: '1500px' });
+  parts.watcher.observe(foot);
 }
 
 /** Show the view of a state. */
@@ -120,6 +121,11 @@ export async function render(now) {
   } catch (error) {
     if (error.name === 'AbortError') return;
     shown = null;
+    if (error.status === 400 && now.threshold) { // below the least, in a link
+      toast(error.message);
+      go({ threshold: '' }, { replace: true });
+      return;
+    }
     parts.list.replaceChildren();
     parts.exports.hidden = true;
     parts.status.textContent = error.message;
@@ -151,6 +157,8 @@ async function extend() {
   if (turn !== found || parts.list.children.length !== first) return;
   parts.list.append(...groups.slice(first, first + AT_ONCE).map(card));
   tell();
+  parts.watcher.unobserve(parts.foot); // observed anew, it tells again whether it is near
+  parts.watcher.observe(parts.foot);
 }
 
 function card(group) {
@@ -169,7 +177,7 @@ function member(group, record, warn) {
   tick(link, record);
   const button = el('button', { className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
-  const alike = `similarity ${record.score.toFixed(3)}${isAlike(record) ? '' : ', by others between them'}`;
+  const alike = `similarity ${record.score.toFixed(3)}${isAlike(record) ? '' : ', linked through other images'}`;
   const made = el('li', { className: 'member' }, link,
     el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
     el('p', { className: 'member-facts', textContent: [size, record.size ? bytesOf(record.size) : '',

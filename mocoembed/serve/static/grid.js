@@ -1,23 +1,29 @@
 // Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
 
-import { clone, el, nameOf, nextRow, onClick } from './dom.js';
-import { thumbnail } from './api.js';
+import { clone, counted, el, nameOf, nextRow, onClick } from './dom.js';
+import { isGone, statusOf, thumbnail } from './api.js';
 import * as marks from './marks.js';
 import { go, state, write } from './state.js';
 
 const AT_ONCE = 60;
 const FIRST = 16; // tiles whose thumbnails are asked for before the rows are laid out
+const AGAIN = 3000; // ms until a thumbnail that a busy server refused is asked for again
 const [NARROWEST, WIDEST] = [0.5, 2.6];
 
 /** Width to height of a record's tile; extremes are cut. 1 where the size is unknown. */
 export const ratio = ({ width, height }) => (width && height
   ? Math.min(WIDEST, Math.max(NARROWEST, width / height)) : 1);
 
-/** Show an image of the collection in `img`; `gone` is called when it cannot be had. */
+/** Show an image of the collection in `img`; `gone` is called when it is no more. */
 export function showThumbnail(img, record, gone = () => {}) {
+  const address = thumbnail(record.row);
   img.alt = [record.label, nameOf(record.path)].filter(Boolean).join(', ');
-  img.onerror = gone;
-  img.src = thumbnail(record.row);
+  img.onerror = async () => {
+    const status = await statusOf(address);
+    if (isGone(status)) gone();
+    else if (status !== 409) setTimeout(() => { if (img.isConnected && img.getAttribute('src') === address) img.src = address; }, AGAIN);
+  };
+  img.src = address;
 }
 
 /** A link to an image outside the grid, which shows its thumbnail and opens it; `replace` as in `go`. */
@@ -202,7 +208,8 @@ export class Grid {
     const fold = tile.querySelector('.fold');
     if (record.folded) fold.textContent = `+${record.folded}`;
     else fold.remove();
-    const what = { mark: 'Mark', view: 'Open', more: 'More like', less: 'Less like', fold: `${record.folded} near-duplicates of` };
+    const what = { mark: 'Mark', view: 'Open', more: 'More like', less: 'Less like',
+      fold: `${counted(record.folded ?? 0, 'near-duplicate')} of` };
     for (const [kind, text] of Object.entries(what)) {
       const button = tile.querySelector(`.${kind}`);
       if (!button) continue;

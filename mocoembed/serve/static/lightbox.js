@@ -1,6 +1,6 @@
 // One image, large: facts, neighbours, and what can be done with it. Arrows go through the images behind it.
 
-import { $, el, nameOf, onClick } from './dom.js';
+import { $, counted, el, nameOf, onClick, relativeTo } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { imageLink, ratio, showThumbnail } from './grid.js';
@@ -20,8 +20,7 @@ let left = () => {}; // told the id that was looked at last
 
 /** The folder of a record's image, as a path filter: relative to the collection's root, with `/*`. */
 export function folderOf(record, root) {
-  const base = root && !root.endsWith('/') ? `${root}/` : root;
-  const path = base && record.path.startsWith(base) ? record.path.slice(base.length) : record.path;
+  const path = relativeTo(record.path, root);
   const end = path.lastIndexOf('/');
   return end < 0 ? '' // a name's own stars are no wildcards; a byte that is not UTF-8 has no letter in an address
     : `${path.slice(0, end).replace(/[*?[]/g, '[$&]').replace(/[\udc80-\udcff]/gu, '?')}/*`;
@@ -111,7 +110,7 @@ export async function show(open) {
   }
   asking = new AbortController();
   const { signal } = asking;
-  let why = 'There is no such image in this collection. It has been removed since, or the link is of another collection.';
+  let why = 'There is no such image in this collection. It has been removed since, or the link belongs to another collection.';
   const found = around().find(({ id }) => id === open)
     ?? await api.recordOf(open).catch(({ message }) => { why = message; });
   if (signal.aborted) return;
@@ -152,14 +151,15 @@ function fill(record) {
   image.style.setProperty('--ratio', ratio(record));
   const sharp = new Image();
   sharp.src = full;
-  sharp.decode().then(() => { if (shown?.id === record.id) image.src = full; }, () => {
-    if (shown?.id === record.id) setGone('The image is gone, or its bytes have changed since it was embedded.');
+  sharp.decode().then(() => { if (shown?.id === record.id) image.src = full; }, async () => {
+    const isLost = api.isGone(await api.statusOf(full)); // else the thumbnail stays
+    if (isLost && shown?.id === record.id) setGone('The image is gone, or its bytes have changed since it was embedded.');
   });
   $('lb-name').textContent = nameOf(record.path);
   $('lb-path').textContent = record.path;
   const facts = [['Label', record.label], ['Score', record.score?.toFixed(4)],
     ['Size', record.width ? `${record.width} × ${record.height} pixels` : null],
-    ['Folded', record.folded ? `${record.folded} near-duplicates` : null], ['Row', record.row], ['Id', record.id]];
+    ['Folded', record.folded ? counted(record.folded, 'near-duplicate') : null], ['Row', record.row], ['Id', record.id]];
   $('lb-facts').replaceChildren(...facts.filter(([, value]) => value !== null && value !== undefined && value !== '')
     .map(([name, value]) => el('div', {}, el('dt', { textContent: name }), el('dd', { textContent: value }))));
   $('lb-search').href = write(searchFrom(record));

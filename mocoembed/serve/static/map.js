@@ -80,7 +80,7 @@ function showStatus() {
   const where = whereOf(state());
   scene.parts.status.textContent = `${counted(scene.points.count, 'image')}, arranged by ${scene.points.method}`
     + (scene.points.provisional ? `; a better arrangement is being computed${scene.progress} and will appear here` : '')
-    + (scene.lit.size ? ` · ${scene.lit.size} nearest to the query${where && ` in ${where}`} are ringed` : '');
+    + (scene.lit.size ? ` · ${scene.lit.size} nearest to the query${where && ` ${where}`} are ringed` : '');
 }
 
 /** The records that the view shows, for the lightbox: none, as the map has no order. */

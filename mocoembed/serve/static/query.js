@@ -1,6 +1,6 @@
 // The query: images of the collection and uploads, more like and less like -> cards on the page, and what is asked.
 
-import { $, clone, nameOf, toast } from './dom.js';
+import { $, clone, el, nameOf, toast } from './dom.js';
 import * as api from './api.js';
 import * as uploads from './uploads.js';
 import { cropOf } from './crop.js';
@@ -26,7 +26,7 @@ export async function requireThere(now) {
   if (!lost.length) return;
   const rest = [like, unlike].map((list) => list.filter((one) => !lost.includes(one)));
   const why = uploads.isUpload(lost[0]) ? 'was uploaded in another browser, or too long ago. Drop or choose it here again.'
-    : 'is not in this collection. It has been removed since, or the link is of another collection.';
+    : 'is not in this collection. It has been removed since, or the link belongs to another collection.';
   throw new api.Refused(`A query image of this link ${why}`, 404, [
     rest.flat().length ? 'Search without it' : 'Show all images', withFilters(now, { like: rest[0], unlike: rest[1] })]);
 }
@@ -46,9 +46,14 @@ export const NO_LABEL = 'no label'; // what stands for the label ''
 /** What stands in the filter field for a state. */
 export const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
 
-/** The filters in words. */
-export const whereOf = (now) => [now.label.map((label) => label || NO_LABEL).join(' or '), filterText(now),
-  now.side && `${now.side} pixels or more`].filter(Boolean).join(', and ');
+/** The filters in words: `in daisy of at least 256 pixels`, `without a label`. */
+export function whereOf(now) {
+  const isWithout = now.label.length === 1 && !now.label[0];
+  const labels = isWithout ? '' : now.label.map((label) => label || NO_LABEL).join(' or ');
+  const place = [labels, filterText(now)].filter(Boolean).join(', and ');
+  return [isWithout && 'without a label', place && `in ${place}`, now.side && `of at least ${now.side} pixels`]
+    .filter(Boolean).join(' ');
+}
 
 /** A state that keeps the filters of `now`, with another query. */
 export const withFilters = ({ label, path, side, min, k, fold }, patch) => fresh(
@@ -78,12 +83,12 @@ const anyCase = (path) => (/[/[]/.test(path) ? path : path.replace(/\p{L}/gu, (o
 /** The filters of a state, as the API takes them. */
 export const filtersOf = ({ label, path, side }) => ({ label, path: anyCase(path), min_side: side });
 
-/** What asks for the hits of a state's query: (offset, k) -> records. */
+/** What asks for the hits of a state's query: (offset, k, signal) -> records. */
 export async function hitsOf(now, signal) {
   const body = await bodyOf(now, signal);
   const given = { ...filtersOf(now), min_score: now.min, unique: now.fold ? 'true' : '', crop: now.crop,
     exclude_self: body.ids && !now.crop ? 'true' : '' };
-  return (offset, k) => named(now.like[0], () => api.search(body, { ...given, offset, k }, signal));
+  return (offset, k, its) => named(now.like[0], () => api.search(body, { ...given, offset, k }, its));
 }
 
 const vectorOf = async (value, signal) => (await named(value, async () => api.embed(
@@ -107,6 +112,21 @@ async function named(value, does) {
 /** Width and height of a query image, in its own pixels; what is shown of it may be smaller. */
 const sizeOf = async (value, shown) => (uploads.isUpload(value) ? shown : api.recordOf(value));
 
+/** A crop in the pixels of what is shown of an image: left, top, width, height. */
+async function partOf(value, source, crop) {
+  const scale = source.width / ((await sizeOf(value, source)).width || source.width);
+  return crop.split(',').map((number) => Number(number) * scale);
+}
+
+/** Keep a part of a query image as an upload of its own; its key. So it can stand beside other images. */
+export async function cutOut(value, crop) {
+  const source = await createImageBitmap(await blobOf(value));
+  const [left, top, width, height] = (await partOf(value, source, crop)).map(Math.round);
+  const canvas = el('canvas', { width: Math.max(1, width), height: Math.max(1, height) });
+  canvas.getContext('2d').drawImage(source, -left, -top);
+  return uploads.add(await new Promise((resolve) => { canvas.toBlob(resolve); }), 'part.png');
+}
+
 /** Draw a query image into a canvas, from a thumbnail or the uploaded bytes; false when the browser cannot. */
 async function draw(canvas, value, crop) {
   try {
@@ -117,11 +137,7 @@ async function draw(canvas, value, crop) {
       source.src = api.thumbnail((await api.recordOf(value)).row);
       await source.decode();
     }
-    let part = [0, 0, source.width, source.height];
-    if (crop) {
-      const scale = source.width / ((await sizeOf(value, source)).width || source.width);
-      part = crop.split(',').map((number) => Number(number) * scale);
-    }
+    const part = crop ? await partOf(value, source, crop) : [0, 0, source.width, source.height];
     const scale = Math.min(1, DRAWN / Math.max(part[2], part[3]));
     canvas.width = Math.max(1, Math.round(part[2] * scale));
     canvas.height = Math.max(1, Math.round(part[3] * scale));
@@ -170,10 +186,15 @@ export async function cropQuery(value) {
     const size = await sizeOf(value, { width: bitmap.width, height: bitmap.height });
     const { width } = size.width ? size : bitmap;
     const part = await cropOf(bitmap, width / bitmap.width);
-    if (part) {
-      go(withFilters(state(), { like: [value], crop: part.join(',') }), { from: {} });
-      $('cards').querySelector('.crop-it')?.focus();
-    }
+    if (!part) return;
+    const [now, crop] = [state(), part.join(',')];
+    const among = [...now.like, ...now.unlike].includes(value) && now.like.length + now.unlike.length > 1;
+    if (among) {
+      const key = await cutOut(value, crop);
+      const [like, unlike] = [now.like, now.unlike].map((list) => list.map((one) => (one === value ? key : one)));
+      go(withFilters(now, { like, unlike }), { from: {} });
+    } else go(withFilters(now, { like: [value], crop }), { from: {} });
+    $('cards').querySelector('.crop-it')?.focus();
   } catch (error) {
     toast(error instanceof api.Refused ? error.message : 'This browser cannot show the image; it cannot be cropped here.');
   }

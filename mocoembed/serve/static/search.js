@@ -1,11 +1,11 @@
 // The search view: a random sample, a folder or label to look through, or the hits of a query.
 
-import { $, counted, el, onClick } from './dom.js';
+import { $, counted, el, onClick, relativeTo, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
 import { chosen } from './map.js';
-import { NO_LABEL, filterText, filtersOf, hitsOf, requireThere, showCards, whereOf, withFilters } from './query.js';
+import { NO_LABEL, cutOut, filterText, filtersOf, hitsOf, requireThere, showCards, whereOf, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
 const MOST_SAMPLED = 1000; // images of a random sample
@@ -99,12 +99,12 @@ const showMin = () => {
 };
 
 /** What the window's title says of a state. */
-export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ? 'Marked images' : '', whereOf(now)]
-  .filter(Boolean).join(' in ');
+export const titleOf = (now) => [hasQuery(now) ? 'Similar images' : now.marked ? 'Marked images' : whereOf(now) && 'Images',
+  whereOf(now)].filter(Boolean).join(' ');
 
 /** A label's name, a glob, or a piece of a path. */
 async function filterBy(text) {
-  const given = text.trim();
+  const given = relativeTo(text.trim(), facts.root);
   const { labels: [first] } = given ? await labelsOf(given, 1) : NONE;
   if (first?.label.toLowerCase() === given.toLowerCase()) {
     go({ view: 'search', label: [first.label], path: '', marked: '', rows: '' });
@@ -113,8 +113,19 @@ async function filterBy(text) {
 }
 
 /** Add a record to the images that hits are to be like, or unlike; take it away if it is there. */
-function sign({ id }, kind, other) {
-  const now = state();
+async function sign({ id }, kind, other) {
+  let now = state();
+  if (now.crop) { // a part beside other images is one of its own
+    try {
+      const [one] = [...now.like, ...now.unlike];
+      const key = await cutOut(one, now.crop);
+      if (now !== state()) return;
+      now = { ...now, like: now.like.map(() => key), unlike: now.unlike.map(() => key) };
+    } catch (error) {
+      toast(error.message);
+      return;
+    }
+  }
   go(withFilters(now, {
     [kind]: toggled(now[kind], id),
     [other]: now[other].filter((one) => one !== id),
@@ -233,14 +244,14 @@ export async function render(now, scroll) {
   }
 }
 
-/** {records, total, next} of a state. */
+/** {records, total, next} of a state; `signal` ends the first question, as the answer may be shown again later. */
 async function ask(now, signal) {
   if (hasQuery(now)) {
     await requireThere(now);
     const asked = await hitsOf(now, signal);
     const most = Number(now.k || MOST);
-    const page = (offset) => asked(offset, Math.min(PAGE, most - offset));
-    const hits = await page(0);
+    const page = (offset, its) => asked(offset, Math.min(PAGE, most - offset), its);
+    const hits = await page(0, signal);
     return { records: hits, more: hits.length === PAGE && PAGE < most, async next(count) {
       return count % PAGE || count >= most ? [] : page(count); // fewer than a page: there were no more
     } };
@@ -250,17 +261,18 @@ async function ask(now, signal) {
     return { records: all, total: all.length };
   }
   if (now.rows) {
-    const all = await chosen(now.rows, signal);
-    return { records: all, total: all.length };
+    const rows = chosen(now.rows);
+    const page = (offset, its) => api.records(rows.slice(offset, offset + PAGE), its);
+    return { records: await page(0, signal), total: rows.length, next: page };
   }
   if (!isBrowsing(now)) {
-    const sample = async (count) => api.rows({ sample: count, seed: now.seed || 0 }, signal);
-    const { rows, total } = await sample(PAGE);
+    const sample = async (count, its) => api.rows({ sample: count, seed: now.seed || 0 }, its);
+    const { rows, total } = await sample(PAGE, signal);
     return { records: rows, total, next: async (count) => (count < Math.min(total, MOST_SAMPLED)
       ? (await sample(Math.min(count + PAGE, MOST_SAMPLED))).rows.slice(count) : []) };
   }
-  const page = (offset) => api.rows({ ...filtersOf(now), offset, limit: PAGE }, signal);
-  const first = await page(0);
+  const page = (offset, its) => api.rows({ ...filtersOf(now), offset, limit: PAGE }, its);
+  const first = await page(0, signal);
   return { records: first.rows, total: first.total,
     next: async (count) => (count < first.total ? (await page(count)).rows : []) };
 }
@@ -287,21 +299,19 @@ function statusOf(now, { records: some, total, seconds, more }) {
   const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
   if (hasQuery(now)) {
     const marked = now.of && ` to ${now.like.length} of the ${counted(Number(now.of), 'marked image')}`;
-    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${marked}${where ? ` in ${where}` : ''}${time}`;
+    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${marked}${where && ` ${where}`}${time}`;
   }
   if (now.marked) return `${counted(total, 'marked image')}`;
   if (now.rows) return `${counted(total, 'image')} chosen on the map`;
-  if (isBrowsing(now)) return `${counted(total, 'image')} in ${where}`;
+  if (isBrowsing(now)) return `${counted(total, 'image')} ${where}`;
   return `${counted(total, 'image')}, in random order`;
 }
 
 /** What is said when there is nothing to show. */
 function nothingOf(now) {
   if (now.marked) return ['No image is marked', 'Mark images by their tick, or with m.'];
-  const where = whereOf(now);
-  const score = hasQuery(now) && now.min ? `has a score of ${now.min} or more` : '';
-  const both = score && where ? `${score} in ${where}` : score || (where ? `matches ${where}` : 'is like this');
-  return ['Nothing found', `No image ${both}.`];
+  const score = hasQuery(now) && now.min ? `with a score of at least ${now.min}` : '';
+  return ['Nothing found', `There is no image ${[whereOf(now), score].filter(Boolean).join(' ') || 'like this'}.`];
 }
 
 /** Say why nothing is shown, and offer what may help: `canRetry` where asking again may; `way` as in `Refused`. */

@@ -10,6 +10,7 @@ export function read(search = location.search) {
   const state = {};
   for (const name of LISTS) state[name] = [...new Set(given.getAll(name))];
   for (const name of TEXTS) state[name] = given.get(name) ?? DEFAULTS[name] ?? '';
+  if (state.like.length + state.unlike.length !== 1) state.crop = ''; // of one image alone
   for (const name of ['k', 'side']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
   return state;
 }
@@ -62,8 +63,9 @@ export function go(patch, { replace = false, from = current } = {}) {
   keepScroll();
   current = { ...from, ...patch };
   const link = write(current);
-  if (replace) history.replaceState({ scroll: scrollY }, '', link);
-  else if (link !== write(before)) history.pushState({ scroll: 0 }, '', link);
   const staysThere = write({ ...current, open: '' }) === write({ ...before, open: '' }); // only an image opens or closes
-  listener(current, before, staysThere ? scrollY : 0);
+  const scroll = staysThere ? scrollY : 0;
+  if (replace) history.replaceState({ scroll: scrollY }, '', link);
+  else if (link !== write(before)) history.pushState({ scroll }, '', link);
+  listener(current, before, scroll);
 }

@@ -4,17 +4,17 @@ import { counted, toast } from '../dom.js';
 import * as api from '../api.js';
 import { fresh, go } from '../state.js';
 
-const MOST_CHOSEN = 5000;
+const MOST_CHOSEN = 200000; // what a browser keeps for a window
 
-/** Rows chosen on the map, by a key of the address -> their records. */
-export async function chosen(key, signal) {
+/** The rows chosen on the map, by a key of the address. */
+export function chosen(key) {
   const { rows, version } = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? '{}');
   if (!rows || version !== api.version) {
     const why = rows ? 'The embeddings have been replaced since these images were chosen.'
       : 'The images of this link were chosen in another window.';
     throw new api.Refused(`${why} Choose them on the map again.`, 404, ['Open the map', fresh({ view: 'map' })]);
   }
-  return api.records(rows, signal);
+  return rows;
 }
 
 /** Show rows in the grid. */
