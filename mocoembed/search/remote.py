@@ -223,7 +223,12 @@ class Combining:
 def thumbnails(address: str) -> Callable[[Hit], bytes]:
     """What reads the small images of hits from a server, for a contact sheet."""
     server = Server(address)
-    return lambda hit: server.thumbnail(hit.row)
+
+    def read(hit: Hit) -> bytes:
+        assert hit.row is not None  # a server tells it
+        return server.thumbnail(hit.row)
+
+    return read
 
 
 def _said(data: bytes) -> str:
