@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import warnings
 
 import click
@@ -120,10 +121,10 @@ def _interrupts():
         came = True
         signal.default_int_handler(number, frame)
 
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind `nohup ... &`
-    with contextlib.suppress(ValueError):  # not in the main thread
-        if usual:
-            signal.signal(signal.SIGINT, interrupt)
+    usual = (threading.current_thread() is threading.main_thread()
+             and signal.getsignal(signal.SIGINT) is signal.default_int_handler)  # not ignored, as behind `nohup ... &`
+    if usual:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception as error:
@@ -131,9 +132,8 @@ def _interrupts():
             raise KeyboardInterrupt from error
         raise
     finally:
-        with contextlib.suppress(ValueError):
-            if usual:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _unexpected(error: Exception) -> str:

@@ -94,8 +94,7 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
 
         iterate = functools.partial(iterate_milvus_search, where=where)
     if sheet is not None:
-        from mocoembed.search.remote import thumbnails
-        from mocoembed.search.sheet import contact_sheet, read_hit, require_sheet  # with what else can be drawn: 17 ms
+        from mocoembed.search.sheet import contact_sheet, require_sheet  # with what else can be drawn: 17 ms
 
         require_sheet(sheet)
     drawn, failed = [], []
@@ -115,7 +114,12 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
         for text in texts:
             put(text, newline=False)
     if drawn:
-        contact_sheet(drawn, sheet, read=thumbnails(config.server) if config.server else read_hit)
+        if config.server:
+            from mocoembed.search.remote import thumbnails
+
+            contact_sheet(drawn, sheet, read=thumbnails(config.server))
+        else:
+            contact_sheet(drawn, sheet)
         note(f"sheet: {sheet}")
     if failed:
         raise failed[0]

@@ -765,6 +765,7 @@ def test_all_groups_come_by_scrolling_on_a_large_screen(watched):
     page.route("**/api/duplicates?*", answer)
     page.locator(".tabs [data-view=duplicates]").click()
     watched.until("scrollTo(0, document.body.scrollHeight), document.querySelectorAll('.group').length === 98")
+    assert page.locator(".member").count() == 2 * 98
 
 
 def test_a_threshold_below_the_least_leads_to_the_usual_one(watched):

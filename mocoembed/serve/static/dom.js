@@ -51,6 +51,12 @@ export function nextRow(all, from, step) {
   return best;
 }
 
+/** Observed anew, an element tells again whether it is near. */
+export function observeAgain(watcher, element) {
+  watcher.unobserve(element);
+  watcher.observe(element);
+}
+
 /** Where an element is not behind a dialog. */
 const inFront = () => document.querySelector('dialog[open]') ?? document.body;
 

@@ -1,6 +1,6 @@
 // Groups of near-duplicates side by side, for a threshold that a slider moves; keep and remove marks, as a list to take away.
 
-import { $, bytesOf, counted, el, icon, nameOf, toast } from './dom.js';
+import { $, bytesOf, counted, el, icon, nameOf, observeAgain, toast } from './dom.js';
 import * as api from './api.js';
 import { exportAs, placeOf, tick } from './marks.js';
 import { imageLink, ratio } from './grid.js';
@@ -157,8 +157,7 @@ async function extend() {
   if (turn !== found || parts.list.children.length !== first) return;
   parts.list.append(...groups.slice(first, first + AT_ONCE).map(card));
   tell();
-  parts.watcher.unobserve(parts.foot); // observed anew, it tells again whether it is near
-  parts.watcher.observe(parts.foot);
+  observeAgain(parts.watcher, parts.foot);
 }
 
 function card(group) {

@@ -1,6 +1,6 @@
 // Images in rows of equal height. The rows are CSS: each tile grows by its aspect ratio; what is off screen is not drawn.
 
-import { clone, counted, el, nameOf, nextRow, onClick } from './dom.js';
+import { clone, counted, el, nameOf, nextRow, observeAgain, onClick } from './dom.js';
 import { isGone, statusOf, thumbnail } from './api.js';
 import * as marks from './marks.js';
 import { go, state, write } from './state.js';
@@ -174,19 +174,13 @@ export class Grid {
     try {
       if (!this.pending.length) await this.more();
     } catch {
-      setTimeout(() => turn === this.turn && this.#watch(), 2000); // what there is stays, and more is asked for again
+      setTimeout(() => turn === this.turn && observeAgain(this.watcher, this.foot), 2000); // what there is stays, and more is asked for again
       return false;
     }
     if (turn !== this.turn || !this.pending.length) return false;
     this.#render(AT_ONCE);
-    this.#watch();
+    observeAgain(this.watcher, this.foot);
     return true;
-  }
-
-  /** Observed anew, the foot tells again whether it is near. */
-  #watch() {
-    this.watcher.unobserve(this.foot);
-    this.watcher.observe(this.foot);
   }
 
   #tile(record, place) {

@@ -112,9 +112,12 @@ async function named(value, does) {
 /** Width and height of a query image, in its own pixels; what is shown of it may be smaller. */
 const sizeOf = async (value, shown) => (uploads.isUpload(value) ? shown : api.recordOf(value));
 
+/** How many pixels of what is shown of an image there are for one of its own, along a side. */
+const scaleOf = async (value, source) => source.width / ((await sizeOf(value, source)).width || source.width);
+
 /** A crop in the pixels of what is shown of an image: left, top, width, height. */
 async function partOf(value, source, crop) {
-  const scale = source.width / ((await sizeOf(value, source)).width || source.width);
+  const scale = await scaleOf(value, source);
   return crop.split(',').map((number) => Number(number) * scale);
 }
 
@@ -183,9 +186,7 @@ function card(value, kind, cropped) {
 export async function cropQuery(value) {
   try {
     const bitmap = await createImageBitmap(await blobOf(value));
-    const size = await sizeOf(value, { width: bitmap.width, height: bitmap.height });
-    const { width } = size.width ? size : bitmap;
-    const part = await cropOf(bitmap, width / bitmap.width);
+    const part = await cropOf(bitmap, 1 / await scaleOf(value, bitmap));
     if (!part) return;
     const [now, crop] = [state(), part.join(',')];
     const among = [...now.like, ...now.unlike].includes(value) && now.like.length + now.unlike.length > 1;
