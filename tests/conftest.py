@@ -24,6 +24,8 @@ from mocoembed.model.encoder_file import FrozenEncoder, save_encoder, tool_prove
 from mocoembed.recipes import IMAGENET_MEAN, IMAGENET_STD
 from mocoembed.workspace import Workspace
 
+pytest_plugins = ["page"]  # the page in a browser
+
 CLASSES = ("blue", "green", "red")
 PER_CLASS = 8
 

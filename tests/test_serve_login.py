@@ -2,8 +2,8 @@
 
 import httpx
 import pytest
+from page import WIDTHS, serious
 from serving import Running, status_of
-from test_page import WIDTHS, browser, serious  # noqa: F401  # a fixture is among them
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 VIEW = "like=5&like=u4f0c&label=daisy%26rose&k=30"
@@ -85,7 +85,7 @@ def test_without_a_token_there_is_no_login(indexed_workspace):
         running.stop()
 
 
-def test_a_person_comes_in_and_comes_in_again_after_a_restart(guarded, browser, monkeypatch):  # noqa: F811
+def test_a_person_comes_in_and_comes_in_again_after_a_restart(guarded, browser, monkeypatch):
     page = browser.new_page()
     page.goto(f"{guarded.client.base_url}/?label=red&k=30")
     page.get_by_label("Token").fill("wrong")
@@ -105,7 +105,7 @@ def test_a_person_comes_in_and_comes_in_again_after_a_restart(guarded, browser, 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_form_is_accessible_and_fits_the_screen(guarded, browser, scheme):  # noqa: F811
+def test_the_form_is_accessible_and_fits_the_screen(guarded, browser, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.goto(f"{guarded.client.base_url}/login")
