@@ -14,6 +14,7 @@ import numpy as np
 from mocoembed.cores import cores
 from mocoembed.embed.store import EmbeddingFile
 from mocoembed.search.faiss_parts import one_thread, scores_with
+from mocoembed.search.rows_of_ids import RowsOfIds
 
 TUNED_FOR = 10  # hits for which an index is tuned
 COMPARED = 1 << 25  # bytes of vectors at most that a thread compares at a time
@@ -64,9 +65,7 @@ class IndexRows:
                  ids: np.ndarray | None = None):
         self._index, self._file, self.effort, self.exact = index, file, effort, exact
         self._normalized = file.normalized
-        ids = file.ids() if ids is None else ids
-        self._order = np.argsort(ids, kind="stable")
-        self._ids = ids[self._order]
+        self._rows_of = RowsOfIds(file.ids() if ids is None else ids)
 
     def __len__(self):
         return len(self._index)
@@ -77,10 +76,6 @@ class IndexRows:
         wanted = min(max(k, effort.candidates), len(self))
         scores, ids = self._index.search(vectors, wanted, effort.breadth)
         return self._ranked(vectors, ids, k) if effort.candidates else (scores, self._rows_of(ids))
-
-    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
-        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        return np.where(self._ids[places] == ids, self._order[places], -1)
 
     def _ranked(self, vectors: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best of the candidates `ids` (Q, n) by their vectors; a batch of queries in parts, on all cores."""

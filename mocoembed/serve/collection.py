@@ -23,6 +23,7 @@ from mocoembed.search.hits import Hit
 from mocoembed.search.pair import Pair
 from mocoembed.search.queries import Query, Selves, combined
 from mocoembed.search.ranking import Wishes
+from mocoembed.search.rows_of_ids import RowsOfIds
 from mocoembed.serve.answers import Refusal, in_words
 
 LABELS = 100  # that facts and the map list
@@ -59,7 +60,7 @@ class Collection:
         self.ids = self.file.ids()
         self.labels, self.label_names = self.file.labels(), self.file.label_names
         self.width, self.height = self.file.width(), self.file.height()
-        self._by_id = np.argsort(self.ids, kind="stable")
+        self._rows_of = RowsOfIds(self.ids)
         self.root = os.fsencode(os.path.abspath(root)) if root else self.file.root
         self.version = self.file.identity[:16]
         self._duplicates_from: float | None = None
@@ -112,9 +113,8 @@ class Collection:
 
     def row_of_id(self, number: int) -> int | None:
         """The row with that id."""
-        place = int(np.searchsorted(self.ids, number, sorter=self._by_id))
-        row = int(self._by_id[place]) if place < len(self) else -1
-        return row if row >= 0 and self.ids[row] == number else None
+        row = int(self._rows_of(np.int64(number)))
+        return row if row >= 0 else None
 
     def row_of_path(self, path: str) -> int | None:
         """The row of a path, full or relative to the collection's root; rows are sorted by path."""
