@@ -113,7 +113,7 @@ class Collection:
 
     def row_of_id(self, number: int) -> int | None:
         """The row with that id."""
-        row = int(self._rows_of(np.int64(number)))
+        row = int(self._rows_of(np.array([number]))[0])
         return row if row >= 0 else None
 
     def row_of_path(self, path: str) -> int | None:
