@@ -21,7 +21,7 @@ def map(as_json, **values):
 
     `mocoembed serve` shows the map, which is kept beside the embeddings file. Run the command again after `mocoembed
     embed`: images that were there stay in their places, and new ones are put among their nearest neighbours. Once more
-    than a fifth of all have come that way, all are arranged again, and the last line says so; as long as no more than
+    than a fifth were added this way, all are arranged again, and the last line says so; as long as no more than
     half are new, the others stay close to their places. Needs openTSNE (pip install 'mocoembed[map]').
 
     \b

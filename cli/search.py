@@ -72,8 +72,8 @@ def search(images, form, as_json, sheet, to, collection, search_param, **values)
     minus the squared Euclidean distance. Of several images, one that cannot be read is named and left
     out, and the exit status is 1.
 
-    With --server, options of this machine (--index, --embeddings, --encoder, --root, --device, --torch) and --recall
-    are not available; with --to, --row, --unique, --diverse and --recall are not.
+    With --server, the local options (--index, --embeddings, --encoder, --root, --device, --torch) and --recall are not
+    available; with --to, --row, --unique, --diverse and --recall are not available.
 
     \b
       mocoembed search cat.jpg

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import pytest
 from page import PER_CLASS, RARE, Watched, embed, serving
 from PIL import Image
 
@@ -151,7 +152,7 @@ def test_filter_to_one_percent(watched):
     page.locator("#filter").fill("nothing-like-it")
     page.keyboard.press("Enter")
     page.wait_for_selector("#empty:not([hidden])")
-    assert page.locator("#empty p").inner_text() == "There is no image in nothing-like-it."
+    assert page.locator("#empty p").inner_text() == "There is no image with “nothing-like-it” in the path."
     page.reload()
     page.wait_for_selector("#empty:not([hidden])")
     assert page.locator("#filter").input_value() == "nothing-like-it"  # without the stars of the address
@@ -252,6 +253,44 @@ def test_of_many_labels_the_rest_is_found_by_typing(browser, workspace, tmp_path
         assert page.locator("#labels [aria-current]").inner_text() == "Label 69"
         one.context.close()
         assert one.wrong == []
+
+
+@pytest.mark.parametrize("name", ["photo.tiff", "photo.heic"])  # which browsers do not decode
+def test_an_upload_that_the_browser_cannot_decode_is_shown_and_cropped(watched, places, tmp_path, name):
+    if name.endswith("heic"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    with Image.open(places[0] / "red" / "007.jpg") as image:
+        image.resize((64, 48)).save(tmp_path / name)
+    page = watched.open()
+    page.locator("#files").set_input_files(str(tmp_path / name))
+    page.wait_for_selector("#grid .score")
+    watched.until("document.querySelector('#cards canvas').width === 64")
+    assert page.locator("#cards .undrawn").count() == 0
+    assert page.locator("#cards canvas").get_attribute("aria-label") == f"More like {name}"
+    before = watched.rows()
+    page.locator("#cards .crop-it").click()
+    page.wait_for_selector("#crop[open]")
+    page.locator("#crop-go").click()
+    watched.until("document.querySelector('#cards canvas').width === 32")
+    watched.settled()
+    assert re.search(r"\?like=u\w+$", page.url)
+    assert len(before) == len(watched.rows())
+
+
+def test_options_of_hits_say_nothing_without_a_query(watched):
+    page = watched.open("?k=20&min=0.9&fold=1")
+    assert page.locator("#grid .tile").count() >= 60
+    assert page.locator("#options-button").get_attribute("title") == "Options"
+    page.locator("#options-button").click()
+    for name in ("k", "min", "fold"):
+        assert page.locator(f"#{name}").is_disabled()
+    assert page.locator("#side").is_enabled()
+    watched.search(0)
+    assert page.locator("#k").is_enabled()
+    assert page.locator("#options-button").get_attribute("title") == "Options (3 set)"
+    text = "ab" * 400  # with capitals or not, it would be longer than the server takes
+    page = watched.open(f"?path=*{text}*")
+    assert page.locator("#empty p").inner_text() == f"There is no image with “{text}” in the path."
 
 
 def test_bad_upload(watched, places, tmp_path):

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-from page import PER_CLASS, ids_of, serious
+from page import PER_CLASS, Watched, ids_of, serious
 
 from mocoembed.config import MapConfig
 from mocoembed.search.map import make_map
@@ -19,6 +19,12 @@ def test_duplicates_slider(watched):
         "one => { one.value = one.min; one.dispatchEvent(new Event('input')); }")
     watched.until("document.querySelectorAll('.member').length > 2")
     watched.until("/threshold=0/.test(location.search)")
+    assert page.locator(".member-facts", has_text="same bytes a").count() == 2
+    page.locator("#threshold").focus()
+    page.keyboard.press("End")  # which is 1
+    watched.until("/threshold=1$/.test(location.search) && document.querySelectorAll('.group').length === 1")
+    page.keyboard.press("Home")
+    watched.until("document.querySelectorAll('.member').length > 2 && !document.querySelector('.waiting')")
     with page.expect_download() as given:
         page.locator(".exports button", has_text="Text").click()
     before = pathlib.Path(given.value.path()).read_text(encoding="utf-8").splitlines()
@@ -57,7 +63,7 @@ def test_a_threshold_below_the_least_leads_to_the_usual_one(watched):
 def test_duplicates_tell_sizes_and_what_is_on_the_list(watched):
     page = watched.open("?view=duplicates&threshold=1")
     first, second = page.locator(".member").all()
-    assert re.search(r"^40 × 40 · \d\.\d kB · red$", first.locator(".member-facts").first.inner_text())
+    assert re.search(r"^40 × 40 · \d\.\d kB · red · same bytes a$", first.locator(".member-facts").first.inner_text())
     assert [one.locator(".keep").inner_text() for one in (first, second)] == ["Kept", "To remove"]
     assert "similarity 1.000" in second.inner_text()
     second.locator(".keep").click()
@@ -86,7 +92,7 @@ def test_the_ends_of_a_chain_are_kept_unless_someone_decides_otherwise(watched):
     page.locator(".tabs [data-view=duplicates]").click()
     page.wait_for_selector(".member")
     assert page.locator(".keep").all_inner_texts() == ["Kept", "To remove", "To remove", "Kept"]
-    assert "similarity 0.971, linked through other images" in page.locator(".member").last.inner_text()
+    assert "similarity 0.9710, linked through other images" in page.locator(".member").last.inner_text()
     assert page.locator(".exports").inner_text().startswith("2 images to remove:")
     page.locator(".keep").last.click()
     assert page.locator(".exports").inner_text().startswith("3 images to remove:")
@@ -95,7 +101,7 @@ def test_the_ends_of_a_chain_are_kept_unless_someone_decides_otherwise(watched):
 def test_health_explains_its_lists_and_marks_them(watched):
     page = watched.open("?view=health")
     outliers = page.locator(".card-panel", has=page.locator("h2", has_text="Outliers"))
-    assert "least like their neighbours" in outliers.inner_text()
+    assert "least like their 10 nearest" in outliers.inner_text()
     count = outliers.locator(".near li").count()
     outliers.locator("button", has_text=f"Mark {count} images").click()
     assert page.locator("#tray-count").inner_text() == f"{count} images marked"
@@ -109,7 +115,8 @@ def test_the_map_keeps_query_and_filters(watched, mapped):
     assert hits < 60
     page.locator(".tabs [data-view=map]").click()
     watched.until("document.querySelector('#view-map .status').textContent.includes('nearest to the query')")
-    assert f" · {hits} nearest to the query in red are ringed" in page.locator("#view-map .status").inner_text()
+    status = page.locator("#view-map .status").inner_text()
+    assert f" · the {hits} images nearest to the query, labelled red, are ringed" in status
     page.locator(".tabs [data-view=search]").click()
     page.wait_for_selector("#view-search:not([hidden])")
     assert re.search(r"\?like=\d{17,19}&label=red$", page.url)
@@ -184,18 +191,47 @@ def test_map(watched, places, mapped):
     for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 20)):
         page.mouse.move(x, y, steps=4)
     page.mouse.up()
-    watched.until("location.search.includes('rows=')")
+    watched.until("location.search.includes('lasso=')")
     watched.settled()
     chosen = int(re.match(r"\d+", page.locator("#status").inner_text()).group())
     assert 0 < chosen < 3 * PER_CLASS + 4
     assert page.locator("#grid .tile").count() == min(chosen, 60)
+    rows = watched.rows()
+    other = Watched(watched.context.browser, watched.address)  # a shared link
+    other.open("?" + page.url.partition("?")[2])
+    assert (other.rows(), other.wrong) == (rows, [])
+    assert other.page.locator("#status").inner_text() == f"{chosen} images chosen on the map"
+    other.context.close()
     page.go_back()
     page.wait_for_selector("#view-map:not([hidden])")
     page.locator(".map-canvas").focus()
-    for key in ("+", "ArrowLeft", "ArrowUp", "0", "Enter"):
+    for key in ("+", "+", "+", "ArrowLeft", "ArrowUp"):
         page.keyboard.press(key)
         page.wait_for_timeout(40)
-    watched.until("location.search.includes('rows=')")
+    watched.until("location.search.includes('at=')")  # what is seen of the map
+    in_view = page.locator("#view-map button", has_text="in view").inner_text()
+    at = page.url
+    page.reload()
+    watched.settled()
+    watched.until("text => [...document.querySelectorAll('#view-map button')].some((one) => one.textContent === text)",
+                  in_view)
+    assert page.url == at
+    page.locator(".map-canvas").focus()
+    page.keyboard.press("Enter")
+    watched.until("location.search.includes('lasso=')")
+    watched.settled()
+    count = re.search(r"\d+", in_view).group()
+    assert page.locator("#status").inner_text() == f"{count} image{'s' * (count != '1')} chosen on the map"
+    page.go_back()
+    page.wait_for_selector("#view-map:not([hidden])")
+    assert page.url == at
+    page.locator(".map-canvas").focus()
+    page.keyboard.press("0")
+    watched.until("!location.search.includes('at=')")
+    page = watched.open("?lasso=0123456789abcdef_0_0_9_0_9_9")
+    assert "arranged anew" in page.locator("#empty p").inner_text()
+    page.locator("#empty-way", has_text="Open the map").click()
+    page.wait_for_selector("#view-map:not([hidden])")
     rest = {"label_names": ["the only one"], "labels": [1] * len(made.ids)}
     page.route("**/api/map?*", lambda route: route.fulfill(json={**route.fetch().json(), **rest}))
     page = watched.open("?view=map")  # of labels that the map does not name, images tell

@@ -146,6 +146,24 @@ def test_embed_gives_the_vector_that_search_takes(running, first_image, indexed_
     assert search(running, json={"vectors": answer["vectors"]}, k=1)[0][0]["row"] == 0
 
 
+def test_an_image_that_a_browser_cannot_decode_comes_as_jpeg(running, first_image):
+    with Image.open(first_image) as image:
+        wide = image.convert("RGB").resize((60, 40))
+        data, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6  # to be turned
+        wide.save(data, "TIFF", exif=exif)
+    answer = running.client.post("/api/preview", content=data.getvalue(), headers={"Content-Type": "image/tiff"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    with Image.open(io.BytesIO(answer.content)) as shown:
+        assert (shown.format, shown.size, dict(shown.getexif())) == ("JPEG", (40, 60), {})
+        assert np.abs(np.asarray(shown, int) - np.asarray(wide.rotate(-90, expand=True), int)).mean() < 6
+    bad = running.client.post("/api/preview", content=b"nothing")
+    assert (bad.status_code, bad.json()["error"]) == (422, "The image 'query' cannot be decoded: cannot identify "
+                                                      "image file, which starts with 'nothing'.")
+    assert running.client.post("/api/preview", json={"rows": [1]}).status_code == 415
+    assert running.client.post("/api/preview?size=3", content=data.getvalue()).status_code == 400
+
+
 @pytest.mark.parametrize("parameters", ["", "&crop=2,3,20,24"])
 def test_what_a_query_is_itself_can_be_left_out_of_a_search_by_its_vector(running, first_image, parameters):
     for sent in ({"content": first_image.read_bytes()}, {"json": {"rows": [0]}}):
@@ -191,7 +209,7 @@ def test_bodies_that_are_no_json_object_are_refused(running, data):
     ({"min_score": "nan"}, "number"), ({"min_score": "1e999"}, "number"), ({"unique": "yes"}, "true or false"),
     ({"crop": "1,2,3"}, "four numbers"), ({"path": "/etc"}, "relative to the collection"),
     ({"path": "nix*"}, "0 of 24"),
-    ({"label": "x" * 1001}, "letters"), ({"label": ["red"] * 51}, "at most 50"), ({"min_side": "5000"}, "0 of 24"),
+    ({"label": "x" * 1001}, "characters"), ({"label": ["red"] * 51}, "at most 50"), ({"min_side": "5000"}, "0 of 24"),
     ({"k": "٣"}, "whole number"), ({"offset": "-1"}, "from 0")])
 def test_wrong_parameters_are_explained(running, params, said):
     is_nothing = {"label", "path", "min_side"} & set(params) and said in ("'red'", "0 of 24")

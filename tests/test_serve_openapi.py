@@ -76,7 +76,7 @@ def test_the_server_is_as_it_describes_itself(running):
     schema = schemathesis.openapi.from_dict(closed(description()))
     schema.config.update(base_url=f"http://127.0.0.1:{running.port}")
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 14
+    assert len(operations) == 15
     for operation in operations:
         modes = [operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]
 

@@ -1,6 +1,7 @@
 """The settings of `mocoembed serve`."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from mocoembed.checks import at_least, at_most, require
@@ -37,13 +38,13 @@ class ServeConfig:
     port: int = 8765
     """Port to listen on; 0 for any free port."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any address other than 127.0.0.1 needs a --token."""
+    """Address to listen on. One that other machines reach needs a --token."""
     token: str | None = None
     """Secret of 16 characters or more that every request must carry."""
     allow_host: tuple[str, ...] = ()
     """Host name under which the page is reached, as behind a reverse proxy. May be given again."""
     map: bool = False
-    """Make the map or bring it up to date beside serving, as `mocoembed map` does; again when the embeddings change."""
+    """Create or update the map in the background, as `mocoembed map` does, and again when the embeddings change."""
     browser: bool = True
     """Open the page in the browser, if there is a screen."""
 
@@ -57,5 +58,5 @@ class ServeConfig:
         if self.token is None and not is_loopback(self.host):
             raise UsageError(f"--host {self.host}: others could reach the images, so it needs a --token. "
                              f"{MAKE_TOKEN}")
-        require(self, "allow_host", all(name and "/" not in name for name in self.allow_host),
-                "names without http:// and paths, such as images.example.org")
+        require(self, "allow_host", all(re.fullmatch(r"[^\s/:?#@]+", name) for name in self.allow_host),
+                "names without http://, port and path, such as images.example.org")

@@ -5,7 +5,7 @@ FAISS finds, from the first two principal components. Of three libraries it is t
 `docs/page.md` has the figures. The only module that imports openTSNE.
 
 Where a map is there already, its images stay where they are, and new ones are put among their nearest neighbours; when
-more than a fifth of all have come that way, at once or little by little, all are arranged again. If no more than half
+more than a fifth were added this way, at once or little by little, all are arranged again. If no more than half
 are new, the optimisation goes on from the old places, without early exaggeration, so that images move little; beyond
 that, it begins from the old places made small, as from principal components. The places that an arrangement begins
 from are written first, as a provisional map: principal components, or old places, which the page shows until it is

@@ -6,6 +6,7 @@ come either, is closed, so that these do not pile up. What is no request is refu
 
 import asyncio
 import json
+import re
 import socket
 import struct
 from typing import Any
@@ -18,6 +19,11 @@ SECONDS_FOR_HEAD = 10.0  # until the head of a request is there; after an answer
 SECONDS_FOR_READING = 120.0  # an answer, most of it
 AT_ONCE = struct.pack("ii", 1, 0)
 MOST_HEAD = 128 << 10  # bytes of it, and of what comes after a body
+
+
+def _authority(url: bytes) -> bytes:
+    """HOST:PORT of an absolute URL."""
+    return re.split(rb"[/?#]", url.partition(b"://")[2])[0].lower()
 
 
 class Connection(HttpToolsProtocol):
@@ -63,7 +69,12 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self):
         """It is there."""
         self._stop_waiting()
+        if not self.url.startswith((b"/", b"*")) and self._hosts() != [_authority(self.url)]:
+            raise ValueError("the target is of another host")  # which uvicorn answers with 400
         super().on_headers_complete()
+
+    def _hosts(self) -> list[bytes]:
+        return [value.lower() for name, value in self.headers if name == b"host"]
 
     def on_response_complete(self):
         """It has been answered; a body that nobody reads would stop uvicorn's timer."""

@@ -17,6 +17,7 @@ from mocoembed.serve.static_files import FOLDER, StaticFiles
 
 FORM = FOLDER / "login.html"
 MOST_FORM = 4096  # bytes
+USED = b"This link has been used already, or is not of this server. Enter the token."
 
 
 def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies,
@@ -29,14 +30,19 @@ def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies,
             return RedirectResponse(page(query), 303)
         if request.method != "POST":
             key = request.query_params.get("key")
-            if key is not None and request.method == "GET" and tokens.opens(key):  # previews of links ask for the head
-                return tokens.entering(request.url.scheme, query)
-            return files.file(request, FORM)
+            if key is None or request.method != "GET":  # previews of links ask for the head
+                return files.file(request, FORM)
+            return tokens.entering(request.url.scheme, query) if tokens.opens(key) else _form(USED)
         async with bodies.body(request, MOST_FORM) as data:
             token = parse_qs(data.decode("utf-8", "replace")).get("token", [""])[0]
         if not same(token, tokens.secret):
             tell(request.scope, Refusal(403, "The token is wrong.", "token"))
-            return Response(FORM.read_bytes().replace(b" hidden", b""), 403, media_type="text/html")
+            return _form(b"This token is wrong.", 403)
         return tokens.entering(request.url.scheme, query)
 
     return login
+
+
+def _form(why: bytes, status: int = 200) -> Response:
+    """The form, and why it is shown."""
+    return Response(FORM.read_bytes().replace(b" hidden>", b">" + why), status, media_type="text/html")

@@ -97,17 +97,19 @@ JSON_QUERIES: Schema = {"oneOf": [
     only({"paths": several(TEXT)}), only({"vectors": several(VECTOR)}),
     only({"vectors": several(VECTOR), "selves": several(listed(bounded(0, 2**53)))}), only({"like": several(EXAMPLE)}),
     only({"like": several(EXAMPLE), "unlike": several(EXAMPLE)})]}
+IMAGES: Schema = {kind: {"schema": {"type": "string", "format": "binary"}}
+                  for kind in ("application/octet-stream", "image/*")}
+IMAGE_BODY: Schema = {"required": True, "description": f"An image file of at most {MOST_UPLOAD} bytes.",
+                      "content": IMAGES}
 BODY: Schema = {"required": True,
                 "description": f"An image file of at most {MOST_UPLOAD} bytes, or JSON of {MOST_JSON}.",
-                "content": {"application/json": {"schema": JSON_QUERIES},
-                            **{kind: {"schema": {"type": "string", "format": "binary"}}
-                               for kind in ("application/octet-stream", "image/*")}}}
+                "content": {"application/json": {"schema": JSON_QUERIES}, **IMAGES}}
 MEMBER = fields({**RECORD, "similarity": NUMBER, "size": INTEGER, "identical": {"type": ["integer", "null"]}})
 GROUPS = fields({"version": TEXT, "threshold": NUMBER, "auto": NUMBER, "least": NUMBER, "reason": TEXT,
                  "compared": TEXT, "bytes_known": FLAG, "total": INTEGER, "extra": INTEGER,
                  "groups": listed(fields({"members": listed(MEMBER)}))})
 PROGRESS = fields({"done": INTEGER, "total": INTEGER})
-MAP = fields({"version": TEXT, "method": TEXT, "provisional": FLAG, "label_names": listed(TEXT),
+MAP = fields({"version": TEXT, "map": TEXT, "method": TEXT, "provisional": FLAG, "label_names": listed(TEXT),
               "points": listed({**listed(INTEGER), "minItems": 2, "maxItems": 2}), "labels": listed(INTEGER),
               "agreement": {"type": ["array", "null"], "items": INTEGER}})
 LABELS = listed(fields({"label": LABEL, "count": INTEGER}))
@@ -126,7 +128,7 @@ def answers(schema: Schema, *more: int, media: str = "application/json", accepte
     if accepted is not None:
         found["202"] = {"description": "Not ready yet; ask again.",
                         "content": {"application/json": {"schema": accepted}}}
-    if media == "image/jpeg":
+    if 410 in more:  # of a row, by its digest
         found["304"] = {"description": "It is what the browser has."}
     return {**found, **{str(status): {"description": WORDS[status], "content": error}
                         for status in sorted({*ALWAYS, *more})}}
@@ -188,6 +190,8 @@ def paths() -> Schema:
     return {"/api/search": {"post": operation("Nearest images of each query.", WISHES, answers(hits, *BODIES), BODY)},
             "/api/embed": {"post": operation("Vectors of images.", [CROP, selves, VERSION], answers(vectors, *BODIES),
                                              BODY)},
+            "/api/preview": {"post": operation("The image of the body as JPEG, for browsers that cannot decode it.",
+                                               [VERSION], answers(image, *BODIES, media="image/jpeg"), IMAGE_BODY)},
             **{path: {"get": one} for path, one in gets.items()}}
 
 

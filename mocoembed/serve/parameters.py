@@ -43,7 +43,7 @@ def allow(given: QueryParams, *names: str):
         if name not in REPEATED and len(values) > 1:
             raise _parameter(f"{name} is given {len(values)} times.")
         if len(values) > MOST_FILTERS or max(map(len, values)) > MOST_LETTERS:
-            raise _parameter(f"{name}: at most {MOST_FILTERS} values of {MOST_LETTERS} letters.")
+            raise _parameter(f"{name}: at most {MOST_FILTERS} values of {MOST_LETTERS} characters.")
 
 
 def exclusive(given: QueryParams, some: tuple[str, ...], others: tuple[str, ...]):

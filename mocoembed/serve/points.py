@@ -11,7 +11,7 @@ from mocoembed.serve.answers import Refusal, encoded
 from mocoembed.serve.collection import LABELS, Collection
 
 STEPS = 65_535  # of the longer side; finer places cannot be told apart on a screen
-MAKE_IT = "Make it with: mocoembed map"
+MAKE_IT = "Run: mocoembed map. It will then appear here."
 
 
 class Points:
@@ -39,9 +39,9 @@ class Points:
             raise Refusal(404, f"There is no map of this collection yet. {MAKE_IT}", "no map") from error
 
     def answer(self, collection: Collection) -> bytes:
-        """JSON: version, method, provisional, points [[x, y], ...] by row in whole numbers up to `STEPS`, labels
-        (numbers, from 0 for the most frequent on, -1 for none), label_names (the first `LABELS`), agreement (0 to 100;
-        `null` without labels). A `Refusal` (404) when there is no map of these rows.
+        """JSON: version, map (the map's own version), method, provisional, points [[x, y], ...] by row in whole numbers
+        up to `STEPS`, labels (numbers, from 0 for the most frequent on, -1 for none), label_names (the first `LABELS`),
+        agreement (0 to 100; `null` without labels). A `Refusal` (404) when there is no map of these rows.
         """
         state = self.state(collection)
         try:
@@ -54,7 +54,7 @@ class Points:
 
 
 def _json(collection: Collection, path) -> bytes:
-    made = read_map(path)
+    version, made = read_map_facts(path).digest[:16], read_map(path)
     if made.identity != collection.file.identity:
         raise Refusal(404, f"The map is of other images than the embeddings file. {MAKE_IT}", "no map")
     low = made.places.min(axis=0)
@@ -66,6 +66,7 @@ def _json(collection: Collection, path) -> bytes:
     names = [one["label"] for one in collection.label_counts() if one["label"] is not None]
     place = {name: number for number, name in enumerate(names)}
     number = np.array([*(place.get(name, NO_LABEL) for name in collection.label_names), NO_LABEL])
-    return encoded({"version": collection.version, "method": made.method, "provisional": made.provisional,
-                    "points": points.tolist(), "labels": number[collection.labels].tolist(),
-                    "label_names": names[:LABELS], "agreement": agreement})
+    return encoded({"version": collection.version, "map": version, "method": made.method,
+                    "provisional": made.provisional, "points": points.tolist(),
+                    "labels": number[collection.labels].tolist(), "label_names": names[:LABELS],
+                    "agreement": agreement})

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.types import Scope
@@ -13,7 +14,7 @@ from mocoembed.serve.answers import Refusal
 PER_MINUTE = 20  # lines; the rest are counted
 KNOWN = re.compile(r"/(api/[a-z-]{1,20}|metrics|login)?")  # paths that are told
 DISCONNECTED = "disconnected"  # the reason when a caller has gone
-QUIET = (DISCONNECTED, "gone", "nothing selected", "no map", "warming up")  # reasons that say nothing about the caller
+QUIET = ("gone", "nothing selected", "no map", "warming up")  # say nothing about the caller: they are only counted
 
 
 class RefusalLog:
@@ -21,27 +22,29 @@ class RefusalLog:
 
     def __init__(self, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._note, self._clock = note, clock
-        self._begun, self._told, self._left_out = clock(), 0, 0
+        self._begun, self._told = clock(), 0
+        self._left_out: Counter[str] = Counter()  # reasons
 
     def __call__(self, scope: Scope, refusal: Refusal):
         """Note one."""
-        if refusal.reason in QUIET:
+        if refusal.reason == DISCONNECTED:  # nobody was refused
             return
         if (now := self._clock()) - self._begun >= 60:
             self.tell_rest()
             self._begun, self._told = now, 0
-        if self._told >= PER_MINUTE:
-            self._left_out += 1
+        if refusal.reason in QUIET or self._told >= PER_MINUTE:
+            self._left_out[refusal.reason] += 1
             return
         self._told += 1
         self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} refused: {_what(scope)} from {_address(scope)}: "
                    f"{refusal.status} {refusal.reason}")
 
     def tell_rest(self):
-        """Note how many were left out since the last time, if there were any."""
+        """Note how many were only counted since the last time, if there were any, and why they were refused."""
         if self._left_out:
-            self._note(f"refused: {counted(self._left_out, 'more request')} within a minute")
-        self._left_out = 0
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self._left_out.items()))
+            self._note(f"refused: {counted(self._left_out.total(), 'more request')} ({reasons})")
+        self._left_out.clear()
 
 
 def _what(scope: Scope) -> str:

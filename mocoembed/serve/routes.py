@@ -42,7 +42,7 @@ from mocoembed.serve.parameters import (
 from mocoembed.serve.points import Points
 from mocoembed.serve.service import Service
 from mocoembed.serve.static_files import StaticFiles
-from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, original, shown
+from mocoembed.serve.thumbnails import LARGE, LARGE_QUALITY, LARGEST, jpeg_of, original, shown
 
 MOST_GROUPS = 200
 SHORT = 64  # bytes of JSON that hold no more than some ten queries
@@ -58,6 +58,7 @@ def routes_of(service: Service, files: StaticFiles) -> list[Route]:
     return [  # those that are asked for most come first: they are looked through in this order
         Route("/api/thumbnails/{row:int}", api.thumbnail), Route("/api/search", api.search, methods=["POST"]),
         Route("/api/images/{row:int}", api.image), Route("/api/embed", api.embed, methods=["POST"]),
+        Route("/api/preview", api.preview, methods=["POST"]),
         Route("/api/rows", api.rows), Route("/api/labels", api.labels), Route("/api/info", api.info),
         Route("/api/duplicates", api.duplicates), Route("/api/health-report", api.health_report),
         Route("/api/openapi.json", api.openapi), Route("/api/map", api.map),
@@ -116,11 +117,20 @@ class Api:
     async def _cropped(self, collection: Collection, asked: Asked, crop: tuple[int, ...]) -> Asked:
         """The query is a region of an image of the collection."""
         if asked.rows is None or len(asked.rows) != 1:
-            raise Refusal(400, "crop: is of an image in the body, or of one row, id or path.", "parameter")
+            raise Refusal(400, "crop needs an image in the body, or one row, id or path.", "parameter")
         async with self.service.images.turn():
             data = await self.service.decode(original, collection, asked.rows[0])
         vector = await self.service.embedded(collection, data, crop)
         return replace(asked, vectors=vector[None])
+
+    async def preview(self, request: Request) -> Response:
+        """The image of the body as JPEG, for browsers that cannot decode its format."""
+        collection, _ = self._asked_of(request)
+        if _is_json(request):
+            raise Refusal(415, "The body must be an image.", "type")
+        async with self.service.bodies.body(request, MOST_UPLOAD) as data, self.service.decoded.turn():
+            made = await self.service.decode(jpeg_of, collection, data, "The image 'query'", LARGEST, LARGE_QUALITY)
+        return Response(made, media_type="image/jpeg")
 
     async def embed(self, request: Request) -> Response:
         """Vectors of an image in the body, or of what JSON names."""
@@ -257,7 +267,8 @@ class Api:
         collection = self.service.following.current
         age = metrics.age_of(collection.files()[0])
         gauges = {"mocoembed_images": ("Images of the collection.", float(len(collection))),
-                  "mocoembed_index_age_seconds": ("Seconds since the index was written.", age),
+                  "mocoembed_index_age_seconds": (
+                      "Seconds since the index was written; without one, the embeddings file.", age),
                   "mocoembed_ready": ("Whether the first query has been answered.", float(self.service.ready))}
         return Response(self.service.metrics.text(gauges), headers={"Content-Type": metrics.TYPE})
 

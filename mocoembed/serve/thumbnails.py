@@ -48,11 +48,15 @@ def _is_inside(path: bytes, root: bytes) -> bool:
 
 def shown(collection: Collection, row: int, side: int = SIDE, quality: int = QUALITY) -> bytes:
     """A JPEG file of a row's image; a `Refusal` when it is gone (410) or cannot be decoded (422)."""
-    data = original(collection, row)
+    return jpeg_of(collection, original(collection, row), "The image", side, quality)
+
+
+def jpeg_of(collection: Collection, data: bytes, name: str, side: int, quality: int) -> bytes:
+    """A JPEG file of an image's bytes, decoded as those of the collection; a `Refusal` (422) when they are none."""
     try:
         return jpeg(data, side, quality, collection.file.value_range)
     except Exception as error:  # whatever a decoder raises
-        raise Refusal(422, f"The image cannot be decoded: {Failure.of(row, error).said}.", "undecodable") from error
+        raise Refusal(422, f"{name} cannot be decoded: {Failure.of(0, error).said}.", "undecodable") from error
 
 
 class Thumbnails:

@@ -8,7 +8,7 @@ export class Refused extends Error {
   }
 }
 
-async function ask(path, options = {}) {
+async function ask(path, options = {}, read = (given) => given.json()) {
   let answer;
   try {
     answer = await fetch(path, options);
@@ -19,7 +19,7 @@ async function ask(path, options = {}) {
   if (answer.status === 409) replaced();
   if (answer.status === 401) location.assign(`/login${location.search}`); // the server knows its cookie no more
   if (!answer.ok) throw new Refused(await reason(answer), answer.status);
-  return answer.status === 202 ? { waiting: await answer.json() } : answer.json();
+  return answer.status === 202 ? { waiting: await answer.json() } : read(answer);
 }
 
 /** What the server says of a refusal; a proxy before it says so in other words. */
@@ -110,6 +110,8 @@ export const health = (tell) => patiently(`/api/health-report?${parameters({})}`
 /** Hits of one query; `body` is a Blob (an image), or {ids}, {like, unlike}, {vectors}. */
 export const search = (body, given, signal) => ask(`/api/search?${parameters(given)}`,
   body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => keep(answer.queries[0].hits));
+/** An image (a Blob) as JPEG, for one that the browser cannot decode. */
+export const preview = (blob) => ask(`/api/preview?${parameters({})}`, raw(blob), (answer) => answer.blob());
 /** The vectors of an image (a Blob), or of {ids}. */
 export const embed = (body, signal) => ask(`/api/embed?${parameters({})}`,
   body instanceof Blob ? raw(body, signal) : json(body, signal)).then((answer) => answer.vectors);

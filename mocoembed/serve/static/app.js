@@ -9,11 +9,10 @@ import * as search from './search.js';
 import * as duplicates from './duplicates.js';
 import * as health from './health.js';
 import * as map from './map.js';
-import { fresh, go, rewrite, start, state } from './state.js';
+import { MOST_LIKE, fresh, go, rewrite, start, state } from './state.js';
 
 const VIEWS = ['search', 'map', 'duplicates', 'health'];
 const modules = { search, duplicates, health, map };
-const MOST_LIKE = 256; // images that a query takes
 const [OFTEN, SELDOM] = [2000, 30000]; // ms between looks at whether the collection or its map has changed
 let info = {};
 let looked = 0; // when, last
@@ -44,9 +43,9 @@ const tab = (view) => document.querySelector(`.tabs [data-view="${view}"]`);
 function listen() {
   for (const view of VIEWS) { // between search and map the query stays
     onClick(tab(view), () => {
-      const { like, unlike, crop, of, by, only } = state();
+      const { like, unlike, crop, of, by, only, at } = state();
       const isOther = view !== state().view && ['search', 'map'].includes(view);
-      go(isOther ? query.withFilters(state(), { view, like, unlike, crop, of, by, only }) : fresh({ view }), { from: {} });
+      go(isOther ? query.withFilters(state(), { view, like, unlike, crop, of, by, only, at }) : fresh({ view }), { from: {} });
     });
   }
   onClick(document.querySelector('.brand'), () => go(fresh(), { from: {} }));

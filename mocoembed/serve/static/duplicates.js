@@ -34,6 +34,13 @@ function decide(record, stay) {
     localStorage.setItem(placeOf('kept'), JSON.stringify([...kept].slice(-MOST_KEPT)));
   } catch { /* as above */ }
 }
+
+/** A similarity with so many digits that the slider's places can be told apart. */
+function shownAs(value) {
+  const digits = Math.ceil(2.3 - Math.log10(1 - (found?.least ?? 0) || 1));
+  return value.toFixed(Math.max(3, Math.min(6, digits)));
+}
+
 const leavingOf = (group) => group.rows.filter((record) => !stays(group, record));
 
 /** Export what a person would remove, of all groups: those that were not shown yet too. */
@@ -70,7 +77,7 @@ function build() {
     parts.list.replaceChildren(...groups.slice(0, parts.list.children.length).map(card));
     tell();
   });
-  const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 0.001 });
+  const slider = el('input', { type: 'range', id: 'threshold', min: 0, max: 1, step: 'any' });
   const value = el('output', { id: 'threshold-shown', for: 'threshold' });
   const status = el('p', { className: 'status', role: 'status', 'aria-live': 'polite' });
   const list = el('div', { className: 'groups' });
@@ -82,13 +89,13 @@ function build() {
     button('Copy paths', 'paths'), button('Text', 'text'), button('CSV', 'csv'), button('JSON', 'json'));
   let waiting;
   slider.oninput = () => {
-    value.textContent = Number(slider.value).toFixed(3);
+    value.textContent = shownAs(Number(slider.value));
     clearTimeout(waiting);
-    waiting = setTimeout(() => go({ threshold: slider.value }, { replace: true }), 60);
+    waiting = setTimeout(() => go({ threshold: String(Math.max(Number(value.textContent), slider.min)) }, { replace: true }), 60);
   };
   $('view-duplicates').append(
     el('div', { className: 'panel-bar' },
-      el('label', { className: 'slide' }, 'Similarity of at least ', slider, value), exports),
+      el('label', { className: 'slide' }, 'Minimum similarity ', slider, value), exports),
     status, el('p', { className: 'hint', textContent: 'By default, the largest image of each group is kept, and the '
       + 'images similar to it are marked for removal: click to change that. Nothing is deleted here: export the list, and remove the files yourself.' }), list, foot);
   parts = { slider, value, status, list, foot, exports, leaving };
@@ -114,7 +121,7 @@ export async function render(now) {
     groups = answer.groups.map(groupOf);
     parts.slider.min = answer.least;
     if (document.activeElement !== parts.slider || !now.threshold) parts.slider.value = answer.threshold;
-    parts.value.textContent = answer.threshold.toFixed(3);
+    parts.value.textContent = shownAs(answer.threshold);
     parts.list.replaceChildren();
     extend();
     tell();
@@ -144,7 +151,8 @@ function tell() {
   const areAll = groups.length >= found.total;
   parts.exports.hidden = areAll && !leaving;
   parts.leaving.textContent = areAll ? `${counted(leaving, 'image')} to remove:` : 'Images to remove:';
-  const why = !state().threshold && found.reason ? ` · ${found.threshold.toFixed(3)} was chosen: ${found.reason}` : '';
+  const why = `${!state().threshold && found.reason ? ` · ${shownAs(found.threshold)} is automatic: ${found.reason}` : ''}`
+    + `${found.compared === 'all pairs' ? '' : ` · found by approximate search: ${found.compared}`}`;
   parts.status.textContent = found.total
     ? `${counted(found.total, 'group')} with ${counted(found.total + found.extra, 'image')}${why}` : `No near-duplicates${why}`;
 }
@@ -176,11 +184,12 @@ function member(group, record, warn) {
   tick(link, record);
   const button = el('button', { className: 'keep' });
   const size = record.width ? `${record.width} × ${record.height}` : '';
-  const alike = `similarity ${record.score.toFixed(3)}${isAlike(record) ? '' : ', linked through other images'}`;
+  const alike = `similarity ${shownAs(record.score)}${isAlike(record) ? '' : ', linked through other images'}`;
+  const same = record.identical === null ? '' : `same bytes ${String.fromCharCode(97 + (record.identical - 1) % 26)}`;
   const made = el('li', { className: 'member' }, link,
     el('p', { className: 'member-name', textContent: nameOf(record.path), title: record.path }),
     el('p', { className: 'member-facts', textContent: [size, record.size ? bytesOf(record.size) : '',
-      record.label].filter(Boolean).join(' · ') }),
+      record.label, same].filter(Boolean).join(' · ') }),
     el('p', { className: 'member-facts', textContent: record === group.rows[0] ? 'suggested to keep' : alike }), button);
   const show = () => {
     const stay = stays(group, record);

@@ -46,8 +46,8 @@ export async function render() {
       panel('Failed images', failed.length && table(failed.slice(0, MOST_LINES)), Math.min(failed.length, MOST_LINES),
         failed_images, 'Files that could not be embedded, and why.'),
       panel('Suspected labels', images(suspected_labels), suspected_labels.length, suspected_total,
-        'At least 7 of the 10 nearest images share another label; the clearest cases first. Look before you change a label.'),
-      panel('Outliers', images(outliers), 0, 0, 'The images that are least like their neighbours, least similar first.'));
+        'At least 7 of the 10 nearest images share another label: how many do, in per cent. The clearest cases come first. Look before you change a label.'),
+      panel('Outliers', images(outliers), 0, 0, 'The images that are least like their 10 nearest, with their mean similarity; the least similar first.'));
   } catch (error) {
     shown = false;
     place.replaceChildren(el('p', { className: 'status error', role: 'alert', textContent: error.message }));
@@ -98,7 +98,8 @@ function images(list) {
   return el('div', {}, mark, el('ul', { className: 'near wide' }, ...list.map((record) => {
     const link = imageLink(record);
     marks.tick(link, record);
-    const text = record.suggested ? `${record.label} → ${record.suggested}` : record.label ?? nameOf(record.path);
+    const text = record.suggested ? `${record.label} → ${record.suggested} (${Math.round(100 * record.agreement)} %)`
+      : `${record.label ?? nameOf(record.path)} (${record.similarity.toFixed(2)})`;
     return el('li', {}, link, el('p', { className: 'member-facts', textContent: text }));
   })));
 }

@@ -1,17 +1,15 @@
 // All images as points, on a canvas of our own (map/drawing.js); map/scene.js holds what its modules share.
 
 import { counted } from './dom.js';
-import * as api from './api.js';
 import { hitsOf, whereOf, withFilters } from './query.js';
 import { state, write } from './state.js';
 import { paint } from './map/colours.js';
 import { fit } from './map/drawing.js';
 import { build, colour, setEmpty } from './map/panel.js';
-import { glide, read } from './map/points.js';
+import { lookAt } from './map/moving.js';
+import * as points from './map/points.js';
 import { plan, scene } from './map/scene.js';
 import { forgetThumbnails } from './map/thumbnails.js';
-
-export { chosen } from './map/chosen.js';
 
 const LIT = 200; // hits of a search
 
@@ -36,15 +34,13 @@ async function load() {
   if (!scene.points) scene.parts.status.textContent = 'Loading the map …';
   const before = scene.points;
   try {
-    scene.points = read(await api.map());
+    await points.load();
   } catch (error) {
     setEmpty(error);
     return false;
   }
   stale = false;
-  setEmpty(null);
-  scene.parts.by.lastChild.hidden = !scene.points.agreement;
-  if (before?.count === scene.points.count && before.version === scene.points.version) glide(before);
+  if (before?.count === scene.points.count && before.version === scene.points.version) points.glide(before);
   return true;
 }
 
@@ -53,7 +49,10 @@ export async function render(now) {
   if (!scene.parts) build();
   fit();
   if ((!scene.points || stale) && !(await load())) return;
+  setEmpty(null);
+  scene.parts.by.lastChild.hidden = !scene.points.agreement;
   fit();
+  lookAt(now.at);
   colour(now);
   const { like, unlike, crop } = now;
   const key = write(withFilters(now, { like, unlike, crop }));
@@ -80,7 +79,7 @@ function showStatus() {
   const where = whereOf(state());
   scene.parts.status.textContent = `${counted(scene.points.count, 'image')}, arranged by ${scene.points.method}`
     + (scene.points.provisional ? `; a better arrangement is being computed${scene.progress} and will appear here` : '')
-    + (scene.lit.size ? ` · ${scene.lit.size} nearest to the query${where && ` ${where}`} are ringed` : '');
+    + (scene.lit.size ? ` · the ${counted(scene.lit.size, 'image')} nearest to the query${where && `, ${where},`} ${scene.lit.size > 1 ? 'are' : 'is'} ringed` : '');
 }
 
 /** The records that the view shows, for the lightbox: none, as the map has no order. */

@@ -7,6 +7,7 @@ import { cropOf } from './crop.js';
 import { fresh, go, state } from './state.js';
 
 const DRAWN = 400; // pixels of a card's longer side
+const MOST_LETTERS = 1000; // of a filter that the server takes
 
 /** The bytes of a query image of the address; throws `Refused` when they are not to be had. */
 async function blobOf(value) {
@@ -14,6 +15,19 @@ async function blobOf(value) {
   const answer = await fetch(api.image((await api.recordOf(value)).row));
   if (!answer.ok) throw new api.Refused('The image is gone, or has changed since it was embedded.', answer.status);
   return answer.blob();
+}
+
+/** A query image of the address, decoded: where the browser cannot do it, from the server's JPEG of it. */
+async function bitmapOf(value) {
+  const blob = await blobOf(value);
+  try {
+    return await createImageBitmap(blob);
+  } catch (error) {
+    const kept = await uploads.get(value);
+    if (!kept) throw error;
+    kept.preview ??= await api.preview(blob);
+    return createImageBitmap(kept.preview);
+  }
 }
 
 /** Throw `Refused` for query images that are not there, with the way to search without them. */
@@ -46,13 +60,12 @@ export const NO_LABEL = 'no label'; // what stands for the label ''
 /** What stands in the filter field for a state. */
 export const filterText = ({ path }) => (/^\*[^*?[]+\*$/.test(path) ? path.slice(1, -1) : path);
 
-/** The filters in words: `in daisy of at least 256 pixels`, `without a label`. */
+/** The filters in words: `labelled daisy of at least 256 pixels`, `without a label`. */
 export function whereOf(now) {
   const isWithout = now.label.length === 1 && !now.label[0];
   const labels = isWithout ? '' : now.label.map((label) => label || NO_LABEL).join(' or ');
-  const place = [labels, filterText(now)].filter(Boolean).join(', and ');
-  return [isWithout && 'without a label', place && `in ${place}`, now.side && `of at least ${now.side} pixels`]
-    .filter(Boolean).join(' ');
+  return [isWithout && 'without a label', labels && `labelled ${labels}`, now.path && `with “${filterText(now)}” in the path`,
+    now.side && `of at least ${now.side} pixels`].filter(Boolean).join(' ');
 }
 
 /** A state that keeps the filters of `now`, with another query. */
@@ -75,10 +88,14 @@ async function bodyOf({ like, unlike }, signal) {
 }
 
 /** A glob that takes capitals and small letters alike: `*[rR][oO][sS][eE]*`; a path in the folders stays as it is. */
-const anyCase = (path) => (/[/[]/.test(path) ? path : path.replace(/\p{L}/gu, (one) => {
-  const both = [one.toLowerCase(), one.toUpperCase()];
-  return both.some((other) => other.length !== one.length) ? one : `[${both.join('')}]`;
-}));
+function anyCase(path) {
+  if (/[/[]/.test(path)) return path;
+  const any = path.replace(/\p{L}/gu, (one) => {
+    const both = [one.toLowerCase(), one.toUpperCase()];
+    return both.some((other) => other.length !== one.length) ? one : `[${both.join('')}]`;
+  });
+  return any.length <= MOST_LETTERS ? any : path;
+}
 
 /** The filters of a state, as the API takes them. */
 export const filtersOf = ({ label, path, side }) => ({ label, path: anyCase(path), min_side: side });
@@ -123,7 +140,7 @@ async function partOf(value, source, crop) {
 
 /** Keep a part of a query image as an upload of its own; its key. So it can stand beside other images. */
 export async function cutOut(value, crop) {
-  const source = await createImageBitmap(await blobOf(value));
+  const source = await bitmapOf(value);
   const [left, top, width, height] = (await partOf(value, source, crop)).map(Math.round);
   const canvas = el('canvas', { width: Math.max(1, width), height: Math.max(1, height) });
   canvas.getContext('2d').drawImage(source, -left, -top);
@@ -134,7 +151,7 @@ export async function cutOut(value, crop) {
 async function draw(canvas, value, crop) {
   try {
     let source;
-    if (uploads.isUpload(value) || crop) source = await createImageBitmap(await blobOf(value));
+    if (uploads.isUpload(value) || crop) source = await bitmapOf(value);
     else {
       source = new Image();
       source.src = api.thumbnail((await api.recordOf(value)).row);
@@ -173,7 +190,8 @@ function card(value, kind, cropped) {
     remove.ariaLabel = `Remove: ${what}`;
   };
   call('your image');
-  if (!uploads.isUpload(value)) api.recordOf(value).then((record) => call(record ? nameOf(record.path) : 'an image'), () => {});
+  if (uploads.isUpload(value)) uploads.get(value).then((kept) => { if (kept) call(canvas.title = kept.name); });
+  else api.recordOf(value).then((record) => call(record ? nameOf(record.path) : 'an image'), () => {});
   made.querySelector('.sign').textContent = kind === 'like' ? '+' : '−';
   draw(canvas, value, cropped).then((drawn) => made.classList.toggle('undrawn', !drawn));
   remove.onclick = () => go({ crop: '', [kind]: state()[kind].filter((other) => other !== value) });
@@ -185,19 +203,20 @@ function card(value, kind, cropped) {
 /** Let a part of an image be chosen, and search by it. */
 export async function cropQuery(value) {
   try {
-    const bitmap = await createImageBitmap(await blobOf(value));
+    const bitmap = await bitmapOf(value);
     const part = await cropOf(bitmap, 1 / await scaleOf(value, bitmap));
     if (!part) return;
     const [now, crop] = [state(), part.join(',')];
     const among = [...now.like, ...now.unlike].includes(value) && now.like.length + now.unlike.length > 1;
-    if (among) {
+    const isPreview = uploads.isUpload(value) && (await uploads.get(value)).preview; // whose pixels may be larger ones
+    if (among || isPreview) {
       const key = await cutOut(value, crop);
       const [like, unlike] = [now.like, now.unlike].map((list) => list.map((one) => (one === value ? key : one)));
       go(withFilters(now, { like, unlike }), { from: {} });
     } else go(withFilters(now, { like: [value], crop }), { from: {} });
     $('cards').querySelector('.crop-it')?.focus();
   } catch (error) {
-    toast(error instanceof api.Refused ? error.message : 'This browser cannot show the image; it cannot be cropped here.');
+    toast(error instanceof api.Refused ? error.message : 'The image cannot be shown, so it cannot be cropped here.');
   }
 }
 

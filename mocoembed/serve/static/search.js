@@ -4,7 +4,7 @@ import { $, counted, el, onClick, relativeTo, toast } from './dom.js';
 import * as api from './api.js';
 import * as marks from './marks.js';
 import { Grid } from './grid.js';
-import { chosen } from './map.js';
+import { chosen } from './map/chosen.js';
 import { NO_LABEL, cutOut, filterText, filtersOf, hitsOf, requireThere, showCards, whereOf, withFilters } from './query.js';
 import { fresh, go, state, write } from './state.js';
 
@@ -17,6 +17,7 @@ const NONE = { labels: [] };
 const REMEMBERED = 30; // answers, for going back without asking again
 const PATIENCE = 300; // ms until the page says that it is searching
 const ANY = -0.01; // the slider's left end
+const OF_HITS = ['k', 'min', 'fold']; // options that say nothing where there is no query
 
 const answers = new Map();
 let grid;
@@ -28,7 +29,7 @@ let showMarkAll; // only images that are there can be marked: more come by scrol
 const hasQuery = (now) => now.like.length + now.unlike.length > 0;
 const isBrowsing = (now) => now.label.length > 0 || now.path !== '' || now.side !== '';
 const isFiltered = (now) => isBrowsing(now) || (hasQuery(now) && now.min + now.k !== '');
-const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search', by: '', only: [] });
+const keyOf = (now) => write({ ...now, open: '', unfold: [], view: 'search', by: '', only: [], at: '' });
 const toggled = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
 
 /** The records that the view shows. */
@@ -107,9 +108,9 @@ async function filterBy(text) {
   const given = relativeTo(text.trim(), facts.root);
   const { labels: [first] } = given ? await labelsOf(given, 1) : NONE;
   if (first?.label.toLowerCase() === given.toLowerCase()) {
-    go({ view: 'search', label: [first.label], path: '', marked: '', rows: '' });
+    go({ view: 'search', label: [first.label], path: '', marked: '', lasso: '' });
     $('filter').value = '';
-  } else go({ view: 'search', path: !given || /[*?[]/.test(given) ? given : `*${given}*`, marked: '', rows: '' });
+  } else go({ view: 'search', path: !given || /[*?[]/.test(given) ? given : `*${given}*`, marked: '', lasso: '' });
 }
 
 /** Add a record to the images that hits are to be like, or unlike; take it away if it is there. */
@@ -162,7 +163,7 @@ function chips(now) {
   $('labels').hidden = !some.length;
   $('labels').replaceChildren(...some.map(({ label, count }) => {
     const on = now.label.includes(label);
-    const patch = { ...now, view: 'search', marked: '', rows: '', seed: '', open: '', unfold: [],
+    const patch = { ...now, view: 'search', marked: '', lasso: '', seed: '', open: '', unfold: [],
       label: toggled(now.label, label) };
     const link = el('a', { href: write(patch), className: `chip${label ? '' : ' none'}`, 'data-label': label,
       ...(on ? { 'aria-current': 'true' } : {}) }, label || NO_LABEL,
@@ -208,7 +209,8 @@ export async function render(now, scroll) {
   $('fold').checked = now.fold !== '';
   $('min').value = now.min === '' ? ANY : now.min;
   showMin();
-  const set = ['k', 'side', 'min', 'fold'].filter((name) => now[name] !== '').length;
+  for (const name of OF_HITS) $(name).disabled = !hasQuery(now);
+  const set = ['side', ...OF_HITS].filter((name) => now[name] !== '' && !$(name).disabled).length;
   $('options-button').classList.toggle('set', set > 0);
   $('options-button').title = set ? `Options (${set} set)` : 'Options';
   const key = keyOf(now);
@@ -260,8 +262,8 @@ async function ask(now, signal) {
     const all = marks.all();
     return { records: all, total: all.length };
   }
-  if (now.rows) {
-    const rows = chosen(now.rows);
+  if (now.lasso) {
+    const rows = await chosen(now.lasso);
     const page = (offset, its) => api.records(rows.slice(offset, offset + PAGE), its);
     return { records: await page(0, signal), total: rows.length, next: page };
   }
@@ -287,7 +289,7 @@ function show(now, answer, scroll) {
   setEmpty(now, some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now) && !now.marked
     ? ['There are no images here', 'Embed some: mocoembed embed FOLDER. This page takes them up by itself.']
     : nothingOf(now));
-  $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || now.rows !== '' || !some.length || total < 2;
+  $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || now.lasso !== '' || !some.length || total < 2;
   $('mark-all').hidden = !some.length || now.marked !== '';
   showMarkAll();
   $('status').classList.remove('error');
@@ -299,17 +301,17 @@ function statusOf(now, { records: some, total, seconds, more }) {
   const time = seconds === undefined ? '' : ` · ${seconds.toFixed(2)} s`;
   if (hasQuery(now)) {
     const marked = now.of && ` to ${now.like.length} of the ${counted(Number(now.of), 'marked image')}`;
-    return `${more ? 'The' : some.length.toLocaleString('en')} most similar images${marked}${where && ` ${where}`}${time}`;
+    return `${more ? 'The most similar images' : counted(some.length, 'similar image')}${marked}${where && ` ${where}`}${time}`;
   }
   if (now.marked) return `${counted(total, 'marked image')}`;
-  if (now.rows) return `${counted(total, 'image')} chosen on the map`;
+  if (now.lasso) return `${counted(total, 'image')} chosen on the map`;
   if (isBrowsing(now)) return `${counted(total, 'image')} ${where}`;
   return `${counted(total, 'image')}, in random order`;
 }
 
 /** What is said when there is nothing to show. */
 function nothingOf(now) {
-  if (now.marked) return ['No image is marked', 'Mark images by their tick, or with m.'];
+  if (now.marked) return ['No image is marked', 'Click an image’s tick, or press m.'];
   const score = hasQuery(now) && now.min ? `with a score of at least ${now.min}` : '';
   return ['Nothing found', `There is no image ${[whereOf(now), score].filter(Boolean).join(' ') || 'like this'}.`];
 }
@@ -333,7 +335,7 @@ function refuse(now, error) {
   $('another').hidden = $('mark-all').hidden = true;
   $('status').textContent = '';
   const isNothing = error.status === 404 && /\b0 of \d+ images/.test(error.message);
-  const title = { 0: 'No answer', 404: 'Not found' }[error.status] ?? 'That did not work';
+  const title = { 0: 'No answer', 404: 'Not found' }[error.status] ?? 'The search failed';
   setEmpty(now, isNothing ? nothingOf(now) : [title, error.message], error.status === 0 || error.status === 429
     || error.status >= 500, error.way);
 }

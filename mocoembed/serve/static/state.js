@@ -1,7 +1,8 @@
 // What the page shows is in the address: state <-> query string. A shared link, back, forward and reload give the same.
 
 const LISTS = ['like', 'unlike', 'label', 'unfold', 'only'];
-const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'rows', 'of', 'by'];
+const TEXTS = ['view', 'path', 'side', 'min', 'k', 'crop', 'fold', 'seed', 'threshold', 'open', 'marked', 'lasso', 'of', 'by', 'at'];
+export const MOST_LIKE = 256; // images that a query takes
 const DEFAULTS = { view: 'search', by: 'label' };
 
 /** The state of a query string. `like` and `unlike` hold ids and keys of uploads (`u4f0c...`). */
@@ -11,7 +12,9 @@ export function read(search = location.search) {
   for (const name of LISTS) state[name] = [...new Set(given.getAll(name))];
   for (const name of TEXTS) state[name] = given.get(name) ?? DEFAULTS[name] ?? '';
   if (state.like.length + state.unlike.length !== 1) state.crop = ''; // of one image alone
-  for (const name of ['k', 'side']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
+  if (!/^\d+(,\d+){3}$/.test(state.crop)) state.crop = '';
+  state.like = state.like.slice(0, MOST_LIKE);
+  for (const name of ['k', 'side', 'seed']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
   return state;
 }
 

@@ -1,28 +1,70 @@
-// Images that were chosen on the map, from there to the grid: their rows are kept under a key of the address.
+// Images that are chosen on the map: a polygon, which stands in the address, -> the rows inside it.
 
-import { counted, toast } from '../dom.js';
+import { toast } from '../dom.js';
 import * as api from '../api.js';
 import { fresh, go } from '../state.js';
+import { load } from './points.js';
+import { frame, scene } from './scene.js';
 
-const MOST_CHOSEN = 200000; // what a browser keeps for a window
+const MOST_CORNERS = 48;
+const FINE = 10; // steps of a corner's place for one of the map's own
 
-/** The rows chosen on the map, by a key of the address. */
-export function chosen(key) {
-  const { rows, version } = JSON.parse(sessionStorage.getItem(`mocoembed-rows-${key}`) ?? '{}');
-  if (!rows || version !== api.version) {
-    const why = rows ? 'The embeddings have been replaced since these images were chosen.'
-      : 'The images of this link were chosen in another window.';
-    throw new api.Refused(`${why} Choose them on the map again.`, 404, ['Open the map', fresh({ view: 'map' })]);
+/** The rows inside a polygon of the address: the map's version, x, y, x, y, ... in the map's own places. */
+export async function chosen(lasso) {
+  if (!scene.points) await load();
+  const { map, size, middle } = scene.points;
+  const [version, ...places] = lasso.split('_');
+  if (version !== map) {
+    throw new api.Refused('The map has been arranged anew since these images were chosen. Choose them on the map again.', 404,
+      ['Open the map', fresh({ view: 'map' })]);
   }
-  return rows;
+  const corners = places.map((place, i) => 0.5 + (Number(place) - middle[i % 2]) / size);
+  return rowsIn(corners.filter((_, i) => i % 2 === 0).map((x, i) => [x, corners[2 * i + 1]]));
 }
 
-/** Show rows in the grid. */
-export function choose(some) {
-  const rows = [...some].sort((a, b) => a - b);
-  if (!rows.length) return;
-  if (rows.length > MOST_CHOSEN) toast(`The first ${MOST_CHOSEN.toLocaleString('en')} of ${counted(rows.length, 'image')}.`);
-  const key = String(Date.now());
-  sessionStorage.setItem(`mocoembed-rows-${key}`, JSON.stringify({ version: api.version, rows: rows.slice(0, MOST_CHOSEN) }));
-  go(fresh({ rows: key }), { from: {} });
+/** Show the images inside a polygon of the canvas, [[u, v], ...] in its pixels. */
+export async function choose(polygon) {
+  const [side, left, top] = frame();
+  const { map, size, middle } = scene.points;
+  const place = (part, i) => Math.round(FINE * ((part - 0.5) * size + middle[i])) / FINE;
+  const corners = simplified(polygon).map(([u, v]) => [(u - left) / side, (v - top) / side].map(place));
+  const lasso = [map, ...corners.flat()].join('_');
+  if ((await chosen(lasso)).length) go(fresh({ lasso }), { from: {} });
+  else toast('There are no images inside.');
+}
+
+/** What is in view, as a polygon. */
+export function inView() {
+  const { canvas: { width, height }, radius } = scene.parts;
+  const [right, bottom] = [width - radius, height - radius];
+  return [[radius, radius], [right, radius], [right, bottom], [radius, bottom]];
+}
+
+/** A polygon of few corners: those that say least are left out. */
+function simplified(polygon) {
+  const kept = [...polygon];
+  const area = (i) => {
+    const [[xa, ya], [xb, yb], [xc, yc]] = [kept.at(i - 1), kept[i], kept[(i + 1) % kept.length]];
+    return Math.abs((xb - xa) * (yc - ya) - (xc - xa) * (yb - ya));
+  };
+  while (kept.length > MOST_CORNERS) {
+    const areas = kept.map((_, i) => area(i));
+    kept.splice(areas.indexOf(Math.min(...areas)), 1);
+  }
+  return kept;
+}
+
+/** The rows inside a polygon of the unit square. */
+function rowsIn(polygon) {
+  const { x, y, count } = scene.points;
+  const rows = [];
+  for (let i = 0; i < count; i++) {
+    let inside = false;
+    for (let a = 0, b = polygon.length - 1; a < polygon.length; b = a++) {
+      const [[xa, ya], [xb, yb]] = [polygon[a], polygon[b]];
+      if ((ya > y[i]) !== (yb > y[i]) && x[i] < (xb - xa) * (y[i] - ya) / (yb - ya) + xa) inside = !inside;
+    }
+    if (inside) rows.push(i);
+  }
+  return rows;
 }

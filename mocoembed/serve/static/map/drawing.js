@@ -55,8 +55,9 @@ export function draw() {
   if (scene.view.zoom >= NEAR_ENOUGH && seen.length <= MOST_SHOWN) drawThumbnails(seen, side, left, top);
   drawLit(side, left, top, radius);
   drawLasso();
-  scene.parts.inView.textContent = `Show ${counted(seen.length, 'image')} in view`;
-  scene.parts.inView.disabled = !seen.length;
+  scene.parts.radius = radius;
+  scene.parts.showView.textContent = `Show ${counted(seen.length, 'image')} in view`;
+  scene.parts.showView.disabled = !seen.length;
 }
 
 /** Few points, with smooth edges. */

@@ -1,6 +1,6 @@
-// The lasso: a polygon that is drawn on the map, and the images inside it.
+// The lasso: a polygon that is drawn on the map.
 
-import { density, frame, scene } from './scene.js';
+import { density, scene } from './scene.js';
 
 /** Draw the polygon so far. */
 export function drawLasso() {
@@ -15,18 +15,4 @@ export function drawLasso() {
   pen.lineWidth = 2 * density();
   pen.fill();
   pen.stroke();
-}
-
-/** The rows inside a polygon of the canvas. */
-export function rowsIn(polygon) {
-  const [side, left, top] = frame();
-  return (scene.parts.seen ?? []).filter((i) => {
-    const [u, v] = [scene.points.x[i] * side + left, scene.points.y[i] * side + top];
-    let inside = false;
-    for (let a = 0, b = polygon.length - 1; a < polygon.length; b = a++) {
-      const [[xa, ya], [xb, yb]] = [polygon[a], polygon[b]];
-      if ((ya > v) !== (yb > v) && u < (xb - xa) * (v - ya) / (yb - ya) + xa) inside = !inside;
-    }
-    return inside;
-  });
 }

@@ -1,29 +1,54 @@
 // Moving and zooming the map.
 
-import { frame, plan, scene } from './scene.js';
+import { rewrite, state } from '../state.js';
+import { WHOLE, frame, plan, scene } from './scene.js';
+
+const RESTING = 250; // ms after which a view is put into the address
+const [LEAST, MOST] = [0.6, 400]; // times zoomed in
+let resting;
+
+const written = () => [scene.view.x.toFixed(5), scene.view.y.toFixed(5), scene.view.zoom.toPrecision(4)].map(Number).join('_');
+const whole = Object.values(WHOLE).join('_');
+
+/** Put what is seen of the map into the address. */
+function keep() {
+  const at = written();
+  if (state().view === 'map' && at !== (state().at || whole)) rewrite({ at: at === whole ? '' : at });
+}
+
+/** See of the map what an address says; where it says nothing, it is what was seen before. */
+export function lookAt(at) {
+  const [x, y, zoom] = at.split('_').map(Number);
+  if (at && at !== written() && [x, y].every(Number.isFinite) && zoom >= LEAST && zoom <= MOST) scene.view = { x, y, zoom };
+  keep();
+}
+
+function see(view) {
+  scene.view = view;
+  clearTimeout(resting);
+  resting = setTimeout(keep, RESTING);
+  plan();
+}
 
 /** Zoom around a place of the canvas, by default its middle. */
 export function zoomBy(factor, u = scene.parts.canvas.width / 2, v = scene.parts.canvas.height / 2) {
   scene.moved = performance.now();
   const [side, left, top] = frame();
   const [x, y] = [(u - left) / side, (v - top) / side];
-  const zoom = Math.min(400, Math.max(0.6, scene.view.zoom * factor));
+  const zoom = Math.min(MOST, Math.max(LEAST, scene.view.zoom * factor));
   const grown = side * zoom / scene.view.zoom;
   const { width, height } = scene.parts.canvas;
-  scene.view = { zoom, x: x + (width / 2 - u) / grown, y: y + (height / 2 - v) / grown };
-  plan();
+  see({ zoom, x: x + (width / 2 - u) / grown, y: y + (height / 2 - v) / grown });
 }
 
 /** Move by pixels of the canvas. */
 export function moveBy(du, dv) {
   scene.moved = performance.now();
   const [side] = frame();
-  scene.view = { ...scene.view, x: scene.view.x - du / side, y: scene.view.y - dv / side };
-  plan();
+  see({ ...scene.view, x: scene.view.x - du / side, y: scene.view.y - dv / side });
 }
 
 /** Show the whole map. */
 export function reset() {
-  scene.view = { x: 0.5, y: 0.5, zoom: 1 };
-  plan();
+  see({ ...WHOLE });
 }

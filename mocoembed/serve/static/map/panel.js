@@ -3,7 +3,7 @@
 import { $, counted, el, icon } from '../dom.js';
 import { NO_LABEL } from '../query.js';
 import { go } from '../state.js';
-import { choose } from './chosen.js';
+import { choose, inView } from './chosen.js';
 import { agreementColour, labelColour, paint } from './colours.js';
 import { fit } from './drawing.js';
 import { reset } from './moving.js';
@@ -18,17 +18,17 @@ export function build() {
     'aria-label': 'Map of all images. Arrows move, plus and minus zoom, Enter shows the images in view, m marks them.' });
   const by = el('select', {}, new Option('label'), new Option('agreement of neighbours', 'agreement'));
   const lassoButton = el('button', { 'aria-pressed': 'false' }, icon('lasso'), 'Lasso');
-  const inView = el('button', { textContent: 'Show images in view' });
+  const showView = el('button', { textContent: 'Show images in view', onclick: () => choose(inView()) });
   const whole = el('button', { textContent: 'Whole map', onclick: reset });
   const tip = el('div', { className: 'map-tip', hidden: true }, el('img', { alt: '' }), el('span'));
   const status = el('p', { className: 'status', role: 'status' });
   const legend = el('ul', { className: 'legend', 'aria-label': 'Labels' });
   const bar = el('div', { className: 'panel-bar' }, el('span', { className: 'slide' },
-    el('label', { className: 'slide' }, 'Colour by ', by), lassoButton, inView, whole), status);
+    el('label', { className: 'slide' }, 'Colour by ', by), lassoButton, showView, whole), status);
   const stage = el('div', { className: 'map-stage' }, canvas, tip);
   const empty = el('div', { className: 'empty', hidden: true }, el('h2'), el('p'));
   scene.parts = {
-    canvas, pen: canvas.getContext('2d'), by, lasso: lassoButton, inView, tip, status, legend, bar, stage, empty,
+    canvas, pen: canvas.getContext('2d'), by, lasso: lassoButton, showView, tip, status, legend, bar, stage, empty,
   };
   $('view-map').append(bar, stage, legend, empty);
   by.onchange = () => go({ by: by.value, only: [] }, { replace: true });
@@ -37,7 +37,6 @@ export function build() {
     lassoButton.ariaPressed = on;
     canvas.classList.toggle('lassoing', on);
   };
-  inView.onclick = () => choose(scene.parts.seen);
   new ResizeObserver(fit).observe(canvas.parentElement);
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
     if (scene.points) { paint(); keys(); plan(); }
@@ -88,5 +87,5 @@ export function setEmpty(error) {
   status.textContent = '';
   const isNone = error.status === 404;
   empty.querySelector('h2').textContent = isNone ? 'No map' : 'No answer';
-  empty.querySelector('p').textContent = isNone ? `${error.message}; it then appears here.` : error.message;
+  empty.querySelector('p').textContent = isNone ? error.message : error.message;
 }

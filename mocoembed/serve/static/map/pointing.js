@@ -4,8 +4,7 @@ import * as api from '../api.js';
 import { toast } from '../dom.js';
 import * as marks from '../marks.js';
 import { go } from '../state.js';
-import { choose } from './chosen.js';
-import { rowsIn } from './lasso.js';
+import { choose, inView } from './chosen.js';
 import { moveBy, reset, zoomBy } from './moving.js';
 import { density, frame, plan, scene } from './scene.js';
 import { cellOf } from './thumbnails.js';
@@ -66,9 +65,7 @@ export function listen() {
     down.delete(event.pointerId);
     const drawn = scene.lasso;
     scene.lasso = null;
-    const inside = drawn?.length > 2 && rowsIn(drawn);
-    if (inside?.length) choose(inside);
-    else if (inside) toast('There are no images inside.');
+    if (drawn?.length > 2) choose(drawn);
     else if (moved < 4 * density()) {
       const row = rowAt(...place(event));
       if (row >= 0) api.records([row]).then(([{ id }]) => go({ open: id }), (error) => toast(error.message));
@@ -81,7 +78,7 @@ export function listen() {
     const step = 80 * density();
     const does = { ArrowLeft: () => moveBy(step, 0), ArrowRight: () => moveBy(-step, 0), ArrowUp: () => moveBy(0, step),
       ArrowDown: () => moveBy(0, -step), '+': () => zoomBy(1.4), '=': () => zoomBy(1.4), '-': () => zoomBy(1 / 1.4),
-      0: reset, Enter: () => choose(scene.parts.seen), m: markView,
+      0: reset, Enter: () => choose(inView()), m: markView,
       ...(scene.lasso ? { Escape: () => { down.clear(); scene.lasso = null; plan(); } } : {}) }[event.key];
     if (!does || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -91,7 +88,7 @@ export function listen() {
 }
 
 async function markView() {
-  if (scene.parts.seen.length > 1000) return toast('Zoom in to mark the images in view: they are more than 1,000.');
+  if (scene.parts.seen.length > 1000) return toast('More than 1,000 images are in view; zoom in to mark them.');
   return marks.set(await api.records([...scene.parts.seen]), true);
 }
 

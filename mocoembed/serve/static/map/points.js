@@ -1,12 +1,18 @@
 // The points of the map: the server's answer -> coordinates from 0 to 1, and their way to the places of a better map.
 
+import * as api from '../api.js';
 import { draw } from './drawing.js';
 import { MOST_MOVING, scene } from './scene.js';
 
 const GLIDE = 900; // ms in which the points move to their places on a better map
 
+/** Ask for the points. */
+export async function load() {
+  scene.points = read(await api.map());
+}
+
 /** {count, x, y, labels, names, kinds, agreement, ...} of an answer of the server; also the order to draw them in. */
-export function read(answer) {
+function read(answer) {
   const count = answer.points.length;
   const x = new Float32Array(count);
   const y = new Float32Array(count);
@@ -15,9 +21,10 @@ export function read(answer) {
     left = Math.min(left, u); right = Math.max(right, u); top = Math.min(top, v); bottom = Math.max(bottom, v);
   }
   const size = Math.max(right - left, bottom - top) || 1;
+  const middle = [(left + right) / 2, (top + bottom) / 2];
   answer.points.forEach(([u, v], i) => {
-    x[i] = 0.5 + (u - (left + right) / 2) / size;
-    y[i] = 0.5 + (v - (top + bottom) / 2) / size;
+    x[i] = 0.5 + (u - middle[0]) / size;
+    y[i] = 0.5 + (v - middle[1]) / size;
   });
   const order = Uint32Array.from({ length: count }, (_, i) => i);
   let seed = 1;
@@ -27,8 +34,8 @@ export function read(answer) {
     [order[i], order[j]] = [order[j], order[i]];
   }
   scene.order = order;
-  const { version, method, provisional, labels = [] } = answer;
-  return { count, x, y, version, method, provisional, labels, names: answer.label_names ?? [],
+  const { version, map, method, provisional, labels = [] } = answer;
+  return { count, x, y, size, middle, version, map, method, provisional, labels, names: answer.label_names ?? [],
     kinds: labels.reduce((most, label) => Math.max(most, label + 1), 0), agreement: answer.agreement ?? null };
 }
 

@@ -3,12 +3,14 @@
 export const MOST_MOVING = 120000; // points that are drawn while the map moves, of those there are
 export const REST = 150; // ms without a movement
 
+export const WHOLE = { x: 0.5, y: 0.5, zoom: 1 };
+
 export const scene = {
   parts: null, // elements of the page; what is in view
-  points: null, // {count, x, y, labels, kinds (how many labels), names (of the most frequent), agreement}
+  points: null, // {count, x, y, size and middle (in the map's own places), map (its version), labels, kinds (how many labels), names (of the most frequent), agreement}
   order: null, // points in the order they are drawn in
   colours: null, // of each point, as a pixel of the canvas
-  view: { x: 0.5, y: 0.5, zoom: 1 },
+  view: { ...WHOLE },
   only: null, // number of the label that alone is shown in colour
   progress: '', // how far the server is with a better map
   lit: new Set(), // rows of a search's hits
