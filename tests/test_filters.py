@@ -330,7 +330,7 @@ def test_command_streams(indexed_workspace, images, run_cli, monkeypatch):
     (("IMAGE", "--crop", "30,30,30,30"), 2, "and the region must lie inside it"),
     (("IMAGE", "--unlike", "absent.png"), 2,
      "'absent.png' does not exist. Give one or more: mocoembed search IMAGE --unlike FILE"),
-    (("IMAGE", "--unlike", "IMAGE"), 2, "Nothing is left of the query"),
+    (("IMAGE", "--unlike", "IMAGE"), 2, "have the same vector"),
     (("-", "-"), 2, "can be given once"), (("-", "--unlike", "-"), 2, "can be given once"),
     (("IMAGE", "--index", "absent.faiss"), 2, "absent.faiss")])
 def test_command_with_wrong_input(indexed_workspace, images, run_cli, arguments, status, message):
@@ -361,13 +361,16 @@ def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace,
     path = images / "red" / "000.png"
     with Searcher.open(indexed_workspace, "cpu") as searcher, Image.open(path) as image:
         pixels, vector = np.asarray(image), searcher.file.embeddings[16]
-        for query in (path, str(path), path.read_bytes(), image, pixels, vector):
+        data = path.read_bytes()
+        for query in (path, str(path), data, bytearray(data), memoryview(data), image, pixels, vector):
             hits = searcher.search(query, 3)
             assert [hit.row for hit in hits] == [hit.row for hit in searcher.search(path, 3)]
             assert hits[0].score == pytest.approx(1, abs=1e-5)
         for several in ([path, vector, pixels], np.stack([vector] * 2), np.stack([pixels] * 2)):
             assert [hits[0].row for hits in searcher.search(several, 1)] == [16] * len(several)
         assert searcher.search([]) == []
+        gray = pixels[:, :, 1]
+        assert searcher.search(gray, 5) == searcher.search(Image.fromarray(gray), 5)
         chosen = searcher.search(path, 4, Filter(not_labels=("red",)), unique=True, diverse=True)
         assert [hit.label == "red" for hit in chosen] == [False] * 4
         assert searcher.search(path, min_score=2) == []
@@ -381,6 +384,24 @@ def test_searcher_takes_paths_bytes_images_arrays_and_vectors(indexed_workspace,
                 searcher.search(query)
         with pytest.raises(UsageError, match="k 0: must be a whole number"):
             searcher.search(vector, 0)
+    with pytest.raises(UsageError, match="This searcher is closed"):
+        searcher.search(vector)
+
+
+def test_vectors_are_scaled_to_the_length_of_the_collections(indexed_workspace, make_embeddings):
+    with Searcher.open(indexed_workspace, encoder=False) as searcher:
+        vector = searcher.file.embeddings()[5]
+        for factor in (2, 0.5, 1e-8, 1e20):
+            hits = searcher.search(factor * vector, 4, min_score=0.5)
+            assert [(hit.row, round(hit.score, 5)) for hit in hits] == [
+                (hit.row, round(hit.score, 5)) for hit in searcher.search(vector, 4)]
+        with pytest.raises(UsageError, match="length 0"):
+            searcher.search(0 * vector)
+    vectors = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    path = make_embeddings("lengths", vectors, "abc" * 10, normalized=False)
+    with Searcher(SearchConfig(("-",), embeddings=str(path)), encoder=False) as searcher:
+        far = searcher.search(100 * vectors[3], 1)[0]
+        assert far.score < -1000  # other lengths are other vectors there
 
 
 def test_searcher_in_several_threads(indexed_workspace, images):

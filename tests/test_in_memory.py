@@ -1,6 +1,7 @@
 """`load_encoder(...).embed(...)`: images that are in memory."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -136,5 +137,10 @@ def test_wrong_calls_of_onnx(workspace, make_encoder, tmp_path):
     save_encoder(tmp_path / "e.safetensors", make_encoder(seed=3))
     with pytest.raises(UsageError, match=r"has no ONNX graph of .*e\.safetensors. Embedding any image makes one"):
         mocoembed.load_encoder(tmp_path / "e.safetensors", workspace=str(workspace), device="onnx")
+    graph = next((workspace / "encoders").glob("*.query.onnx"))
+    aside = shutil.copytree(workspace / "encoders", tmp_path / "aside")
+    beside = mocoembed.load_encoder(aside / f"{graph.name.removesuffix('.query.onnx')}.safetensors",
+                                    workspace=str(tmp_path / "none"), device="onnx")
+    assert beside.fingerprint == graph.name.removesuffix(".query.onnx")
     with pytest.raises(UsageError, match=r"The encoder 'timm:x' does not exist"):
         mocoembed.load_encoder("timm:x", workspace=str(workspace), device="onnx")

@@ -292,6 +292,9 @@ def test_only_an_index_is_replaced(built):
         build_index(IndexConfig(str(built[0])))
     build_index(IndexConfig(str(built[0]), fresh=True))
     assert len(SearchIndex.open(built[1])) == 60
+    built[1].write_bytes(b"Index of names")  # it begins like one, but for the case
+    with pytest.raises(UsageError, match=r"is not a mocoembed index\. Give another --output\.$"):
+        build_index(IndexConfig(str(built[0]), fresh=True))
 
 
 def test_an_index_given_as_embeddings_is_called_one(built):

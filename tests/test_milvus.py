@@ -377,6 +377,8 @@ def test_after_a_few_rows_they_alone_are_looked_up_and_checked(tmp_path, push, u
     ({"to": "ftp://x/a.db"}, "must be a server's"), ({"index_type": "KD_TREE"}, "--index-type KD_TREE: must be one of"),
     ({"index_type": "HNSW", "param": ("M",)}, "--param M: must be KEY=VALUE"),
     ({"index_type": "HNSW", "param": ("M=-3",)}, "--param M=-3: M must be a whole number from 2 to 2048"),
+    ({"search_param": ("efx=3",)}, "--search-param efx=3: Milvus has no parameter efx. Perhaps it is ef"),
+    ({"index_type": "HNSW", "param": ("foo=3",)}, "Milvus has no parameter foo. Perhaps it is ef"),
     ({"search_param": ("ef=x",)}, "--search-param ef=x: ef must be a whole number"),
     ({"param": ("M=8",)}, "--param M=8: must be given together with --index-type"),
     ({"timeout": 0.0}, "--timeout 0.0: must be more than 0")])
@@ -445,6 +447,24 @@ def test_a_push_that_is_killed_at_every_step_is_mended_by_the_next(tmp_path, uri
             kills.append(n)
         assert stored(uri) == wanted(path)
     assert len(kills) > 8
+
+
+def test_rows_that_are_there_twice_are_mended(tmp_path, uri, push):
+    path = write(tmp_path / "e.h5", plain(60))
+    push(path)
+    with Milvus(uri, "images", 60) as collection:
+        collection.load()
+        fields = ["id", "vector", "path", "label", "width", "height", "digest", "part", "row_hash"]
+        some = collection.get(collection.listed(part_of(EmbeddingFile(path)))[0][:7].tolist(), fields)
+        collection._client.insert("images", some)
+        collection.flush()
+        assert len(collection.listed(part_of(EmbeddingFile(path)))[0]) == 67
+    (pushed,) = push(path)
+    assert (pushed.added, pushed.changed) == (7, 0)
+    assert stored(uri) == wanted(path)
+    with Milvus(uri, "images", 60) as collection:
+        collection.load()
+        assert len(collection.listed(part_of(EmbeddingFile(path)))[0]) == 60
 
 
 @pytest.mark.parametrize("kind", LITE_INDEX_TYPES)
@@ -539,7 +559,7 @@ def test_a_server_that_dies_is_slow_or_away_costs_one_line(tmp_path, server, run
     monkeypatch.setattr(Milvus, "upsert", dying)
     status, out, err = run_cli("push", path, "--to", server.uri)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert f"The Milvus server {server.uri} is away" in err
+    assert f"The Milvus server {server.uri} cannot be reached" in err
     monkeypatch.setattr(Milvus, "upsert", real)
     status, out, err = run_cli("push", path, "--to", server.uri)
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -655,7 +675,7 @@ def test_outdated_and_unfinished_collections_are_refused(fresh_workspace, uri, i
     def search(note=lambda text: None, config=config, name="images"):
         return list(iterate_milvus_search(config, MilvusConfig(uri, name), note=note))
 
-    with pytest.raises(UsageError, match=r"m\.db: does not exist. Fill it with: mocoembed push --to"):
+    with pytest.raises(UsageError, match=r"m\.db: does not exist. Fill it with: mocoembed push EMBEDDINGS --to"):
         search()
     list(push_embeddings(PushConfig(workspace=str(fresh_workspace), to=uri)))
     with pytest.raises(UsageError, match=r"The Milvus collection other at .* does not exist\. Make it with: mocoembed"):
@@ -719,7 +739,7 @@ def test_what_is_unlike_itself_and_what_is_only_itself_cost_the_other_queries_no
         call = ("search", one, other, "--workspace", root, *where, "-k", 1, "--json")
         status, out, err = run_cli(*call, "--unlike", one)
         assert (status, [found["query"] for found in json.loads(out)]) == (1, [other])
-        assert f"The image '{one}': Nothing is left of the query" in err
+        assert f"The image '{one}': The query and the images" in err
         status, out, _ = run_cli(*call, "--exclude-self", "--path", f"red/{pathlib.Path(one).name}")
         assert (status, [len(found["hits"]) for found in json.loads(out)]) == (0, [0, 1])
         status, out, _ = run_cli("search", one, *call[3:], "--exclude-self", "--path", f"red/{pathlib.Path(one).name}")

@@ -246,7 +246,7 @@ def test_nothing_is_printed_when_no_query_can_be_read(indexed_workspace, images,
     assert (status, parsed("json", out)) == (1, [str(images / "red" / "001.jpg")])  # the other is not so wide
     status, out, err = run_cli("search", images / "red", "--unlike", good, "--workspace", indexed_workspace, "--json")
     assert (status, str(good) in parsed("json", out), len(parsed("json", out))) == (1, False, 7)
-    assert f"'{good}': Nothing is left of the query" in err
+    assert f"'{good}': The query and the images" in err
     assert not sheet.exists()
 
 

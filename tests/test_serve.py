@@ -188,7 +188,7 @@ def test_what_a_query_is_itself_can_be_left_out_of_a_search_by_its_vector(runnin
     ({"vectors": [["a"] * 64]}, "64 numbers"), ({"vectors": [[1e300] * 64]}, "too large"),
     ({"vectors": [[10**400] * 64]}, "too large"), ({"rows": [1], "ids": ["1"]}, "must have one of"),
     ({"unlike": [1]}, "must have one of"), ({"like": ["1"]}, "no image"), ({"like": ["x"]}, "texts of digits"),
-    ({"like": [1], "unlike": [1]}, "Nothing is left"),
+    ({"like": [1], "unlike": [1]}, "have the same vector"),
     ({"like": []}, "1 to 256"), ({"like": "abc"}, "1 to 256"), ({"rows": [0] * 257}, "1 to 256")])
 def test_wrong_queries_are_explained(running, body, said):
     answer = running.client.post("/api/search", content=json.dumps(body), headers={"Content-Type": "application/json"})

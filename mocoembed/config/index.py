@@ -26,11 +26,11 @@ class IndexConfig:
     an index exists, auto keeps the type that was asked for when it was built."""
     recall: float | None = None
     """Recall@10 to reach: the share of the ten nearest neighbours that a search finds. By default, that of the
-    existing index, or 0.99 for a new one. A lower one than it was built for takes --fresh."""
+    existing index, or 0.99 for a new one. A lower one than it was built for requires --fresh."""
     allow_lower_recall: bool = False
     """Keep an index that misses --recall."""
     memory: str | None = None
-    """Most memory that building may take, for example 4GB or 500MiB; by default, what is free."""
+    """Memory limit for building, which takes more than searching; for example 4GB or 500MiB. By default, what is free."""
     gpu: bool = False
     """Find the centres of inverted lists on the GPUs."""
 

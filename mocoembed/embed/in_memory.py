@@ -101,8 +101,8 @@ def load_encoder(source=None, *, workspace: str = DEFAULT_WORKSPACE, features: s
     `mocoembed embed --encoder`; `None` for the workspace's newest. The other arguments are the options of
     `mocoembed embed` with the same names. `note(text)` is called with what a person should know.
 
-    With the device `onnx`, ONNX Runtime embeds on the CPU, and torch is not imported. It takes encoder files, and the
-    graph that the workspace keeps of each encoder it has used.
+    With the device `onnx`, ONNX Runtime embeds on the CPU, and torch is not imported. It takes encoder files whose
+    graph is beside them, or was kept by the workspace when it used them.
 
     Raises `UsageError` for a source or a value that there is not, `FormatError` for a damaged file.
     """
@@ -126,10 +126,12 @@ def load_encoder(source=None, *, workspace: str = DEFAULT_WORKSPACE, features: s
 
 
 def _on_onnxruntime(given: str | None, places: Workspace, features: str, normalize: bool) -> ImageEncoder:
-    """The encoder by the graph that the workspace keeps of it."""
+    """The encoder by the graph that is beside it, or that the workspace keeps of it."""
     path = places.encoder(given)
     fingerprint = read_metadata(path)["fingerprint"]
-    graph = places.graph_of(fingerprint)
+    graph = path.with_name(places.graph_of(fingerprint).name)  # beside the encoder, or in the workspace
+    if not graph.is_file():
+        graph = places.graph_of(fingerprint)
     if not graph.is_file():
         raise UsageError(f"{places.root} has no ONNX graph of {path}. Embedding any image makes one: mocoembed embed "
                          f"IMAGE --encoder {path}")

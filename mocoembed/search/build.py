@@ -26,7 +26,7 @@ from mocoembed.search.index import write_index
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import FLAT_BYTES, KINDS, POINTS, Kind, Plan, kind_of, lists_for, require_cap
 from mocoembed.search.stamps import verified_stamps
-from mocoembed.search.trailer import FORMAT_VERSION, KIND, read_manifest
+from mocoembed.search.trailer import FAISS_STARTS, FORMAT_VERSION, KIND, MAGIC, read_manifest
 from mocoembed.search.tuning import HELD_SHARE, Sample, chosen, curve, described, held_out_of, measure
 from mocoembed.search.update import update_index
 from mocoembed.version import __version__
@@ -88,15 +88,17 @@ def _as_before(config: IndexConfig, output: pathlib.Path) -> IndexConfig:
     old = read_manifest(output) if output.exists() and not config.fresh else {}
     kept = old["type"] if config.type == "auto" and old.get("type_given") else config.type
     recall = old.get("recall_target", RECALL) if config.recall is None else config.recall
-    return dataclasses.replace(config, type=kept, recall=recall)
+    return dataclasses.replace(config, type=kept if kept == "auto" else kind_of(kept).name, recall=recall)
 
 
 def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
     """What is tried, one after the other, each within the cap of memory; `MocoembedError` when nothing is."""
-    cap = size_in_bytes(config, "memory")
+    given = size_in_bytes(config, "memory")
+    cap = min((limit for limit in (given, available_memory()) if limit is not None), default=None)
+    is_free = cap != given
     if config.type != "auto":
         plan = Plan(kind_of(config.type), len(file), file.dimension)
-        require_cap(plan, cap)
+        require_cap(plan, cap, is_free)
         learned_from = len(file) - held_out_of(len(file))
         if plan.parts.lists > learned_from:
             raise UsageError(f"--type {config.type}: {plan.parts.lists} lists need as many vectors to learn from, and "
@@ -105,10 +107,9 @@ def _plans(config: IndexConfig, file: EmbeddingFile) -> list[Plan]:
         return [plan]
     small = 4 * len(file) * file.dimension <= FLAT_BYTES
     plans = [Plan(KINDS[name], len(file), file.dimension) for name in (["flat"] if small else ["rabitq", "flat"])]
-    free = min((limit for limit in (cap, available_memory()) if limit is not None), default=None)
-    if not small and free is not None and plans[-1].peak > free:
+    if not small and cap is not None and plans[-1].peak > cap:
         plans[-1] = Plan(KINDS["ivf-sq8"], len(file), file.dimension)
-    require_cap(min(plans, key=lambda plan: plan.peak), cap)
+    require_cap(min(plans, key=lambda plan: plan.peak), cap, is_free)
     return [plan for plan in plans if cap is None or plan.peak <= cap]
 
 
@@ -152,8 +153,9 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
         if not config.allow_lower_recall:
             if config.type == "auto":
                 return None
-            raise MocoembedError(f"--type {config.type} reaches a recall@10 of "
-                                 f"{max(one['recall_at_10'] for one in points):.4f} at most, below --recall "
+            best = max(points, key=lambda one: one["recall_at_10"])
+            raise MocoembedError(f"--type {config.type} reaches a recall@10 of {best['recall_at_10']:.4f} "
+                                 f"(+- {best['recall_error']:.4f}) at most, not surely --recall "
                                  f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
                                  "use --type flat, which is exact.")
         point = max(points, key=lambda one: one["recall_at_10"])
@@ -203,18 +205,22 @@ def require_replaceable(output: pathlib.Path, source: pathlib.Path, fresh: bool)
     try:
         before = read_manifest(output)["embeddings"]["path"]
     except FormatError as error:
-        if fresh and _begins_like_an_index(output):
+        if fresh and _may_be_an_index(output):
             return
-        raise UsageError(f"--output {output}: exists and is not a mocoembed index, or is damaged. "
-                         "Give another name, or add --fresh if it is an index.") from error
+        way = "." if fresh else ", or add --fresh if it is a damaged one."
+        raise UsageError(f"{output} exists and is not a mocoembed index. Give another --output{way}") from error
     if not fresh and os.path.normpath(output.parent / before) != os.path.normpath(source):
         raise UsageError(f"{output} is the index of {before}, not of {source}. Add --fresh to replace it, "
                          "or give another --output.")
 
 
-def _begins_like_an_index(path: pathlib.Path) -> bool:
+def _may_be_an_index(path: pathlib.Path) -> bool:
+    """Whether it begins as an index does, ends as ours do, or is empty."""
     with open(path, "rb") as file:
-        return file.read(2) == b"Ix"  # as every index of FAISS does
+        if not (begins := file.read(2)):
+            return True
+        file.seek(-min(len(MAGIC), os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return begins in FAISS_STARTS or file.read() == MAGIC
 
 
 def require_some(file: EmbeddingFile):

@@ -4,6 +4,7 @@ The vectors are read in blocks where they lie in the HDF5 file, so the memory is
 are those of `SearchIndex`: the inner product, or minus the squared distance.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,7 +206,7 @@ class NoIndex:
     def of(cls, file: EmbeddingFile, note) -> "NoIndex":
         """For a file that is small enough, `UsageError` for others; `note` is told where an index pays."""
         size = 4 * len(file) * file.dimension
-        command = f"mocoembed index {file.path}"
+        command = shlex.join(["mocoembed", "index", str(file.path)])
         if size > LARGEST:
             raise UsageError(f"{file.path} has no index, and comparing {shown(size)} of vectors with every query takes "
                              f"seconds. Make one with: {command}")

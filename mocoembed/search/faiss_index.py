@@ -20,6 +20,7 @@ from mocoembed.search.faiss_parts import (
     ITERATIONS,
     LEAST_POINTS,
     Anatomy,
+    codes_of,
     faiss,
     keeps_ids,
     lists_and_graph,
@@ -64,8 +65,8 @@ class FaissIndex:
             if not keeps_ids(index):
                 index = faiss.index_factory(dimension, f"IDMap,{factory}", METRICS[metric])
         except RuntimeError as error:
-            raise UsageError(f"--type {factory}: not one of ours, and as a factory string FAISS refuses it for vectors "
-                             f"of dimension {dimension} ({reason(error)}). Examples: {EXAMPLES}.") from error
+            raise UsageError(f"--type {factory}: not a known type, and FAISS rejects it as a factory string for "
+                             f"vectors of dimension {dimension} ({reason(error)}). Examples: {EXAMPLES}.") from error
         look_wider(index)
         return cls(index)
 
@@ -114,9 +115,8 @@ class FaissIndex:
             self._calling(lambda: self._index.train(np.ascontiguousarray(sample, np.float32)))
 
     def reserve(self, count: int):
-        """Take the memory of a flat index at once: growing it step by step would take twice as much."""
-        inner = faiss.downcast_index(getattr(self._index, "index", None)) if self._ivf is None else None
-        if isinstance(inner, faiss.IndexFlat):
+        """Take the memory for all codes of an index without lists at once: growing step by step takes twice as much."""
+        if (inner := codes_of(self._index)) is not None:
             inner.codes.resize(count * inner.code_size)
             inner.codes.resize(0)
 

@@ -57,6 +57,14 @@ def _layers(index: Any) -> list[Any]:
     return layers
 
 
+def codes_of(index: Any) -> Any:
+    """Where an index without lists keeps the codes of its vectors, one after the other; `None` for other indexes."""
+    inner = _layers(index)[-1]
+    if hasattr(inner, "storage"):  # of a graph
+        inner = faiss.downcast_index(inner.storage)
+    return inner if isinstance(inner, faiss.IndexFlatCodes) else None
+
+
 def transformations(index: Any) -> list[Any]:
     """What is done to a vector before its code is made, outermost first."""
     return [faiss.downcast_VectorTransform(one.chain.at(place)) for one in _layers(index)
@@ -144,6 +152,8 @@ class Anatomy:
 
     vector_bytes: int
     """For each vector: its code and its links."""
+    link_bytes: int
+    """The latter alone."""
     fixed_bytes: int
     """Of rotations and other matrices."""
     lists: int
@@ -168,7 +178,8 @@ class Anatomy:
                  for one in changes if isinstance(one, faiss.OPQMatrix)]
         if hasattr(inner, "pq"):
             codes.append((inner.pq.M * inner.pq.ksub, ITERATIONS))
-        return cls(_vector_bytes(inner), matrices, lists, links, sum(centres * rounds for centres, rounds in codes),
+        return cls(_vector_bytes(inner), _link_bytes(inner), matrices, lists, links,
+                   sum(centres * rounds for centres, rounds in codes),
                    POINTS_FOR_CODES * (inner.pq.ksub if hasattr(inner, "pq") else 256), not hasattr(inner, "aq"))
 
 
@@ -176,6 +187,13 @@ def _vector_bytes(inner: Any) -> int:
     """Of the code of a vector in the innermost index, and of its links where that is a graph."""
     if isinstance(inner, faiss.IndexIVF | faiss.IndexFlatCodes):
         return inner.code_size
-    if hasattr(inner, "hnsw"):  # with half as many links again on the levels above, an offset and a level
-        return faiss.downcast_index(inner.storage).code_size + 4 * inner.hnsw.nb_neighbors(0) + 44
-    return 4 * inner.d + 300
+    if hasattr(inner, "hnsw"):
+        return faiss.downcast_index(inner.storage).code_size + _link_bytes(inner)
+    return 4 * inner.d + _link_bytes(inner)
+
+
+def _link_bytes(inner: Any) -> int:
+    """Of a vector's links to others in a graph, with half as many again on the levels above, an offset and a level."""
+    if isinstance(inner, faiss.IndexIVF | faiss.IndexFlatCodes):
+        return 0
+    return 4 * inner.hnsw.nb_neighbors(0) + 44 if hasattr(inner, "hnsw") else 300  # of types that are not ours

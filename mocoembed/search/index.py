@@ -20,6 +20,7 @@ from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import ID_BYTES
 from mocoembed.search.trailer import MAGIC, damaged, read_manifest, read_trailer, sha256_start, trailer
+from mocoembed.search.tuning import chosen
 from mocoembed.verified import has_digest
 
 __all__ = ["MAGIC", "SearchIndex", "read_manifest", "write_index"]
@@ -60,15 +61,20 @@ def write_index(output: pathlib.Path, index: FaissIndex, size: int, stamps: np.n
     return manifest
 
 
+def _digest(file: io.BufferedReader, manifest: dict) -> str:
+    """SHA-256 of FAISS's bytes, and of the stamps where there are some."""
+    index, stamps = sha256_start(file, manifest["index_bytes"]), file.read(manifest.get("stamps_bytes", 0))
+    return index + (hashlib.sha256(stamps).hexdigest() if "stamps_bytes" in manifest else "")
+
+
 def read_stamps(path: pathlib.Path, manifest: dict) -> np.ndarray:
-    """(N,) uint64: the stamps in an index file, of its ids in rising order; `FormatError` when they are damaged."""
+    """(N,) uint64: the stamps in an index file that was opened before, of its ids in rising order.
+
+    `FormatError` when they are not those of `manifest`, as when the file has been replaced meanwhile.
+    """
     with open(path, "rb") as file:
-        return _stamps(file, path, manifest)
-
-
-def _stamps(file: io.BufferedReader, path, manifest: dict) -> np.ndarray:
-    file.seek(manifest["index_bytes"])
-    data = file.read(manifest.get("stamps_bytes", 0))
+        file.seek(manifest["index_bytes"])
+        data = file.read(manifest.get("stamps_bytes", 0))
     if hashlib.sha256(data).hexdigest() != manifest.get("stamps_sha256"):
         raise damaged(path, "its stamps do not match their SHA-256")
     return np.frombuffer(data, "<u8")
@@ -100,13 +106,12 @@ class SearchIndex:
         try:
             with open(path, "rb") as file:
                 manifest = read_trailer(file, path)
-                length, digest = manifest["index_bytes"], manifest["index_sha256"]
+                length = manifest["index_bytes"]
+                digest = manifest["index_sha256"] + manifest.get("stamps_sha256", "")
                 mapped = length >= MAPPED_FROM and not to_change
                 with within_memory(f"The index {path}", (0 if mapped else length) + ID_BYTES * manifest["count"]):
-                    if not has_digest(file, digest, lambda: sha256_start(file, length), verify):
+                    if not has_digest(file, digest, lambda: _digest(file, manifest), verify):
                         raise damaged(path, "its bytes do not match their SHA-256")
-                    if verify and "stamps_bytes" in manifest:  # which a search does not look at
-                        _stamps(file, path, manifest)
                     if for_rows and _is_small(manifest):
                         return cls(path, manifest, None)
                     index = FaissIndex.read(file, length, path, mapped)
@@ -137,13 +142,18 @@ class SearchIndex:
         """
         if recall is None or self.exact:
             return Effort.of(self.manifest.get("parameters", {}))
-        curve = self.manifest.get("curve", [])
-        point = next((point for point in curve if point["recall_at_10"] >= recall), None)
-        if point is None:
-            best = max((point["recall_at_10"] for point in curve), default=self.manifest.get("recall_at_10", 0.0))
-            raise UsageError(f"--recall {recall:g}: {self.path} reaches {best:.4f} at most. Build it again with "
-                             f"--recall {recall:g}, or with --type flat, which is exact.")
+        if (point := chosen(self._curve(), recall)) is None:
+            best = max(self._curve(), key=lambda point: point["recall_at_10"])
+            raise UsageError(f"--recall {recall:g}: {self.path} reaches {best['recall_at_10']:.4f} "
+                             f"(+- {best['recall_error']:.4f}) at most. Build it again with --recall {recall:g}, or "
+                             "with --type flat, which is exact.")
         return Effort.of(point)
+
+    def _curve(self) -> list[dict]:
+        """The points that were measured; one alone, of an index that has no settings."""
+        manifest = self.manifest
+        return manifest.get("curve") or [{**manifest.get("parameters", {}), "recall_at_10": manifest["recall_at_10"],
+                                          "recall_error": manifest.get("recall_error", 0.0)}]
 
     def rows(self, file: EmbeddingFile, recall: float | None = None,
              ids: np.ndarray | None = None) -> IndexRows | ExactRows:

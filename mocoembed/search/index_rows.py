@@ -28,11 +28,14 @@ class Effort:
     """`nprobe` of an inverted file, `efSearch` of a graph; 0: the index has no such setting."""
     candidates: int = 0
     """That are ranked again; 0: none, the index's scores are exact."""
+    in_graph: bool = False
+    """Whether `breadth` is `efSearch`."""
 
     @classmethod
     def of(cls, parameters: dict) -> "Effort":
         """From a manifest's `parameters`, or a point of its curve."""
-        return cls(parameters.get("nprobe", parameters.get("efSearch", 0)), parameters.get("candidates", 0))
+        return cls(parameters.get("nprobe", parameters.get("efSearch", 0)), parameters.get("candidates", 0),
+                   "efSearch" in parameters)
 
     def parameters(self, name: str | None) -> dict[str, int]:
         """As in a manifest; `name` is what FAISS calls the breadth."""
@@ -40,11 +43,14 @@ class Effort:
         return {**breadth, **({"candidates": self.candidates} if self.candidates else {})}
 
     def for_hits(self, k: int) -> "Effort":
-        """For more hits than it was tuned for, which lie in more lists and among more candidates."""
+        """For more hits than it was tuned for, which lie in more lists and among more candidates.
+
+        A graph keeps `efSearch` candidates, so these grow as the hits do.
+        """
         if k <= TUNED_FOR:
             return self
         share = k / TUNED_FOR
-        return replace(self, breadth=math.ceil(self.breadth * math.sqrt(share)),
+        return replace(self, breadth=math.ceil(self.breadth * (share if self.in_graph else math.sqrt(share))),
                        candidates=math.ceil(self.candidates * share))
 
 

@@ -66,9 +66,12 @@ KINDS = {kind.name: kind for kind in (
     Kind("hnsw", lambda d, lists: f"IDMap,HNSW{LINKS},Flat", reranks=False))}
 
 
+ALIASES = {"Flat": "flat", "IDMap,Flat": "flat"}  # which compare every vector, too
+
+
 def kind_of(name: str) -> Kind:
     """The type of that name; a FAISS factory string is a type of its own."""
-    return KINDS.get(name) or Kind(name, lambda d, lists: name, reranks=not name.endswith("Flat"))
+    return KINDS.get(ALIASES.get(name, name)) or Kind(name, lambda d, lists: name, reranks=not name.endswith("Flat"))
 
 
 def lists_for(count: int) -> int:
@@ -109,8 +112,9 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes of memory while it is built."""
-        growing = 1.5 if self.parts.lists else 1.0  # lists are copied when they grow
-        return int(self.count * (growing * self.parts.vector_bytes + ID_BYTES) + 10 * self.dimension * self.sample
+        # Lists and links are copied when they grow; memory for vectors outside of lists is reserved.
+        growing = self.parts.vector_bytes // 2 if self.parts.lists else 2 * self.parts.link_bytes
+        return int(self.count * (self.parts.vector_bytes + growing + ID_BYTES) + 10 * self.dimension * self.sample
                    + 12 * self.parts.lists * self.dimension) + WORKING_BYTES + THREAD_BYTES * cores()
 
     @property
@@ -150,8 +154,10 @@ def _rate() -> float:
     return 2 * 512**3 / max(min(times), 1e-6)
 
 
-def require_cap(plan: Plan, cap: int | None):
+def require_cap(plan: Plan, cap: int | None, is_free: bool = False):
     """Raise `MocoembedError` when a plan takes more memory than `cap`, naming the types that would do.
+
+    `is_free`: the cap is what the machine has, and none that was given.
 
     `UsageError` for a factory string that FAISS refuses.
     """
@@ -161,6 +167,7 @@ def require_cap(plan: Plan, cap: int | None):
     others = [Plan(kind, plan.count, plan.dimension) for kind in KINDS.values()]
     fitting = [other.kind.name for other in others if other.peak <= cap]
     hint = f"use --type {' or '.join(fitting)}" if fitting else (
-        f"no type needs less than {shown(min(other.peak for other in others))}")
+        f"the smallest type needs {shown(min(other.peak for other in others))}")
+    limit = f"{shown(cap)} are free" if is_free else f"the cap is {shown(cap)}"
     raise MocoembedError(f"An index of type {plan.kind.name} of {plan.count} vectors of dimension {plan.dimension} "
-                         f"needs {shown(needed)} of memory, the cap is {shown(cap)}: {hint}.")
+                         f"needs {shown(needed)} of memory, {limit}: {hint}.")

@@ -61,7 +61,7 @@ def outdated_index(embeddings: pathlib.Path) -> str:
     path = embeddings.with_suffix(".faiss")
     with contextlib.suppress(MocoembedError):  # it is no index of ours
         if path.exists() and (why := outdated(path, read_manifest(path))):
-            return f"{path} is of the rows before: {why}"
+            return f"{path} is outdated: {why}"
     return ""
 
 
@@ -109,7 +109,8 @@ def index_by_cosine(given: str, file: EmbeddingFile) -> SearchIndex:
     """
     path = pathlib.Path(given)
     if not path.is_file():
-        raise UsageError(f"--index {given}: is not a file. Make one with: mocoembed index {file.path}")
+        raise UsageError(f"--index {given}: is not a file. Make one with: "
+                         f"{_again(file.path, path)}")
     if not file.normalized:
         raise UsageError(f"--index {given}: the vectors of {file.path} do not have length 1, so an index of them goes "
                          "by distance, not by cosine. Leave the option out.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mocoembed.config.push import LITE_INDEX_TYPES, is_server
+from mocoembed.config.push import LITE_INDEX_TYPES, is_server, push_command
 from mocoembed.errors import FormatError, LockedError, MocoembedError, UsageError
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
@@ -96,7 +96,7 @@ class Milvus:
             raise UsageError(f"--to {self.uri}: is a file of another kind; Milvus Lite keeps a folder under such a "
                              "name. Give another name ending in .db.")
         if not path.exists() and not create:
-            raise UsageError(f"--to {self.uri}: does not exist. Fill it with: mocoembed push --to {self.uri}")
+            raise UsageError(f"--to {self.uri}: does not exist. Fill it with: {push_command(self.uri, self.name)}")
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -130,7 +130,7 @@ class Milvus:
         why = " ".join(why.split()).rstrip(".")
         why = why if len(why) <= 300 else f"{why[:300]}..."
         if "Fail connecting" in why or "UNAVAILABLE" in why or "failed to connect" in why:
-            return MocoembedError(f"The Milvus server {self.uri} is away: {why}. "
+            return MocoembedError(f"The Milvus server {self.uri} cannot be reached: {why}. "
                                   "Start it, or correct --to, and run the same command again.")
         return MocoembedError(f"Milvus at {self.uri} failed to {what}: {why}.")
 

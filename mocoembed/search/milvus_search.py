@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mocoembed.config import MilvusConfig, SearchConfig
-from mocoembed.config.push import parameters
+from mocoembed.config.push import parameters, push_command
 from mocoembed.data.images import require_root
 from mocoembed.embed.npy import is_foreign
 from mocoembed.embed.store import EmbeddingFile
@@ -34,7 +34,7 @@ from mocoembed.workspace import Workspace
 BATCH = 64  # query images embedded, and searched for, at a time
 SECONDS = 60.0  # that a request may take
 MORE = 8  # times as many candidates when globs leave too few hits
-ALONE = {"row": "rows are those of an embeddings file", "unique": "a collection is not asked for near-duplicates",
+ALONE = {"row": "rows are those of an embeddings file", "unique": "folding is not supported for Milvus collections",
          "diverse": "hits of a collection are ranked by nearness", "index": "the collection takes its place",
          "server": "the collection takes its place", "recall": "Milvus's own parameters are given by --search-param"}
 
@@ -109,12 +109,12 @@ class MilvusSearch:
     def _properties(self) -> dict[str, dict]:
         if not self.collection.exists():
             raise UsageError(f"The Milvus collection {self.collection} does not exist. Make it with: "
-                             f"mocoembed push --to {self.collection.uri} --collection {self.collection.name}")
+                             f"{push_command(self.collection.uri, self.collection.name)}")
         return self.collection.properties()
 
     def _require_whole(self):
         """Raise `MismatchError` for a collection whose first push has not come to its end; tell of a later one."""
-        again = f"mocoembed push EMBEDDINGS --to {self.collection.uri} --collection {self.collection.name}"
+        again = push_command(self.collection.uri, self.collection.name)
         for part in [part for part in self.parts.values() if not part.whole]:
             if not part.before:
                 raise MismatchError(f"{self.described.path} does not hold all {part.count} rows of {part.file} yet: a "
@@ -139,8 +139,8 @@ class MilvusSearch:
             if identity != file.identity[:12]:
                 raise MismatchError(f"{self.described.path} was pushed from {count} rows ({identity}), but {file.path} "
                                     f"has {len(file)} rows ({file.identity[:12]}).\n"
-                                    f"Push it again: mocoembed push {file.path} --to {self.collection.uri} "
-                                    f"--collection {self.collection.name}")
+                                    "Push it again: "
+                                    f"{push_command(self.collection.uri, self.collection.name, file.path)}")
 
     def _require_each(self):
         """Raise `UsageError` for a label that no row has, and for a glob that none can match."""

@@ -34,7 +34,7 @@ from mocoembed.search.hits import HIGHEST, Hit
 from mocoembed.search.index import SearchIndex
 from mocoembed.search.matching import default_index, embeddings_path, open_both
 from mocoembed.search.on_gpu import GpuVectors, source_on
-from mocoembed.search.queries import Region, decoded, is_one, is_vector, read_bytes, shown
+from mocoembed.search.queries import Region, decoded, is_one, is_vector, read_bytes, scaled, shown
 from mocoembed.search.ranking import Ranking, Wishes
 from mocoembed.search.threshold import choose_threshold
 from mocoembed.workspace import Workspace
@@ -174,7 +174,7 @@ class Pair:
             if is_vector(one):
                 if len(one) != dimension:
                     raise UsageError(f"A vector of {len(one)} numbers; those of {self.file.path} have {dimension}.")
-                vectors[place] = one
+                vectors[place] = scaled(np.asarray(one, np.float32)[None])[0] if self.file.normalized else one
             else:
                 images[place] = self._decoded(one, place)
         places = list(images)

@@ -160,14 +160,16 @@ class _Push:
         known = parts.get(self.part)
         ids, hashes = self._hashed()
         there, there_hashes = self.collection.listed(self.part)
-        gone = np.setdiff1d(there, ids)
-        added = np.flatnonzero(~np.isin(ids, there))
-        changed = np.flatnonzero(np.isin(ids, there))
+        once, counts = np.unique(there, return_counts=True)
+        once = once[counts == 1]  # what Milvus Lite has doubled when it was killed goes, and is sent again
+        gone = np.setdiff1d(there, np.intersect1d(once, ids))
+        added = np.flatnonzero(~np.isin(ids, once))
+        changed = np.flatnonzero(np.isin(ids, once))
         changed = changed[hashes[changed] != there_hashes[np.searchsorted(there, ids[changed])]]
         if set(parts) - {self.part}:
             self._require_free(ids[added], parts)
         if known is not None and not known.whole:
-            note(f"an earlier push of {self.file.path.name} was cut off: going on with {len(there)} rows there")
+            note(f"an earlier push of {self.file.path.name} was cut off: going on with {len(counts)} rows there")
         part = Part.of(self.file, known.before or known.whole * known.count if known else 0)
         sent = np.sort(np.concatenate([added, changed]))
         if len(gone) + len(sent) or not _is_whole(known, part):

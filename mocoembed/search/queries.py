@@ -20,15 +20,18 @@ from mocoembed.errors import UnreadableImage, UsageError
 from mocoembed.search.left_out import LeftOut
 
 STANDARD_INPUT = "-"
+FILE_BYTES = bytes | bytearray | memoryview
 UNLIKE = "mocoembed search IMAGE --unlike FILE"  # how images that a query should be unlike are given
+UNIT = 1e-3  # by which the length of a vector may differ from 1
 NOTHING = 1e-6  # length of a vector of which nothing is left
 
 
 def is_one(images: Any) -> bool:
-    """Whether this is one image (a path, bytes, a Pillow image, an array H x W x 3) or vector, and not several."""
+    """Whether this is one image (a path, bytes, a Pillow image, an array of uint8) or vector, and not several."""
     if isinstance(images, np.ndarray):
-        return images.ndim not in (2, 4)
-    return isinstance(images, str | bytes | os.PathLike) or GivenImage.is_pil(images) or not hasattr(images, "__iter__")
+        return images.ndim not in (2, 4) or (images.ndim == 2 and images.dtype == np.uint8)
+    is_named = isinstance(images, str | FILE_BYTES | os.PathLike)
+    return is_named or GivenImage.is_pil(images) or not hasattr(images, "__iter__")
 
 
 def is_vector(image: Any) -> bool:
@@ -40,8 +43,8 @@ def decoded(image: Any, full: bool, value_range: ValueRange) -> EncodedImage | G
     """One image from its path, its file's bytes, a Pillow image or an array; `UsageError` for anything else."""
     if isinstance(image, str | os.PathLike):
         return EncodedImage(read_path(image), full, value_range)
-    if isinstance(image, bytes):
-        return EncodedImage(image, full, value_range)
+    if isinstance(image, FILE_BYTES):
+        return EncodedImage(bytes(image), full, value_range)
     if GivenImage.is_pil(image) or isinstance(image, np.ndarray):
         return GivenImage.of(image)
     raise UsageError(f"Not a query, but of type {type(image).__name__}. Give a path, the bytes of an image file, a "
@@ -136,9 +139,20 @@ def combined(vectors: np.ndarray, unlike: np.ndarray | None, together: bool, nor
     if normalized:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if lengths.min() < NOTHING:
-            raise UsageError("Nothing is left of the query: its vector is that of the images it should be unlike.")
+            raise UsageError("The query and the images that it should be unlike have the same vector.")
         vectors = vectors / lengths
     return vectors.astype(np.float32)
+
+
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """(Q, D) float32: given vectors, at the length of 1 that those of the collection have; others cannot be compared.
+
+    Vectors of that length stay as they are. Raises `UsageError` for one of length 0.
+    """
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    if not (lengths > 0).all():
+        raise UsageError("A vector of length 0 has no direction; it cannot be searched for.")
+    return np.where(abs(lengths - 1) < UNIT, vectors, vectors / lengths).astype(np.float32)
 
 
 def combined_each(names: Sequence[str], vectors: np.ndarray, unlike: np.ndarray | None, normalized: bool,

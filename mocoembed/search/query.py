@@ -10,6 +10,7 @@ import numpy as np
 
 from mocoembed.config import SearchConfig
 from mocoembed.config.pretrain import DEFAULT_WORKSPACE
+from mocoembed.errors import UsageError
 from mocoembed.notes import say_nothing
 from mocoembed.search.asking import Asking
 from mocoembed.search.filters import Filter
@@ -102,11 +103,14 @@ class Searcher:
                unique: bool = False, diverse: bool = False) -> list:
         """The hits of one query, a list of `Hit`; of a sequence of several, a list of such lists.
 
-        A query is a path, the bytes of an image file, a Pillow image, an array (H, W, 3) uint8 in RGB, or a vector (D,)
-        of floats; several may also be one array (Q, H, W, 3) or (Q, D). The other arguments are as in `SearchConfig`.
-        Several threads may call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError`
-        for what is no query or a filter that selects nothing.
+        A query is a path, the bytes of an image file, a Pillow image, an array (H, W, 3) uint8 in RGB or (H, W) uint8
+        of gray, or a vector (D,) of floats, which is scaled to length 1 where those of the collection have that;
+        several may also be one array (Q, H, W, 3) or (Q, D). The other arguments are as in `SearchConfig`. Several threads may
+        call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError` for what is no query,
+        a filter that selects nothing, or a searcher that is closed.
         """
+        if self._closed:
+            raise UsageError("This searcher is closed. Open another: Searcher.open(path)")
         return self.pair().search(images, k, filter, min_score, unique, diverse)
 
     def pair(self) -> Pair:

@@ -8,6 +8,7 @@ FAISS reads its part and ignores what follows. `docs/format.md` describes the ma
 import hashlib
 import json
 import os
+import shlex
 import struct
 from typing import BinaryIO
 
@@ -21,10 +22,11 @@ FOOTER = struct.Struct("<32sQ8s")
 LONGEST = 1 << 20  # bytes of a manifest
 REQUIRED = {"format", "index_bytes", "index_sha256", "count", "dimension", "metric", "normalized", "features",
             "encoder", "embeddings"}
+FAISS_STARTS = (b"Ix", b"Iw")  # of an index in general, and of an inverted file
 # first bytes of files that people give by mistake -> what they are
 OTHER_KINDS = {b"mocoembed embed": "an embeddings file", b"\x89HDF\r\n\x1a\n": "an HDF5 file",
                b"PK\x03\x04": "a checkpoint or zip archive",
-               b"Ix": "a FAISS index without mocoembed's manifest, or a truncated index"}
+               **dict.fromkeys(FAISS_STARTS, "a FAISS index without mocoembed's manifest, or a truncated index")}
 
 
 def trailer(manifest: dict) -> bytes:
@@ -85,7 +87,8 @@ def sha256_start(file: BinaryIO, length: int) -> str:
 
 def damaged(path, how: str) -> FormatError:
     """The error for an index file that is not what it was when it was written."""
-    return FormatError(f"{path} is damaged: {how}. Build it again with: mocoembed index --fresh")
+    again = shlex.join(["mocoembed", "index", "EMBEDDINGS", "--output", os.fspath(path), "--fresh"])
+    return FormatError(f"{path} is damaged: {how}. Build it again, from the embeddings that it was made of: {again}")
 
 
 def not_an_index(file: BinaryIO, path) -> FormatError:

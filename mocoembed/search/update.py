@@ -101,7 +101,7 @@ def _updated(output: pathlib.Path, file: EmbeddingFile, stamps: np.ndarray, old:
     changes = Changes.between(np.sort(index.ids()), read_stamps(output, old), ids, stamps)
     moved = old.get("moved", 0) + len(changes.rows) + changes.dropped
     if moved > MOST_CHANGED * len(file):
-        note(f"building anew: {changes}, which is more than a third since the index was built")
+        note(f"building anew: {moved} of {len(file)} rows have changed since the index was built ({changes} now)")
         return None
     if (removed := index.remove(changes.gone)) != len(changes.gone):
         raise MocoembedError(f"{output} lacks ids that it should hold ({removed} of {len(changes.gone)} found). "

@@ -10,7 +10,9 @@ import numpy as np
 from starlette.datastructures import QueryParams
 
 from mocoembed.checks import relative_globs
+from mocoembed.errors import UsageError
 from mocoembed.search.filters import Filter
+from mocoembed.search.queries import scaled
 from mocoembed.serve.answers import Refusal
 from mocoembed.serve.collection import Collection, Wanted
 
@@ -250,7 +252,10 @@ def _vector(value: Any, collection: Collection) -> np.ndarray:
         raise _body("A vector holds a number that is too large.") from error
     if not np.isfinite(vector).all():
         raise _body("A vector holds a number that is too large.")
-    return vector
+    try:
+        return scaled(vector[None])[0] if collection.file.normalized else vector
+    except UsageError as error:
+        raise _body(str(error)) from error
 
 
 def _shown(value: Any) -> str:
