@@ -30,7 +30,8 @@ class IndexConfig:
     allow_lower_recall: bool = False
     """Keep an index that misses --recall."""
     memory: str | None = None
-    """Memory limit for building, which takes more than searching; for example 4GB or 500MiB. By default, what is free."""
+    """Memory limit for building, which takes more than searching: 4GB or 500MiB, for example. By default, what is
+    free."""
     gpu: bool = False
     """Find the centres of inverted lists on the GPUs."""
 
