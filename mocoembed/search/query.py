@@ -105,9 +105,9 @@ class Searcher:
 
         A query is a path, the bytes of an image file, a Pillow image, an array (H, W, 3) uint8 in RGB or (H, W) uint8
         of gray, or a vector (D,) of floats, which is scaled to length 1 where those of the collection have that;
-        several may also be one array (Q, H, W, 3) or (Q, D). The other arguments are as in `SearchConfig`. Several threads may
-        call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError` for what is no query,
-        a filter that selects nothing, or a searcher that is closed.
+        several may also be one array (Q, H, W, 3) or (Q, D). The other arguments are as in `SearchConfig`. Several
+        threads may call this at once. Raises `CollectionError` for an image that cannot be read, `UsageError` for what
+        is no query, a filter that selects nothing, or a searcher that is closed.
         """
         if self._closed:
             raise UsageError("This searcher is closed. Open another: Searcher.open(path)")
