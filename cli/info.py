@@ -16,7 +16,8 @@ SHOWN_ITEMS = 12
 @options_of(InfoConfig, leave_out=("path",))
 @json_option
 def info(as_json, **values):
-    """Say what PATH is: a checkpoint, run folder, encoder, classifier, embeddings, index or unfinished file.
+    """Say what PATH is: a checkpoint, run folder, encoder, classifier, embeddings, index, unfinished file, or a local
+    file of Milvus Lite.
 
     \b
       mocoembed info mocoembed-workspace/embeddings.h5

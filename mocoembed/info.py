@@ -30,6 +30,13 @@ def describe(config: InfoConfig) -> dict[str, Any]:
     if not path.exists():
         raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
     if path.is_dir():
+        from mocoembed.search.milvus_info import describe_collections, is_milvus_lite
+
+        if is_milvus_lite(path):
+            if config.verify:
+                raise UsageError(f"--verify: {path} has no hash of its own; `mocoembed push` compares it with the "
+                                 "embeddings.")
+            return {"path": str(path), **describe_collections(path)}
         from mocoembed.train.checkpoint import current_checkpoint  # with torch, which no other file needs
 
         path = current_checkpoint(path)

@@ -84,7 +84,8 @@ def uri(tmp_path):
 @pytest.fixture
 def push(uri):
     def run(*files, **more):
-        return list(push_embeddings(PushConfig(tuple(map(str, files)), to=more.pop("to", uri), **more)))
+        note = more.pop("note", lambda text: None)
+        return list(push_embeddings(PushConfig(tuple(map(str, files)), to=more.pop("to", uri), **more), note=note))
 
     return run
 
@@ -447,6 +448,30 @@ def test_a_push_that_is_killed_at_every_step_is_mended_by_the_next(tmp_path, uri
             kills.append(n)
         assert stored(uri) == wanted(path)
     assert len(kills) > 8
+
+
+def test_info_shows_the_collections_of_a_local_file(tmp_path, uri, push, run_cli):
+    path = write(tmp_path / "e.h5", plain(60))
+    said = []
+    push(path, index_type="IVF_FLAT", param=("nlist=4",), note=said.append)
+    assert said == ["IVF_FLAT in Milvus Lite may lose hits where a filter is given; FLAT does not"]
+    push(path, collection="second", note=said.append)
+    assert len(said) == 1
+    with Milvus(uri, "theirs", 60) as collection:
+        collection._client.create_collection("theirs", dimension=4)
+    status, out, _ = run_cli("info", uri, "--json")
+    found = json.loads(out)["collections"]
+    assert (status, list(found)) == (0, ["images", "second", "theirs"])
+    with EmbeddingFile(path) as file:
+        assert found["images"]["encoder"] == file.fingerprint
+        assert found["images"]["parts"]["e.h5"].items() >= {"count": 60, "whole": True,
+                                                            "rows_sha256": file.identity}.items()
+    assert found["images"]["index"]["type"] == "IVF_FLAT"
+    assert found["theirs"] == {"made_by": "another program"}
+    lines = run_cli("info", uri)[1]
+    assert re.search(r"^collections\.second\.parts\.e\.h5\.recall_at_10 +1\.0$", lines, re.MULTILINE)
+    status, _, err = run_cli("info", uri, "--verify")
+    assert (status, "has no hash" in err) == (2, True)
 
 
 def test_rows_that_are_there_twice_are_mended(tmp_path, uri, push):

@@ -43,6 +43,7 @@ BATCH_BYTES, ROW_BYTES = 1 << 23, 400  # of rows in a request; of a row beside i
 IDS_AT_ONCE = 4096  # looked up or deleted in a request
 CHECKED = 200  # rows of which everything is compared at the end, and as many of those that travelled
 MOST_LOOKED_UP = 0.1  # of the rows: where more have travelled, listing all of them again takes less time
+EXACT = ("FLAT", "AUTOINDEX")  # of Milvus Lite's types
 Progress = Callable[[int, int], None]
 
 
@@ -86,6 +87,8 @@ def push_embeddings(config: PushConfig, progress: Progress = lambda done, total:
         collection = stack.enter_context(Milvus(uri, config.collection, config.timeout, create=True))
         stop = stack.enter_context(StopRequest())
         index = _prepared(collection, config, files[0])
+        if collection.local and index["type"] not in EXACT:
+            note(f"{index['type']} in Milvus Lite may lose hits where a filter is given; FLAT does not")
         for file in files:
             yield _Push(collection, file, index, progress, stop).run(note)
 
