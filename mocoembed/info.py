@@ -28,7 +28,8 @@ def describe(config: InfoConfig) -> dict[str, Any]:
         if not path.exists():
             return {"path": str(path), **_work(unfinished, config.verify)}
     if not path.exists():
-        raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, embeddings or index.")
+        raise UsageError(f"{str(path)!r} does not exist. Give a checkpoint, run folder, encoder, "
+                         "classifier, embeddings, index or local file of Milvus Lite.")
     if path.is_dir():
         from mocoembed.search.milvus_info import describe_collections, is_milvus_lite
 

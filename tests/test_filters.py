@@ -397,6 +397,9 @@ def test_vectors_are_scaled_to_the_length_of_the_collections(indexed_workspace, 
                 (hit.row, round(hit.score, 5)) for hit in searcher.search(vector, 4)]
         with pytest.raises(UsageError, match="length 0"):
             searcher.search(0 * vector)
+        for value in (np.nan, np.inf):
+            with pytest.raises(FormatError, match="a number that is not finite"):
+                searcher.search(np.full_like(vector, value))
     vectors = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     path = make_embeddings("lengths", vectors, "abc" * 10, normalized=False)
     with Searcher(SearchConfig(("-",), embeddings=str(path)), encoder=False) as searcher:

@@ -378,8 +378,8 @@ def test_after_a_few_rows_they_alone_are_looked_up_and_checked(tmp_path, push, u
     ({"to": "ftp://x/a.db"}, "must be a server's"), ({"index_type": "KD_TREE"}, "--index-type KD_TREE: must be one of"),
     ({"index_type": "HNSW", "param": ("M",)}, "--param M: must be KEY=VALUE"),
     ({"index_type": "HNSW", "param": ("M=-3",)}, "--param M=-3: M must be a whole number from 2 to 2048"),
-    ({"search_param": ("efx=3",)}, "--search-param efx=3: Milvus has no parameter efx. Perhaps it is ef"),
-    ({"index_type": "HNSW", "param": ("foo=3",)}, "Milvus has no parameter foo. Perhaps it is ef"),
+    ({"search_param": ("efx=3",)}, "--search-param efx=3: Milvus Lite has no parameter efx. Perhaps it is ef"),
+    ({"index_type": "HNSW", "param": ("foo=3",)}, "Milvus Lite has no parameter foo. Perhaps it is ef"),
     ({"search_param": ("ef=x",)}, "--search-param ef=x: ef must be a whole number"),
     ({"param": ("M=8",)}, "--param M=8: must be given together with --index-type"),
     ({"timeout": 0.0}, "--timeout 0.0: must be more than 0")])

@@ -151,6 +151,38 @@ def test_the_address_holds_how_the_map_is_coloured(watched, mapped):
     assert page.locator(".round:visible").count() == 0  # the map has no order
 
 
+def test_the_address_holds_what_is_seen_of_the_map(watched, mapped):
+    page = watched.open("?view=map")
+    watched.until("!document.querySelector('.map-stage').hidden")
+    box = page.locator(".map-canvas").bounding_box()
+    for x in range(int(box["x"]) + 30, int(box["x"] + box["width"]) - 30, 9):
+        page.mouse.move(x, box["y"] + box["height"] / 2)
+        if page.locator(".map-tip").is_visible():
+            break
+    page.mouse.down()  # on a point, by a hand that is not quite still
+    page.mouse.move(x + 1, box["y"] + box["height"] / 2 + 1)
+    page.mouse.up()
+    page.wait_for_selector("#lightbox[open]")
+    page.wait_for_timeout(400)  # what is seen of the map comes into the address
+    assert "open=" in page.url
+    page.go_back()
+    page.wait_for_selector("#lightbox:not([open])", state="attached")
+    assert "open=" not in page.url
+    page = watched.open("?view=map&at=0.4_0.6_3")
+    page.locator(".tabs [data-view=search]").click()
+    page.locator("#grid .tile-link").first.click()
+    page.wait_for_selector("#grid .score")
+    assert "at=" not in page.url
+    page.locator(".tabs [data-view=map]").click()
+    watched.until("location.search.includes('at=0.4_0.6_3')")  # the place is that of before
+    page.go_back()
+    page.wait_for_selector("#view-search:not([hidden])")
+    page = watched.open("?view=map&at=x_y_0")
+    watched.until("document.querySelector('#view-map .status').textContent.endsWith('t-SNE')")
+    page = watched.open("?lasso=" + "_".join(["0123456789abcdef", *["1"] * 97]))
+    assert "is not whole" in page.locator("#empty p").inner_text()
+
+
 def test_map(watched, places, mapped):
     mapped.unlink()
     page = watched.open("?view=map")

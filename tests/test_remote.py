@@ -12,7 +12,6 @@ from serving import Running
 from mocoembed.config import EmbedConfig, SearchConfig
 from mocoembed.embed.extract import embed_images
 from mocoembed.errors import CollectionError, MocoembedError, UsageError
-from mocoembed.search import remote
 from mocoembed.search.hits import QueryResult
 from mocoembed.search.query import search_images
 from mocoembed.search.remote import Combining, Server, iterate_remote, thumbnails
@@ -45,18 +44,6 @@ def test_a_server_finds_what_is_found_here(indexed_workspace, images, address, v
         assert [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in one.hits] == \
             [(hit.row, hit.id, hit.path, hit.label, hit.rank, hit.folded) for hit in other.hits]
         assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
-
-
-def test_more_hits_than_an_answer_holds_come_in_several(indexed_workspace, images, address, monkeypatch):
-    monkeypatch.setattr(remote, "AT_ONCE", 5)
-    names = (str(images / "red" / "000.png"), str(images / "blue" / "001.jpg"))
-    for values in ({"k": 17}, {"k": 10_000}, {"k": 5}, {"k": 12, "unlike": (str(images / "green" / "001.jpg"),)}):
-        here = search_images(SearchConfig(names, str(indexed_workspace), **values))
-        there = search_images(SearchConfig(names, server=address, **values))
-        for one, other in zip(here, there):
-            assert [(hit.row, hit.rank) for hit in one.hits] == [(hit.row, hit.rank) for hit in other.hits]
-    with pytest.raises(UsageError, match="-k 10001: a server gives at most 10000 hits"):
-        list(iterate_remote(SearchConfig(names, server=address, k=10_001)))
 
 
 def test_an_image_that_is_too_large_for_the_server_is_named_and_left_out(address, images, tmp_path):
@@ -190,7 +177,7 @@ def test_what_the_server_says_is_told(images, address, tmp_path):
     name = str(images / "red/000.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     for values, said in (({"label": ("rad",)}, "'red'"), ({"crop": (0, 0, 999, 999)}, "inside"),
-                         ({"k": 50_000}, "at most 10000")):
+                         ({"k": 5000}, "-k 5000: a server gives at most 1000 hits")):
         with pytest.raises(UsageError, match=said):
             search_images(SearchConfig((name,), server=address, **values))
     with pytest.raises(UsageError, match="no row 99"):

@@ -102,6 +102,7 @@ def test_absolute_addresses_do_not_stand_for_the_host(running):
 def test_names_that_are_ours(host, allowed):
     assert Hosts(ServeConfig(allow_host=("Images.example.org",))).has(host) == allowed
     assert name_of("[::1]:80") == "::1"
+    assert Hosts(ServeConfig(allow_host=("2001:db8::1",))).has("[2001:db8::1]:8765")
 
 
 def test_addresses_are_ours_where_others_may_reach_the_page():

@@ -19,7 +19,7 @@ LITE_INDEX_TYPES = ("AUTOINDEX", "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 RANGES = {"M": (2, 2048), "efConstruction": (1, 2**31 - 1), "nlist": (1, 65_536), "m": (1, 32_768), "nbits": (1, 64),
           "ef": (1, 2**31 - 1), "nprobe": (1, 65_536), "search_list": (1, 65_535), "reorder_k": (1, 2**31 - 1)}
-# Parameters of any of these types beside those: Milvus Lite takes a name that it does not know for none at all.
+# Parameters of any of these types beside those. Milvus Lite says nothing of a name that it does not know.
 OTHERS = ("sq_type", "refine", "refine_type", "refine_k", "nrq", "rbq_query_bits", "rbq_bits_query", "with_raw_data",
           "max_empty_result_buckets", "search_list_size", "max_degree", "pq_code_budget_gb_ratio",
           "search_cache_budget_gb_ratio", "beam_width_ratio", "intermediate_graph_degree", "graph_degree", "build_algo",
@@ -64,9 +64,10 @@ def _check(config, *names: str):
                 raise UsageError(f"{option_name(name)} {one}: must be KEY=VALUE with a name of Milvus, such as "
                                  "M=16, nlist=1024, ef=128 or nprobe=32.")
             (key, value), = parameters((one,)).items()
-            if key not in RANGES and key not in OTHERS:
+            is_local = config.to is None or not is_server(config.to)
+            if is_local and key not in RANGES and key not in OTHERS:
                 near = difflib.get_close_matches(key, [*RANGES, *OTHERS], cutoff=0.4) or RANGES
-                raise UsageError(f"{option_name(name)} {one}: Milvus has no parameter {key}. Perhaps it is "
+                raise UsageError(f"{option_name(name)} {one}: Milvus Lite has no parameter {key}. Perhaps it is "
                                  f"{' or '.join(near)}.")
             least, most = RANGES.get(key, (0, 0))
             if most and not (type(value) is int and least <= value <= most):

@@ -22,6 +22,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(text: str) -> bool:
+    """Whether this is a number of IPv4 or IPv6."""
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """Everything that `mocoembed serve` needs."""
@@ -58,5 +66,6 @@ class ServeConfig:
         if self.token is None and not is_loopback(self.host):
             raise UsageError(f"--host {self.host}: others could reach the images, so it needs a --token. "
                              f"{MAKE_TOKEN}")
-        require(self, "allow_host", all(re.fullmatch(r"[^\s/:?#@]+", name) for name in self.allow_host),
+        require(self, "allow_host", all(re.fullmatch(r"[^\s/:?#@]+", name) or is_address(name)
+                                        for name in self.allow_host),
                 "names without http://, port and path, such as images.example.org")

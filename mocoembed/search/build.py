@@ -155,7 +155,7 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
                 return None
             best = max(points, key=lambda one: one["recall_at_10"])
             raise MocoembedError(f"--type {config.type} reaches a recall@10 of {best['recall_at_10']:.4f} "
-                                 f"(+- {best['recall_error']:.4f}) at most, not surely --recall "
+                                 f"(+- {best['recall_error']:.4f}) at most, which does not safely reach --recall "
                                  f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
                                  "use --type flat, which is exact.")
         point = max(points, key=lambda one: one["recall_at_10"])

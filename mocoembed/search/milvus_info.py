@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from mocoembed.errors import MismatchError
+from mocoembed.errors import FormatError, MismatchError
 from mocoembed.search.milvus import INDEX, Milvus
 from mocoembed.search.milvus_rows import Part, require_ours
 
@@ -33,7 +33,11 @@ def _collection(uri: str, name: str) -> dict[str, Any]:
             about = require_ours(properties, collection)
         except MismatchError:
             return {"made_by": "another program"}
-    parts = Part.all_in(properties).values()
+        except FormatError:
+            return {"made_by": "a newer mocoembed"}
+    parts = list(Part.all_in(properties).values())
+    files = [part.file for part in parts]
+    names = [one if files.count(one) == 1 else f"{one} of {part.root}" for one, part in zip(files, parts)]
     return {**{key: about[key] for key in SHOWN}, "count": sum(part.count for part in parts),
-            "index": properties.get(INDEX), "parts": {part.file: {key: getattr(part, key) for key in OF_PART}
-                                                      for part in parts}}
+            "index": properties.get(INDEX),
+            "parts": {name: {key: getattr(part, key) for key in OF_PART} for name, part in zip(names, parts)}}

@@ -30,7 +30,7 @@ TOKEN_VARIABLE = "MOCOEMBED_TOKEN"
 SECONDS = 60.0  # until an answer
 TRIES = 20  # of a request that a busy server refuses
 LOCAL = ("index", "embeddings", "encoder", "root", "recall")  # options of a search on this machine
-MOST_HITS, AT_ONCE = 10_000, 1_000  # hits that a server gives of a query, and in one answer
+MOST_HITS = 1_000  # that a server gives of a query
 FLAGS = ("unique", "diverse", "exclude_self")
 
 
@@ -96,8 +96,8 @@ class Server:
 
     def found(self, query: str | int, config: SearchConfig) -> QueryResult:
         """The hits of an image, or of a row of the server's collection; `CollectionError` when it cannot be read."""
-        hits = _all_hits(config, lambda given: self.sent("search", query, given, config.crop))
-        return QueryResult(self.name(query), hits)
+        found = self.sent("search", query, _wishes(config), config.crop)
+        return QueryResult(self.name(query), _hits(found))
 
     def sent(self, where: str, query: str | int, given: dict[str, Any], crop: Sequence[int] = ()) -> Any:
         """What /api/`where` answers to an image or its region `crop`, or to a row."""
@@ -220,8 +220,7 @@ class Combining:
 
     def _result(self, name: str, vector: np.ndarray, selves: list[int]) -> QueryResult:
         body = {"vectors": [list(map(float, vector))], "selves": [selves]}
-        ask = self._server.sent_json
-        return QueryResult(name, _all_hits(self._config, lambda given: ask("search", body, self._version | given)))
+        return QueryResult(name, _hits(self._server.sent_json("search", body, self._version | _wishes(self._config))))
 
 
 def thumbnails(address: str) -> Callable[[Hit], bytes]:
@@ -249,7 +248,7 @@ def _no_address(address: str) -> UsageError:
 
 def _wishes(config: SearchConfig) -> dict[str, Any]:
     """The query parameters of a search."""
-    given: dict[str, Any] = {"label": config.label, "not_label": config.not_label, "path": config.path}
+    given: dict[str, Any] = {"k": config.k, "label": config.label, "not_label": config.not_label, "path": config.path}
     if config.min_score is not None:
         given["min_score"] = config.min_score
     return given | {name: "true" for name in FLAGS if getattr(config, name)}
@@ -257,19 +256,6 @@ def _wishes(config: SearchConfig) -> dict[str, Any]:
 
 def _path(where: str, given: dict[str, Any]) -> str:
     return f"/api/{where}?{urlencode(given, doseq=True)}"
-
-
-def _all_hits(config: SearchConfig, ask: Callable[[dict[str, Any]], Any]) -> list[Hit]:
-    """All hits of a query, `AT_ONCE` at a time; `ask(parameters)` searches for some."""
-    hits: list[Hit] = []
-    given = _wishes(config)
-    while wanted := min(AT_ONCE, config.k - len(hits)):
-        answer = ask({**given, "k": wanted, **({"offset": len(hits)} if hits else {})})
-        hits += (some := _hits(answer))
-        if len(some) < wanted:
-            break
-        given["version"] = answer["version"]  # of the same collection
-    return hits
 
 
 def _hits(answer: Any) -> list[Hit]:

@@ -17,7 +17,7 @@ from mocoembed.serve.static_files import FOLDER, StaticFiles
 
 FORM = FOLDER / "login.html"
 MOST_FORM = 4096  # bytes
-USED = b"This link has been used already, or is not of this server. Enter the token."
+USED = b"This link has been used already, or belongs to another server."
 
 
 def login_of(tokens: Tokens, files: StaticFiles, bodies: Bodies,

@@ -45,7 +45,7 @@ function listen() {
     onClick(tab(view), () => {
       const { like, unlike, crop, of, by, only, at } = state();
       const isOther = view !== state().view && ['search', 'map'].includes(view);
-      go(isOther ? query.withFilters(state(), { view, like, unlike, crop, of, by, only, at }) : fresh({ view }), { from: {} });
+      go(isOther ? query.withFilters(state(), { view, like, unlike, crop, of, by, only, at: at || map.seen() }) : fresh({ view }), { from: {} });
     });
   }
   onClick(document.querySelector('.brand'), () => go(fresh(), { from: {} }));

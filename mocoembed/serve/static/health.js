@@ -46,7 +46,7 @@ export async function render() {
       panel('Failed images', failed.length && table(failed.slice(0, MOST_LINES)), Math.min(failed.length, MOST_LINES),
         failed_images, 'Files that could not be embedded, and why.'),
       panel('Suspected labels', images(suspected_labels), suspected_labels.length, suspected_total,
-        'At least 7 of the 10 nearest images share another label: how many do, in per cent. The clearest cases come first. Look before you change a label.'),
+        'At least 7 of the 10 nearest images share another label (the percentage says how many). The clearest cases come first. Look before you change a label.'),
       panel('Outliers', images(outliers), 0, 0, 'The images that are least like their 10 nearest, with their mean similarity; the least similar first.'));
   } catch (error) {
     shown = false;

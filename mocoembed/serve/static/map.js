@@ -11,6 +11,8 @@ import * as points from './map/points.js';
 import { plan, scene } from './map/scene.js';
 import { forgetThumbnails } from './map/thumbnails.js';
 
+export { seen } from './map/moving.js';
+
 const LIT = 200; // hits of a search
 
 let stale = false; // whether there is another map on the server

@@ -208,7 +208,7 @@ export async function cropQuery(value) {
     if (!part) return;
     const [now, crop] = [state(), part.join(',')];
     const among = [...now.like, ...now.unlike].includes(value) && now.like.length + now.unlike.length > 1;
-    const isPreview = uploads.isUpload(value) && (await uploads.get(value)).preview; // whose pixels may be larger ones
+    const isPreview = uploads.isUpload(value) && (await uploads.get(value)).preview; // which may be smaller than the image
     if (among || isPreview) {
       const key = await cutOut(value, crop);
       const [like, unlike] = [now.like, now.unlike].map((list) => list.map((one) => (one === value ? key : one)));

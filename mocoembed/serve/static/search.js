@@ -286,7 +286,7 @@ function show(now, answer, scroll) {
   grid.reach(scroll);
   const { records: some, total } = answer;
   const noImages = total === 0 || facts.count === 0;
-  setEmpty(now, some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now) && !now.marked
+  setEmpty(now, some.length ? null : noImages && !isBrowsing(now) && !hasQuery(now) && !now.marked && !now.lasso
     ? ['There are no images here', 'Embed some: mocoembed embed FOLDER. This page takes them up by itself.']
     : nothingOf(now));
   $('another').hidden = hasQuery(now) || isBrowsing(now) || now.marked !== '' || now.lasso !== '' || !some.length || total < 2;

@@ -14,7 +14,9 @@ export function read(search = location.search) {
   if (state.like.length + state.unlike.length !== 1) state.crop = ''; // of one image alone
   if (!/^\d+(,\d+){3}$/.test(state.crop)) state.crop = '';
   state.like = state.like.slice(0, MOST_LIKE);
-  for (const name of ['k', 'side', 'seed']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
+  state.unlike = state.unlike.slice(0, MOST_LIKE);
+  if (!/^\d{1,15}$/.test(state.seed)) state.seed = '';
+  for (const name of ['k', 'side']) if (!/^[1-9]\d{0,5}$/.test(state[name])) state[name] = '';
   return state;
 }
 
@@ -56,7 +58,7 @@ export const keepScroll = () => history.replaceState({ scroll: scrollY }, '');
 
 /** Put `state() + patch` into the address, and show nothing. */
 export function rewrite(patch) {
-  current = { ...current, ...patch };
+  Object.assign(current, patch); // it is the same state, for those who are about to show it
   history.replaceState(history.state, '', write(current));
 }
 

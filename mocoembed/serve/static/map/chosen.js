@@ -14,6 +14,9 @@ export async function chosen(lasso) {
   if (!scene.points) await load();
   const { map, size, middle } = scene.points;
   const [version, ...places] = lasso.split('_');
+  if (places.length % 2 || places.length > 2 * MOST_CORNERS || places.some((place) => !/^-?\d+(\.\d)?$/.test(place))) {
+    throw new api.Refused('This link to images on the map is not whole.', 404, ['Open the map', fresh({ view: 'map' })]);
+  }
   if (version !== map) {
     throw new api.Refused('The map has been arranged anew since these images were chosen. Choose them on the map again.', 404,
       ['Open the map', fresh({ view: 'map' })]);
@@ -24,6 +27,7 @@ export async function chosen(lasso) {
 
 /** Show the images inside a polygon of the canvas, [[u, v], ...] in its pixels. */
 export async function choose(polygon) {
+  if (!scene.points) return;
   const [side, left, top] = frame();
   const { map, size, middle } = scene.points;
   const place = (part, i) => Math.round(FINE * ((part - 0.5) * size + middle[i])) / FINE;
@@ -56,7 +60,7 @@ function simplified(polygon) {
 
 /** The rows inside a polygon of the unit square. */
 function rowsIn(polygon) {
-  const { x, y, count } = scene.points;
+  const { places: { x, y }, count } = scene.points;
   const rows = [];
   for (let i = 0; i < count; i++) {
     let inside = false;

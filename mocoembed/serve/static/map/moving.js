@@ -6,21 +6,26 @@ import { WHOLE, frame, plan, scene } from './scene.js';
 const RESTING = 250; // ms after which a view is put into the address
 const [LEAST, MOST] = [0.6, 400]; // times zoomed in
 let resting;
+let taken = ''; // from the address, or put into it, last
 
-const written = () => [scene.view.x.toFixed(5), scene.view.y.toFixed(5), scene.view.zoom.toPrecision(4)].map(Number).join('_');
-const whole = Object.values(WHOLE).join('_');
+const textOf = ({ x, y, zoom }) => [x.toFixed(5), y.toFixed(5), zoom.toPrecision(4)].map(Number).join('_');
+
+/** What is seen of the map, as an address says it: `x_y_zoom`; the whole map is the empty text. */
+export const seen = () => (textOf(scene.view) === textOf(WHOLE) ? '' : textOf(scene.view));
 
 /** Put what is seen of the map into the address. */
 function keep() {
-  const at = written();
-  if (state().view === 'map' && at !== (state().at || whole)) rewrite({ at: at === whole ? '' : at });
+  if (state().view !== 'map') return;
+  taken = seen();
+  if (taken !== state().at) rewrite({ at: taken });
 }
 
-/** See of the map what an address says; where it says nothing, it is what was seen before. */
+/** See of the map what an address says, if that is another place than before. */
 export function lookAt(at) {
+  if (at === taken) return;
+  taken = at;
   const [x, y, zoom] = at.split('_').map(Number);
-  if (at && at !== written() && [x, y].every(Number.isFinite) && zoom >= LEAST && zoom <= MOST) scene.view = { x, y, zoom };
-  keep();
+  scene.view = [x, y].every(Number.isFinite) && zoom >= LEAST && zoom <= MOST ? { x, y, zoom } : { ...WHOLE };
 }
 
 function see(view) {

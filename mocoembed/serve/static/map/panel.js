@@ -87,5 +87,5 @@ export function setEmpty(error) {
   status.textContent = '';
   const isNone = error.status === 404;
   empty.querySelector('h2').textContent = isNone ? 'No map' : 'No answer';
-  empty.querySelector('p').textContent = isNone ? error.message : error.message;
+  empty.querySelector('p').textContent = error.message;
 }

@@ -78,7 +78,7 @@ export function listen() {
     const step = 80 * density();
     const does = { ArrowLeft: () => moveBy(step, 0), ArrowRight: () => moveBy(-step, 0), ArrowUp: () => moveBy(0, step),
       ArrowDown: () => moveBy(0, -step), '+': () => zoomBy(1.4), '=': () => zoomBy(1.4), '-': () => zoomBy(1 / 1.4),
-      0: reset, Enter: () => choose(inView()), m: markView,
+      0: reset, Enter: () => scene.points && choose(inView()), m: markView,
       ...(scene.lasso ? { Escape: () => { down.clear(); scene.lasso = null; plan(); } } : {}) }[event.key];
     if (!does || event.ctrlKey || event.metaKey) return;
     event.preventDefault();

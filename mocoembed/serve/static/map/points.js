@@ -35,7 +35,7 @@ function read(answer) {
   }
   scene.order = order;
   const { version, map, method, provisional, labels = [] } = answer;
-  return { count, x, y, size, middle, version, map, method, provisional, labels, names: answer.label_names ?? [],
+  return { count, x, y, places: { x, y }, size, middle, version, map, method, provisional, labels, names: answer.label_names ?? [],
     kinds: labels.reduce((most, label) => Math.max(most, label + 1), 0), agreement: answer.agreement ?? null };
 }
 

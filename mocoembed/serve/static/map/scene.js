@@ -7,7 +7,7 @@ export const WHOLE = { x: 0.5, y: 0.5, zoom: 1 };
 
 export const scene = {
   parts: null, // elements of the page; what is in view
-  points: null, // {count, x, y, size and middle (in the map's own places), map (its version), labels, kinds (how many labels), names (of the most frequent), agreement}
+  points: null, // {count, x, y (where they are drawn), places (where they belong), size and middle (in the map's own places), map (its version), labels, kinds (how many labels), names (of the most frequent), agreement}
   order: null, // points in the order they are drawn in
   colours: null, // of each point, as a pixel of the canvas
   view: { ...WHOLE },
