@@ -33,6 +33,7 @@ from typing import Any
 import click
 import numpy as np
 
+from mocoembed.checks import parse_size
 from mocoembed.config import IndexConfig
 from mocoembed.data.facts import FACTS
 from mocoembed.data.images import Listing, PathTable
@@ -184,15 +185,15 @@ def usearch(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple
 
 
 def autofaiss(path: pathlib.Path, name: str, memory: str | None) -> Iterator[tuple[str, Search]]:
-    """autofaiss under the cap, or what is available, for its index and for building it: as it chooses."""
+    """autofaiss as it chooses under the cap, or what is available; it takes at most 0.9 of that for the index alone."""
     import faiss
     from autofaiss import build_index as build
 
     with EmbeddingFile(path) as file:
         vectors = file.embeddings()
-    cap = memory or f"{(available_memory() or 16 << 30) >> 20}M"
-    index, chosen = build(vectors, save_on_disk=False, max_index_memory_usage=cap, current_memory_available=cap,
-                          metric_type="ip", verbose=40)
+    cap = (parse_size(memory) if memory else available_memory()) or 16 << 30
+    index, chosen = build(vectors, save_on_disk=False, max_index_memory_usage=f"{int(0.89 * cap) >> 20}MB",
+                          current_memory_available=f"{cap >> 20}MB", metric_type="ip", verbose=40)
     if index is None:
         raise MocoembedError("autofaiss has built nothing, and says above why")
     counted = faiss.VectorIOWriter()
