@@ -20,13 +20,13 @@ from mocoembed.search.faiss_parts import (
     ITERATIONS,
     LEAST_POINTS,
     Anatomy,
+    OneThread,
     codes_of,
     faiss,
     keeps_ids,
     lists_and_graph,
     look_wider,
     multiplying,
-    one_thread,
     quick_codes,
     reason,
     transformations,
@@ -52,6 +52,7 @@ class FaissIndex:
     def __init__(self, index: Any):
         self._index = index
         self._ivf, self._graph = lists_and_graph(index)
+        self._is_product = index.metric_type == METRICS["inner_product"]
         self._last: tuple[int, Any] = 0, None  # breadth and FAISS's parameters for it, which take 0.01 ms to make
 
     @classmethod
@@ -142,10 +143,13 @@ class FaissIndex:
 
     def search(self, vectors: np.ndarray, k: int, breadth: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k) float32, a higher one nearer, and ids (Q, k) int64, -1 where none was found."""
-        # One query takes less time than waking up another thread does.
-        with one_thread() if len(vectors) == 1 else contextlib.nullcontext():
-            scores, ids = self._index.search(vectors, k, params=self._parameters(breadth))
-        return (scores if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else -scores), ids
+        parameters = self._parameters(breadth)
+        if len(vectors) > 1:
+            scores, ids = self._index.search(vectors, k, params=parameters)
+        else:  # one query takes less time than waking up another thread does
+            with OneThread():
+                scores, ids = self._index.search(vectors, k, params=parameters)
+        return (scores if self._is_product else -scores), ids
 
     def within(self, vectors: np.ndarray, score: float, breadth: int = 0) -> tuple[np.ndarray, ...]:
         """All whose cosine is above `score`: bounds, cosines, ids; of query i ids[bounds[i]:bounds[i + 1]].

@@ -13,7 +13,7 @@ import numpy as np
 
 from mocoembed.cores import cores
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.search.faiss_parts import one_thread, scores_with
+from mocoembed.search.faiss_parts import OneThread, scores_with
 from mocoembed.search.rows_of_ids import RowsOfIds
 
 TUNED_FOR = 10  # hits for which an index is tuned
@@ -101,7 +101,7 @@ class IndexRows:
         if vectors is None or vectors.dtype != np.float32:
             vectors = self._file.vectors_at(rows.ravel())
             places = np.where(rows < 0, -1, np.arange(rows.size).reshape(rows.shape))
-        with one_thread():
+        with OneThread():
             scores = scores_with(queries, vectors, places, self._normalized)
         lines, best = np.arange(len(rows))[:, None], np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return scores[lines, best], rows[lines, best]
