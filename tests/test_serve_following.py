@@ -151,8 +151,9 @@ def test_no_images_are_served_like_some(tmp_path, make_images):
         query = {"vectors": [[1, 0, 0]]}
         statuses = {path: running.client.request(method, path, json=query if method == "POST" else None).status_code
                     for method, path in running.asked() if method != "HEAD" and path.startswith(("/api/", "/metrics"))}
-        missing = {"/api/images/0": 404, "/api/thumbnails/0": 404, "/api/map": 404, "/api/duplicates": 409}
-        assert len(statuses) == 14
+        missing = {"/api/images/0": 404, "/api/thumbnails/0": 404, "/api/map": 404, "/api/duplicates": 409,
+                   "/api/preview": 415}  # JSON is no image
+        assert len(statuses) == 15
         assert statuses == dict.fromkeys(statuses, 200) | missing
         for wishes in ("", "?unique=true&diverse=true", "?exclude_self=true", "?offset=5"):
             answer = running.client.post(f"/api/search{wishes}", json={"like": [[1, 0, 0]]})

@@ -110,7 +110,7 @@ def test_the_form_is_accessible_and_fits_the_screen(guarded, browser, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.goto(f"{guarded.client.base_url}/login")
-    assert page.evaluate("document.activeElement.id") == "token"
+    page.locator("#token:focus").wait_for()
     for is_wrong in (False, True):
         if is_wrong:
             page.get_by_label("Token").fill("wrong")

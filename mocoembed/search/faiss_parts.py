@@ -31,7 +31,6 @@ class _Faiss:
             limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
             within = " within the memory that `ulimit -v` allows" if limited else ""
             raise MocoembedError(f"FAISS cannot be loaded{within}: {reason(error)}.") from error
-        setattr(self, name, getattr(faiss, name))  # so that it is asked for once
         return getattr(faiss, name)
 
 
