@@ -6,8 +6,8 @@
     python -m benchmarks.index_scale OUTPUT --memory 4GB --dimension 768 --types rabitq --peers autofaiss
 
 What a contender gave is kept in OUTPUT, one JSON file each, and not measured again: remove it to do so. The curves are
-drawn into `recall.png` there. So one type after the other may be run, and a run that was cut off goes on. With --memory
-what needs more for its index says so, and is left out: ours by its plan, autofaiss by its own options; others have none.
+drawn into `recall.png` there. So one type after the other may be run; a run that was cut off goes on. With --memory,
+what needs more says so and is left out: ours by its plan, autofaiss by its own options; others have none.
 
 The vectors have length 1 and come from a mixture of 2,000 Gaussians in 32 dimensions, mapped linearly, with noise;
 1,000 queries come from the same. With --embeddings, they are those of a file, of which 1,000 rows are held out. Each
