@@ -14,20 +14,16 @@ MAKE_TOKEN = "Make one with: openssl rand -hex 16"
 
 def is_loopback(host: str) -> bool:
     """Whether only programs of this machine reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = address_of(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
-def is_address(text: str) -> bool:
-    """Whether this is a number of IPv4 or IPv6."""
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a number of IPv4 or IPv6 is; `None` for any other text."""
     try:
-        return bool(ipaddress.ip_address(text))
+        return ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,6 @@ class ServeConfig:
         if self.token is None and not is_loopback(self.host):
             raise UsageError(f"--host {self.host}: others could reach the images, so it needs a --token. "
                              f"{MAKE_TOKEN}")
-        require(self, "allow_host", all(re.fullmatch(r"[^\s/:?#@]+", name) or is_address(name)
+        require(self, "allow_host", all(re.fullmatch(r"[^\s/:?#@]+", name) or address_of(name)
                                         for name in self.allow_host),
                 "names without http://, port and path, such as images.example.org")

@@ -150,15 +150,15 @@ def _tuned(index: FaissIndex, file: EmbeddingFile, ids: np.ndarray, sample: Samp
     points = list(curve(index, file, sample, kind.reranks, stop))
     point = chosen(points, config.recall or RECALL)
     if point is None:
+        best = max(points, key=lambda one: one["recall_at_10"])
         if not config.allow_lower_recall:
             if config.type == "auto":
                 return None
-            best = max(points, key=lambda one: one["recall_at_10"])
             raise MocoembedError(f"--type {config.type} reaches a recall@10 of {best['recall_at_10']:.4f} "
                                  f"(+- {best['recall_error']:.4f}) at most, which does not safely reach --recall "
                                  f"{config.recall:g}; no index was written. Lower it, add --allow-lower-recall, or "
                                  "use --type flat, which is exact.")
-        point = max(points, key=lambda one: one["recall_at_10"])
+        point = best
     return {**described(point), "recall_target": config.recall, "measured_on": len(sample.rows), "lists": index.lists,
             "curve": points}
 

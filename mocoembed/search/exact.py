@@ -132,9 +132,14 @@ def require_queries(file: EmbeddingFile, vectors: np.ndarray) -> np.ndarray:
     if vectors.ndim != 2 or vectors.shape[1] != file.dimension:
         raise MismatchError(f"{file.path} holds vectors of dimension {file.dimension}; the queries have shape "
                             f"{vectors.shape}. Embed them with the same encoder and features.")
+    require_finite(vectors)
+    return vectors
+
+
+def require_finite(vectors: np.ndarray):
+    """Raise `FormatError` for queries (Q, D) with a number that is not finite."""
     if not np.isfinite(vectors).all():
         raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
-    return vectors
 
 
 def ranked(file: EmbeddingFile, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

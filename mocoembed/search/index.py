@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import FormatError, MismatchError, MocoembedError, UsageError
+from mocoembed.errors import MismatchError, MocoembedError, UsageError
 from mocoembed.files import StopRequest, replacing, require_file, require_space
 from mocoembed.memory import MIB, within_memory
-from mocoembed.search.exact import PAYS, ExactRows
+from mocoembed.search.exact import PAYS, ExactRows, require_finite
 from mocoembed.search.faiss_index import FaissIndex
 from mocoembed.search.index_rows import Effort, IndexRows
 from mocoembed.search.kinds import ID_BYTES
@@ -142,8 +142,9 @@ class SearchIndex:
         """
         if recall is None or self.exact:
             return Effort.of(self.manifest.get("parameters", {}))
-        if (point := chosen(self._curve(), recall)) is None:
-            best = max(self._curve(), key=lambda point: point["recall_at_10"])
+        points = self._curve()
+        if (point := chosen(points, recall)) is None:
+            best = max(points, key=lambda point: point["recall_at_10"])
             raise UsageError(f"--recall {recall:g}: {self.path} reaches {best['recall_at_10']:.4f} "
                              f"(+- {best['recall_error']:.4f}) at most. Build it again with --recall {recall:g}, or "
                              "with --type flat, which is exact.")
@@ -174,7 +175,6 @@ class SearchIndex:
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
             raise MismatchError(f"{self.path} holds vectors of dimension {self.manifest['dimension']}; the queries "
                                 f"have shape {vectors.shape}. Embed them with the same encoder and features.")
-        if not np.isfinite(vectors).all():
-            raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
+        require_finite(vectors)
         k = min(k, len(self))
         return self.index.search(vectors, k, self.effort().for_hits(k).breadth if breadth is None else breadth)

@@ -165,9 +165,9 @@ class _Push:
         there, there_hashes = self.collection.listed(self.part)
         once, counts = np.unique(there, return_counts=True)
         once = once[counts == 1]  # what Milvus Lite has doubled when it was killed goes, and is sent again
-        gone = np.setdiff1d(there, np.intersect1d(once, ids))
-        added = np.flatnonzero(~np.isin(ids, once))
-        changed = np.flatnonzero(np.isin(ids, once))
+        is_there = np.isin(ids, once)
+        gone = np.setdiff1d(there, ids[is_there])
+        added, changed = np.flatnonzero(~is_there), np.flatnonzero(is_there)
         changed = changed[hashes[changed] != there_hashes[np.searchsorted(there, ids[changed])]]
         if set(parts) - {self.part}:
             self._require_free(ids[added], parts)

@@ -16,7 +16,8 @@ from mocoembed.data.given import GivenImage
 from mocoembed.data.images import scan
 from mocoembed.data.shards import read_path, split_at_shard
 from mocoembed.embed.store import EmbeddingFile
-from mocoembed.errors import FormatError, UnreadableImage, UsageError
+from mocoembed.errors import UnreadableImage, UsageError
+from mocoembed.search.exact import require_finite
 from mocoembed.search.left_out import LeftOut
 
 STANDARD_INPUT = "-"
@@ -150,8 +151,7 @@ def scaled(vectors: np.ndarray) -> np.ndarray:
     Vectors of that length stay as they are. Raises `UsageError` for one of length 0, `FormatError` for one with a
     number that is not finite.
     """
-    if not np.isfinite(vectors).all():
-        raise FormatError("A query's vector holds a number that is not finite; it cannot be searched.")
+    require_finite(vectors)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not (lengths > 0).all():
         raise UsageError("A vector of length 0 has no direction; it cannot be searched for.")

@@ -7,7 +7,6 @@ tell. A request is refused before its body is read.
 
 import functools
 import hmac
-import ipaddress
 import secrets
 import socket
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mocoembed.config.serve import ServeConfig, is_loopback
+from mocoembed.config.serve import ServeConfig, address_of, is_loopback
 from mocoembed.serve.answers import Refusal, refused
 
 READS = ("GET", "HEAD")
@@ -61,11 +60,8 @@ class Hosts:
             return False
         if name in self._names:
             return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self._addresses or address.is_loopback
+        address = address_of(name)
+        return address is not None and (self._addresses or address.is_loopback)
 
 
 class Tokens:
